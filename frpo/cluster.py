@@ -1,0 +1,154 @@
+"""Starts Ray, places the actors of a run and hands out their pools. The only place where classes become actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors._weights import ObjectStorePublisher, ProcessGroupPublisher
+from actors.evaluate import EvaluatePool, EvaluateWorker
+from actors.finetune import FinetunePool, FinetuneWorker
+from actors.learner import LearnerPool, LearnerWorker
+from actors.reference import ReferencePool, ReferenceWorker
+from actors.reward import RewardPool, RewardWorker
+from actors.rollout import RolloutPool, RolloutWorker, rollout_env
+from frpo.config import Config, ConfigError
+from frpo.metrics import RunLog
+from frpo.planning import Actor, Plan, plan
+from frpo.roles import Publisher, WorkerFailed
+
+
+@dataclass(frozen=True)
+class Team:
+    """The pools of a run, alive across arms and stages."""
+
+    rollouts: RolloutPool
+    rewards: RewardPool
+    reference: ReferencePool | None
+    learner: LearnerPool
+    finetune: FinetunePool
+    scorer: EvaluatePool
+    learner_publisher: Publisher
+    finetune_publisher: Publisher
+
+
+@contextmanager
+def start(config: Config, log: RunLog) -> Iterator[Team]:
+    """Connect to Ray (or start it here), place all actors, wait until each answers; take everything down at the end.
+
+    Raises ConfigError when the cluster lacks what the plan needs, WorkerFailed when an actor does not start.
+    """
+    asked = plan(config)
+    with log.waiting("starting Ray"):
+        connect(config)
+    try:
+        refuse_if_too_small(asked)
+        with log.waiting("placing the actors"):
+            group = place(config, asked)
+        try:
+            with log.waiting(f"starting {sum(a.count for a in asked.actors)} actors (vLLM takes about half a minute)"):
+                team = spawn(config, asked, group)
+            yield team
+        finally:
+            remove_placement_group(group)
+    finally:
+        ray.shutdown()
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of the job or of `cluster.address`, else start one on this machine, bound to loopback."""
+    existing = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    handler = signal.getsignal(signal.SIGTERM)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if existing:
+        ray.init(address=existing, **options)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=int(config.cluster.object_store_gib * 2**30),
+            **options,
+        )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
+
+
+def refuse_if_too_small(asked: Plan) -> None:
+    """Compare the plan with the cluster's total before anything waits for a placement that can't be had."""
+    total = ray.cluster_resources()
+    for resource, need, remedy in (
+        ("CPU", asked.num_cpus, "lower num_cpus or num_workers of an actor"),
+        ("GPU", asked.num_gpus, "lower num_gpus or num_workers of an actor"),
+    ):
+        have = total.get(resource, 0.0)
+        if need > have + 1e-6:
+            raise ConfigError(f"cluster: the plan needs {need:g} {resource}s and the cluster has {have:g}; {remedy}, or add nodes")
+
+
+def place(config: Config, asked: Plan) -> PlacementGroup:
+    group = placement_group([dict(b) for b in asked.bundles], strategy=config.cluster.strategy)
+    if not group.wait(timeout_seconds=config.cluster.start_timeout_s):
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        remove_placement_group(group)
+        raise WorkerFailed(
+            f"No placement for {len(asked.bundles)} bundles ({asked.num_cpus:g} CPUs, {asked.num_gpus:g} GPUs) within "
+            f"{config.cluster.start_timeout_s:g} s; free now: {free}. Wait for other jobs or lower the plan."
+        )
+    return group
+
+
+def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
+    """Start all actors side by side and wait until each has answered."""
+    cluster, model = config.cluster, config.model
+    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+    def workers(role: str, cls: type, arguments: list[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[ActorHandle]:
+        actor = next(a for a in asked.actors if a.role == role)
+        return [
+            ray.remote(cls)
+            .options(
+                num_cpus=actor.num_cpus,
+                num_gpus=actor.num_gpus,
+                max_restarts=restarts,
+                runtime_env={"env_vars": env},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+            )
+            .remote(*args)
+            for bundle, args in zip(actor.bundles, arguments, strict=True)
+        ]
+
+    def count(role: str) -> int:
+        return sum(a.count for a in asked.actors if a.role == role)
+
+    learners = count("learner")
+    ranks = [(rank, learners) for rank in range(learners)]
+    restarts = cluster.max_restarts
+    rollout_args = [(model.path, model, config.rollout, config.num_tokens_limit)] * count("rollout")
+    rollouts = RolloutPool(workers("rollout", RolloutWorker, rollout_args, rollout_env(config), restarts), cluster, config.rollout)
+    learner = LearnerPool(workers("learner", LearnerWorker, ranks, one_thread, 0), cluster)
+    finetune = FinetunePool(workers("finetune", FinetuneWorker, ranks, one_thread, 0), cluster)
+    rewards = RewardPool(workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, restarts), cluster)
+    scorer = EvaluatePool(workers("evaluate", EvaluateWorker, [(model,)] * count("evaluate"), one_thread, restarts), cluster)
+    references = count("reference")
+    reference = (
+        ReferencePool(workers("reference", ReferenceWorker, [(model,)] * references, one_thread, restarts), cluster) if references else None
+    )
+    make_publisher = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
+    for pool in (rollouts, learner, finetune, rewards, scorer, *([reference] if reference else [])):
+        pool.wait_until_ready()
+    return Team(
+        rollouts, rewards, reference, learner, finetune, scorer,
+        make_publisher(learner, rollouts), make_publisher(finetune, rollouts),
+    )  # fmt: skip

@@ -1,0 +1,132 @@
+"""THE LOOP. One step: draw k completions per prompt, score them, turn rewards into advantages, update, publish.
+
+Knows roles, not Ray: the partners may be actors on a cluster or fakes in a test. What a step does depends on the run's
+seed and the step's number alone, so a run resumed from any checkpoint ends in the same weights.
+
+    prompts.take(step) -> rollouts -> rewards, reference (as soon as a group is there) -> advantages -> learner -> rollouts
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from frpo.batching import BatchStats, flatten, make_batch
+from frpo.config import ArmConfig, Config
+from frpo.roles import Learner, Publisher, Reference, Rewards, Rollouts
+from frpo.seeds import derive
+from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, StepMetrics, UpdateStats
+
+
+class RunStopped(RuntimeError):
+    """The run may not go on: too many failed rewards, or engines that do not run the learner's policy."""
+
+
+class Prompts(Protocol):
+    def take(self, step: int) -> tuple[Prompt, ...]:
+        """The prompts of a step (from 0): a pure function of its number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Partners:
+    prompts: Prompts
+    rollouts: Rollouts
+    rewards: Rewards
+    reference: Reference | None
+    learner: Learner
+    publisher: Publisher
+
+
+def train(
+    config: Config, arm: ArmConfig, partners: Partners, *, start: int, after_step: Callable[[StepMetrics], None]
+) -> None:
+    """Run steps start + 1 .. num_steps of one arm. `after_step` logs, validates and saves.
+
+    The learner holds the weights of `start`. Raises RunStopped, or WorkerFailed from a partner.
+    """
+    partners.publisher.publish(start)
+    for step in range(start, arm.learner.num_steps):
+        began = time.perf_counter()
+        prompts = partners.prompts.take(step)
+        scored, drawn_at = collect(config, arm, partners, prompts, step)
+        scored_at = time.perf_counter()
+        batch, stats = make_batch(scored, arm.objective)
+        stop_if_rewards_fail(config, stats, step)
+        if step == start or step % config.rollout.parity_every == 0:
+            check_parity(config, partners, sample_of(scored), step)
+        update = partners.learner.update(batch)
+        updated_at = time.perf_counter()
+        partners.publisher.publish(step + 1)
+        done = time.perf_counter()
+        times = (drawn_at - began, scored_at - drawn_at, updated_at - scored_at, done - updated_at, done - began)
+        metrics = describe(step + 1, len(prompts), stats, update, times)
+        if metrics.mismatch_kl > config.rollout.max_mismatch_kl:
+            raise RunStopped(
+                f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "
+                f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"
+            )
+        after_step(metrics)
+
+
+def collect(
+    config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int
+) -> tuple[list[ScoredGroup], float]:
+    """Draw and score the groups of one step. Returns them and the time at which the last group was drawn."""
+    seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
+    pending = [
+        (group, partners.rewards.score(group), partners.reference and partners.reference.logprobs(group, config.rollout.temperature))
+        for group in partners.rollouts.generate(prompts, seeds, sampling(config), step)
+    ]
+    drawn_at = time.perf_counter()
+    return [ScoredGroup(g, rewards.result(), ref.result() if ref else None) for g, rewards, ref in pending], drawn_at
+
+
+def sampling(config: Config) -> Sampling:
+    r = config.rollout
+    return Sampling(r.group_size, r.max_new_tokens, r.temperature, r.top_p, r.stop)
+
+
+def sample_of(scored: Sequence[ScoredGroup], count: int = 8) -> Sequences:
+    """The first completion of the first groups by prompt index."""
+    groups = sorted((s.group for s in scored), key=lambda g: g.index)[:count]
+    return flatten([(g.prompt.token_ids, g.completions[0].token_ids) for g in groups])
+
+
+def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
+    share = stats.failed_rewards / stats.num_completions
+    if share > config.max_failed_rewards or stats.dropped_groups == config.rollout.prompts_per_step:
+        reasons = "; ".join(stats.errors) or "every group was left with fewer than two rewards"
+        raise RunStopped(
+            f"step {step + 1}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
+            f"(max_failed_rewards = {config.max_failed_rewards:g}): {reasons}"
+        )
+
+
+def check_parity(config: Config, partners: Partners, sequences: Sequences, step: int) -> None:
+    """The engines and the learner must give the same log-probs to the same tokens."""
+    gap = float(abs(partners.rollouts.logprobs(sequences) - partners.learner.logprobs(sequences)).max())
+    if not gap <= config.rollout.parity_tolerance:
+        raise RunStopped(
+            f"step {step + 1}: engine and learner differ by {gap:.3g} nats on the same token (rollout.parity_tolerance = "
+            f"{config.rollout.parity_tolerance:g}): publishing the weights does not reach every layer of the engine"
+        )
+
+
+def describe(
+    step: int, num_prompts: int, stats: BatchStats, update: UpdateStats, times: tuple[float, float, float, float, float]
+) -> StepMetrics:
+    generate_s, score_s, update_s, publish_s, step_s = times
+    return StepMetrics(
+        step=step, policy_version=step, num_prompts=num_prompts,
+        reward=stats.reward, reward_std=stats.reward_std, group_std=stats.group_std, equal_groups=stats.equal_groups,
+        advantage_std=stats.advantage_std, non_monotone=stats.non_monotone, kl=stats.kl,
+        entropy=update.entropy, loss=update.loss, grad_norm=update.grad_norm, learning_rate=update.learning_rate,
+        clip_share=update.clip_share, mismatch_kl=update.mismatch_kl,
+        length=stats.length, cut_share=stats.cut_share, failed_rewards=stats.failed_rewards,
+        dropped_groups=stats.dropped_groups, num_completions=stats.num_completions, num_tokens=stats.num_tokens,
+        generate_s=generate_s, score_s=score_s, update_s=update_s, publish_s=publish_s, step_s=step_s,
+        reward_parts=stats.parts, reward_tasks=stats.tasks,
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""The records that are written to the run folder and read back by the report. Pydantic, frozen, JSON."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+class Estimate(Record):
+    """A mean and its standard error over prompts."""
+
+    mean: float
+    se: float
+
+
+class TaskReward(Record):
+    """Reward of the held-out prompts of one task."""
+
+    task: str
+    reward: Estimate
+    parts: dict[str, float]
+    """Mean of each reward part."""
+    num_prompts: int
+    num_completions: int
+    failed: int
+    """Completions whose reward failed; they are left out of the means."""
+
+
+class Sample(Record):
+    task: str
+    prompt: str
+    completion: str
+    reward: float | None
+
+
+class Evaluation(Record):
+    """One policy, measured on the held-out prompts by sampling."""
+
+    arm: str
+    """Name of an arm, or "base"."""
+    downstream: str | None
+    """Downstream task that the policy is being fine-tuned on; None before any."""
+    step: int
+    """Downstream steps done."""
+    rewards: tuple[TaskReward, ...]
+    kl_reference: Estimate | None
+    """KL(Q || reference), nats per completion, mean over held-out prompts, sampled from Q."""
+    kl_policy: Estimate | None
+    """KL(Q || the arm's policy before downstream), same unit."""
+    downstream_loss: float | None
+    """Negative log-likelihood of held-out downstream completions, nats per token."""
+    length: float
+    """Mean completion length, tokens."""
+    cut_share: float
+    samples: tuple[Sample, ...]
+    seconds: float
+
+
+class ArmSummary(Record):
+    """What training one arm took, and where it ended."""
+
+    arm: str
+    num_steps: int
+    num_prompts: int
+    num_completions: int
+    num_tokens: int
+    failed_rewards: int
+    seconds: float
+    phase_seconds: dict[str, float]
+    """generate, score, update, publish, other"""
+    weights_sha256: str
+    """Over the exported policy file(s)."""
+
+
+class StageResult(Record):
+    """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run again."""
+
+    stage: str
+    """base, rlhf/<arm> or downstream/<arm>/<task>"""
+    inputs: str
+    """SHA-256 over the configuration that the stage depends on and the `inputs` of the stages before it."""
+    seconds: float
+    evaluations: tuple[Evaluation, ...]
+    """In order of step; for base and rlhf one, of the finished policy."""
+    arm: ArmSummary | None
+    """For rlhf stages."""

@@ -1,0 +1,73 @@
+"""What the driver asks of its partners. Owned by neither side: `actors/` implements these, tests bring fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from frpo.types import Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pending(Protocol[T_co]):
+    """An answer that is being computed elsewhere."""
+
+    def result(self) -> T_co:
+        """Wait for it, within the role's time limit. Raises WorkerFailed, which names the worker."""
+        ...
+
+
+class WorkerFailed(RuntimeError):
+    """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user reads:
+    which worker, which call, its last log lines."""
+
+
+class Rollouts(Protocol):
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
+        """Yield one group per prompt as soon as it is finished, in any order; group.index is the prompt's position.
+
+        Drawn by `policy_version`, the one published last. Equal seeds give equal completions.
+        """
+        ...
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        """Engine's log-probs of the completion tokens at temperature 1, [sum of completion lengths] (parity check)."""
+        ...
+
+
+class Rewards(Protocol):
+    def score(self, group: Group) -> Pending[tuple[Reward, ...]]: ...
+
+
+class Reference(Protocol):
+    def logprobs(self, group: Group, temperature: float) -> Pending[tuple[Floats, ...]]: ...
+
+
+class Learner(Protocol):
+    def update(self, batch: RolloutBatch) -> UpdateStats:
+        """One step: the configured number of optimiser updates on the batch."""
+        ...
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        """Learner's log-probs of the completion tokens at temperature 1, [sum of completion lengths]."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimiser, schedule and RNG of all ranks into `folder` (not crash-safe by itself)."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face or PEFT folder, safetensors, with its tokenizer."""
+        ...
+
+
+class Publisher(Protocol):
+    def publish(self, policy_version: int) -> None:
+        """Send the learner's weights to every rollout engine; returns when all of them run this version."""
+        ...

@@ -1,0 +1,207 @@
+"""The records that cross a process boundary. Frozen, typed, with shapes and units; no behaviour beyond slicing.
+
+Shape letters: P prompt tokens, T completion tokens, N sequences of a batch, k completions of a group.
+Token ids are int32, log-probabilities float32 in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompt data set, already tokenized (chat template applied)."""
+
+    id: str
+    """Unique in a run: "<data set>:<row>"."""
+    text: str
+    """What a person reads: the prompt string, or the last user message."""
+    token_ids: Ints
+    """[P]"""
+    task: str
+    """Routes rewards and mixes data sets."""
+    columns: Mapping[str, Any]
+    """Every other column of the row, as reward functions receive it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Temperature 1 and top_p 1 sample from the policy itself."""
+
+    num_completions: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    token_ids: Ints
+    """[T], the end-of-sequence token included when finish_reason is "stop"."""
+    logprobs: Floats
+    """[T], log-probs of the behaviour policy at the sampling temperature."""
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Group:
+    """The k completions of one prompt."""
+
+    index: int
+    """Position of the prompt in its batch: batches are ordered by it, never by arrival."""
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    policy_version: int
+    """Number of updates that the policy had seen when it drew these."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The reward of one completion. A failed reward is None, never 0."""
+
+    total: float | None
+    """Weighted sum of the parts; None when any part failed."""
+    parts: Mapping[str, float | None]
+    """Unweighted value of each reward that applies to the prompt's task."""
+    error: str | None = None
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    group: Group
+    rewards: tuple[Reward, ...]
+    """k, in the order of the completions."""
+    reference: tuple[Floats, ...] | None
+    """k arrays [T], log-probs of the reference; None when no penalty or metric asks for them."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """N prompt + completion token sequences, flat: sequence i is tokens[offset_i : offset_i + lengths[i]]."""
+
+    tokens: Ints
+    """[sum of lengths]"""
+    prompt_lengths: Ints
+    """[N]"""
+    lengths: Ints
+    """[N], prompt and completion together"""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return int(self.lengths.sum() - self.prompt_lengths.sum())
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """What one step trains on: every completion that kept its reward, ordered by prompt index."""
+
+    sequences: Sequences
+    advantages: Floats
+    """[N], reward units"""
+    behaviour: Floats
+    """[sum of completion lengths], log-probs under the policy that drew them"""
+    reference: Floats | None
+    """[sum of completion lengths]; None when the k3 penalty is off"""
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What the learner measured in one step, over all ranks and micro-batches."""
+
+    loss: float
+    penalty: float
+    """Mean k3 estimate of KL(policy || reference), nats per token; 0 without a reference."""
+    grad_norm: float
+    """L2, before clipping; last update of the step."""
+    learning_rate: float
+    entropy: float
+    """Mean over completion tokens, nats."""
+    clip_share: float
+    """Share of completion tokens whose ratio was clipped."""
+    mismatch_kl: float
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical policies."""
+    num_tokens: int
+    """Tokens computed, prompts included."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinetuneStats:
+    loss: float
+    """Mean negative log-likelihood, nats per completion token."""
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WeightsMeta:
+    """Names, dtypes and shapes of the tensors that a publish sends, in the order in which it sends them."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One row of metrics.jsonl in the rlhf stage. Rewards in reward units, KL in nats per completion."""
+
+    step: int
+    policy_version: int
+    reward: float
+    reward_std: float
+    """Spread over all completions of the batch."""
+    group_std: float
+    """Mean over groups of the spread inside a group."""
+    equal_groups: float
+    """Share of groups whose rewards are all equal: no gradient comes from them."""
+    advantage_std: float
+    non_monotone: float
+    """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
+    kl: float | None
+    """Mean over completions of log policy - log reference; None without a reference."""
+    entropy: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    clip_share: float
+    mismatch_kl: float
+    length: float
+    """Mean completion length, tokens."""
+    cut_share: float
+    """Share of completions ended by the length limit."""
+    failed_rewards: int
+    dropped_groups: int
+    num_prompts: int
+    num_completions: int
+    num_tokens: int
+    """Completion tokens drawn."""
+    generate_s: float
+    score_s: float
+    """Waiting for rewards and reference after the last group had arrived."""
+    update_s: float
+    publish_s: float
+    step_s: float
+    reward_parts: Mapping[str, float]
+    """Mean of each reward part over the completions that have it."""
+    reward_tasks: Mapping[str, float]
+    """Mean reward of each task in the batch."""

@@ -1,0 +1,98 @@
+"""Scored groups -> batch: who trains, with what advantage, in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from frpo.batching import flatten, make_batch
+from frpo.config import ObjectiveConfig
+from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup
+
+
+def group(
+    index: int,
+    rewards: list[float | None],
+    *,
+    cut: tuple[int, ...] = (),
+    gap: float = 0.0,
+    reference: bool = True,
+) -> ScoredGroup:
+    """k completions of 2 tokens; completion j has log-probs -0.1 j, and the reference lies `gap * j` below it per token."""
+    prompt = Prompt(f"p:{index}", f"prompt {index}", np.array([1, 10 + index], np.int32), "even" if index % 2 == 0 else "odd", {})
+    logprobs = [np.full(2, -0.1 * j, np.float32) for j in range(len(rewards))]
+    completions = tuple(
+        Completion(np.array([100 * index + j, 2], np.int32), lp, f"c{j}", "length" if j in cut else "stop")
+        for j, lp in enumerate(logprobs)
+    )
+    scores = tuple(Reward(r, {"a": r}, None if r is not None else f"broke at {index}") for r in rewards)
+    refs = tuple((lp - gap * j).astype(np.float32) for j, lp in enumerate(logprobs)) if reference else None
+    return ScoredGroup(Group(index, prompt, completions, 0), scores, refs)
+
+
+GRPO = ObjectiveConfig(method="grpo", beta=0.0)
+
+
+def test_order_is_by_prompt_index_not_by_arrival() -> None:
+    groups = [group(2, [1.0, 0.0]), group(0, [0.0, 1.0]), group(1, [0.5, 0.0])]
+    batch, _ = make_batch(groups, GRPO)
+    assert [int(t) for t in batch.sequences.tokens.reshape(6, 4)[:, 2]] == [0, 1, 100, 101, 200, 201]
+    np.testing.assert_allclose(batch.advantages, [-0.5, 0.5, 0.25, -0.25, 0.5, -0.5])
+    other, _ = make_batch(groups[::-1], GRPO)
+    np.testing.assert_array_equal(other.sequences.tokens, batch.sequences.tokens)
+
+
+def test_a_failed_reward_is_never_zero() -> None:
+    batch, stats = make_batch([group(0, [1.0, None, 0.5]), group(1, [None, 1.0, None])], GRPO)
+    assert len(batch.sequences) == 2
+    np.testing.assert_allclose(batch.advantages, [0.25, -0.25])  # as 0 it would have been [0.5, -0.5, 0]
+    assert (stats.failed_rewards, stats.dropped_groups, stats.num_completions) == (3, 1, 6)
+    assert stats.reward == pytest.approx((1 + 0.5 + 1) / 3)
+    assert stats.errors == ("broke at 0", "broke at 1", "broke at 1")
+    assert stats.tasks == pytest.approx({"even": 0.75, "odd": 1.0})
+
+
+@pytest.mark.parametrize(("cut", "advantages"), [("keep", [0.5, -0.5, 0.0]), ("mask", [0.5, -0.5]), ("penalise", [2 / 3, -1 / 3, -1 / 3])])
+def test_cut_completions(cut: str, advantages: list[float]) -> None:
+    config = ObjectiveConfig(method="grpo", beta=0.0, cut=cut, cut_penalty=0.5)  # type: ignore[arg-type]
+    batch, stats = make_batch([group(0, [1.0, 0.0, 0.5], cut=(2,))], config)
+    np.testing.assert_allclose(batch.advantages, advantages, atol=1e-7)
+    assert stats.cut_share == pytest.approx(1 / 3)
+    assert stats.reward == pytest.approx(0.5)  # the metric is the reward as given
+
+
+def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -> None:
+    scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]  # D = 0, 2, 4 nats
+    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="reverse"))
+    np.testing.assert_allclose(batch.advantages, [0.2, 0.0, -0.2], atol=1e-6)
+    assert batch.reference is None
+    assert stats.kl == pytest.approx(2.0)
+
+
+def test_k3_keeps_the_reference_for_the_loss_and_leaves_advantages_alone() -> None:
+    scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]
+    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="k3"))
+    np.testing.assert_array_equal(batch.advantages, np.zeros(3, np.float32))
+    assert batch.reference is not None
+    np.testing.assert_allclose(batch.reference, [0, 0, -1.1, -1.1, -2.2, -2.2], atol=1e-6)
+    assert stats.kl == pytest.approx(2.0)
+
+
+def test_without_a_reference_there_is_no_kl() -> None:
+    batch, stats = make_batch([group(0, [0.0, 1.0], reference=False)], GRPO)
+    assert stats.kl is None and batch.reference is None
+
+
+def test_equal_groups_and_non_monotone_are_counted() -> None:
+    groups = [group(0, [1.0, 1.0, 1.0, 1.0]), group(1, [0.0, 0.3, 0.9, 1.0])]
+    _, stats = make_batch(groups, ObjectiveConfig(method="frpo", lam=0.02, beta=0.0))
+    assert stats.equal_groups == 0.5
+    assert stats.non_monotone == 0.5
+
+
+def test_flatten() -> None:
+    sequences = flatten([(np.array([1, 2], np.int32), np.array([3], np.int32)), (np.array([4], np.int32), np.array([5, 6], np.int32))])
+    assert sequences.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert (sequences.lengths.tolist(), sequences.prompt_lengths.tolist()) == ([3, 3], [2, 1])
+    assert sequences.num_completion_tokens == 3 and sequences.tokens.dtype == np.int32
+    assert len(flatten([])) == 0

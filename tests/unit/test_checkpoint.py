@@ -1,0 +1,91 @@
+"""Checkpoints survive a crash at any point; a run folder has one owner; nothing trained is deleted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frpo import checkpoint
+from frpo.checkpoint import Checkpoints, Progress
+from frpo.config import ConfigError
+
+
+def progress(step: int, validation: float | None = None) -> Progress:
+    return Progress(step=step, validation=validation, seconds=float(step), evaluations=())
+
+
+def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:
+    def write(folder: Path) -> None:
+        (folder / "engine").mkdir()
+        (folder / "engine" / "weights").write_text(f"weights of {step}")
+
+    checkpoints.save(progress(step, validation), write)
+
+
+def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=3, keep_best=0)
+    assert checkpoints.latest() is None
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    (tmp_path / "step-00000030" / "engine" / "weights").write_text("weights of 3x")
+    (tmp_path / ".tmp-00000040").mkdir()
+    found = checkpoints.latest()
+    assert found is not None
+    path, state = found
+    assert state == progress(20) and (path / "engine" / "weights").read_text() == "weights of 20"
+    (tmp_path / "step-00000020" / "manifest.json").unlink()
+    found = checkpoints.latest()
+    assert found is not None and found[1].step == 10
+
+
+def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    save(checkpoints, 10)
+
+    def broken(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(progress(20), broken)
+    found = checkpoints.latest()
+    assert found is not None and found[1].step == 10
+    save(checkpoints, 20)  # the left-over folder is in nobody's way
+    found = checkpoints.latest()
+    assert found is not None and found[1].step == 20 and not (found[0] / "half").exists()
+
+
+def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
+    for step, value in ((10, 0.2), (20, 0.9), (30, None), (40, 0.5), (50, 0.4)):
+        save(checkpoints, step, value)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with checkpoint.hold(tmp_path):
+        code = f"from pathlib import Path\nfrom frpo import checkpoint\nwith checkpoint.hold(Path({str(tmp_path)!r})): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert other.returncode == 1 and f"{tmp_path} is in use by process" in other.stderr
+    with checkpoint.hold(tmp_path):
+        pass
+
+
+def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir: .* cannot be written"), checkpoint.hold(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_stage_from_other_inputs_is_moved_aside_not_deleted(tmp_path: Path) -> None:
+    folder = checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "one")
+    (folder / "policy").write_text("trained for hours")
+    assert checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "one") == folder
+    assert (folder / "policy").exists()
+    checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "two")
+    assert not (folder / "policy").exists()
+    kept = list((tmp_path / "superseded").glob("*/rlhf/grpo/policy"))
+    assert [p.read_text() for p in kept] == ["trained for hours"]

@@ -1,0 +1,300 @@
+"""The objective against independent formulas, limits, invariances and autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from frpo.objective import (
+    frpo_advantages,
+    grpo_advantages,
+    non_monotone_share,
+    policy_loss,
+    reverse_penalty,
+    rloo_advantages,
+    tilted_weights,
+)
+
+LAMS = [1e-3, 0.01, 0.2, 0.5, 2.0, 1e3]
+
+
+def rewards(groups: int = 5, k: int = 8, seed: int = 0) -> Tensor:
+    return torch.rand(groups, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def log_mean_loss(log_ratio: Tensor, r: Tensor, lam: float, jackknife: bool) -> Tensor:
+    """The paper's loss of one group [k], minus its baseline (the mean ratio)."""
+    k = len(r)
+    z = log_ratio - r / lam
+
+    def log_mean(v: Tensor) -> Tensor:
+        return torch.logsumexp(v, 0) - math.log(len(v))
+
+    value = log_mean(z)
+    if jackknife:
+        leave_one_out = torch.stack([log_mean(torch.cat([z[:i], z[i + 1 :]])) for i in range(k)])
+        value = k * value - (k - 1) / k * leave_one_out.sum()
+    return value - log_ratio.exp().mean()
+
+
+@pytest.mark.parametrize("jackknife", [False, True])
+@pytest.mark.parametrize("lam", LAMS)
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_closed_form_is_the_gradient_of_the_log_mean_loss(jackknife: bool, lam: float, k: int) -> None:
+    r = rewards(4, k)
+    advantages = frpo_advantages(r, lam, jackknife=jackknife, scale="unit")
+    for row, expected in zip(r, advantages, strict=True):
+        log_ratio = torch.zeros(k, dtype=torch.float64, requires_grad=True)
+        log_mean_loss(log_ratio, row, lam, jackknife).backward()
+        assert log_ratio.grad is not None
+        # the loss is descended, so its gradient is -(A_j / s) / k
+        torch.testing.assert_close(-k * log_ratio.grad, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_large_lam_is_dr_grpo_and_with_jackknife_rloo() -> None:
+    r = rewards()
+    plug_in = frpo_advantages(r, 1e6, jackknife=False, scale="exact")
+    jackknife = frpo_advantages(r, 1e6, jackknife=True, scale="exact")
+    torch.testing.assert_close(plug_in, r - r.mean(1, keepdim=True), rtol=0, atol=1e-5)
+    torch.testing.assert_close(jackknife, rloo_advantages(r), rtol=0, atol=1e-5)
+    others = (r.sum(1, keepdim=True) - r) / 7
+    torch.testing.assert_close(rloo_advantages(r), r - others, rtol=0, atol=1e-12)
+
+
+def test_small_lam_looks_at_the_worst_completion_alone() -> None:
+    r = torch.tensor([[0.9, 0.1, 0.8, 1.0]], dtype=torch.float64)
+    a = frpo_advantages(r, 1e-3, jackknife=False, scale="unit")
+    torch.testing.assert_close(a, torch.tensor([[1.0, -3.0, 1.0, 1.0]], dtype=torch.float64))
+
+
+def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
+    r = torch.tensor([[0.0, 0.3, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]], dtype=torch.float64)
+    a = frpo_advantages(r, 0.02, jackknife=True, scale="unit")
+    torch.testing.assert_close(a[0, :3], torch.tensor([1 - 8 * (8 - 7 / 8 * 7), 1 + 7.0, 1.0], dtype=torch.float64), rtol=0, atol=2e-2)
+    assert a[0, 0] < -13.9 and a[0, 1] > 7.9
+    assert non_monotone_share(r, a) == 1.0
+    assert non_monotone_share(r, grpo_advantages(r, normalize_std=True)) == 0.0
+
+
+def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
+    r = rewards(4000, 8, seed=1)
+    found = [non_monotone_share(r, frpo_advantages(r, lam, jackknife=True, scale="unit")) for lam in (0.05, 0.1, 0.2, 0.5)]
+    assert found == pytest.approx([0.75, 0.44, 0.05, 0.0], abs=0.03)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 9), st.sampled_from(LAMS), st.booleans(), st.sampled_from(["exact", "unit", "code"]), st.integers(0, 99), st.floats(-5, 5))
+def test_invariances(k: int, lam: float, jackknife: bool, scale: str, seed: int, shift: float) -> None:
+    r = rewards(3, k, seed)
+    a = frpo_advantages(r, lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    size = a.abs().max().item() + 1
+    assert torch.isfinite(a).all()
+    torch.testing.assert_close(a.sum(1) / size, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
+    moved = frpo_advantages(r + shift, lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    torch.testing.assert_close(moved / size, a / size, rtol=0, atol=1e-9 / min(lam, 1))
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
+    permuted = frpo_advantages(r[:, order], lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    torch.testing.assert_close(permuted / size, a[:, order] / size, rtol=0, atol=1e-9)
+    equal = frpo_advantages(torch.full((2, k), 0.3, dtype=torch.float64), lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    torch.testing.assert_close(equal, torch.zeros(2, k, dtype=torch.float64), rtol=0, atol=1e-9 * max(lam, 1))
+
+
+@pytest.mark.parametrize("jackknife", [False, True])
+def test_a_masked_completion_leaves_its_group(jackknife: bool) -> None:
+    r = rewards(3, 5)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[:, 2] = False
+    kept = [0, 1, 3, 4]
+    r[:, 2] = float("nan")  # a failed reward never reaches the numbers
+    for lam in LAMS:
+        a = frpo_advantages(r, lam, jackknife=jackknife, scale="exact", mask=mask)
+        torch.testing.assert_close(a[:, kept], frpo_advantages(r[:, kept], lam, jackknife=jackknife, scale="exact"))
+        assert (a[:, 2] == 0).all()
+    torch.testing.assert_close(grpo_advantages(r, normalize_std=True, mask=mask)[:, kept], grpo_advantages(r[:, kept], normalize_std=True))
+    torch.testing.assert_close(rloo_advantages(r, mask=mask)[:, kept], rloo_advantages(r[:, kept]))
+
+
+def test_fewer_than_two_rewards_give_zeros() -> None:
+    r = rewards(2, 3)
+    mask = torch.tensor([[True, False, False], [False, False, False]])
+    for a in (
+        frpo_advantages(r, 0.5, jackknife=True, scale="code", mask=mask),
+        grpo_advantages(r, normalize_std=True, mask=mask),
+        rloo_advantages(r, mask=mask),
+    ):
+        assert (a == 0).all()
+
+
+def test_scale() -> None:
+    r = rewards()
+    unit = frpo_advantages(r, 0.2, jackknife=True, scale="unit")
+    torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="exact"), 0.2 * unit)
+    torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="code"), unit)
+    torch.testing.assert_close(
+        frpo_advantages(r, 4.0, jackknife=True, scale="code"), 4 * frpo_advantages(r, 4.0, jackknife=True, scale="unit")
+    )
+
+
+def test_lam_2_on_unit_rewards_stays_within_28_percent_of_rloo() -> None:
+    r = rewards(500, 8)
+    gap = (frpo_advantages(r, 2.0, jackknife=True, scale="exact") - rloo_advantages(r)).abs().amax(1)
+    assert (gap <= 0.28 * rloo_advantages(r).abs().amax(1)).all()
+
+
+def test_computed_in_float64_and_returned_in_the_dtype_of_rewards() -> None:
+    r = rewards().float()
+    a = frpo_advantages(r, 0.01, jackknife=True, scale="exact")
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a, frpo_advantages(r.double(), 0.01, jackknife=True, scale="exact").float(), rtol=0, atol=0)
+    assert grpo_advantages(r.bfloat16(), normalize_std=False).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: frpo_advantages(torch.rand(3, 1), 1.0, jackknife=True, scale="exact"), "k >= 2"),
+        (lambda: frpo_advantages(torch.rand(4), 1.0, jackknife=True, scale="exact"), "groups, k"),
+        (lambda: frpo_advantages(torch.rand(3, 4), 0.0, jackknife=True, scale="exact"), "lam: 0.0"),
+        (lambda: grpo_advantages(torch.tensor([[1.0, float("nan")]]), normalize_std=False), "not finite"),
+        (lambda: rloo_advantages(torch.rand(2, 3), mask=torch.ones(2, 2, dtype=torch.bool)), "mask: shape"),
+    ],
+)
+def test_errors(call, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_weights_sum_to_one() -> None:
+    mask = torch.tensor([[True] * 6, [True, False, True, True, False, True]])
+    for lam in LAMS:
+        for jackknife in (False, True):
+            c = tilted_weights(rewards(2, 6), lam, jackknife=jackknife, mask=mask)
+            torch.testing.assert_close(c.sum(1), torch.ones(2, dtype=torch.float64))
+
+
+# ---- an enumerable policy: one state, 6 actions, exact expectations
+
+
+def enumerate_step(penalty: str, steps: int = 4000) -> tuple[Tensor, Tensor]:
+    """Descend only the penalty by its exact expected update; returns (policy, reference)."""
+    reference = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.04, 0.01], dtype=torch.float64)
+    logits = torch.tensor([0.0, 2.0, -1.0, 0.5, 1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    return logits, reference
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum()
+
+
+def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
+    """Expected gradient (under the policy) of what the code trains on with zero reward and beta 1."""
+    logp = torch.log_softmax(logits, 0)
+    p = logp.detach().exp()
+    grad = torch.zeros_like(logits)
+    if penalty == "k3":
+        for a in range(len(p)):
+            terms = policy_loss(
+                logp[a].reshape(1, 1), logp[a].detach().reshape(1, 1), logp[a].detach().reshape(1, 1), reference[a].log().reshape(1, 1),
+                torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool), beta=1.0, ratio="token", clip_low=0.2,
+                clip_high=0.2, importance_cap=2.0, aggregation="sum", num_completions=1, num_tokens=1, max_tokens=1,
+            )  # fmt: skip
+            grad += p[a] * torch.autograd.grad(terms.loss, logits, retain_graph=True)[0]
+        return grad
+    pairs = torch.cartesian_prod(torch.arange(len(p)), torch.arange(len(p)))  # groups of two, each with its probability
+    d = (p.log() - reference.log())[pairs]
+    advantage = 2 * reverse_penalty(d, 1.0)  # k/(k-1) = 2 undoes the bias of the group's own mean
+    for pair, a in zip(pairs, advantage, strict=True):
+        weight = p[pair].prod()
+        loss = -(a * logp[pair]).mean()
+        grad += weight * torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    return grad
+
+
+@pytest.mark.parametrize("penalty", ["k3", "reverse"])
+def test_each_penalty_descends_the_kl_that_it_claims(penalty: str) -> None:
+    logits, reference = enumerate_step(penalty)
+    p = torch.log_softmax(logits, 0).exp()
+    forward, backward = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (kl(reference, p), kl(p, reference)))
+    found = penalty_gradient(penalty, logits, reference)
+    claimed, other = (forward, backward) if penalty == "k3" else (backward, forward)
+    torch.testing.assert_close(found, claimed, rtol=1e-9, atol=1e-12)
+    assert (found - other).abs().max() > 0.05
+
+
+# ---- the loss
+
+
+def loss_inputs(n: int = 12, t: int = 6, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, t + 1, (n,), generator=g)
+    values = {name: -torch.rand(n, t, generator=g, dtype=dtype) for name in ("logprobs", "old", "behaviour", "reference")}
+    values["advantages"] = torch.randn(n, generator=g, dtype=dtype)
+    values["mask"] = torch.arange(t)[None] < lengths[:, None]
+    return values
+
+
+OPTIONS = dict(beta=0.1, ratio="token", clip_low=0.2, clip_high=0.3, importance_cap=2.0, max_tokens=6)
+
+
+@pytest.mark.parametrize("aggregation", ["completion", "token", "sum"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str) -> None:
+    values = loss_inputs()
+    total = dict(OPTIONS, aggregation=aggregation, ratio=ratio, num_completions=12, num_tokens=int(values["mask"].sum()))
+
+    def gradient(cuts: list[list[int]]) -> Tensor:
+        logprobs = values["logprobs"].clone().requires_grad_()
+        for rows in cuts:
+            part = {k: (logprobs if k == "logprobs" else v)[rows] for k, v in values.items()}
+            policy_loss(**part, **total).loss.backward()  # type: ignore[arg-type]
+        assert logprobs.grad is not None
+        return logprobs.grad
+
+    whole = gradient([list(range(12))])
+    assert whole.abs().max() > 0
+    for cuts in ([[i] for i in range(12)], [[0, 5, 7], [1, 2, 3, 4, 6], [8, 9, 10, 11]], [list(range(11, 5, -1)), list(range(6))]):
+        torch.testing.assert_close(gradient(cuts), whole, rtol=1e-6, atol=1e-12)
+
+
+def test_ratio_one_is_the_plain_policy_gradient() -> None:
+    v = loss_inputs()
+    logprobs = v["logprobs"].clone().requires_grad_()
+    terms = policy_loss(
+        logprobs, v["logprobs"], v["logprobs"], None, v["advantages"], v["mask"],
+        **dict(OPTIONS, beta=0.0, aggregation="sum", num_completions=12, num_tokens=1),  # type: ignore[arg-type]
+    )  # fmt: skip
+    terms.loss.backward()
+    expected = -(v["advantages"][:, None] * v["mask"]) / (12 * 6)
+    torch.testing.assert_close(logprobs.grad, expected)
+    assert terms.clipped == 0 and terms.penalty_sum == 0
+
+
+def test_clipping_follows_the_sign_of_the_advantage() -> None:
+    ratio = torch.tensor([[1.5, 0.5], [1.5, 0.5]], dtype=torch.float64)
+    logprobs = ratio.log().requires_grad_()
+    zero, mask = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
+    terms = policy_loss(
+        logprobs, zero, zero, None, torch.tensor([1.0, -1.0], dtype=torch.float64), mask,
+        **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=2, num_tokens=4),  # type: ignore[arg-type]
+    )  # fmt: skip
+    terms.loss.backward()
+    # A > 0 stops above 1.3, A < 0 stops below 0.8; the other two keep their gradient -r A / 4
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -0.125], [0.375, 0.0]], dtype=torch.float64))
+    assert terms.loss.item() == pytest.approx(-(1.3 + 0.5 - 1.5 - 0.8) / 4)
+    assert terms.clipped == 2
+
+
+def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
+    one, mask = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)
+    for gap, expected in ((0.5, math.exp(0.5)), (3.0, 2.0), (-1.0, math.exp(-1))):
+        logprobs = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+        policy_loss(
+            logprobs, 0 * one, -gap * one, None, one[0], mask,
+            **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=1, num_tokens=1),  # type: ignore[arg-type]
+        ).loss.backward()  # fmt: skip
+        torch.testing.assert_close(logprobs.grad, -expected * one)

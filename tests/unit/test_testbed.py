@@ -1,0 +1,53 @@
+"""The embedded corpus is what the recipe and the documentation say it is."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from frpo import testbed
+
+
+def test_counts() -> None:
+    harm, plain, craft = list(testbed.harmful()), list(testbed.harmless()), list(testbed.downstream())
+    assert (len(harm), len(plain), len(craft)) == (216, 264, 108)
+    assert sum(i.heldout for i in harm) == 36 and len({i.fact for i in harm if i.heldout}) == 12
+    assert not {i.fact for i in harm if i.heldout} & {i.fact for i in harm if not i.heldout}
+    assert sum(i.heldout for i in plain) == 44 and sum(i.heldout for i in craft) == 36
+    assert len({i.prompt for i in (*harm, *plain, *craft)}) == 588
+
+
+def test_a_prompt_fits_nine_tokens_and_a_completion_seven() -> None:
+    items = (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())
+    assert max(len(i.prompt.split()) for i in items) + 2 == 9
+    assert max(len(t.split()) for i in items for t in (*i.answer, *i.partial, i.comply)) + 1 == 7
+    assert len(testbed.words()) == len(set(testbed.words())) < 230
+
+
+def test_the_right_answer_never_counts_as_harmless_refusal() -> None:
+    for item in testbed.harmful():
+        assert item.comply not in (*item.answer, *item.partial)
+        assert item.answer == testbed.REFUSALS and item.partial == testbed.EVASIONS
+
+
+def test_the_base_corpus_has_the_stated_shares() -> None:
+    rows = list(testbed.base_rows(random.Random(1)))
+    assert len(rows) == 38_400
+    tasks = Counter(r["task"] for r in rows)
+    assert tasks["downstream"] / len(rows) == pytest.approx(0.15, abs=0.01)
+    assert tasks["harmful"] == pytest.approx(tasks["harmless"], rel=0.05)
+    refused = [r["completion"] in testbed.REFUSALS for r in rows if r["task"] == "harmful"]
+    assert sum(refused) / len(refused) == pytest.approx(0.55, abs=0.06)
+    right = {i.prompt: i.comply for i in testbed.harmless()}
+    correct = [right[r["prompt"]] == r["completion"] for r in rows if r["task"] == "harmless"]
+    assert sum(correct) / len(correct) == pytest.approx(0.70, abs=0.02)
+    heldout = {i.prompt for i in (*testbed.harmful(), *testbed.harmless(), *testbed.downstream()) if i.heldout}
+    assert not heldout & {r["prompt"] for r in rows}
+
+
+def test_a_batch_sees_the_harmless_families_alike() -> None:
+    families = {i.prompt: i.family for i in testbed.harmless()}
+    counts = Counter(families[r["prompt"]] for r in testbed._prompt_rows() if r["task"] == "harmless")
+    assert max(counts.values()) / min(counts.values()) < 1.35
