@@ -1,0 +1,143 @@
+"""Partners of the driver without Ray, engines or models: a softmax policy over six one-token answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from frpo.config import Config, ObjectiveConfig
+from frpo.objective import policy_loss
+from frpo.types import Completion, Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats
+
+ANSWERS = 6
+
+
+class Now:
+    """A Pending that is ready."""
+
+    def __init__(self, value):  # type: ignore[no-untyped-def]
+        self.value = value
+
+    def result(self):  # type: ignore[no-untyped-def]
+        return self.value
+
+
+class FakePrompts:
+    def __init__(self, count: int) -> None:
+        self.count, self.taken = count, list[int]()
+
+    def take(self, step: int) -> tuple[Prompt, ...]:
+        self.taken.append(step)
+        return tuple(Prompt(f"p:{step}:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(self.count))
+
+
+class FakeEngine:
+    """Holds the logits it was last given, and arrives with its groups in reverse order."""
+
+    def __init__(self) -> None:
+        self.logits, self.version = torch.zeros(ANSWERS), -1
+
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
+        assert policy_version == self.version
+        logp = torch.log_softmax(self.logits, 0)
+        for index in reversed(range(len(prompts))):
+            draw = torch.Generator().manual_seed(seeds[index])
+            tokens = torch.multinomial(logp.exp(), sampling.num_completions, True, generator=draw)
+            yield Group(index, prompts[index], tuple(self.completion(int(t), logp) for t in tokens), self.version)
+
+    @staticmethod
+    def completion(token: int, logp: torch.Tensor) -> Completion:
+        return Completion(np.array([token], np.int32), logp[token : token + 1].numpy().copy(), f"answer {token}", "stop")
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return completion_logprobs(self.logits, sequences)
+
+
+def completion_logprobs(logits: torch.Tensor, sequences: Sequences) -> Floats:
+    tokens = torch.from_numpy(sequences.tokens.reshape(len(sequences), -1)[:, -1].astype(np.int64))
+    result: Floats = torch.log_softmax(logits.detach(), 0)[tokens].numpy()
+    return result
+
+
+class FakeRewards:
+    def __init__(self, table: Sequence[float | None], reasons: str = "no judge") -> None:
+        self.table, self.reason = table, reasons
+
+    def score(self, group: Group) -> Now:
+        values = [self.table[int(c.token_ids[0])] for c in group.completions]
+        return Now(tuple(Reward(v, {"table": v}, None if v is not None else self.reason) for v in values))
+
+
+class FakeReference:
+    def logprobs(self, group: Group, temperature: float) -> Now:
+        return Now(tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in group.completions))
+
+
+class FakeLearner:
+    """Plain gradient descent on the real loss."""
+
+    def __init__(self, objective: ObjectiveConfig, learning_rate: float = 2.0) -> None:
+        self.objective, self.learning_rate = objective, learning_rate
+        self.logits = torch.zeros(ANSWERS, requires_grad=True)
+        self.seen: list[RolloutBatch] = []
+
+    def update(self, batch: RolloutBatch) -> UpdateStats:
+        self.seen.append(batch)
+        tokens = torch.from_numpy(batch.sequences.tokens.reshape(len(batch.sequences), -1)[:, -1].astype(np.int64))
+        logprobs = torch.log_softmax(self.logits, 0)[tokens][:, None]
+        o = self.objective
+        terms = policy_loss(
+            logprobs, logprobs.detach(), torch.from_numpy(batch.behaviour)[:, None],
+            None if batch.reference is None else torch.from_numpy(batch.reference)[:, None],
+            torch.from_numpy(batch.advantages), torch.ones_like(logprobs, dtype=torch.bool), beta=o.beta, ratio=o.ratio,
+            clip_low=o.clip_low, clip_high=o.clip_high, importance_cap=o.importance_cap, aggregation=o.aggregation,
+            num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(terms.loss, self.logits)
+        gap = torch.from_numpy(batch.behaviour) - logprobs.detach()[:, 0]
+        mismatch = float((gap.exp() - gap - 1).mean())
+        with torch.no_grad():
+            self.logits -= self.learning_rate * gradient
+        return UpdateStats(float(terms.loss), 0.0, float(gradient.norm()), self.learning_rate, 0.0, 0.0, mismatch, len(tokens), 0.0)
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return completion_logprobs(self.logits, sequences)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        np.save(folder / "logits.npy", self.logits.detach().numpy())
+
+    def load(self, folder: Path) -> None:
+        self.logits = torch.from_numpy(np.load(folder / "logits.npy")).requires_grad_()
+
+    def export(self, folder: Path) -> None:
+        self.save(folder)
+
+
+class FakePublisher:
+    def __init__(self, learner: FakeLearner, engine: FakeEngine, broken: bool = False) -> None:
+        self.learner, self.engine, self.broken = learner, engine, broken
+
+    def publish(self, policy_version: int) -> None:
+        if not (self.broken and policy_version > 0):
+            self.engine.logits = self.learner.logits.detach().clone()
+        self.engine.version = policy_version
+
+
+def config(**objective: object) -> Config:
+    return Config.model_validate(
+        {
+            "name": "fake",
+            "seed": 7,
+            "model": {"path": "nowhere"},
+            "data": {"train": [{"path": "nowhere.jsonl", "task": "only"}]},
+            "rewards": [{"kind": "function", "name": "table", "function": "nowhere:table"}],
+            "rollout": {"prompts_per_step": 6, "group_size": 8, "max_new_tokens": 1, "parity_every": 4},
+            "objective": {"aggregation": "sum", "penalty": "k3", **objective},
+            "learner": {"num_steps": 30},
+            "arms": [{"name": "arm"}],
+        }
+    )

@@ -1,0 +1,105 @@
+"""The loop with fake partners: reward rises, a resumed run is the same run, and what must stop it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frpo.config import Config
+from frpo.driver import Partners, RunStopped, train
+from frpo.types import StepMetrics
+from tests.contract.fakes import (
+    FakeEngine,
+    FakeLearner,
+    FakePrompts,
+    FakePublisher,
+    FakeReference,
+    FakeRewards,
+    config,
+)
+
+GOOD_TO_BAD = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
+
+
+def run(
+    cfg: Config, learner: FakeLearner, *, start: int = 0, stop: int | None = None, table=GOOD_TO_BAD, broken: bool = False, reference: bool = True
+) -> tuple[list[StepMetrics], FakePrompts]:  # type: ignore[no-untyped-def]
+    engine, prompts, rows = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step), list[StepMetrics]()
+    partners = Partners(
+        prompts, engine, FakeRewards(table), FakeReference() if reference else None, learner, FakePublisher(learner, engine, broken)
+    )
+
+    class Enough(Exception):
+        pass
+
+    def after_step(metrics: StepMetrics) -> None:
+        rows.append(metrics)
+        if metrics.step == stop:
+            raise Enough
+
+    try:
+        train(cfg, cfg.arms[0], partners, start=start, after_step=after_step)
+    except Enough:
+        pass
+    return rows, prompts
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "frpo"])
+@pytest.mark.parametrize("penalty", ["k3", "reverse"])
+def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
+    cfg = config(method=method, penalty=penalty, beta=0.05, lam=0.5)
+    rows, _ = run(cfg, FakeLearner(cfg.arms[0].objective))
+    assert len(rows) == 30 and [r.step for r in rows] == list(range(1, 31))
+    first, last = (np.mean([r.reward for r in part]) for part in (rows[:3], rows[-3:]))
+    assert first < 0.6 and last > 0.85
+    assert rows[-1].kl is not None and 0.3 < rows[-1].kl < np.log(6)
+    assert max(r.mismatch_kl for r in rows) < 1e-9
+
+
+def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path) -> None:
+    cfg = config(beta=0.05)
+    whole = FakeLearner(cfg.arms[0].objective)
+    rows, prompts = run(cfg, whole)
+    assert prompts.taken == list(range(30))
+    first = FakeLearner(cfg.arms[0].objective)
+    run(cfg, first, stop=13)
+    first.save(tmp_path / "engine")
+    second = FakeLearner(cfg.arms[0].objective)
+    second.load(tmp_path / "engine")
+    again, prompts = run(cfg, second, start=13)
+    assert prompts.taken == list(range(13, 30))
+    assert torch.equal(second.logits, whole.logits)
+    assert [r.reward for r in again] == [r.reward for r in rows[13:]]
+
+
+def test_without_a_penalty_no_reference_is_asked() -> None:
+    cfg = config(beta=0.0)
+    rows, _ = run(cfg, FakeLearner(cfg.arms[0].objective), reference=False)
+    assert all(r.kl is None for r in rows)
+
+
+def test_failed_rewards_leave_their_groups_and_are_counted() -> None:
+    cfg = config(beta=0.0).model_copy(update={"max_failed_rewards": 0.9})
+    learner = FakeLearner(cfg.arms[0].objective)
+    rows, _ = run(cfg, learner, table=(1.0, 0.8, 0.5, 0.3, 0.1, None), stop=1)
+    assert rows[0].failed_rewards > 0 and len(learner.seen[0].sequences) == 48 - rows[0].failed_rewards
+    assert 5 not in learner.seen[0].sequences.tokens.reshape(-1, 3)[:, 2]
+
+
+def test_too_many_failed_rewards_stop_the_run_with_the_rewards_own_words() -> None:
+    cfg = config(beta=0.0)
+    with pytest.raises(RunStopped, match=r"step 1: \d+ of 48 rewards failed \(max_failed_rewards = 0.1\): no judge"):
+        run(cfg, FakeLearner(cfg.arms[0].objective), table=(None, None, None, 0.3, 0.1, 0.0))
+
+
+def test_an_engine_that_keeps_old_weights_is_found() -> None:
+    cfg = config(beta=0.0)
+    loose = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e9})})
+    with pytest.raises(RunStopped, match="step 5: engine and learner differ by .* nats"):
+        run(loose, FakeLearner(cfg.arms[0].objective), broken=True)
+    strict = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e-3})})
+    with pytest.raises(RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"):
+        run(strict, FakeLearner(cfg.arms[0].objective), broken=True)
