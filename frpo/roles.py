@@ -35,7 +35,7 @@ class Rollouts(Protocol):
         ...
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        """Engine's log-probs of the completion tokens at temperature 1, [sum of completion lengths] (parity check)."""
+        """Log-probs of the completion tokens at temperature 1 by every engine, [engines, sum of completion lengths]."""
         ...
 
 

@@ -1,0 +1,109 @@
+"""Calls of actors that may die and come back. Every wait has a limit and names whom it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+from frpo.roles import WorkerFailed
+
+T = TypeVar("T")
+
+RESTART_LIMIT_S = 300.0
+"""Longest wait for a killed actor to be back (a vLLM engine takes half a minute)."""
+
+
+class Call(Generic[T]):
+    """One call of one method, already submitted; implements roles.Pending.
+
+    When the actor was restarted meanwhile the call is submitted again, which its method must allow (idempotent).
+    """
+
+    def __init__(
+        self, name: str, handle: ActorHandle, method: str, args: tuple[Any, ...] = (), *, timeout_s: float, restarts: int = 0
+    ) -> None:
+        self.name, self.handle, self.method, self.args = name, handle, method, args
+        self.timeout_s, self.restarts = timeout_s, restarts
+        self._ref = self._submit()
+
+    def _submit(self) -> Any:
+        return getattr(self.handle, self.method).remote(*self.args)
+
+    def result(self) -> T:
+        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed."""
+        deadline = time.monotonic() + self.timeout_s
+        for _ in range(self.restarts + 1):
+            try:
+                answer: T = ray.get(self._ref, timeout=max(0.1, deadline - time.monotonic()))
+                return answer
+            except GetTimeoutError:
+                raise WorkerFailed(f"{self.name} did not answer {self.method}() within {self.timeout_s:g} s.") from None
+            except RayTaskError as error:
+                raise failed(self.name, self.method, error) from None
+            except RayActorError as error:
+                if isinstance(error, ActorDiedError) or not self.restarts:
+                    raise died(self.name, self.method, error) from None
+                wait_until_back(self.name, self.handle)
+                self._ref = self._submit()
+        raise WorkerFailed(f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts.")
+
+
+def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed:
+    """The method raised: say what, without the remote traceback."""
+    cause = error.cause if isinstance(error.cause, BaseException) else error
+    return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
+
+
+def died(name: str, method: str, error: RayActorError) -> WorkerFailed:
+    reason = " ".join(str(error).split())
+    return WorkerFailed(f"{name} died during {method}(): {reason[:600]}")
+
+
+def wait_until_back(name: str, handle: ActorHandle) -> None:
+    """Wait for Ray to restart an actor. Raises WorkerFailed when it does not come back."""
+    deadline, pause = time.monotonic() + RESTART_LIMIT_S, 0.2
+    while True:
+        try:
+            ray.get(handle.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            return
+        except ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.") from None
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+        except GetTimeoutError:
+            raise WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.") from None
+        except RayActorError as error:
+            raise died(name, "restart", error) from None
+
+
+def wait_all(calls: Sequence[Call[T]]) -> list[T]:
+    return [call.result() for call in calls]
+
+
+class Actors:
+    """The handles of one role, with names for people and the limits of its calls."""
+
+    def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int = 0) -> None:
+        self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def name(self, index: int) -> str:
+        return f"{self.role} worker {index}"
+
+    def call(self, index: int, method: str, *args: Any) -> Call[Any]:
+        return Call(self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts)
+
+    def call_all(self, method: str, *args: Any) -> list[Any]:
+        """The same call on every actor, side by side; the answers in order."""
+        return wait_all([self.call(i, method, *args) for i in range(len(self))])
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        wait_all([Call(self.name(i), h, "ping", timeout_s=timeout_s) for i, h in enumerate(self.handles)])

@@ -1,0 +1,40 @@
+"""Rendezvous of training ranks, and the device they train on."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+
+TIMEOUT_S = 600.0
+"""Longest wait for another rank in a collective; it then raises instead of hanging."""
+
+
+def device() -> torch.device:
+    """The GPU that Ray gave to this process, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def backend() -> str:
+    return "nccl" if device().type == "cuda" else "gloo"
+
+
+def join(host: str, port: int, rank: int, world_size: int) -> None:
+    """Make this process a rank of a DeepSpeed job without its launcher. Once per process."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",  # Ray shows each process its own device alone
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+    )
+    if device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    import deepspeed
+    import deepspeed.ops
+
+    # else the CPU backend compiles, for a minute, an op that only inference uses; killed meanwhile it locks all later ones
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False, timeout=timedelta(seconds=TIMEOUT_S))

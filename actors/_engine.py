@@ -1,0 +1,282 @@
+"""One DeepSpeed engine around one policy: build it from a saved policy, step it, save it, export it.
+
+Knows nothing of rewards or data: the loss is a callback on rows of a batch. Several engines may follow one another in a
+process; `close` frees one.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors import _dist
+from frpo.config import ModelConfig, TrainConfig
+from frpo.logprobs import MicroBatch, Rows, Scorer, TokenLogprobs, completion_logprobs, micro_batches, split_ranks
+from frpo.types import Floats, Sequences
+
+TAG = "engine"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    grad_norm: float
+    """L2 over all parameters and ranks, before clipping"""
+    learning_rate: float
+
+
+def load_policy(folder: Path, model: ModelConfig) -> Any:
+    """The causal language model of a saved policy; a PEFT adapter is merged onto its base."""
+    from transformers import AutoModelForCausalLM
+
+    adapter = (folder / "adapter_config.json").exists()
+    if adapter:
+        from peft import PeftConfig, PeftModel
+
+        path = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    else:
+        path = str(folder)
+    base = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention, use_safetensors=True
+    )
+    return PeftModel.from_pretrained(base, folder).merge_and_unload() if adapter else base
+
+
+def learning_rate_factor(config: TrainConfig, num_updates: int) -> Callable[[int], float]:
+    """Share of the peak learning rate at each update (from 0): linear warm-up, then the schedule."""
+    warmup = round(config.warmup_share * num_updates)
+
+    def factor(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / warmup
+        done = min(1.0, (update - warmup) / max(1, num_updates - warmup))
+        if config.schedule == "linear":
+            return 1 - (1 - config.final_share) * done
+        if config.schedule == "cosine":
+            return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * done)) / 2
+        return 1.0
+
+    return factor
+
+
+def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": world_size,  # nominal: micro-batches are ours
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # backward accumulates, step is the boundary
+        "gradient_clipping": train.grad_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class Engine:
+    """`num_updates` optimiser updates of the policy saved in `folder`, on this rank."""
+
+    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, num_updates: int, seed: int) -> None:
+        import deepspeed
+        from transformers import AutoTokenizer
+
+        self.folder, self.train, self.lora = folder, train, model.lora is not None
+        self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.device()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        torch.manual_seed(seed % 2**63)
+        policy = load_policy(folder, model)
+        if model.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if model.lora:
+            policy = self._with_adapters(policy, model)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        factor = learning_rate_factor(train, num_updates)
+        self.ds, *_ = deepspeed.initialize(
+            model=Scorer(policy),
+            optimizer=optimizer,
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
+            config=deepspeed_config(model, train, self.world_size),
+        )
+        if self.lora:
+            self._leave_frozen_ties_out()
+
+    def _with_adapters(self, policy: Any, model: ModelConfig) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        assert model.lora is not None
+        targets = model.lora.targets if isinstance(model.lora.targets, str) else list(model.lora.targets)
+        config = LoraConfig(
+            r=model.lora.rank, lora_alpha=model.lora.alpha, lora_dropout=model.lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        if model.gradient_checkpointing:
+            policy.enable_input_require_grads()
+        return get_peft_model(policy, config)
+
+    def _leave_frozen_ties_out(self) -> None:
+        """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop it."""
+        original = self.ds.module_state_dict
+
+        def module_state_dict(*args: Any, exclude_frozen_parameters: bool = False, **kwargs: Any) -> Any:
+            state = original(*args, exclude_frozen_parameters=exclude_frozen_parameters, **kwargs)
+            if exclude_frozen_parameters:
+                for name, parameter in self.ds.module.named_parameters(remove_duplicate=False):
+                    if not parameter.requires_grad:
+                        state.pop(name, None)
+            return state
+
+        self.ds.module_state_dict = module_state_dict
+
+    # ---- training
+
+    def share(self, sequences: Sequences, rows: Rows | None = None) -> list[tuple[Rows, float]]:
+        """This rank's micro-batches of the batch: rows and a weight of 1, or 0 for one that only keeps ranks in step.
+
+        Every rank has as many, since under ZeRO-2 and 3 each backward pass is a collective.
+        """
+        rows = rows if rows is not None else split_ranks(sequences.lengths, 1)[0]
+        lengths = sequences.lengths[rows]
+        cuts = [
+            [rows[mine[b]] for b in micro_batches(lengths[mine], self.train.micro_batch_tokens)]
+            for mine in split_ranks(lengths, self.world_size)
+        ]
+        mine = [(b, 1.0) for b in cuts[self.rank]]
+        return mine + [(rows[:1], 0.0)] * (max(map(len, cuts)) - len(mine))
+
+    def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
+        found: TokenLogprobs = self.ds(batch, temperature)
+        return found
+
+    def step(self, share: Sequence[tuple[Rows, float]], loss: Callable[[Rows, float], Tensor]) -> StepResult:
+        """One optimiser update. `loss(rows, weight)` gives the part of the global loss that the rows contribute; it must
+        count nothing where the weight is 0."""
+        self.ds.train()
+        for rows, weight in share:
+            value = loss(rows, weight) * weight * self.world_size  # DeepSpeed averages over ranks, the loss is a global sum
+            self.ds.backward(value, scale_wrt_gas=False)
+        rate = float(self.ds.get_lr()[0])
+        self.ds.step()
+        return StepResult(float(self.ds.get_global_grad_norm()), rate)
+
+    def reduce(self, values: Sequence[float]) -> list[float]:
+        """Sum over ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return [float(v) for v in total]
+
+    def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Floats:
+        """Log-probs of all completion tokens, computed by every rank (ZeRO-3 gathers are collective)."""
+        self.ds.eval()
+        return completion_logprobs(
+            self.ds, sequences, temperature=temperature, budget_tokens=self.train.micro_batch_tokens, device=self.device
+        )
+
+    # ---- weights out
+
+    @torch.no_grad()
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Merged weights under their Hugging Face names. Under ZeRO-3 every rank must iterate to the end; the tensors of
+        rank 0 count."""
+        import deepspeed
+        from peft.tuners.lora import LoraLayer
+
+        sharded = self.train.zero_stage == 3
+        done: set[int] = set()
+        for name, module in self.ds.module.named_modules():
+            if isinstance(module, LoraLayer):
+                (adapter,) = module.lora_A.keys()
+                a, b, w = module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.get_base_layer().weight
+                with deepspeed.zero.GatheredParameters([a, b, w], enabled=sharded):
+                    yield _plain_name(name) + ".weight", torch.addmm(w, b, a, alpha=module.scaling[adapter])
+                done |= {id(a), id(b), id(w)}
+        for name, parameter in self.ds.module.named_parameters():
+            if id(parameter) not in done:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                    yield _plain_name(name), parameter.detach().clone() if sharded else parameter.detach()
+
+    def export(self, folder: Path) -> None:
+        """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder; all
+        else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
+        if self.lora and not (self.folder / "adapter_config.json").exists():
+            self._export_adapter(folder)
+        else:
+            # vLLM and transformers restore a tied lm_head from the embedding
+            state = {n: t.cpu().clone() for n, t in self.named_weights()}
+            if self.rank == 0:
+                self._unwrapped().save_pretrained(folder, state_dict=state, safe_serialization=True)
+        if self.rank == 0:
+            self.tokenizer.save_pretrained(folder)
+        self._barrier()
+
+    def _export_adapter(self, folder: Path) -> None:
+        import deepspeed
+        from peft import get_peft_model_state_dict
+
+        wrapped = self.ds.module.model
+        trained = [p for p in wrapped.parameters() if p.requires_grad]
+        with deepspeed.zero.GatheredParameters(trained, enabled=self.train.zero_stage == 3):
+            if self.rank == 0:
+                state = {n: t.detach().cpu().clone() for n, t in get_peft_model_state_dict(wrapped).items()}
+                wrapped.peft_config["default"].base_model_name_or_path = str(self.folder)
+                wrapped.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
+
+    def _unwrapped(self) -> Any:
+        """A transformers model to call save_pretrained on; its own weights do not matter."""
+        causal = self.ds.module.causal()
+        if not self.lora:
+            return causal
+        with torch.device("meta"):
+            return type(causal)(causal.config)
+
+    # ---- checkpoints
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimiser, schedule and RNG of this rank (DeepSpeed's own format); all ranks call it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"rng": torch.get_rng_state(), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self.ds.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora)
+        self._barrier()
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly where `save` was called. Raises FileNotFoundError when nothing was loaded."""
+        path, state = self.ds.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self.lora)
+        if path is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint of this engine")
+        torch.set_rng_state(state["rng"].cpu())
+
+    def _barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def offload(self) -> None:
+        """Move weights, gradients and optimiser to host memory (ZeRO-3), so that vLLM can have the GPU."""
+        self.ds.offload_states()
+
+    def reload(self) -> None:
+        self.ds.reload_states()
+
+    def close(self) -> None:
+        self.ds.destroy()
+        del self.ds
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _plain_name(name: str) -> str:
+    """Name in the transformers model of a parameter of Scorer(model) or Scorer(PeftModel(model))."""
+    return name.removeprefix("model.").removeprefix("base_model.model.").replace(".base_layer.", ".")

@@ -1,0 +1,185 @@
+"""The vLLM engine of one rollout worker: draws groups, gives log-probs, takes new weights.
+
+Runs in-process (no engine core of its own, whose death would hang the caller for ever). It patches torch in its process,
+so nothing else may live there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors import _weights
+from frpo.config import Config, ModelConfig, RolloutConfig
+from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Environment variables that the worker's process needs before vllm is imported."""
+    env = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if config.rollout.num_gpus == 0:
+        env |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would pin every engine to the same core
+            "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
+            "OMP_NUM_THREADS": "1",
+        }
+    if Path(config.model.path).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    return env
+
+
+class WeightLoader:
+    """vLLM worker extension: these methods run beside the model, once per tensor-parallel rank."""
+
+    def frpo_load(self, named: _weights.Named) -> None:
+        """Replace weights. On the CPU, vLLM has packed them away: a reload packs the new ones, except those of a tied
+        lm_head, which keeps its old copy silently unless it is packed again."""
+        runner = self.model_runner  # type: ignore[attr-defined]
+        runner.reload_weights(weights_iterator=iter(named))
+        model = runner.get_model()
+        head = getattr(model, "lm_head", None)
+        if next(model.parameters()).device.type == "cpu" and head is not None and head.weight.numel():
+            head.quant_method.process_weights_after_loading(head)
+
+    def frpo_load_policy(self, folder: str) -> None:
+        self.frpo_load(_weights.policy_tensors(Path(folder)))
+
+    def frpo_join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
+        groups = self.__dict__.setdefault("frpo_groups", {})
+        groups[name] = _weights.make_group(host, port, first_rank + self.rank, world_size, backend)  # type: ignore[attr-defined]
+
+    def frpo_receive(self, name: str, meta: WeightsMeta) -> None:
+        self.frpo_load(_weights.receive(meta, self.frpo_groups[name], self.device))  # type: ignore[attr-defined]
+
+
+class Sampler:
+    """One engine. `max_model_len` is the longest prompt + completion, tokens."""
+
+    def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int) -> None:
+        from transformers import AutoTokenizer
+        from vllm import LLM
+
+        gpu = rollout.num_gpus > 0
+        place: dict[str, Any] = (
+            {
+                "gpu_memory_utilization": rollout.gpu_memory_utilization,
+                "tensor_parallel_size": rollout.tensor_parallel,
+                "enable_sleep_mode": rollout.sleep,
+            }
+            if gpu
+            else {"enforce_eager": True, "block_size": 32}
+        )
+        self.max_model_len = max_model_len
+        self.tokenizer = AutoTokenizer.from_pretrained(model_path)
+        self.llm = LLM(
+            model=model_path,
+            dtype=model.dtype,
+            max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
+            max_num_seqs=rollout.max_num_seqs,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled; "raw" ignores the temperature
+            disable_log_stats=True,
+            seed=0,
+            worker_extension_cls="actors._sampler.WeightLoader",
+            **place,
+        )
+
+    def generate(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[tuple[Group, ...]]:
+        """Yield groups as they finish, those of one engine step together.
+
+        The prefix cache is emptied first: what a batch draws then depends on the batch alone, not on what ran before.
+        Raises ValueError naming a prompt that leaves no room for the completion.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for prompt in prompts:
+            if len(prompt.token_ids) + sampling.max_new_tokens > self.max_model_len:
+                raise ValueError(
+                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new ones are more than "
+                    f"{self.max_model_len}; lower data.max_prompt_tokens or rollout.max_new_tokens"
+                )
+        self.reset_cache()
+        engine = self.llm.llm_engine
+        waiting: dict[str, tuple[int, Prompt]] = {}
+        for prompt, index, seed in zip(prompts, indices, seeds, strict=True):
+            params = SamplingParams(
+                n=sampling.num_completions,
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed,
+                stop=list(sampling.stop) or None,
+                detokenize=bool(sampling.stop),
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            waiting[str(index)] = (index, prompt)
+            engine.add_request(str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params)
+        while waiting:
+            done = [o for o in engine.step() if o.finished]
+            if done:
+                yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, policy_version) for o in done)
+
+    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], policy_version: int) -> Group:
+        ids = [list(o.token_ids) for o in outputs]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        completions = tuple(
+            Completion(
+                token_ids=np.array(tokens, dtype=np.int32),
+                logprobs=np.array([row[t].logprob for t, row in zip(tokens, o.logprobs, strict=True)], dtype=np.float32),
+                text=o.text if o.text else text,  # vLLM's own text leaves a stop string out
+                finish_reason="length" if o.finish_reason == "length" else "stop",
+            )
+            for tokens, o, text in zip(ids, outputs, texts, strict=True)
+        )
+        return Group(index, prompt, completions, policy_version)
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        """Log-probs of the completion tokens at temperature 1, [sum of completion lengths], by prefill."""
+        from vllm import SamplingParams
+
+        rows: list[Ints] = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        outputs = self.llm.generate([{"prompt_token_ids": r.tolist()} for r in rows], params, use_tqdm=False)
+        found = [
+            output.prompt_logprobs[t][int(tokens[t])].logprob
+            for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True)
+            for t in range(int(start), len(tokens))
+        ]
+        return np.array(found, dtype=np.float32)
+
+    def load(self, named: _weights.Named) -> None:
+        self.llm.collective_rpc("frpo_load", args=(named,))
+
+    def load_policy(self, folder: str) -> None:
+        self.llm.collective_rpc("frpo_load_policy", args=(folder,))
+
+    def join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
+        self.llm.collective_rpc("frpo_join", args=(name, host, port, first_rank, world_size, backend))
+
+    def receive(self, name: str, meta: WeightsMeta) -> None:
+        self.llm.collective_rpc("frpo_receive", args=(name, meta))
+
+    def reset_cache(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache although no request runs")
+
+    def sleep(self) -> None:
+        """Free the GPU memory of weights and KV cache; weights wait in host memory."""
+        self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        self.llm.wake_up()
+
+

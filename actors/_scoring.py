@@ -1,0 +1,60 @@
+"""A frozen policy that gives log-probs to completions: what the reference scorer and the evaluation actors wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frpo.batching import flatten
+from frpo.config import ModelConfig
+from frpo.types import Floats, Group
+
+BUDGET_TOKENS = 8192
+"""Padded tokens of one forward pass."""
+
+
+class FrozenPolicies:
+    """Keeps the last `capacity` policies that were asked for."""
+
+    def __init__(self, model: ModelConfig, capacity: int) -> None:
+        self.model, self.capacity = model, capacity
+        self.loaded: dict[str, Any] = {}
+
+    def _scorer(self, policy: str) -> Any:
+        import torch
+
+        from actors._dist import device
+        from actors._engine import load_policy
+        from frpo.logprobs import Scorer
+
+        if policy in self.loaded:
+            self.loaded[policy] = self.loaded.pop(policy)  # newest last
+        else:
+            while len(self.loaded) >= self.capacity:
+                del self.loaded[next(iter(self.loaded))]
+            torch.set_num_threads(1 if device().type == "cpu" else torch.get_num_threads())
+            self.loaded[policy] = Scorer(load_policy(Path(policy), self.model)).to(device()).eval()
+        return self.loaded[policy]
+
+    def logprobs(self, policy: str, groups: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:
+        """Per group, k arrays [T]: log-probs of its completions, nats."""
+        from actors._dist import device
+        from frpo.logprobs import completion_logprobs
+
+        pairs = [(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
+        flat = completion_logprobs(
+            self._scorer(policy), flatten(pairs), temperature=temperature, budget_tokens=BUDGET_TOKENS, device=device()
+        )
+        parts = iter(np.split(flat, np.cumsum([len(c) for _, c in pairs])[:-1]))
+        return [tuple(next(parts) for _ in g.completions) for g in groups]
+
+
+def warm_up() -> None:
+    """Do the long imports while other actors start."""
+    import transformers  # noqa: F401
+
+    import actors._engine  # noqa: F401
+    import frpo.logprobs  # noqa: F401

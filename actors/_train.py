@@ -1,0 +1,183 @@
+"""What learners and fine-tune workers share: a rank of a DeepSpeed job, its engine, and the way its weights take out.
+
+The one place of inheritance in the project: Ray serves the methods of one class, and these are the same twelve.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.actor import ActorHandle
+
+from actors import _calls
+from frpo.roles import Pending
+from frpo.types import Floats, Sequences, WeightsMeta
+
+if TYPE_CHECKING:
+    from actors._engine import Engine
+
+
+class TrainWorker:
+    """One rank. Methods marked "all ranks" are collective: the pool calls them on every rank."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.engine: Engine | None = None
+        self.group: Any = None
+        self.meta: WeightsMeta | None = None
+
+    def ping(self) -> int:
+        """Import what training needs, so that the long start happens while others start too."""
+        import deepspeed  # noqa: F401
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+
+        return os.getpid()
+
+    def address(self) -> tuple[str, int]:
+        from actors._weights import free_address
+
+        return free_address()
+
+    def join(self, host: str, port: int) -> None:
+        """All ranks."""
+        from actors import _dist
+
+        _dist.join(host, port, self.rank, self.world_size)
+
+    def _engine(self) -> Engine:
+        if self.engine is None:
+            raise RuntimeError("no policy is being trained: call start() first")
+        return self.engine
+
+    def logprobs(self, sequences: Sequences) -> Floats | None:
+        """All ranks; rank 0 answers."""
+        found = self._engine().logprobs(sequences)
+        return found if self.rank == 0 else None
+
+    def save(self, folder: str) -> None:
+        """All ranks."""
+        self._engine().save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        """All ranks."""
+        self._engine().load(Path(folder))
+
+    def export(self, folder: str) -> None:
+        """All ranks."""
+        self._engine().export(Path(folder))
+
+    def put_weights(self) -> list[Any]:
+        """All ranks; rank 0 answers with ObjectRefs."""
+        from actors import _weights
+
+        named = self._engine().named_weights()
+        if self.rank == 0:
+            return _weights.put_tensors(named)
+        for _ in named:
+            pass
+        return []
+
+    def weights_meta(self) -> WeightsMeta:
+        """All ranks."""
+        from actors import _weights
+
+        self.meta = _weights.meta_of(self._engine().named_weights())
+        return self.meta
+
+    def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> None:
+        """Rank 0: host the group of this rank and every engine."""
+        from actors import _weights
+
+        self.group = _weights.make_group(host, port, 0, world_size, backend)
+
+    def broadcast_weights(self) -> None:
+        """All ranks; rank 0 sends."""
+        from actors import _weights
+
+        named = self._engine().named_weights()
+        if self.rank == 0:
+            assert self.meta is not None, "weights_meta() comes before the first broadcast"
+            _weights.broadcast(named, self.meta, self.group)
+        else:
+            for _ in named:
+                pass
+
+    def offload(self) -> None:
+        self._engine().offload()
+
+    def reload(self) -> None:
+        self._engine().reload()
+
+    def stop(self) -> None:
+        """Free the engine; the process stays for the next policy."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+class TrainPool:
+    """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last checkpoint."""
+
+    def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+        self.actors = _calls.Actors(role, handles, timeout_s=timeout_s)
+
+    def join(self) -> None:
+        """Form the group of ranks; once, before the first start."""
+        host, port = self.actors.call(0, "address").result()
+        self.actors.call_all("join", host, port)
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        found: Floats = self.actors.call_all("logprobs", sequences)[0]
+        return found
+
+    def save(self, folder: Path) -> None:
+        self.actors.call_all("save", str(folder.absolute()))
+
+    def load(self, folder: Path) -> None:
+        self.actors.call_all("load", str(folder.absolute()))
+
+    def export(self, folder: Path) -> None:
+        self.actors.call_all("export", str(folder.absolute()))
+
+    def put_weights(self) -> list[Any]:
+        found: list[Any] = self.actors.call_all("put_weights")[0]
+        return found
+
+    def weights_meta(self) -> WeightsMeta:
+        found: WeightsMeta = self.actors.call_all("weights_meta")[0]
+        return found
+
+    def weight_address(self) -> tuple[str, int]:
+        found: tuple[str, int] = self.actors.call(0, "address").result()
+        return found
+
+    def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> Pending[None]:
+        return self.actors.call(0, "open_weight_group", host, port, world_size, backend)
+
+    def broadcast_weights(self) -> Pending[None]:
+        first, *others = [self.actors.call(rank, "broadcast_weights") for rank in range(len(self.actors))]
+        return Together(first, others)
+
+    def offload(self) -> None:
+        self.actors.call_all("offload")
+
+    def reload(self) -> None:
+        self.actors.call_all("reload")
+
+    def stop(self) -> None:
+        self.actors.call_all("stop")
+
+
+class Together:
+    """Several calls that end together."""
+
+    def __init__(self, first: Pending[None], others: Sequence[Pending[None]]) -> None:
+        self.calls = (first, *others)
+
+    def result(self) -> None:
+        for call in self.calls:
+            call.result()

@@ -1,0 +1,136 @@
+"""Learners: DeepSpeed ranks that turn a batch with advantages into optimiser updates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from actors._train import TrainPool, TrainWorker
+from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
+from frpo.types import Floats, RolloutBatch, UpdateStats
+
+
+@dataclass
+class Sums:
+    """Running sums over this rank's micro-batches of one step."""
+
+    loss: float = 0.0
+    penalty: float = 0.0
+    entropy: float = 0.0
+    clipped: float = 0.0
+    mismatch: float = 0.0
+    tokens: float = 0.0
+    """Completion tokens."""
+    computed: float = field(default=0.0)
+    """Tokens, prompts included."""
+
+    def values(self) -> list[float]:
+        return [self.loss, self.penalty, self.entropy, self.clipped, self.mismatch, self.tokens, self.computed]
+
+
+class LearnerWorker(TrainWorker):
+    """One rank of the learner."""
+
+    def start(
+        self, policy: str, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
+    ) -> None:
+        """All ranks: a fresh optimiser on a saved policy; an engine left from before is freed."""
+        from actors._engine import Engine
+
+        self.stop()
+        self.learner, self.objective, self.rollout = learner, objective, rollout
+        self.engine = Engine(Path(policy), model, learner, learner.num_steps * learner.updates_per_batch, seed)
+
+    def update(self, batch: RolloutBatch) -> UpdateStats:
+        """All ranks: one step. The batch is cut, in its order, into `updates_per_batch` parts of one optimiser update
+        each; with one part the ratio is exactly 1 and the learner's own log-probs are the old ones."""
+        began = time.perf_counter()
+        engine, sums = self._engine(), Sums()
+        parts = np.array_split(np.arange(len(batch.sequences)), self.learner.updates_per_batch)
+        old = engine.logprobs(batch.sequences, self.rollout.temperature) if len(parts) > 1 else None
+        for rows in parts:
+            if len(rows):
+                result = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows, old, sums))
+        loss, penalty, entropy, clipped, mismatch, tokens, computed = engine.reduce(sums.values())
+        return UpdateStats(
+            loss=loss / len(parts),
+            penalty=penalty / tokens,
+            grad_norm=result.grad_norm,
+            learning_rate=result.learning_rate,
+            entropy=entropy / tokens,
+            clip_share=clipped / tokens,
+            mismatch_kl=mismatch / tokens,
+            num_tokens=int(computed),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _loss(self, batch: RolloutBatch, part: np.ndarray, old: Floats | None, sums: Sums):  # type: ignore[no-untyped-def, type-arg]
+        """The loss of one update as a function of rows, with the denominators of the whole part."""
+        import torch
+
+        from frpo.logprobs import pad, pad_values
+        from frpo.objective import policy_loss
+
+        engine, o, sequences = self._engine(), self.objective, batch.sequences
+        num_tokens = int((sequences.lengths - sequences.prompt_lengths)[part].sum())
+
+        def loss(rows: np.ndarray, weight: float) -> torch.Tensor:  # type: ignore[type-arg]
+            now = engine.forward(pad(sequences, rows, engine.device), self.rollout.temperature)
+
+            def values(flat: Floats) -> torch.Tensor:
+                return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
+
+            before = now.logprobs.detach() if old is None else values(old)
+            behaviour = values(batch.behaviour)
+            terms = policy_loss(
+                now.logprobs,
+                before,
+                behaviour,
+                None if batch.reference is None else values(batch.reference),
+                torch.from_numpy(batch.advantages[rows]).to(engine.device),
+                now.mask,
+                beta=o.beta,
+                ratio=o.ratio,
+                clip_low=o.clip_low,
+                clip_high=o.clip_high,
+                importance_cap=o.importance_cap,
+                aggregation=o.aggregation,
+                num_completions=len(part),
+                num_tokens=num_tokens,
+                max_tokens=self.rollout.max_new_tokens,
+            )
+            if weight:
+                gap = ((behaviour - before) * now.mask).double()
+                sums.loss += float(terms.loss.detach())
+                sums.penalty += float(terms.penalty_sum)
+                sums.entropy += float(now.entropy.sum())
+                sums.clipped += float(terms.clipped)
+                # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
+                sums.mismatch += float((torch.exp(-gap) - 1 + gap).sum())
+                sums.tokens += float(now.mask.sum())
+                sums.computed += float(sequences.lengths[rows].sum())
+            return terms.loss
+
+        return loss
+
+
+class LearnerPool(TrainPool):
+    """All learner ranks; implements roles.Learner."""
+
+    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+        super().__init__("learner", handles, timeout_s=timeout_s)
+
+    def start(
+        self, policy: Path, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
+    ) -> None:
+        self.actors.call_all("start", str(policy), model, learner, objective, rollout, seed)
+
+    def update(self, batch: RolloutBatch) -> UpdateStats:
+        stats: UpdateStats = self.actors.call_all("update", ray.put(batch))[0]
+        return stats

@@ -1,0 +1,183 @@
+"""Rollout workers: what runs in their processes (RolloutWorker), and what the driver holds (RolloutPool)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+
+from actors import _calls
+from frpo.config import Config, ModelConfig, RolloutConfig
+from frpo.roles import WorkerFailed
+from frpo.types import Floats, Group, Prompt, Sampling, Sequences, WeightsMeta
+
+
+class StaleWeights(RuntimeError):
+    """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
+
+
+def rollout_env(config: Config) -> dict[str, str]:
+    from actors._sampler import environment
+
+    return environment(config)
+
+
+class RolloutWorker:
+    """One vLLM engine and the policy version that it runs."""
+
+    def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int) -> None:
+        from actors._sampler import Sampler
+
+        self.sampler = Sampler(model_path, model, rollout, max_model_len)
+        self.version = -1
+
+    def ping(self) -> int:
+        return os.getpid()
+
+    def generate(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[tuple[Group, ...]]:
+        """Stream groups as they finish. Raises StaleWeights when another version is loaded."""
+        if self.version != policy_version:
+            raise StaleWeights(f"runs policy version {self.version}, asked for {policy_version}")
+        yield from self.sampler.generate(prompts, indices, seeds, sampling, policy_version)
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return self.sampler.logprobs(sequences)
+
+    def load_refs(self, refs: list[Any], version: int) -> None:
+        from actors._weights import tensors_of
+
+        self.sampler.load(tensors_of(refs))
+        self._now(version)
+
+    def load_policy(self, folder: str, version: int) -> None:
+        self.sampler.load_policy(folder)
+        self._now(version)
+
+    def join_group(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
+        self.sampler.join(name, host, port, first_rank, world_size, backend)
+
+    def receive(self, name: str, meta: WeightsMeta, version: int) -> None:
+        self.sampler.receive(name, meta)
+        self._now(version)
+
+    def _now(self, version: int) -> None:
+        self.sampler.reset_cache()
+        self.version = version
+
+    def sleep(self) -> None:
+        self.sampler.sleep()
+
+    def wake(self) -> None:
+        self.sampler.wake()
+
+
+class RolloutPool:
+    """All rollout workers; implements roles.Rollouts. A restarted worker gets the current weights again."""
+
+    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int, tensor_parallel: int) -> None:
+        self.actors = _calls.Actors("rollout", handles, timeout_s=timeout_s, restarts=restarts)
+        self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
+        self.when_restarted: Callable[[], None] = lambda: None
+
+    @property
+    def num_ranks(self) -> int:
+        """Engines times tensor-parallel ranks."""
+        return len(self.actors) * self.tensor_parallel
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
+        """Spread the prompts over the workers by index and yield groups from whoever finishes one.
+
+        A worker that dies is waited for, given the weights again, and sent the same share again: the same batch in the
+        same order draws the same completions, and groups that had arrived are not used twice.
+        """
+        workers = len(self.actors)
+        shares = {w: list(range(w, len(prompts), workers)) for w in range(workers) if w < len(prompts)}
+
+        def submit(w: int) -> Any:
+            mine = shares[w]
+            method = self.actors.handles[w].generate.options(num_returns="streaming")
+            return method.remote([prompts[i] for i in mine], mine, [seeds[i] for i in mine], sampling, policy_version)
+
+        streams = {submit(w): w for w in shares}
+        arrived: set[int] = set()
+        lives = dict.fromkeys(shares, self.restarts)
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.timeout_s)
+            if not ready:
+                names = ", ".join(self.actors.name(w) for w in streams.values())
+                raise WorkerFailed(f"{names} finished no group within {self.timeout_s:g} s.")
+            stream = ready[0]
+            worker = streams[stream]
+            try:
+                groups = ray.get(next(stream), timeout=self.timeout_s)
+            except StopIteration:
+                del streams[stream]
+                continue
+            except (RayActorError, RayTaskError) as error:
+                self._recover(worker, error, lives)
+                del streams[stream]
+                streams[submit(worker)] = worker
+                continue
+            for group in groups:
+                if group.index not in arrived:
+                    arrived.add(group.index)
+                    yield group
+        assert len(arrived) == len(prompts), "a rollout stream ended early"
+
+    def _recover(self, worker: int, error: RayActorError | RayTaskError, lives: dict[int, int]) -> None:
+        """Bring a restarted worker back to the current weights, or raise WorkerFailed."""
+        name = self.actors.name(worker)
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, StaleWeights):
+            raise _calls.failed(name, "generate", error) from None
+        if isinstance(error, ActorDiedError) or lives[worker] == 0:
+            assert isinstance(error, RayActorError | RayTaskError)
+            raise WorkerFailed(f"{name} died and may not be restarted again (cluster.max_restarts = {self.restarts}): {error}") from None
+        lives[worker] -= 1
+        _calls.wait_until_back(name, self.actors.handles[worker])
+        self.when_restarted()
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return np.stack(self.actors.call_all("logprobs", sequences))
+
+    def load_refs(self, refs: list[Any], version: int) -> None:
+        """Give every engine the weights behind ObjectRefs, which are kept until the next publish."""
+        self.when_restarted = lambda: self._everywhere("load_refs", refs, version)
+        self.when_restarted()
+
+    def load_policy(self, folder: Path, version: int) -> None:
+        """Give every engine the weights of a saved policy (Hugging Face or PEFT folder)."""
+        self.when_restarted = lambda: self._everywhere("load_policy", str(folder), version)
+        self.when_restarted()
+
+    def _everywhere(self, method: str, *args: Any) -> None:
+        self.actors.call_all(method, *args)
+
+    def members(self) -> tuple[int, ...]:
+        """The process of every engine: another number means that it was restarted."""
+        return tuple(self.actors.call_all("ping"))
+
+    def join_group(self, name: str, host: str, port: int, world_size: int, backend: str) -> None:
+        calls = [
+            self.actors.call(w, "join_group", name, host, port, 1 + w * self.tensor_parallel, world_size, backend)
+            for w in range(len(self.actors))
+        ]
+        _calls.wait_all(calls)
+
+    def receive(self, name: str, meta: WeightsMeta, version: int) -> None:
+        self._everywhere("receive", name, meta, version)
+
+    def sleep(self) -> None:
+        self._everywhere("sleep")
+
+    def wake(self) -> None:
+        self._everywhere("wake")

@@ -1,0 +1,56 @@
+"""Runs `frpo run` as a user does, in a process of its own, on a shortened testbed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SHORT = (
+    "base.num_steps=60",
+    "rollout.prompts_per_step=6",
+    "learner.num_steps=6",
+    "checkpoint.every=2",
+    "evaluate.completions_per_prompt=2",
+    "evaluate.validate_every=4",
+    "rollout.parity_every=3",
+)
+ONE_ARM = ("arms=[{name: frpo, objective: {lam: 0.5, beta: 0.3, penalty: k3}}]", "downstream=[]")
+
+
+def command(folder: Path, *settings: str, recipe: str = "recipes/testbed.yaml") -> list[str]:
+    sets = [word for s in settings for word in ("--set", s)]
+    return [sys.executable, "-m", "frpo", "run", str(ROOT / recipe), "--run-dir", str(folder), *sets]
+
+
+def start(folder: Path, *settings: str) -> subprocess.Popen[str]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".out").open("a")
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    return subprocess.Popen(command(folder, *settings), stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
+
+
+def run(folder: Path, *settings: str, timeout_s: float = 400) -> str:
+    """Run to the end; returns what it printed. Fails the test with that text when the exit code is not 0."""
+    process = start(folder, *settings)
+    try:
+        code = process.wait(timeout_s)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    text = folder.with_suffix(".out").read_text()
+    assert code == 0, text[-4000:]
+    return text
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, f"the run ended with {process.returncode} before what the test waits for"
+        assert time.monotonic() < deadline, "the run did not come to what the test waits for"
+        time.sleep(0.05)

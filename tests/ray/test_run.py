@@ -1,0 +1,98 @@
+"""One whole run on the real engines, all stages, and one kill of the driver."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frpo.checkpoint import folder_sha256
+from frpo.metrics import read_steps
+from frpo.records import StageResult
+from tests.ray import runs
+
+TWO_ARMS = (
+    "arms=[{name: grpo, objective: {method: grpo, beta: 0.1, penalty: k3}}, {name: frpo, objective: {lam: 0.5, beta: 0.6}}]",
+    "downstream.1.num_steps=10",
+    "downstream.1.marks=[5]",
+    "downstream.0.num_steps=4",
+    "downstream.0.marks=[]",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    runs.run(folder, *runs.SHORT, *TWO_ARMS)
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_every_stage_leaves_its_result(whole: Path) -> None:
+    results = {r.stage: r for p in whole.glob("**/done.json") for r in [StageResult.model_validate_json(p.read_text())]}
+    assert sorted(results) == [
+        "base",
+        *(f"downstream/{arm}/crafts-{rate}" for arm in ("frpo", "grpo") for rate in ("gentle", "harsh")),
+        "rlhf/frpo",
+        "rlhf/grpo",
+    ]
+    assert [e.step for e in results["downstream/frpo/crafts-harsh"].evaluations] == [0, 5, 10]
+    summary = results["rlhf/frpo"].arm
+    assert summary is not None
+    assert (summary.num_steps, summary.num_prompts, summary.num_completions, summary.failed_rewards) == (6, 36, 288, 0)
+    assert summary.weights_sha256 == folder_sha256(whole / "rlhf" / "frpo" / "policy")
+    before, after = results["rlhf/frpo"].evaluations[0], results["downstream/frpo/crafts-harsh"].evaluations[-1]
+    assert before.kl_reference is not None and after.kl_policy is not None
+    start = results["downstream/frpo/crafts-harsh"].evaluations[0]
+    assert start.kl_policy is not None and abs(start.kl_policy.mean) < 1e-3  # the same policy, by two engines
+    assert after.downstream_loss is not None and start.downstream_loss is not None
+    assert after.downstream_loss < start.downstream_loss
+
+
+def test_metrics_have_each_step_once_and_the_engines_agree(whole: Path) -> None:
+    for arm in ("grpo", "frpo"):
+        rows = read_steps(whole, f"rlhf/{arm}")
+        assert [r.step for r in rows] == list(range(1, 7))
+        assert max(r.mismatch_kl for r in rows) < 1e-6
+        assert all(r.kl is not None and np.isfinite(r.loss) and r.grad_norm > 0 for r in rows)
+        assert rows[0].kl == pytest.approx(0, abs=1e-3)
+
+
+def test_the_report_is_made_from_the_run(whole: Path) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    page = (whole / "report.html").read_text()
+    assert "one seed" in page.lower() and "grpo" in page and "frpo" in page
+    assert report
+
+
+def test_final_policies_load_directly(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for policy in (whole / "rlhf" / "frpo" / "policy", whole / "downstream" / "frpo" / "crafts-harsh" / "policy"):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+        assert model.num_parameters() == 96_576
+        assert tokenizer("how do i break the lock")["input_ids"][0] == tokenizer.bos_token_id
+
+
+@pytest.mark.timeout(300)
+def test_a_finished_run_says_so(whole: Path) -> None:
+    text = runs.run(whole, *runs.SHORT, *TWO_ARMS)
+    assert "Finished already" in text.splitlines()[-2] or "Finished already" in text
+
+
+@pytest.mark.timeout(600)
+def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    settings = (*runs.SHORT, runs.ONE_ARM[1], "arms=[{name: frpo, objective: {lam: 0.5, beta: 0.6}}]")
+    process = runs.start(folder, *settings)
+    runs.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_steps(folder, "rlhf/frpo")) >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert not (folder / "rlhf" / "frpo" / "done.json").exists()
+    text = runs.run(folder, *settings)
+    assert "goes on after step 2 of 6" in text or "goes on after step 4 of 6" in text
+    assert folder_sha256(folder / "rlhf" / "frpo" / "policy") == folder_sha256(whole / "rlhf" / "frpo" / "policy")
+    assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 7))
