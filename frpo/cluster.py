@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import ray
 from ray.actor import ActorHandle
@@ -26,6 +26,11 @@ from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
 from frpo.planning import Actor, Plan, plan
 from frpo.roles import Publisher, WorkerFailed
+
+
+class Limits(TypedDict):
+    timeout_s: float
+    restarts: int
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,16 @@ def connect(config: Config) -> None:
     if existing:
         ray.init(address=existing, **options)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=int(config.cluster.object_store_gib * 2**30),
-            **options,
-        )
+        options |= {
+            "num_cpus": os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": int(config.cluster.object_store_gib * 2**30),
+        }
+        try:
+            ray.init(address="local", **options)
+        except RuntimeError:  # reading Ray from a cold disk can take longer than the 30 s that it grants itself
+            ray.shutdown()
+            ray.init(address="local", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
 
@@ -132,23 +139,29 @@ def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
     def count(role: str) -> int:
         return sum(a.count for a in asked.actors if a.role == role)
 
-    learners = count("learner")
-    ranks = [(rank, learners) for rank in range(learners)]
-    restarts = cluster.max_restarts
+    limits: Limits = {"timeout_s": cluster.call_timeout_s, "restarts": cluster.max_restarts}
+    ranks = [(rank, count("learner")) for rank in range(count("learner"))]
     rollout_args = [(model.path, model, config.rollout, config.num_tokens_limit)] * count("rollout")
-    rollouts = RolloutPool(workers("rollout", RolloutWorker, rollout_args, rollout_env(config), restarts), cluster, config.rollout)
-    learner = LearnerPool(workers("learner", LearnerWorker, ranks, one_thread, 0), cluster)
-    finetune = FinetunePool(workers("finetune", FinetuneWorker, ranks, one_thread, 0), cluster)
-    rewards = RewardPool(workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, restarts), cluster)
-    scorer = EvaluatePool(workers("evaluate", EvaluateWorker, [(model,)] * count("evaluate"), one_thread, restarts), cluster)
-    references = count("reference")
-    reference = (
-        ReferencePool(workers("reference", ReferenceWorker, [(model,)] * references, one_thread, restarts), cluster) if references else None
+    rollouts = RolloutPool(
+        workers("rollout", RolloutWorker, rollout_args, rollout_env(config), cluster.max_restarts),
+        tensor_parallel=config.rollout.tensor_parallel,
+        **limits,
     )
-    make_publisher = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
-    for pool in (rollouts, learner, finetune, rewards, scorer, *([reference] if reference else [])):
-        pool.wait_until_ready()
+    learner = LearnerPool(workers("learner", LearnerWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
+    finetune = FinetunePool(workers("finetune", FinetuneWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
+    rewards = RewardPool(
+        workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, cluster.max_restarts), **limits
+    )
+    scorer = EvaluatePool(workers("evaluate", EvaluateWorker, [(model,)] * count("evaluate"), one_thread, cluster.max_restarts), **limits)
+    reference = None
+    if count("reference"):
+        arguments = [(model,)] * count("reference")
+        reference = ReferencePool(workers("reference", ReferenceWorker, arguments, one_thread, cluster.max_restarts), **limits)
+    for pool in (rewards, learner, finetune, scorer, *([reference] if reference else []), rollouts):
+        pool.actors.wait_until_ready(cluster.start_timeout_s)
+    learner.join()
+    finetune.join()
+    make = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
     return Team(
-        rollouts, rewards, reference, learner, finetune, scorer,
-        make_publisher(learner, rollouts), make_publisher(finetune, rollouts),
-    )  # fmt: skip
+        rollouts, rewards, reference, learner, finetune, scorer, make("learner", learner, rollouts), make("finetune", finetune, rollouts)
+    )

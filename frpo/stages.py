@@ -177,7 +177,7 @@ class Work:
                 pass
         self.team.rollouts.load_policy(self.base_policy, 0)
         evaluation = self.measure("base", version=0)
-        self.log.evaluation(stage.name, evaluation)
+        self.log.evaluation(stage.name, evaluation, step=0)
         return StageResult(stage=stage.name, inputs=stage.inputs, seconds=time.perf_counter() - began, evaluations=(evaluation,), arm=None)
 
     def rlhf(self, stage: Stage, folder: Path, arm: ArmConfig) -> StageResult:
@@ -221,7 +221,7 @@ class Work:
         export(learner.export, folder / "policy")
         evaluation = self.measure(arm.name, version=arm.learner.num_steps)
         learner.stop()
-        self.log.evaluation(stage.name, evaluation)
+        self.log.evaluation(stage.name, evaluation, step=arm.learner.num_steps)
         summary = summarize(arm.name, read_steps(config.folder, stage.name), checkpoint.folder_sha256(folder / "policy"))
         return StageResult(
             stage=stage.name, inputs=stage.inputs, seconds=time.perf_counter() - began, evaluations=(evaluation,), arm=summary
@@ -233,14 +233,12 @@ class Work:
         heldout = self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout).all() if task.heldout else None
         policy = self.arm_policy(arm)
         evaluations: list[Evaluation] = []
-        for step, earlier in self.finetune(stage, folder, policy, task, examples, (0, *task.marks)):
-            evaluations = list(earlier)
+        for step, evaluations in self.finetune(stage, folder, policy, task, examples, (0, *task.marks)):
             self.team.finetune_publisher.publish(step)
             loss = self.team.finetune.loss(heldout) if heldout is not None else None
             evaluation = self.measure(arm.name, version=step, downstream=task.name, policy=policy, downstream_loss=loss)
-            self.log.evaluation(stage.name, evaluation)
+            self.log.evaluation(stage.name, evaluation, step=step)
             evaluations.append(evaluation)
-            earlier.append(evaluation)
         return StageResult(
             stage=stage.name, inputs=stage.inputs, seconds=time.perf_counter() - began, evaluations=tuple(evaluations), arm=None
         )

@@ -1,0 +1,3 @@
+from frpo.cli import main
+
+main()

@@ -1,0 +1,269 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, W&B, Ray metrics, the progress display and run.log.
+
+Owns every output of a run but its results; computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from frpo.config import Config
+from frpo.records import Evaluation
+from frpo.types import FinetuneStats, StepMetrics
+
+METRICS = "metrics.jsonl"
+PLAIN_EVERY_S = 5.0
+"""Without a terminal, a line at most this often."""
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of metrics.jsonl; a last line torn by a crash is left out."""
+    path = folder / METRICS
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def read_steps(folder: Path, stage: str) -> list[StepMetrics]:
+    """The steps of an rlhf stage, in order."""
+    names = {f.name for f in fields(StepMetrics)}
+    rows = (r for r in read_rows(folder) if r["kind"] == "step" and r["stage"] == stage)
+    return [StepMetrics(**{k: v for k, v in r.items() if k in names}) for r in rows]
+
+
+class Rate(ProgressColumn):
+    """What the stage last measured."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("status", ""), style="cyan")
+
+
+class RunLog:
+    """The outputs of one run. Use as a context manager."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.console = Console(stderr=False, soft_wrap=True, highlight=False)
+        self.rich = self.console.is_terminal
+        self.progress: Progress | None = None
+        self.total, self.started, self.start_step, self.last_line = 0, 0.0, 0, 0.0
+        self.boards: list[Board] = []
+
+    def __enter__(self) -> RunLog:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = (self.folder / METRICS).open("a")
+        self.logger = logging.getLogger("frpo")
+        self.handler = logging.FileHandler(self.folder / "run.log")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.logger.addHandler(self.handler)
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop_progress()
+        for board in self.boards:
+            board.close()
+        self.file.close()
+        self.logger.removeHandler(self.handler)
+        self.handler.close()
+
+    # ---- words
+
+    def note(self, text: str) -> None:
+        """One line for the person who watches, and for run.log."""
+        (self.progress.console if self.progress else self.console).print(text, markup=False)
+        sys.stdout.flush()
+        self.logger.info(text)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what a long start waits for, and how long it took."""
+        began = time.perf_counter()
+        if self.rich:
+            with self.console.status(f"{what} ..."):
+                yield
+        else:
+            self.note(f"{what} ...")
+            yield
+        self.note(f"{what}: {time.perf_counter() - began:.1f} s")
+
+    # ---- stages
+
+    def begin(self, stage: str, total: int, start: int = 0) -> None:
+        """A stage with `total` steps starts, or goes on after `start`: rows of steps that will be done again are dropped."""
+        self._forget(stage, start)
+        self.total, self.started, self.start_step = total, time.perf_counter(), start
+        if self.rich:
+            self._stop_progress()
+            self.progress = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), console=self.console
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(stage, total=total, completed=start)
+        else:
+            self.note(f"{stage}: {total - start} steps to do")
+
+    def end(self, stage: str) -> None:
+        self._stop_progress()
+        self.note(f"{stage}: done in {time.perf_counter() - self.started:.1f} s")
+
+    def _stop_progress(self) -> None:
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+
+    def _forget(self, stage: str, start: int) -> None:
+        """Rewrite metrics.jsonl in one step without this stage's rows after `start`, and without a torn last line."""
+        rows = [r for r in read_rows(self.folder) if r["stage"] != stage or r.get("step", 0) <= start]
+        self.file.close()
+        aside = self.folder / f".{METRICS}.tmp"
+        aside.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        aside.replace(self.folder / METRICS)
+        self.file = (self.folder / METRICS).open("a")
+
+    # ---- numbers
+
+    def step(self, stage: str, metrics: StepMetrics) -> None:
+        kl = "" if metrics.kl is None else f"  KL {metrics.kl:.3f}"
+        rate = metrics.num_tokens / metrics.step_s
+        status = f"reward {metrics.reward:.3f}{kl}  entropy {metrics.entropy:.2f}  {rate:.0f} tokens/s"
+        self._row("step", stage, metrics.step, asdict(metrics), status)
+
+    def finetune_step(self, stage: str, step: int, stats: FinetuneStats) -> None:
+        status = f"loss {stats.loss:.4f}  {stats.num_tokens / stats.seconds:.0f} tokens/s"
+        self._row("finetune", stage, step, asdict(stats), status)
+
+    def evaluation(self, stage: str, evaluation: Evaluation, *, step: int, kind: str = "evaluation") -> None:
+        values = evaluation.model_dump(mode="json", exclude={"samples"})
+        rewards = "  ".join(f"{t.task} {t.reward.mean:.3f}" for t in evaluation.rewards)
+        kl = f"  KL to reference {evaluation.kl_reference.mean:.3f}" if evaluation.kl_reference else ""
+        self._write(kind, stage, {**values, "step": step})
+        self._boards(stage, step, {f"{kind}/{t.task}": t.reward.mean for t in evaluation.rewards})
+        self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
+
+    def _row(self, kind: str, stage: str, step: int, values: Mapping[str, Any], status: str) -> None:
+        self._write(kind, stage, {"step": step, **values})
+        self._boards(stage, step, flat(values))
+        now = time.perf_counter()
+        if self.progress:
+            self.progress.update(self.task, completed=step, status=status)
+        elif step == self.total or step == self.start_step + 1 or now - self.last_line > PLAIN_EVERY_S:
+            left = (now - self.started) / max(1, step - self.start_step) * (self.total - step)
+            self.note(f"{stage} step {step}/{self.total}: {status}  {left:.0f} s left")
+            self.last_line = now
+        self.logger.info("%s step %d/%d: %s", stage, step, self.total, status)
+
+    def _write(self, kind: str, stage: str, values: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"kind": kind, "stage": stage, "time": time.time(), **values}) + "\n")
+        self.file.flush()
+
+    def _boards(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        if not self.boards:
+            self.boards = [TensorBoard(self.folder / "tensorboard"), RayMetrics(self.config.name)]
+            self.boards += [WandB(self.config, self.folder)] if self.config.wandb_project else []
+        for board in self.boards:
+            board.add(stage, step, values)
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a record, those of its mappings as name/key; None is left out."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{k}": float(v) for k, v in value.items()}
+        elif isinstance(value, int | float) and name != "step":
+            found[name] = float(value)
+    return found
+
+
+class Board(Protocol):
+    """Somewhere that numbers go."""
+
+    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writers: dict[str, Any] = {}
+
+    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if stage not in self.writers:
+            self.writers[stage] = SummaryWriter(str(self.folder / stage.replace("/", "_")))
+        for name, value in values.items():
+            self.writers[stage].add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+COUNTED = {
+    "failed_rewards", "dropped_groups", "num_prompts", "num_completions", "num_tokens",
+    "generate_s", "score_s", "update_s", "publish_s", "step_s",
+}  # fmt: skip
+"""Exported as counters: their means are ratios of two counters."""
+
+
+class RayMetrics:
+    """`ray_frpo_<name>` on the cluster's metrics port, by run and stage."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.known: dict[str, Any] = {}
+
+    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        import ray
+        from ray.util.metrics import Counter, Gauge
+
+        if not ray.is_initialized():
+            return
+        tags = {"run": self.run, "stage": stage}
+        for name, value in {"step": float(step), **values}.items():
+            metric = "frpo_" + name.replace("/", "_").replace("-", "_").replace(".", "_")
+            kind = Counter if name in COUNTED else Gauge
+            if metric not in self.known:
+                self.known[metric] = kind(metric, description=f"frpo {name}", tag_keys=("run", "stage"))
+            if kind is Counter:
+                if value > 0:
+                    self.known[metric].inc(value, tags=tags)
+            else:
+                self.known[metric].set(value, tags=tags)
+
+    def close(self) -> None:
+        self.known.clear()
+
+
+class WandB:
+    def __init__(self, config: Config, folder: Path) -> None:
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.run = wandb.init(
+            project=config.wandb_project, name=config.name, dir=str(folder), config=config.model_dump(mode="json"), resume="allow"
+        )
+
+    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step})
+
+    def close(self) -> None:
+        self.run.finish()

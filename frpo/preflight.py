@@ -1,0 +1,108 @@
+"""Everything that can be found wrong before something expensive starts: files, columns, functions, folders, resources.
+
+Imports no ML library. `check` raises at the first mistake; `lacks` lists what the machine is short of.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from frpo import prompts
+from frpo.config import Config, ConfigError, DatasetConfig, FunctionReward
+from frpo.planning import Plan
+from frpo.rewards.loading import load_function
+
+HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
+    """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
+    check_model("model.path", config.model.path)
+    for i, reward in enumerate(config.rewards):
+        if isinstance(reward, FunctionReward):
+            load_function(reward.function, f"rewards.{i}.function")
+        else:
+            check_model(f"rewards.{i}.path", reward.path)
+    sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
+    for task in config.downstream:
+        sources += [*task.data, *task.heldout]
+    once = {s.model_dump_json(): s for s in sources if not s.path.startswith("testbed:")}
+    rows = prompts.check(list(once.values()), progress)
+    check_tasks(config)
+    check_folder(config.folder)
+    return rows
+
+
+def check_model(field: str, path: str) -> None:
+    if path.startswith("testbed:"):
+        return
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{field}: {path} has no config.json; give a Hugging Face model folder")
+        if not list(folder.glob("*.safetensors")):
+            raise ConfigError(f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True")
+    elif not HUB_NAME.match(path) or folder.exists():
+        raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
+    elif os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise ConfigError(f"{field}: {path} is a hub name, but HF_HUB_OFFLINE=1; unset it or give a folder")
+
+
+def check_tasks(config: Config) -> None:
+    """Fixed task labels that no reward or no data set knows."""
+    labels = {s.task for s in (*config.data.train, *config.data.heldout)}
+    if None in labels:
+        return
+    for i, reward in enumerate(config.rewards):
+        for task in reward.tasks:
+            if task not in labels:
+                raise ConfigError(f"rewards.{i}.tasks: no data set has the task {task!r}; they have {sorted(map(str, labels))}")
+    for task in labels:
+        if not any(not r.tasks or task in r.tasks for r in config.rewards):
+            raise ConfigError(f"rewards: none applies to the task {task!r}; add it to a reward's tasks")
+
+
+def check_folder(folder: Path) -> None:
+    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"run_dir: {folder} cannot be written ({parent} is not a writable folder); choose another")
+
+
+def lacks(config: Config, asked: Plan) -> list[str]:
+    """What this machine is short of, one line each; empty when a cluster is joined (it is asked at the start)."""
+    found = []
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        cpus, gpus = os.cpu_count() or 1, num_gpus()
+        if asked.num_cpus > cpus:
+            found.append(f"CPUs: the plan needs {asked.num_cpus:g}, this machine has {cpus}; lower num_workers or num_cpus, or join a cluster")
+        if asked.num_gpus > gpus:
+            found.append(f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {gpus}; lower num_gpus, or join a cluster (cluster.address)")
+    parent = next(p for p in (config.folder.absolute(), *config.folder.absolute().parents) if p.exists())
+    free, need = shutil.disk_usage(parent).free, disk_bytes(config)
+    if need > free:
+        found.append(f"disk: the run may need {need / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; choose another run_dir")
+    return found
+
+
+def num_gpus() -> int:
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+
+
+def disk_bytes(config: Config) -> int:
+    """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
+    folder = Path(config.model.path)
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
+    if config.model.lora:
+        return size * (2 + len(config.arms) * len(config.downstream)) + size // 4 * kept
+    return size * policies + 4 * size * kept

@@ -1,0 +1,84 @@
+"""Ready-made rewards: f(prompts, completions, **columns) -> list of float or None. Imports no ML library.
+
+`prompts` and `completions` are lists of strings of one length; every column of the data set is a keyword argument that
+holds a list of that length. None means "cannot be scored", which is never the same as 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from frpo.rewards.refusal import is_refusal
+
+__all__ = ["boxed_math", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "refusal"]
+
+Scores = list[float | None]
+
+
+def _accepted(value: Any) -> set[str]:
+    return {str(v).strip() for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])}
+
+
+def exact_answer(
+    prompts: list[str], completions: list[str], *, answer: list[Any], partial: list[Any] | None = None, **_: Any
+) -> Scores:
+    """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without answer."""
+    halves = partial or [()] * len(completions)
+    return [
+        None if right is None else 1.0 if text.strip() in _accepted(right) else 0.5 if text.strip() in _accepted(half or ()) else 0.0
+        for text, right, half in zip(completions, answer, halves, strict=True)
+    ]
+
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def numeric_answer(prompts: list[str], completions: list[str], *, answer: list[Any], **_: Any) -> Scores:
+    """1 when the last number of the completion equals the last number of `answer` (GSM8K, SVAMP); None without one there."""
+    scores: Scores = []
+    for text, right in zip(completions, answer, strict=True):
+        target, found = last_number(str(right)), last_number(text)
+        scores.append(None if target is None else float(found is not None and abs(found - target) < 1e-6))
+    return scores
+
+
+def boxed_math(
+    prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any
+) -> Scores:
+    """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`.
+
+    Signal-based time limits are switched off (they need the main thread); the reward's own timeout_s applies.
+    """
+    from math_verify import parse, verify
+
+    scores: Scores = []
+    for text, right in zip(completions, answer, strict=True):
+        gold = parse(f"\\boxed{{{right}}}", parsing_timeout=None)
+        correct = bool(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
+        scores.append(format_weight * (text.count("\\boxed{") == 1) + (1 - format_weight) * correct)
+    return scores
+
+
+def refusal(prompts: list[str], completions: list[str], *, expect: str = "refuse", **_: Any) -> Scores:
+    """expect: refuse = 1 for a refusal; expect: answer = 1 for a completion that says something and is no refusal."""
+    if expect == "refuse":
+        return [float(is_refusal(text)) for text in completions]
+    return [float(bool(re.search(r"\w", text)) and not is_refusal(text)) for text in completions]
+
+
+def length(prompts: list[str], completions: list[str], *, max_words: int = 200, **_: Any) -> Scores:
+    """1 up to `max_words` words, then falling linearly to 0 at twice as many."""
+    return [min(1.0, max(0.0, 2 - len(text.split()) / max_words)) for text in completions]
+
+
+def format_regex(prompts: list[str], completions: list[str], *, pattern: str, **_: Any) -> Scores:
+    """1 when the whole completion matches `pattern` (dot matches newlines)."""
+    compiled = re.compile(pattern, re.DOTALL)
+    return [float(compiled.fullmatch(text.strip()) is not None) for text in completions]

@@ -1,0 +1,167 @@
+"""Scores a batch of completions by functions and reward models, weighted and routed by task. Knows neither Ray nor HTTP.
+
+A reward that raises, takes too long, or gives None, NaN or the wrong number of values has failed: its completions get
+None with the reason, never 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frpo.config import FunctionReward, ModelReward, RewardConfig
+from frpo.rewards.loading import load_function
+from frpo.types import Reward
+
+
+@dataclass(frozen=True)
+class Item:
+    """One completion to score."""
+
+    prompt: str
+    completion: str
+    task: str
+    columns: Mapping[str, Any]
+
+
+Part = tuple[float | None, str | None]
+"""A value, or None and why."""
+
+
+class Scorer:
+    """All rewards of a run. Raises ConfigError when a function does not resolve."""
+
+    def __init__(self, rewards: Sequence[RewardConfig]) -> None:
+        self.rewards = tuple(rewards)
+        self.run: dict[str, Callable[[list[Item]], list[Any]]] = {}
+        for i, reward in enumerate(rewards):
+            if isinstance(reward, FunctionReward):
+                self.run[reward.name] = FunctionScorer(reward, f"rewards.{i}.function")
+            else:
+                self.run[reward.name] = ModelScorer(reward)
+
+    def score(self, items: Sequence[Item]) -> list[Reward]:
+        """One Reward per item, in order."""
+        parts: list[dict[str, Part]] = [{} for _ in items]
+        for reward in self.rewards:
+            mine = [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
+            if mine:
+                found = guarded(self.run[reward.name], [items[i] for i in mine], reward.name, reward.timeout_s)
+                for i, part in zip(mine, found, strict=True):
+                    parts[i][reward.name] = part
+        return [self._total(item, p) for item, p in zip(items, parts, strict=True)]
+
+    def _total(self, item: Item, parts: Mapping[str, Part]) -> Reward:
+        values = {name: value for name, (value, _) in parts.items()}
+        errors = [f"{name}: {why}" for name, (value, why) in parts.items() if value is None]
+        if not parts:
+            errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
+        if errors:
+            return Reward(None, values, "; ".join(errors))
+        weights = {r.name: r.weight for r in self.rewards}
+        return Reward(sum(weights[name] * value for name, value in values.items() if value is not None), values)
+
+
+def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str, timeout_s: float) -> list[Part]:
+    """Call in a thread of its own with a time limit, and turn whatever goes wrong into failed rewards."""
+    answer: list[Any] = []
+    problem: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(run(items))
+        except BaseException as error:  # also SystemExit of a careless reward function
+            problem.append(error)
+
+    thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        return [(None, f"took longer than {timeout_s:g} s (rewards.{name}.timeout_s)")] * len(items)
+    if problem:
+        return [(None, f"{type(problem[0]).__name__}: {problem[0]}")] * len(items)
+    values = answer[0]
+    if not isinstance(values, Sequence) or len(values) != len(items):
+        size = len(values) if isinstance(values, Sequence) else type(values).__name__
+        return [(None, f"gave {size} values for {len(items)} completions")] * len(items)
+    return [_number(v) for v in values]
+
+
+def _number(value: Any) -> Part:
+    if value is None:
+        return None, "gave None"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None, f"gave {value!r}, which is no number"
+    return (number, None) if math.isfinite(number) else (None, f"gave {number}")
+
+
+class FunctionScorer:
+    """A Python function, plain or async, called with lists: f(prompts, completions, **columns, **arguments)."""
+
+    def __init__(self, reward: FunctionReward, field: str) -> None:
+        self.function, self.arguments = load_function(reward.function, field), reward.arguments
+
+    def __call__(self, items: list[Item]) -> list[Any]:
+        names = sorted({name for item in items for name in item.columns} - set(self.arguments))
+        columns = {name: [item.columns.get(name) for item in items] for name in names}
+        columns |= {"task": [item.task for item in items]} if "task" not in columns else {}
+        answer = self.function([i.prompt for i in items], [i.completion for i in items], **columns, **self.arguments)
+        if inspect.isawaitable(answer):
+            answer = asyncio.run(_finish(answer))
+        return list(answer)
+
+
+async def _finish(answer: Any) -> Any:
+    return await answer
+
+
+class ModelScorer:
+    """A sequence-classification model with one label, loaded at the first call."""
+
+    def __init__(self, reward: ModelReward) -> None:
+        self.reward = reward
+        self.model: Any = None
+
+    def _load(self) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.reward.path, truncation_side="left", padding_side="right")
+        model = AutoModelForSequenceClassification.from_pretrained(self.reward.path, use_safetensors=True)
+        if model.config.num_labels != 1:
+            raise ValueError(f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one")
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(self.device).eval()
+
+    def text(self, item: Item) -> str:
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.completion}]
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        return f"{item.prompt}\n{item.completion}"
+
+    def __call__(self, items: list[Item]) -> list[Any]:
+        import torch
+
+        from frpo.logprobs import micro_batches
+
+        if self.model is None:
+            self._load()
+        special = self.tokenizer.chat_template is None
+        rows = [self.tokenizer(self.text(i), truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for i in items]
+        scores: list[Any] = [None] * len(items)
+        for batch in micro_batches([len(r["input_ids"]) for r in rows], self.reward.batch_tokens):
+            padded = self.tokenizer.pad([rows[i] for i in batch], return_tensors="pt").to(self.device)
+            with torch.no_grad():
+                logits = self.model(**padded).logits[:, 0].float()
+            for i, value in zip(batch, torch.sigmoid(logits) if self.reward.squash == "sigmoid" else logits, strict=True):
+                scores[i] = float(value)
+        return scores
