@@ -25,7 +25,7 @@ class Call(Generic[T]):
     """
 
     def __init__(
-        self, name: str, handle: ActorHandle, method: str, args: tuple[Any, ...] = (), *, timeout_s: float, restarts: int = 0
+        self, name: str, handle: ActorHandle[Any], method: str, args: tuple[Any, ...] = (), *, timeout_s: float, restarts: int = 0
     ) -> None:
         self.name, self.handle, self.method, self.args = name, handle, method, args
         self.timeout_s, self.restarts = timeout_s, restarts
@@ -64,7 +64,7 @@ def died(name: str, method: str, error: RayActorError) -> WorkerFailed:
     return WorkerFailed(f"{name} died during {method}(): {reason[:600]}")
 
 
-def wait_until_back(name: str, handle: ActorHandle) -> None:
+def wait_until_back(name: str, handle: ActorHandle[Any]) -> None:
     """Wait for Ray to restart an actor. Raises WorkerFailed when it does not come back."""
     deadline, pause = time.monotonic() + RESTART_LIMIT_S, 0.2
     while True:
@@ -89,7 +89,7 @@ def wait_all(calls: Sequence[Call[T]]) -> list[T]:
 class Actors:
     """The handles of one role, with names for people and the limits of its calls."""
 
-    def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int = 0) -> None:
+    def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int = 0) -> None:
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ def load_policy(folder: Path, model: ModelConfig) -> Any:
     if adapter:
         from peft import PeftConfig, PeftModel
 
-        path = PeftConfig.from_pretrained(folder).base_model_name_or_path
+        path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     else:
         path = str(folder)
     base = AutoModelForCausalLM.from_pretrained(
@@ -199,9 +199,10 @@ class Engine:
         for name, module in self.ds.module.named_modules():
             if isinstance(module, LoraLayer):
                 (adapter,) = module.lora_A.keys()
-                a, b, w = module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.get_base_layer().weight
+                layer: Any = module
+                a, b, w = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.get_base_layer().weight
                 with deepspeed.zero.GatheredParameters([a, b, w], enabled=sharded):
-                    yield _plain_name(name) + ".weight", torch.addmm(w, b, a, alpha=module.scaling[adapter])
+                    yield _plain_name(name) + ".weight", torch.addmm(w, b, a, alpha=layer.scaling[adapter])
                 done |= {id(a), id(b), id(w)}
         for name, parameter in self.ds.module.named_parameters():
             if id(parameter) not in done:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors import _weights
 from frpo.config import Config, ModelConfig, RolloutConfig
@@ -127,7 +126,7 @@ class Sampler:
             waiting[str(index)] = (index, prompt)
             engine.add_request(str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params)
         while waiting:
-            done = [o for o in engine.step() if o.finished]
+            done: list[Any] = [o for o in engine.step() if o.finished]
             if done:
                 yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, policy_version) for o in done)
 
@@ -151,7 +150,8 @@ class Sampler:
 
         rows: list[Ints] = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate([{"prompt_token_ids": r.tolist()} for r in rows], params, use_tqdm=False)
+        prompts: Any = [{"prompt_token_ids": r.tolist()} for r in rows]
+        outputs: Any = self.llm.generate(prompts, params, use_tqdm=False)
         found = [
             output.prompt_logprobs[t][int(tokens[t])].logprob
             for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True)
@@ -181,5 +181,3 @@ class Sampler:
 
     def wake(self) -> None:
         self.llm.wake_up()
-
-

@@ -122,7 +122,7 @@ class TrainWorker:
 class TrainPool:
     """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last checkpoint."""
 
-    def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+    def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         self.actors = _calls.Actors(role, handles, timeout_s=timeout_s)
 
     def join(self) -> None:

@@ -72,7 +72,9 @@ def free_address() -> tuple[str, int]:
 def make_group(host: str, port: int, rank: int, world_size: int, backend: str) -> Any:
     """A process group of its own; rank 0 hosts the store. Raises after GROUP_TIMEOUT_S if someone is missing."""
     limit = timedelta(seconds=GROUP_TIMEOUT_S)
-    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world_size, is_master=rank == 0, timeout=limit, wait_for_workers=False
+    )
     if backend == "gloo":
         return dist.ProcessGroupGloo(store, rank, world_size, limit)
     options = dist.ProcessGroupNCCL.Options()
@@ -184,7 +186,7 @@ class ProcessGroupPublisher:
 
     def __init__(self, name: str, source: Source, rollouts: RolloutPool) -> None:
         self.name, self.source, self.rollouts = name, source, rollouts
-        self.members: tuple[str, ...] = ()
+        self.members: tuple[int, ...] = ()
         self.meta: WeightsMeta | None = None
 
     def publish(self, policy_version: int) -> None:

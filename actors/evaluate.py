@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -33,7 +34,7 @@ class EvaluateWorker:
 class EvaluatePool:
     """All evaluation actors; implements evaluation.Scorer."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
         self.actors = _calls.Actors("evaluation", handles, timeout_s=timeout_s, restarts=restarts)
 
     def submit(self, policy: Path, groups: Sequence[Group]) -> Shares:
@@ -41,7 +42,11 @@ class EvaluatePool:
         n = len(self.actors)
         cuts = [len(groups) * i // n for i in range(n + 1)]
         return Shares(
-            [self.actors.call(i, "logprobs", str(policy), ray.put(list(groups[cuts[i] : cuts[i + 1]]))) for i in range(n) if cuts[i] < cuts[i + 1]]
+            [
+                self.actors.call(i, "logprobs", str(policy), ray.put(list(groups[cuts[i] : cuts[i + 1]])))
+                for i in range(n)
+                if cuts[i] < cuts[i + 1]
+            ]
         )
 
 

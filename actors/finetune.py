@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -64,7 +65,7 @@ class FinetuneWorker(TrainWorker):
 class FinetunePool(TrainPool):
     """All fine-tune ranks."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         super().__init__("fine-tune", handles, timeout_s=timeout_s)
 
     def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:

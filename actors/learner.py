@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -123,7 +124,7 @@ class LearnerWorker(TrainWorker):
 class LearnerPool(TrainPool):
     """All learner ranks; implements roles.Learner."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
 
     def start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ray.actor import ActorHandle
 
@@ -33,7 +34,7 @@ class ReferenceWorker:
 class ReferencePool:
     """All reference workers; implements roles.Reference."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
         self.actors = _calls.Actors("reference", handles, timeout_s=timeout_s, restarts=restarts)
         self.policy = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from ray.actor import ActorHandle
 
@@ -32,7 +33,7 @@ class RewardWorker:
 class RewardPool:
     """All reward workers; implements roles.Rewards."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
         self.actors = _calls.Actors("reward", handles, timeout_s=timeout_s, restarts=restarts)
 
     def score(self, group: Group) -> Pending[tuple[Reward, ...]]:

@@ -82,7 +82,7 @@ class RolloutWorker:
 class RolloutPool:
     """All rollout workers; implements roles.Rollouts. A restarted worker gets the current weights again."""
 
-    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float, restarts: int, tensor_parallel: int) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int, tensor_parallel: int) -> None:
         self.actors = _calls.Actors("rollout", handles, timeout_s=timeout_s, restarts=restarts)
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
         self.when_restarted: Callable[[], None] = lambda: None
@@ -92,9 +92,7 @@ class RolloutPool:
         """Engines times tensor-parallel ranks."""
         return len(self.actors) * self.tensor_parallel
 
-    def generate(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
-    ) -> Iterator[Group]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
         """Spread the prompts over the workers by index and yield groups from whoever finishes one.
 
         A worker that dies is waited for, given the weights again, and sent the same share again: the same batch in the
@@ -105,7 +103,7 @@ class RolloutPool:
 
         def submit(w: int) -> Any:
             mine = shares[w]
-            method = self.actors.handles[w].generate.options(num_returns="streaming")
+            method: Any = self.actors.handles[w].generate.options(num_returns="streaming")
             return method.remote([prompts[i] for i in mine], mine, [seeds[i] for i in mine], sampling, policy_version)
 
         streams = {submit(w): w for w in shares}
@@ -116,7 +114,7 @@ class RolloutPool:
             if not ready:
                 names = ", ".join(self.actors.name(w) for w in streams.values())
                 raise WorkerFailed(f"{names} finished no group within {self.timeout_s:g} s.")
-            stream = ready[0]
+            stream: Any = ready[0]
             worker = streams[stream]
             try:
                 groups = ray.get(next(stream), timeout=self.timeout_s)

@@ -70,7 +70,9 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise ConfigError(f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another") from None
+            raise ConfigError(
+                f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another"
+            ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()

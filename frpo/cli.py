@@ -34,7 +34,7 @@ def read(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
 
 
 @app.command()
-def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: A002, B006
+def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
     from frpo import preflight
     from frpo.checkpoint import hold
@@ -42,7 +42,9 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     from frpo.planning import plan
 
     config = read(recipe, set, run_dir)
-    again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]]).replace("'python -m frpo'", "python -m frpo")
+    again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]]).replace(
+        "'python -m frpo'", "python -m frpo"
+    )
     print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
     preflight.check(config, lambda count: print(f"  {count} rows read", flush=True))
     if short := preflight.lacks(config, plan(config)):
@@ -79,7 +81,7 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 @app.command()
-def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: A002, B006
+def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Print actors, resources, batch sizes and steps, and what is missing. Starts nothing."""
     from frpo.explain import print_plan
 
@@ -87,7 +89,7 @@ def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noq
 
 
 @app.command("config")
-def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: A002, B006
+def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
     """Print the resolved configuration: each field with its meaning and default."""
     from frpo.explain import explained
 

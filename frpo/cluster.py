@@ -24,8 +24,10 @@ from actors.reward import RewardPool, RewardWorker
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
-from frpo.planning import Actor, Plan, plan
+from frpo.planning import Plan, plan
 from frpo.roles import Publisher, WorkerFailed
+
+remote: Any = ray.remote
 
 
 class Limits(TypedDict):
@@ -121,10 +123,10 @@ def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
     cluster, model = config.cluster, config.model
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-    def workers(role: str, cls: type, arguments: list[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[ActorHandle]:
+    def workers(role: str, cls: type, arguments: list[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[ActorHandle[Any]]:
         actor = next(a for a in asked.actors if a.role == role)
         return [
-            ray.remote(cls)
+            remote(cls)
             .options(
                 num_cpus=actor.num_cpus,
                 num_gpus=actor.num_gpus,
@@ -149,16 +151,15 @@ def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
     )
     learner = LearnerPool(workers("learner", LearnerWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
     finetune = FinetunePool(workers("finetune", FinetuneWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
-    rewards = RewardPool(
-        workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, cluster.max_restarts), **limits
-    )
+    rewards = RewardPool(workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, cluster.max_restarts), **limits)
     scorer = EvaluatePool(workers("evaluate", EvaluateWorker, [(model,)] * count("evaluate"), one_thread, cluster.max_restarts), **limits)
     reference = None
     if count("reference"):
         arguments = [(model,)] * count("reference")
         reference = ReferencePool(workers("reference", ReferenceWorker, arguments, one_thread, cluster.max_restarts), **limits)
-    for pool in (rewards, learner, finetune, scorer, *([reference] if reference else []), rollouts):
-        pool.actors.wait_until_ready(cluster.start_timeout_s)
+    groups = [rewards.actors, learner.actors, finetune.actors, scorer.actors, rollouts.actors]
+    for actors in groups + ([reference.actors] if reference else []):
+        actors.wait_until_ready(cluster.start_timeout_s)
     learner.join()
     finetune.join()
     make = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher

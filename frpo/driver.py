@@ -40,9 +40,7 @@ class Partners:
     publisher: Publisher
 
 
-def train(
-    config: Config, arm: ArmConfig, partners: Partners, *, start: int, after_step: Callable[[StepMetrics], None]
-) -> None:
+def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, after_step: Callable[[StepMetrics], None]) -> None:
     """Run steps start + 1 .. num_steps of one arm. `after_step` logs, validates and saves.
 
     The learner holds the weights of `start`. Raises RunStopped, or WorkerFailed from a partner.
@@ -71,9 +69,7 @@ def train(
         after_step(metrics)
 
 
-def collect(
-    config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int
-) -> tuple[list[ScoredGroup], float]:
+def collect(config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int) -> tuple[list[ScoredGroup], float]:
     """Draw and score the groups of one step. Returns them and the time at which the last group was drawn."""
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
     pending = [

@@ -111,9 +111,7 @@ def task_reward(task: str, scored: Scored) -> TaskReward:
 def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
     """The first completion of evenly spaced prompts, the same prompts for every policy."""
     chosen = [scored[i * len(scored) // count] for i in range(min(count, len(scored)))] if count else []
-    return tuple(
-        Sample(task=g.prompt.task, prompt=g.prompt.text, completion=g.completions[0].text, reward=rs[0].total) for g, rs in chosen
-    )
+    return tuple(Sample(task=g.prompt.task, prompt=g.prompt.text, completion=g.completions[0].text, reward=rs[0].total) for g, rs in chosen)
 
 
 def mean_reward(evaluation: Evaluation) -> float:

@@ -47,7 +47,13 @@ def _yaml(value: Any) -> str:
         return "none"
     if isinstance(value, BaseModel):
         return "its fields' defaults"
-    plain = list(value) if isinstance(value, tuple) else str(value) if value is not None and not isinstance(value, str | int | float | bool | dict | list) else value
+    plain = (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if value is not None and not isinstance(value, str | int | float | bool | dict | list)
+        else value
+    )
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 

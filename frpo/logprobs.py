@@ -106,7 +106,8 @@ class Scorer(nn.Module):
 
     def causal(self) -> Any:
         """The transformers model inside a peft wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         causal = self.causal()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 
 from frpo.config import Config
@@ -86,7 +85,9 @@ def _stages(config: Config) -> tuple[StagePlan, ...]:
     stages = [StagePlan("base", config.base.num_steps if config.base else 0, 0)]
     per_step = config.rollout.prompts_per_step * config.rollout.group_size
     for arm in config.arms:
-        stages.append(StagePlan(f"rlhf/{arm.name}", arm.learner.num_steps * arm.learner.updates_per_batch, arm.learner.num_steps * per_step))
+        stages.append(
+            StagePlan(f"rlhf/{arm.name}", arm.learner.num_steps * arm.learner.updates_per_batch, arm.learner.num_steps * per_step)
+        )
         stages += [StagePlan(f"downstream/{arm.name}/{d.name}", d.num_steps, 0) for d in config.downstream]
     return tuple(stages)
 

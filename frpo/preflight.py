@@ -62,9 +62,9 @@ def check_tasks(config: Config) -> None:
         for task in reward.tasks:
             if task not in labels:
                 raise ConfigError(f"rewards.{i}.tasks: no data set has the task {task!r}; they have {sorted(map(str, labels))}")
-    for task in labels:
-        if not any(not r.tasks or task in r.tasks for r in config.rewards):
-            raise ConfigError(f"rewards: none applies to the task {task!r}; add it to a reward's tasks")
+    for label in labels:
+        if not any(not r.tasks or label in r.tasks for r in config.rewards):
+            raise ConfigError(f"rewards: none applies to the task {label!r}; add it to a reward's tasks")
 
 
 def check_folder(folder: Path) -> None:
@@ -79,9 +79,13 @@ def lacks(config: Config, asked: Plan) -> list[str]:
     if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
         cpus, gpus = os.cpu_count() or 1, num_gpus()
         if asked.num_cpus > cpus:
-            found.append(f"CPUs: the plan needs {asked.num_cpus:g}, this machine has {cpus}; lower num_workers or num_cpus, or join a cluster")
+            found.append(
+                f"CPUs: the plan needs {asked.num_cpus:g}, this machine has {cpus}; lower num_workers or num_cpus, or join a cluster"
+            )
         if asked.num_gpus > gpus:
-            found.append(f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {gpus}; lower num_gpus, or join a cluster (cluster.address)")
+            found.append(
+                f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {gpus}; lower num_gpus, or join a cluster (cluster.address)"
+            )
     parent = next(p for p in (config.folder.absolute(), *config.folder.absolute().parents) if p.exists())
     free, need = shutil.disk_usage(parent).free, disk_bytes(config)
     if need > free:

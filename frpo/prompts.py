@@ -172,7 +172,7 @@ def check(sources: Sequence[DatasetConfig], progress: Callable[[int], None] = la
     total = 0
     for source in sources:
         count = 0
-        for count, _ in enumerate(read_rows(source), 1):  # noqa: B007
+        for count, _ in enumerate(read_rows(source), 1):
             if count % 1000 == 0:
                 progress(total + count)
         if count == 0:

@@ -25,9 +25,7 @@ class WorkerFailed(RuntimeError):
 
 
 class Rollouts(Protocol):
-    def generate(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
-    ) -> Iterator[Group]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
         """Yield one group per prompt as soon as it is finished, in any order; group.index is the prompt's position.
 
         Drawn by `policy_version`, the one published last. Equal seeds give equal completions.

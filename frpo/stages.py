@@ -44,7 +44,12 @@ def stages_of(config: Config) -> list[Stage]:
     """Every stage in order, with the hash of its inputs."""
     common = config.model_dump(mode="json", exclude=NOT_INPUTS | {"objective", "learner"})
     sources = [*config.data.train, *config.data.heldout]
-    base = Stage("base", _hash(common, config.base and config.base.model_dump(mode="json"), _files(sources), _files(config.base.data if config.base else ())))
+    base = Stage(
+        "base",
+        _hash(
+            common, config.base and config.base.model_dump(mode="json"), _files(sources), _files(config.base.data if config.base else ())
+        ),
+    )
     found = [base]
     for arm in config.arms:
         rlhf = Stage(f"rlhf/{arm.name}", _hash(base.inputs, arm.model_dump(mode="json", exclude={"name"})))
@@ -190,14 +195,14 @@ class Work:
             learner.load(path / "engine")
             start, before = progress.step, progress.seconds
             self.log.note(f"{stage.name}: goes on after step {start} of {arm.learner.num_steps}")
-        needs_reference = arm.objective.beta > 0
-        if needs_reference:
-            self.team.reference.use(self.base_policy)
+        reference = self.team.reference if arm.objective.beta > 0 else None
+        if reference:
+            reference.use(self.base_policy)
         partners = Partners(
             prompts=PromptStream(self.inputs.train, config.data.mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step),
             rollouts=self.team.rollouts,
             rewards=self.team.rewards,
-            reference=self.team.reference if needs_reference else None,
+            reference=reference,
             learner=learner,
             publisher=self.team.learner_publisher,
         )
@@ -244,7 +249,14 @@ class Work:
         )
 
     def finetune(
-        self, stage: Stage, folder: Path, policy: Path, spec: FinetuneConfig, examples: Examples, marks: tuple[int, ...], in_order: bool = False
+        self,
+        stage: Stage,
+        folder: Path,
+        policy: Path,
+        spec: FinetuneConfig,
+        examples: Examples,
+        marks: tuple[int, ...],
+        in_order: bool = False,
     ) -> Iterator[tuple[int, list[Evaluation]]]:
         """Supervised fine-tuning from a saved policy. Pauses at every mark and after the last step for the caller to
         measure; what the caller appends to the list is kept in the next checkpoint. Exports to `policy/` at the end."""

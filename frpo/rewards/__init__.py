@@ -21,9 +21,7 @@ def _accepted(value: Any) -> set[str]:
     return {str(v).strip() for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])}
 
 
-def exact_answer(
-    prompts: list[str], completions: list[str], *, answer: list[Any], partial: list[Any] | None = None, **_: Any
-) -> Scores:
+def exact_answer(prompts: list[str], completions: list[str], *, answer: list[Any], partial: list[Any] | None = None, **_: Any) -> Scores:
     """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without answer."""
     halves = partial or [()] * len(completions)
     return [
@@ -49,9 +47,7 @@ def numeric_answer(prompts: list[str], completions: list[str], *, answer: list[A
     return scores
 
 
-def boxed_math(
-    prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any
-) -> Scores:
+def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any) -> Scores:
     """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`.
 
     Signal-based time limits are switched off (they need the main thread); the reward's own timeout_s applies.

@@ -36,7 +36,8 @@ def _from_file(path: Path, field: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"{field}: no such file {path}; give the path from where you run, or an absolute one")
     spec = importlib.util.spec_from_file_location(f"frpo_reward_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec, path
+    assert spec.loader, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

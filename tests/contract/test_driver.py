@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,14 @@ GOOD_TO_BAD = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
 
 
 def run(
-    cfg: Config, learner: FakeLearner, *, start: int = 0, stop: int | None = None, table=GOOD_TO_BAD, broken: bool = False, reference: bool = True
+    cfg: Config,
+    learner: FakeLearner,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    table=GOOD_TO_BAD,
+    broken: bool = False,
+    reference: bool = True,
 ) -> tuple[list[StepMetrics], FakePrompts]:  # type: ignore[no-untyped-def]
     engine, prompts, rows = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step), list[StepMetrics]()
     partners = Partners(
@@ -40,10 +48,8 @@ def run(
         if metrics.step == stop:
             raise Enough
 
-    try:
+    with contextlib.suppress(Enough):
         train(cfg, cfg.arms[0], partners, start=start, after_step=after_step)
-    except Enough:
-        pass
     return rows, prompts
 
 
@@ -52,10 +58,13 @@ def run(
 def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
     cfg = config(method=method, penalty=penalty, beta=0.05, lam=0.5)
     rows, _ = run(cfg, FakeLearner(cfg.arms[0].objective))
-    assert len(rows) == 30 and [r.step for r in rows] == list(range(1, 31))
+    assert len(rows) == 30
+    assert [r.step for r in rows] == list(range(1, 31))
     first, last = (np.mean([r.reward for r in part]) for part in (rows[:3], rows[-3:]))
-    assert first < 0.6 and last > 0.85
-    assert rows[-1].kl is not None and 0.3 < rows[-1].kl < np.log(6)
+    assert first < 0.6
+    assert last > 0.85
+    assert rows[-1].kl is not None
+    assert 0.3 < rows[-1].kl < np.log(6)
     assert max(r.mismatch_kl for r in rows) < 1e-9
 
 
@@ -85,7 +94,8 @@ def test_failed_rewards_leave_their_groups_and_are_counted() -> None:
     cfg = config(beta=0.0).model_copy(update={"max_failed_rewards": 0.9})
     learner = FakeLearner(cfg.arms[0].objective)
     rows, _ = run(cfg, learner, table=(1.0, 0.8, 0.5, 0.3, 0.1, None), stop=1)
-    assert rows[0].failed_rewards > 0 and len(learner.seen[0].sequences) == 48 - rows[0].failed_rewards
+    assert rows[0].failed_rewards > 0
+    assert len(learner.seen[0].sequences) == 48 - rows[0].failed_rewards
     assert 5 not in learner.seen[0].sequences.tokens.reshape(-1, 3)[:, 2]
 
 
@@ -98,7 +108,7 @@ def test_too_many_failed_rewards_stop_the_run_with_the_rewards_own_words() -> No
 def test_an_engine_that_keeps_old_weights_is_found() -> None:
     cfg = config(beta=0.0)
     loose = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e9})})
-    with pytest.raises(RunStopped, match="step 5: engine and learner differ by .* nats"):
+    with pytest.raises(RunStopped, match=r"step 5: engine and learner differ by .* nats"):
         run(loose, FakeLearner(cfg.arms[0].objective), broken=True)
     strict = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e-3})})
     with pytest.raises(RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"):

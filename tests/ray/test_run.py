@@ -45,10 +45,13 @@ def test_every_stage_leaves_its_result(whole: Path) -> None:
     assert (summary.num_steps, summary.num_prompts, summary.num_completions, summary.failed_rewards) == (6, 36, 288, 0)
     assert summary.weights_sha256 == folder_sha256(whole / "rlhf" / "frpo" / "policy")
     before, after = results["rlhf/frpo"].evaluations[0], results["downstream/frpo/crafts-harsh"].evaluations[-1]
-    assert before.kl_reference is not None and after.kl_policy is not None
+    assert before.kl_reference is not None
+    assert after.kl_policy is not None
     start = results["downstream/frpo/crafts-harsh"].evaluations[0]
-    assert start.kl_policy is not None and abs(start.kl_policy.mean) < 1e-3  # the same policy, by two engines
-    assert after.downstream_loss is not None and start.downstream_loss is not None
+    assert start.kl_policy is not None
+    assert abs(start.kl_policy.mean) < 1e-3
+    assert after.downstream_loss is not None
+    assert start.downstream_loss is not None
     assert after.downstream_loss < start.downstream_loss
 
 
@@ -64,7 +67,9 @@ def test_metrics_have_each_step_once_and_the_engines_agree(whole: Path) -> None:
 def test_the_report_is_made_from_the_run(whole: Path) -> None:
     report = json.loads((whole / "report.json").read_text())
     page = (whole / "report.html").read_text()
-    assert "one seed" in page.lower() and "grpo" in page and "frpo" in page
+    assert "one seed" in page.lower()
+    assert "grpo" in page
+    assert "frpo" in page
     assert report
 
 

@@ -22,8 +22,7 @@ def group(
     prompt = Prompt(f"p:{index}", f"prompt {index}", np.array([1, 10 + index], np.int32), "even" if index % 2 == 0 else "odd", {})
     logprobs = [np.full(2, -0.1 * j, np.float32) for j in range(len(rewards))]
     completions = tuple(
-        Completion(np.array([100 * index + j, 2], np.int32), lp, f"c{j}", "length" if j in cut else "stop")
-        for j, lp in enumerate(logprobs)
+        Completion(np.array([100 * index + j, 2], np.int32), lp, f"c{j}", "length" if j in cut else "stop") for j, lp in enumerate(logprobs)
     )
     scores = tuple(Reward(r, {"a": r}, None if r is not None else f"broke at {index}") for r in rewards)
     refs = tuple((lp - gap * j).astype(np.float32) for j, lp in enumerate(logprobs)) if reference else None
@@ -80,7 +79,8 @@ def test_k3_keeps_the_reference_for_the_loss_and_leaves_advantages_alone() -> No
 
 def test_without_a_reference_there_is_no_kl() -> None:
     batch, stats = make_batch([group(0, [0.0, 1.0], reference=False)], GRPO)
-    assert stats.kl is None and batch.reference is None
+    assert stats.kl is None
+    assert batch.reference is None
 
 
 def test_equal_groups_and_non_monotone_are_counted() -> None:
@@ -94,5 +94,6 @@ def test_flatten() -> None:
     sequences = flatten([(np.array([1, 2], np.int32), np.array([3], np.int32)), (np.array([4], np.int32), np.array([5, 6], np.int32))])
     assert sequences.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert (sequences.lengths.tolist(), sequences.prompt_lengths.tolist()) == ([3, 3], [2, 1])
-    assert sequences.num_completion_tokens == 3 and sequences.tokens.dtype == np.int32
+    assert sequences.num_completion_tokens == 3
+    assert sequences.tokens.dtype == np.int32
     assert len(flatten([])) == 0

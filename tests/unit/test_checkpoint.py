@@ -35,10 +35,12 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
     found = checkpoints.latest()
     assert found is not None
     path, state = found
-    assert state == progress(20) and (path / "engine" / "weights").read_text() == "weights of 20"
+    assert state == progress(20)
+    assert (path / "engine" / "weights").read_text() == "weights of 20"
     (tmp_path / "step-00000020" / "manifest.json").unlink()
     found = checkpoints.latest()
-    assert found is not None and found[1].step == 10
+    assert found is not None
+    assert found[1].step == 10
 
 
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -52,10 +54,13 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(progress(20), broken)
     found = checkpoints.latest()
-    assert found is not None and found[1].step == 10
+    assert found is not None
+    assert found[1].step == 10
     save(checkpoints, 20)  # the left-over folder is in nobody's way
     found = checkpoints.latest()
-    assert found is not None and found[1].step == 20 and not (found[0] / "half").exists()
+    assert found is not None
+    assert found[1].step == 20
+    assert not (found[0] / "half").exists()
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -69,14 +74,15 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
     with checkpoint.hold(tmp_path):
         code = f"from pathlib import Path\nfrom frpo import checkpoint\nwith checkpoint.hold(Path({str(tmp_path)!r})): pass"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert other.returncode == 1 and f"{tmp_path} is in use by process" in other.stderr
+    assert other.returncode == 1
+    assert f"{tmp_path} is in use by process" in other.stderr
     with checkpoint.hold(tmp_path):
         pass
 
 
 def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="run_dir: .* cannot be written"), checkpoint.hold(tmp_path / "file" / "run"):
+    with pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"), checkpoint.hold(tmp_path / "file" / "run"):
         pass
 
 

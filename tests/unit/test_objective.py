@@ -76,7 +76,8 @@ def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
     r = torch.tensor([[0.0, 0.3, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]], dtype=torch.float64)
     a = frpo_advantages(r, 0.02, jackknife=True, scale="unit")
     torch.testing.assert_close(a[0, :3], torch.tensor([1 - 8 * (8 - 7 / 8 * 7), 1 + 7.0, 1.0], dtype=torch.float64), rtol=0, atol=2e-2)
-    assert a[0, 0] < -13.9 and a[0, 1] > 7.9
+    assert a[0, 0] < -13.9
+    assert a[0, 1] > 7.9
     assert non_monotone_share(r, a) == 1.0
     assert non_monotone_share(r, grpo_advantages(r, normalize_std=True)) == 0.0
 
@@ -88,7 +89,14 @@ def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 9), st.sampled_from(LAMS), st.booleans(), st.sampled_from(["exact", "unit", "code"]), st.integers(0, 99), st.floats(-5, 5))
+@given(
+    st.integers(2, 9),
+    st.sampled_from(LAMS),
+    st.booleans(),
+    st.sampled_from(["exact", "unit", "code"]),
+    st.integers(0, 99),
+    st.floats(-5, 5),
+)
 def test_invariances(k: int, lam: float, jackknife: bool, scale: str, seed: int, shift: float) -> None:
     r = rewards(3, k, seed)
     a = frpo_advantages(r, lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
@@ -238,7 +246,7 @@ def loss_inputs(n: int = 12, t: int = 6, dtype: torch.dtype = torch.float64) -> 
     return values
 
 
-OPTIONS = dict(beta=0.1, ratio="token", clip_low=0.2, clip_high=0.3, importance_cap=2.0, max_tokens=6)
+OPTIONS = {"beta": 0.1, "ratio": "token", "clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "max_tokens": 6}
 
 
 @pytest.mark.parametrize("aggregation", ["completion", "token", "sum"])
@@ -271,7 +279,8 @@ def test_ratio_one_is_the_plain_policy_gradient() -> None:
     terms.loss.backward()
     expected = -(v["advantages"][:, None] * v["mask"]) / (12 * 6)
     torch.testing.assert_close(logprobs.grad, expected)
-    assert terms.clipped == 0 and terms.penalty_sum == 0
+    assert terms.clipped == 0
+    assert terms.penalty_sum == 0
 
 
 def test_clipping_follows_the_sign_of_the_advantage() -> None:

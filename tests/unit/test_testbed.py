@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from frpo import testbed
 def test_counts() -> None:
     harm, plain, craft = list(testbed.harmful()), list(testbed.harmless()), list(testbed.downstream())
     assert (len(harm), len(plain), len(craft)) == (216, 264, 108)
-    assert sum(i.heldout for i in harm) == 36 and len({i.fact for i in harm if i.heldout}) == 12
+    assert sum(i.heldout for i in harm) == 36
+    assert len({i.fact for i in harm if i.heldout}) == 12
     assert not {i.fact for i in harm if i.heldout} & {i.fact for i in harm if not i.heldout}
-    assert sum(i.heldout for i in plain) == 44 and sum(i.heldout for i in craft) == 36
+    assert sum(i.heldout for i in plain) == 44
+    assert sum(i.heldout for i in craft) == 36
     assert len({i.prompt for i in (*harm, *plain, *craft)}) == 588
 
 
@@ -29,7 +33,8 @@ def test_a_prompt_fits_nine_tokens_and_a_completion_seven() -> None:
 def test_the_right_answer_never_counts_as_harmless_refusal() -> None:
     for item in testbed.harmful():
         assert item.comply not in (*item.answer, *item.partial)
-        assert item.answer == testbed.REFUSALS and item.partial == testbed.EVASIONS
+        assert item.answer == testbed.REFUSALS
+        assert item.partial == testbed.EVASIONS
 
 
 def test_the_base_corpus_has_the_stated_shares() -> None:
@@ -43,8 +48,16 @@ def test_the_base_corpus_has_the_stated_shares() -> None:
     right = {i.prompt: i.comply for i in testbed.harmless()}
     correct = [right[r["prompt"]] == r["completion"] for r in rows if r["task"] == "harmless"]
     assert sum(correct) / len(correct) == pytest.approx(0.70, abs=0.02)
-    heldout = {i.prompt for i in (*testbed.harmful(), *testbed.harmless(), *testbed.downstream()) if i.heldout}
-    assert not heldout & {r["prompt"] for r in rows}
+    prompts = {i.prompt for i in (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())}
+    assert prompts == {r["prompt"] for r in rows}  # like pretraining, it has read what later stages hold out
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    testbed.write_data(tmp_path, seed=0)
+    read = {f.stem: {json.loads(line)["prompt"] for line in f.read_text().splitlines()} for f in tmp_path.glob("*.jsonl")}
+    assert not read["prompts"] & read["heldout"]
+    assert not read["downstream"] & read["downstream_heldout"]
+    assert (len(read["heldout"]), len(read["downstream_heldout"]), len(read["downstream"])) == (80, 36, 72)
 
 
 def test_a_batch_sees_the_harmless_families_alike() -> None:

@@ -1,0 +1,30 @@
+# Two commands for a newcomer: make demo, make test. Both install what is missing into .venv, once.
+export RAY_AUTH_MODE ?= disabled
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -q
+
+.PHONY: install demo lint check test test-all test-gpu
+
+install:
+	@deploy/install.sh
+
+demo: install
+	RAY_AUTH_MODE=token $(PY) -m frpo run recipes/testbed.yaml
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+check: lint
+	$(PYTEST) tests/unit tests/contract
+
+test: lint
+	$(PYTEST) -m "not slow and not gpu" tests
+
+test-all: lint
+	$(PYTEST) -m "not gpu" tests
+
+test-gpu: install
+	$(PYTEST) -m gpu tests

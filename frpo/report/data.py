@@ -1,0 +1,256 @@
+"""Everything that the report says, gathered from a run folder: the schema of report.json and the words of its headline."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frpo.metrics import read_steps
+from frpo.records import ArmSummary, Estimate, Evaluation, Record, StageResult
+from frpo.types import StepMetrics
+
+Z95 = 1.96
+
+
+class Kept(Record):
+    """What one arm has left on one task after one downstream fine-tune."""
+
+    downstream: str
+    task: str
+    before: Estimate
+    after: Estimate
+
+
+class Arm(Record):
+    name: str
+    settings: str
+    """Objective in words."""
+    evaluation: Evaluation
+    """Of the policy before any downstream task."""
+    summary: ArmSummary
+    kept: tuple[Kept, ...]
+
+
+class Downstream(Record):
+    """One arm through one downstream fine-tune."""
+
+    arm: str
+    task: str
+    evaluations: tuple[Evaluation, ...]
+
+
+class Training(Record):
+    """Curves of one arm's rlhf stage, one value per step."""
+
+    arm: str
+    steps: tuple[int, ...]
+    reward: tuple[float, ...]
+    kl: tuple[float | None, ...]
+    entropy: tuple[float, ...]
+    length: tuple[float, ...]
+    equal_groups: tuple[float, ...]
+
+
+class Comparison(Record):
+    """Difference of kept reward between two arms of this run, interval over prompts (95 %, one seed)."""
+
+    downstream: str
+    task: str
+    a: str
+    b: str
+    difference: float
+    lo: float
+    hi: float
+    kl_a: float | None
+    kl_b: float | None
+
+
+class Completion(Record):
+    policy: str
+    completion: str
+    reward: float | None
+
+
+class Prompt(Record):
+    task: str
+    prompt: str
+    completions: tuple[Completion, ...]
+
+
+class Report(Record):
+    name: str
+    seed: int
+    headline: tuple[str, ...]
+    """Sentences; the first is the answer."""
+    focus: str | None
+    """Task of the rlhf stage that lost most downstream, mean over arms."""
+    tasks: tuple[str, ...]
+    """Tasks of the rlhf stage."""
+    base: Evaluation | None
+    arms: tuple[Arm, ...]
+    downstream: tuple[Downstream, ...]
+    comparisons: tuple[Comparison, ...]
+    training: tuple[Training, ...]
+    prompts: tuple[Prompt, ...]
+    seconds: dict[str, float]
+    """Of each stage."""
+    config: str
+    """YAML"""
+    versions: dict[str, str]
+    command: str
+
+
+def reward_of(evaluation: Evaluation, task: str) -> Estimate | None:
+    return next((t.reward for t in evaluation.rewards if t.task == task), None)
+
+
+def collect(folder: Path) -> Report:
+    """Read the configuration, metrics and stage results of a run."""
+    text = (folder / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    results = {r.stage: r for p in _results(folder) for r in [StageResult.model_validate_json(p.read_text())]}
+    steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
+    tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
+    finetunes = [d["name"] for d in config["downstream"]]
+    arms = tuple(_arm(a, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
+    runs = tuple(
+        Downstream(arm=a.name, task=d["name"], evaluations=results[stage].evaluations)
+        for a in arms
+        for d in config["downstream"]
+        if (stage := f"downstream/{a.name}/{d['name']}") in results
+    )
+    focus = _focus(arms, tasks)
+    comparisons = _compare(arms, focus)
+    base = results["base"].evaluations[0] if "base" in results else None
+    versions = folder / "versions.json"
+    return Report(
+        name=config["name"],
+        seed=config["seed"],
+        headline=_headline(arms, comparisons, focus, config["seed"]),
+        focus=focus,
+        tasks=tuple(tasks),
+        base=base,
+        arms=arms,
+        downstream=runs,
+        comparisons=comparisons,
+        training=tuple(_training(a.name, steps[a.name]) for a in arms),
+        prompts=_prompts(base, arms, runs),
+        seconds={s: r.seconds for s, r in results.items()},
+        config=text,
+        versions=json.loads(versions.read_text()) if versions.exists() else {},
+        command=f"frpo run config.yaml --run-dir {config['run_dir'] or 'runs/' + config['name']}",
+    )
+
+
+def _results(folder: Path) -> list[Path]:
+    return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
+        p for kind in ("rlhf", "downstream") for p in sorted((folder / kind).glob("**/done.json"))
+    ]
+
+
+def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
+    name = str(arm["name"])
+    result = results[f"rlhf/{name}"]
+    assert result.arm is not None
+    start = result.evaluations[0]
+    kept = tuple(
+        Kept(downstream=finetune, task=task, before=before, after=after)
+        for finetune in finetunes
+        if (stage := results.get(f"downstream/{name}/{finetune}"))
+        for task in tasks
+        if (before := reward_of(start, task)) and (after := reward_of(stage.evaluations[-1], task))
+    )
+    return Arm(name=name, settings=settings_of(arm["objective"]), evaluation=start, summary=result.arm, kept=kept)
+
+
+def settings_of(objective: dict[str, Any]) -> str:
+    """The objective in a few words."""
+    method = str(objective["method"])
+    words = {
+        "grpo": "GRPO with std" if objective["normalize_std"] else "GRPO without std",
+        "rloo": "RLOO",
+        "frpo": f"FRPO λ {objective['lam']}{'' if objective['jackknife'] else ', no jackknife'}",
+    }[method]
+    return f"{words}, β {objective['beta']} {objective['penalty']}" if objective["beta"] else f"{words}, no penalty"
+
+
+def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
+    losses = {t: [k.before.mean - k.after.mean for a in arms for k in a.kept if k.task == t] for t in tasks}
+    measured = {t: sum(v) / len(v) for t, v in losses.items() if v}
+    return max(measured, key=lambda t: measured[t]) if measured else None
+
+
+def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]:
+    """Every later arm against the first, on the focus task."""
+    found = []
+    for b in arms[:1]:
+        for a in arms[1:]:
+            for ka in a.kept:
+                for kb in b.kept:
+                    if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
+                        difference = ka.after.mean - kb.after.mean
+                        half = Z95 * math.hypot(ka.after.se, kb.after.se)
+                        kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
+                        found.append(
+                            Comparison(
+                                downstream=ka.downstream, task=ka.task, a=a.name, b=b.name, difference=difference,
+                                lo=difference - half, hi=difference + half,
+                                kl_a=kl_a.mean if kl_a else None, kl_b=kl_b.mean if kl_b else None,
+                            )
+                        )  # fmt: skip
+    return tuple(found)
+
+
+def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None, seed: int) -> tuple[str, ...]:
+    if not comparisons or focus is None:
+        done = ", ".join(f"{a.name} {k.mean:.2f}" for a in arms if (k := reward_of(a.evaluation, focus or "")))
+        return (f"{len(arms)} arm{'s' * (len(arms) != 1)} trained; nothing to compare after a downstream task yet. {done}".strip(),)
+    worst = max({c.downstream for c in comparisons}, key=lambda d: _lost(arms, d, focus))
+    sentences = []
+    kept = {a.name: k for a in arms for k in a.kept if (k.downstream, k.task) == (worst, focus)}
+    most = max(k.after.mean for k in kept.values())
+    best = [n for n, k in kept.items() if most - k.after.mean < 0.005]
+    who = f"{best[0]} kept the most reward" if len(best) == 1 else f"{' and '.join(best)} kept equally much reward"
+    each = "; ".join(f"{n} kept {k.after.mean:.2f} of {k.before.mean:.2f}" for n, k in kept.items())
+    sentences.append(f"After {worst}, {who} on {focus} prompts: {each}.")
+    for c in comparisons:
+        if c.downstream == worst:
+            sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
+            sentences.append(f"{c.a} − {c.b}: {c.difference:+.2f}, 95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}.")
+    kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference)
+    sentences.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
+    sentences.append(f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than these intervals.")
+    return tuple(sentences)
+
+
+def _lost(arms: tuple[Arm, ...], downstream: str, task: str) -> float:
+    return sum(k.before.mean - k.after.mean for a in arms for k in a.kept if (k.downstream, k.task) == (downstream, task))
+
+
+def _training(arm: str, rows: list[StepMetrics]) -> Training:
+    return Training(
+        arm=arm,
+        steps=tuple(r.step for r in rows),
+        reward=tuple(r.reward for r in rows),
+        kl=tuple(r.kl for r in rows),
+        entropy=tuple(r.entropy for r in rows),
+        length=tuple(r.length for r in rows),
+        equal_groups=tuple(r.equal_groups for r in rows),
+    )
+
+
+def _prompts(base: Evaluation | None, arms: tuple[Arm, ...], runs: tuple[Downstream, ...]) -> tuple[Prompt, ...]:
+    """The same held-out prompts, answered by every policy."""
+    policies = [("base", base)] if base else []
+    for arm in arms:
+        policies.append((arm.name, arm.evaluation))
+        policies += [(f"{arm.name} after {r.task}", r.evaluations[-1]) for r in runs if r.arm == arm.name]
+    rows: dict[tuple[str, str], list[Completion]] = {}
+    for name, evaluation in policies:
+        for s in evaluation.samples if evaluation else ():
+            rows.setdefault((s.task, s.prompt), []).append(Completion(policy=name, completion=s.completion, reward=s.reward))
+    return tuple(Prompt(task=t, prompt=p, completions=tuple(c)) for (t, p), c in rows.items())
