@@ -249,6 +249,8 @@ class FinetuneConfig(TrainConfig):
     """Optimiser updates."""
     batch_size: Positive = 32
     """Examples of one update, over all ranks."""
+    max_tokens: Positive = 512
+    """Longer examples (prompt and completion) are dropped and counted, never cut."""
     full_sequence: bool = False
     """Train on prompt tokens too."""
 

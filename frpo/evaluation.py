@@ -7,7 +7,7 @@ policies are compared on the same draws.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +41,7 @@ def evaluate(
     completions: int,
     max_new_tokens: int,
     stop: tuple[str, ...] = (),
+    kl_tasks: Set[str],
     reference: Path | None = None,
     policy: Path | None = None,
     downstream_loss: float | None = None,
@@ -48,7 +49,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the policy that the rollouts run now, published as `version`.
 
-    `reference` and `policy` are the saved policies to measure KL against; None leaves that KL out.
+    `reference` and `policy` are the saved policies to measure KL against, on the prompts of `kl_tasks` (those that were
+    trained on); None leaves that KL out.
     """
     began = time.perf_counter()
     seeds = [derive(seed, "evaluate", p.id) for p in prompts]
@@ -56,9 +58,10 @@ def evaluate(
     pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, version)]
     pending.sort(key=lambda item: item[0].index)
     groups = [g for g, _ in pending]
-    others = [scorer.submit(folder, groups) if scorer and folder else None for folder in (reference, policy)]
+    trained = [g for g in groups if g.prompt.task in kl_tasks]
+    others = [scorer.submit(folder, trained) if scorer and folder else None for folder in (reference, policy)]
     scored = [(g, r.result()) for g, r in pending]
-    kl = [divergence(groups, other.result()) if other else None for other in others]
+    kl = [divergence(trained, other.result()) if other else None for other in others]
     drawn = [c for g in groups for c in g.completions]
     return Evaluation(
         arm=arm,

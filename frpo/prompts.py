@@ -101,7 +101,7 @@ def _hugging_face(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 
 
-def _raw(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+def raw_rows(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(source.path)
     if path.name.endswith(SUFFIXES):
         if not path.is_file():
@@ -120,11 +120,9 @@ def share_of(text: str) -> float:
 def read_rows(source: DatasetConfig) -> Iterator[Row]:
     """The rows that `where`, the held-out split and `limit` leave. Raises ConfigError naming file, line and column."""
     kept = 0
-    for number, raw in _raw(source):
+    for number, raw in raw_rows(source):
         where = f"{source.path}:{number}"
-        for column in source.where:
-            _column(raw, column, where)
-        if any(str(raw[c]) != v for c, v in source.where.items()):
+        if any(str(_column(raw, c, where)) != v for c, v in source.where.items()):
             continue
         row = _row(source, raw, where)
         if source.part != "all" and (share_of(row.text) < source.heldout_share) != (source.part == "heldout"):
@@ -136,9 +134,18 @@ def read_rows(source: DatasetConfig) -> Iterator[Row]:
 
 
 def _column(raw: Mapping[str, Any], column: str, where: str) -> Any:
-    if column not in raw:
-        raise ConfigError(f"{where}: no column {column!r}; it has {', '.join(map(str, raw))}")
-    return raw[column]
+    """A column by name, or a value inside one by a dotted path (instances.0.output)."""
+    if column in raw:
+        return raw[column]
+    value: Any = raw
+    for key in column.split("."):
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            raise ConfigError(f"{where}: no column {column!r}; it has {', '.join(map(str, raw))}")
+    return value
 
 
 def _row(source: DatasetConfig, raw: Mapping[str, Any], where: str) -> Row:
@@ -241,7 +248,7 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
             else:
                 pairs.append((prompt, np.array(ids, dtype=np.int32)))
     if not pairs:
-        raise ConfigError(f"data set {sources[0].path}: no example of at most {max_tokens} tokens; raise data.max_prompt_tokens")
+        raise ConfigError(f"data set {sources[0].path}: no example of at most {max_tokens} tokens; raise the stage's max_tokens")
     return Examples(tuple(pairs)), dropped
 
 

@@ -47,7 +47,7 @@ class Evaluation(Record):
     """Downstream steps done."""
     rewards: tuple[TaskReward, ...]
     kl_reference: Estimate | None
-    """KL(Q || reference), nats per completion, mean over held-out prompts, sampled from Q."""
+    """KL(Q || reference), nats per completion, mean over the held-out prompts of trained tasks, sampled from Q."""
     kl_policy: Estimate | None
     """KL(Q || the arm's policy before downstream), same unit."""
     downstream_loss: float | None

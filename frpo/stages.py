@@ -138,8 +138,7 @@ class Inputs:
         kept = {p.id for t in tasks for p in [p for p in ranked if p.task == t][:limit]}
         return [p for p in prompts if p.id in kept]
 
-    def examples(self, field: str, sources: tuple[DatasetConfig, ...]) -> Examples:
-        limit = self.config.num_tokens_limit
+    def examples(self, field: str, sources: tuple[DatasetConfig, ...], limit: int) -> Examples:
         examples, dropped = load_examples(sources, self.tokenizer, limit)
         if dropped:
             self.log.note(f"{field}: {dropped} examples of more than {limit} tokens dropped, {len(examples)} kept")
@@ -177,7 +176,7 @@ class Work:
     def base(self, stage: Stage, folder: Path) -> StageResult:
         began = time.perf_counter()
         if self.config.base:
-            examples = self.inputs.examples("base.data", self.config.base.data)
+            examples = self.inputs.examples("base.data", self.config.base.data, self.config.base.max_tokens)
             for _ in self.finetune(stage, folder, Path(self.config.model.path), self.config.base, examples, (), self.config.base.in_order):
                 pass
         self.team.rollouts.load_policy(self.base_policy, 0)
@@ -234,8 +233,8 @@ class Work:
 
     def downstream(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamConfig) -> StageResult:
         began = time.perf_counter()
-        examples = self.inputs.examples(f"downstream.{task.name}.data", task.data)
-        heldout = self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout).all() if task.heldout else None
+        examples = self.inputs.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
+        heldout = self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens).all() if task.heldout else None
         policy = self.arm_policy(arm)
         evaluations: list[Evaluation] = []
         for step, evaluations in self.finetune(stage, folder, policy, task, examples, (0, *task.marks)):
@@ -310,6 +309,7 @@ class Work:
             max_new_tokens=self.config.rollout.max_new_tokens,
             stop=self.config.rollout.stop,
             reference=None if validation or arm == "base" else self.base_policy,
+            kl_tasks={p.task for p in self.inputs.train},
             policy=policy,
             downstream_loss=downstream_loss,
             num_samples=0 if validation else e.num_samples,

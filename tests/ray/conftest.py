@@ -1,0 +1,32 @@
+"""One Ray cluster and one tiny tied model for all tests of actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frpo import testbed
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    options = dict(num_cpus=6, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
+    try:
+        ray.init(address="local", **options)
+    except RuntimeError:  # a cold disk
+        ray.shutdown()
+        ray.init(address="local", **options)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained testbed model: 2 layers, head_dim 32, tied embeddings."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    testbed.write_model(folder, seed=0)
+    return folder

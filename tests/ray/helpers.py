@@ -1,0 +1,65 @@
+"""Small data and independent formulas for the tests of actors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frpo import testbed
+from frpo.batching import flatten
+from frpo.config import Config, load
+from frpo.types import Floats, Prompt, Sequences
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(*sets: str) -> Config:
+    return load(ROOT / "recipes" / "testbed.yaml", sets)
+
+
+def load_hf(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def prompts(tokenizer: Any, count: int) -> list[Prompt]:
+    items = list(testbed.harmless())[:count]
+    return [
+        Prompt(f"p:{i}", item.prompt, np.array(tokenizer(item.prompt)["input_ids"], np.int32), item.task, {"answer": item.answer})
+        for i, item in enumerate(items)
+    ]
+
+
+def sequences(count: int, seed: int = 0, vocabulary: int = 190) -> Sequences:
+    """Random sequences of uneven lengths: prompts of 2-9 tokens, completions of 1-7."""
+    rng = np.random.default_rng(seed)
+    pairs = [
+        (rng.integers(4, vocabulary, rng.integers(2, 10)).astype(np.int32), rng.integers(4, vocabulary, rng.integers(1, 8)).astype(np.int32))
+        for _ in range(count)
+    ]
+    return flatten(pairs)
+
+
+def naive_logprobs(model: Any, data: Sequences) -> Floats:
+    """One forward pass per sequence, full logits, plain log_softmax."""
+    found, end = [], 0
+    for length, prompt in zip(data.lengths, data.prompt_lengths, strict=True):
+        ids = torch.from_numpy(data.tokens[end : end + length].astype(np.int64))
+        end += int(length)
+        with torch.no_grad():
+            logp = torch.log_softmax(model(ids[None]).logits[0].float(), -1)
+        found += [float(logp[t - 1, ids[t]]) for t in range(int(prompt), int(length))]
+    return np.array(found, dtype=np.float32)
+
+
+def perturbed(model: Any, scale: float, seed: int) -> Any:
+    """Move every weight, so that no layer's old copy can pass for the new one."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=draw) * scale * (p.abs().mean() + 1e-3))
+    return model

@@ -1,0 +1,153 @@
+"""The rollout worker on real vLLM: log-probs, seeds, both ways of publishing, and a kill in the middle of a batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors import _weights
+from actors._sampler import environment
+from actors.rollout import RolloutPool, RolloutWorker
+from frpo.batching import flatten
+from frpo.roles import WorkerFailed
+from frpo.seeds import derive
+from frpo.types import Group, Prompt, Sampling
+from tests.ray import helpers
+
+SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
+    config = helpers.config(f"model.path={tiny_model}")
+    worker = (
+        ray.remote(RolloutWorker)
+        .options(num_cpus=1, max_restarts=2, runtime_env={"env_vars": environment(config)})
+        .remote(str(tiny_model), config.model, config.rollout, config.num_tokens_limit)
+    )
+    found = RolloutPool([worker], timeout_s=120, restarts=2, tensor_parallel=1)
+    found.actors.wait_until_ready(200)
+    yield found
+    ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_model: Path) -> tuple[Any, Any]:
+    return helpers.load_hf(tiny_model)
+
+
+def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
+    seeds = [derive(seed, i) for i in range(len(prompts))]
+    return sorted(pool.generate(prompts, seeds, SAMPLING, version), key=lambda g: g.index)
+
+
+def tokens(groups: list[Group]) -> list[list[int]]:
+    return [c.token_ids.tolist() for g in groups for c in g.completions]
+
+
+def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
+    """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity check)."""
+    data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
+    truth = helpers.naive_logprobs(model, data)
+    decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
+    return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())
+
+
+def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    model, tokenizer = hf
+    pool.load_policy(tiny_model, 3)
+    prompts = helpers.prompts(tokenizer, 6)
+    groups = draw(pool, prompts, 3)
+    assert [(g.index, g.prompt.id, g.policy_version, len(g.completions)) for g in groups] == [(i, f"p:{i}", 3, 4) for i in range(6)]
+    for completion in (c for g in groups for c in g.completions):
+        ended = completion.token_ids[-1] == tokenizer.eos_token_id
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert len(completion.token_ids) == len(completion.logprobs) == (len(completion.token_ids) if ended else 7)
+        assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    assert max(largest_gap(model, pool, groups)) < 1e-4
+    assert tokens(draw(pool, prompts, 3)) == tokens(groups)
+    assert tokens(draw(pool, prompts, 3, seed=1)) != tokens(groups)
+    assert len({tuple(t) for t in tokens(groups)}) > 20  # completions of a group are independent draws
+
+
+@pytest.mark.parametrize("way", ["object_store", "policy_folder"])
+def test_after_a_publish_the_engine_runs_the_new_weights_tied_head_included(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path, tmp_path: Path, way: str
+) -> None:
+    """Fails when the re-packing of the tied lm_head is taken out of WeightLoader.frpo_load."""
+    _, tokenizer = hf
+    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=len(way))
+    if way == "object_store":
+        pool.load_refs(_weights.put_tensors(model.named_parameters()), 7)
+    else:
+        model.save_pretrained(tmp_path)
+        pool.load_policy(tmp_path, 7)
+    assert max(largest_gap(model, pool, draw(pool, helpers.prompts(tokenizer, 6), 7))) < 1e-4
+
+
+class Sender:
+    """Rank 0 of a weight group, in a process of its own."""
+
+    def __init__(self, folder: str, seed: int) -> None:
+        self.model = helpers.perturbed(helpers.load_hf(Path(folder))[0], 0.5, seed)
+
+    def address(self) -> tuple[str, int]:
+        return _weights.free_address()
+
+    def meta(self) -> Any:
+        return _weights.meta_of(self.model.named_parameters())
+
+    def open(self, host: str, port: int) -> None:
+        self.group = _weights.make_group(host, port, 0, 2, "gloo")
+
+    def send(self) -> None:
+        _weights.broadcast(self.model.named_parameters(), self.meta(), self.group)
+
+
+def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    _, tokenizer = hf
+    sender = ray.remote(Sender).options(num_cpus=0).remote(str(tiny_model), 5)
+    host, port = ray.get(sender.address.remote(), timeout=60)
+    opening = sender.open.remote(host, port)
+    pool.join_group("learner", host, port, 2, "gloo")
+    ray.get(opening, timeout=60)
+    meta = ray.get(sender.meta.remote(), timeout=60)
+    sending = sender.send.remote()
+    pool.receive("learner", meta, 9)
+    ray.get(sending, timeout=60)
+    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, 5)
+    assert max(largest_gap(model, pool, draw(pool, helpers.prompts(tokenizer, 6), 9))) < 1e-4
+    ray.kill(sender)
+
+
+def test_a_prompt_that_does_not_fit_is_named(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    pool.load_policy(tiny_model, 1)
+    long = Prompt("set:12", "x", np.full(40, 7, np.int32), "t", {})
+    with pytest.raises(WorkerFailed, match="rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"):
+        draw(pool, [long], 1)
+    assert len(draw(pool, helpers.prompts(hf[1], 2), 1)) == 2  # the engine is none the worse
+
+
+def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    _, tokenizer = hf
+    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=11)
+    refs = _weights.put_tensors(model.named_parameters())
+    pool.load_refs(refs, 4)
+    prompts = helpers.prompts(tokenizer, 40)
+    undisturbed = tokens(draw(pool, prompts, 4))
+    (pid,) = pool.members()
+    arrived = []
+    for group in pool.generate(prompts, [derive(0, i) for i in range(40)], SAMPLING, 4):
+        arrived.append(group)
+        if len(arrived) == 1:
+            os.kill(pid, signal.SIGKILL)
+    assert pool.members() != (pid,)
+    assert sorted(g.index for g in arrived) == list(range(40))
+    assert tokens(sorted(arrived, key=lambda g: g.index)) == undisturbed
