@@ -55,7 +55,7 @@ def tensors_of(refs: list[Any], timeout_s: float = GROUP_TIMEOUT_S) -> Iterator[
     """Read what `put_tensors` wrote, one bucket at a time (zero-copy, read-only)."""
     for ref in refs:
         for name, dtype, array in ray.get(ref, timeout=timeout_s):
-            yield name, torch.from_numpy(array.copy() if not array.flags.owndata and array.ndim == 0 else array).view(getattr(torch, dtype))
+            yield name, torch.from_numpy(array).view(getattr(torch, dtype))
 
 
 # ---- process group

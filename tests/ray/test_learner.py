@@ -1,0 +1,249 @@
+"""Learner and fine-tune ranks on real DeepSpeed against plain torch: one update, ranks, ZeRO stages, LoRA, resume, export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.finetune import FinetunePool, FinetuneWorker
+from actors.learner import LearnerPool, LearnerWorker
+from frpo.config import Config, FinetuneConfig, LearnerConfig, LoraConfig, ModelConfig, ObjectiveConfig
+from frpo.logprobs import Scorer, pad, pad_values
+from frpo.objective import policy_loss
+from frpo.types import RolloutBatch
+from tests.ray import helpers
+
+CONFIG: Config = helpers.config()
+ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def spawn(cls: type, pool: Any, ranks: int) -> Any:
+    remote: Any = ray.remote(cls)
+    handles = [remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks) for rank in range(ranks)]
+    found = pool(handles, timeout_s=200)
+    found.join()
+    return found
+
+
+def stop(pool: Any) -> None:
+    for handle in pool.actors.handles:
+        ray.kill(handle)
+
+
+@pytest.fixture(scope="module")
+def learner(ray_cluster: None) -> Iterator[LearnerPool]:
+    pool = spawn(LearnerWorker, LearnerPool, 1)
+    yield pool
+    stop(pool)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ray_cluster: None) -> Iterator[LearnerPool]:
+    pool = spawn(LearnerWorker, LearnerPool, 2)
+    yield pool
+    stop(pool)
+
+
+@pytest.fixture(scope="module")
+def finetune(ray_cluster: None) -> Iterator[FinetunePool]:
+    pool = spawn(FinetuneWorker, FinetunePool, 1)
+    yield pool
+    stop(pool)
+
+
+def batch(count: int = 23, seed: int = 0) -> RolloutBatch:
+    """Uneven sequences; behaviour and reference near a uniform policy."""
+    data, rng = helpers.sequences(count, seed), np.random.default_rng(seed)
+    tokens = data.num_completion_tokens
+    near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
+    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), near())
+
+
+def settings(**fields: Any) -> LearnerConfig:
+    return LearnerConfig(**{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.01, **fields})
+
+
+OBJECTIVE = ObjectiveConfig(method="grpo", beta=0.1, penalty="k3", aggregation="completion")
+
+
+def start(pool: LearnerPool, policy: Path, learner: LearnerConfig, model: ModelConfig | None = None, objective: ObjectiveConfig = OBJECTIVE) -> None:
+    pool.start(policy, model or ModelConfig(path=str(policy)), learner, objective, CONFIG.rollout, 5)
+
+
+def weights(pool: Any) -> dict[str, torch.Tensor]:
+    from actors._weights import tensors_of
+
+    return {name: tensor.clone() for name, tensor in tensors_of(pool.put_weights())}
+
+
+def digest(pool: Any) -> str:
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in sorted(weights(pool).items()))).hexdigest()
+
+
+def plain_torch(policy: Path, learner: LearnerConfig, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same steps by hand: one padded batch, torch AdamW, torch clipping."""
+    model, _ = helpers.load_hf(policy)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learner.learning_rate, weight_decay=learner.weight_decay)
+    norms = []
+    for step in range(steps):
+        b = batch(seed=step)
+        rows = np.arange(len(b.sequences))
+        now = Scorer(model)(pad(b.sequences, rows))
+        values = [pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)]
+        terms = policy_loss(
+            now.logprobs, now.logprobs.detach(), *values, torch.from_numpy(b.advantages), now.mask, beta=0.1, ratio="token", clip_low=0.2,
+            clip_high=0.2, importance_cap=2.0, aggregation="completion", num_completions=len(rows), num_tokens=1, max_tokens=1,
+        )  # fmt: skip
+        terms.loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.grad_clip)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {n: p.detach() for n, p in model.named_parameters()}, norms
+
+
+def assert_equal(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
+    assert set(found) == set(truth)
+    for name, tensor in truth.items():
+        gap = (found[name] - tensor).norm() / tensor.norm()
+        assert gap < tolerance, f"{name}: relative difference {gap:.2e}"
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
+    truth, norms = plain_torch(tiny_model, settings(), 2)
+    for budget in (100, 100_000):  # 23 sequences in many micro-batches, or in one
+        start(learner, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
+        stats = [learner.update(batch(seed=s)) for s in range(2)]
+        assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
+        assert_equal(weights(learner), truth)
+    assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
+    now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
+    k3 = lambda delta: float((np.exp(delta) - delta - 1).mean())  # noqa: E731
+    assert stats[0].mismatch_kl == pytest.approx(k3(now - batch().behaviour), rel=1e-4)
+    assert stats[0].penalty == pytest.approx(k3(batch().reference - now), rel=1e-4)
+    assert 4.5 < stats[0].entropy < np.log(192)
+    assert stats[0].clip_share == 0
+
+
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_two_ranks_with_uneven_shares_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
+    truth, norms = plain_torch(tiny_model, settings(), 2)
+    start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage, micro_batch_tokens=60))
+    stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
+    assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
+    assert_equal(weights(two_ranks), truth)
+    assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
+
+
+def test_a_checkpoint_continues_bit_for_bit(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+    schedule = settings(schedule="cosine", warmup_share=0.5)
+    start(learner, tiny_model, schedule)
+    first = [learner.update(batch(seed=s)).learning_rate for s in range(2)]
+    learner.save(tmp_path)
+    rest = [learner.update(batch(seed=s)).learning_rate for s in (2, 3)]
+    undisturbed = digest(learner)
+    assert first == pytest.approx([0.005, 0.01])
+    assert rest == pytest.approx([0.01, 0.005])
+    start(learner, tiny_model, schedule)
+    assert digest(learner) != undisturbed
+    learner.load(tmp_path)
+    assert [learner.update(batch(seed=s)).learning_rate for s in (2, 3)] == rest
+    assert digest(learner) == undisturbed
+
+
+def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) -> None:
+    start(learner, tiny_model, settings(updates_per_batch=4, learning_rate=5e-2))
+    stats = learner.update(batch())
+    assert stats.clip_share > 0.05  # the later parts see a policy that has moved
+    now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
+    gap = now - batch().behaviour
+    assert stats.mismatch_kl == pytest.approx(float((np.exp(gap) - gap - 1).mean()), rel=1e-4)  # before the first update
+
+
+def test_export_loads_in_transformers_with_equal_logprobs(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+    start(learner, tiny_model, settings())
+    learner.update(batch())
+    learner.export(tmp_path / "policy")
+    model, tokenizer = helpers.load_hf(tmp_path / "policy")
+    data = helpers.sequences(9, seed=8)
+    np.testing.assert_allclose(helpers.naive_logprobs(model, data), learner.logprobs(data), atol=1e-5)
+    assert tokenizer.eos_token == "<eos>"
+    assert not list((tmp_path / "policy").glob("*.bin"))
+
+
+def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from actors._weights import policy_tensors
+
+    model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
+    start(learner, tiny_model, settings(), model)
+    learner.update(batch())
+    learner.save(tmp_path / "checkpoint")
+    learner.export(tmp_path / "policy")
+    found = weights(learner)
+    merged = PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
+    assert_equal(found, dict(merged.named_parameters()), 1e-6)
+    assert_equal(dict(policy_tensors(tmp_path / "policy")), dict(merged.named_parameters()), 1e-6)
+    base = dict(helpers.load_hf(tiny_model)[0].named_parameters())
+    moved = [n for n in base if not torch.equal(base[n], found[n])]
+    assert len(moved) == 14  # 7 projections of 2 layers; embeddings and norms stay
+    learner.update(batch(seed=1))
+    after = digest(learner)
+    start(learner, tiny_model, settings(), model)
+    learner.load(tmp_path / "checkpoint")
+    learner.update(batch(seed=1))
+    assert digest(learner) == after
+
+
+def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(finetune: FinetunePool, learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+    model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
+    start(learner, tiny_model, settings(), model)
+    learner.update(batch())
+    learner.export(tmp_path / "adapter")
+    spec = FinetuneConfig(num_steps=30, learning_rate=2e-2)
+    finetune.start(tmp_path / "adapter", model, spec, 1)
+    data = helpers.sequences(16, seed=3)
+    before = finetune.loss(data)
+    assert before == pytest.approx(-float(learner.logprobs(data).mean()), abs=1e-4)  # it starts from the merged adapter
+    losses = [finetune.update(data).loss for _ in range(30)]
+    assert losses[0] == pytest.approx(before, abs=1e-4)
+    assert finetune.loss(data) < before - 1.0
+    finetune.export(tmp_path / "policy")
+    hf, _ = helpers.load_hf(tmp_path / "policy")
+    assert -float(helpers.naive_logprobs(hf, data).mean()) == pytest.approx(finetune.loss(data), abs=1e-4)
+
+
+def test_the_reference_gives_the_learners_logprobs_before_the_first_step(learner: LearnerPool, tiny_model: Path) -> None:
+    from actors.reference import ReferenceWorker
+    from frpo.types import Completion, Group
+
+    start(learner, tiny_model, settings())
+    tokenizer = helpers.load_hf(tiny_model)[1]
+    prompt = helpers.prompts(tokenizer, 1)[0]
+    completions = tuple(Completion(np.arange(5, 5 + n, dtype=np.int32), np.zeros(n, np.float32), "", "stop") for n in (3, 7, 1))
+    group = Group(0, prompt, completions, 0)
+    found = ReferenceWorker(ModelConfig(path=str(tiny_model))).logprobs(str(tiny_model), group, 1.0)
+    from frpo.batching import flatten
+
+    same = learner.logprobs(flatten([(prompt.token_ids, c.token_ids) for c in completions]))
+    np.testing.assert_allclose(np.concatenate(found), same, atol=1e-6)
+    assert [len(f) for f in found] == [3, 7, 1]
+
+
+def test_a_dead_rank_is_named(ray_cluster: None, tiny_model: Path) -> None:
+    from frpo.roles import WorkerFailed
+
+    pool = spawn(LearnerWorker, LearnerPool, 1)
+    start(pool, tiny_model, settings())
+    ray.kill(pool.actors.handles[0])
+    with pytest.raises(WorkerFailed, match=r"learner worker 0 died during update\(\)"):
+        pool.update(batch())
