@@ -121,9 +121,7 @@ def train(
     for n, start in enumerate(track(starts, "training", console=console)):
         rows = training[start : start + batch]
         optimizer.param_groups[0]["lr"] = 1e-4 * min(1, (n + 1) / 5) * (1 - n / len(starts))
-        both = scores(
-            model, tokenizer, [p.prompt for p in rows] * 2, [p.chosen for p in rows] + [p.rejected for p in rows], max_tokens
-        )
+        both = scores(model, tokenizer, [p.prompt for p in rows] * 2, [p.chosen for p in rows] + [p.rejected for p in rows], max_tokens)
         loss = -torch.nn.functional.logsigmoid(both[: len(rows)] - both[len(rows) :]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -73,7 +73,9 @@ def settings(**fields: Any) -> LearnerConfig:
 OBJECTIVE = ObjectiveConfig(method="grpo", beta=0.1, penalty="k3", aggregation="completion")
 
 
-def start(pool: LearnerPool, policy: Path, learner: LearnerConfig, model: ModelConfig | None = None, objective: ObjectiveConfig = OBJECTIVE) -> None:
+def start(
+    pool: LearnerPool, policy: Path, learner: LearnerConfig, model: ModelConfig | None = None, objective: ObjectiveConfig = OBJECTIVE
+) -> None:
     pool.start(policy, model or ModelConfig(path=str(policy)), learner, objective, CONFIG.rollout, 5)
 
 
@@ -204,7 +206,9 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     assert digest(learner) == after
 
 
-def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(finetune: FinetunePool, learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
+    finetune: FinetunePool, learner: LearnerPool, tiny_model: Path, tmp_path: Path
+) -> None:
     model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
     start(learner, tiny_model, settings(), model)
     learner.update(batch())

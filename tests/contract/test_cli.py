@@ -1,0 +1,110 @@
+"""The command line as a user meets it: speed, exit codes, and one message per mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frpo.config import load
+
+ROOT = Path(__file__).parents[2]
+TESTBED = str(ROOT / "recipes" / "testbed.yaml")
+HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "datasets", "ray"}
+
+
+def frpo(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", "frpo", *args], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env)
+
+
+@pytest.mark.parametrize("command", ["config", "plan"])
+def test_config_and_plan_import_no_ml_library(command: str) -> None:
+    code = f"import sys; sys.argv = ['frpo', {command!r}, {TESTBED!r}]\nfrom frpo.cli import main\ntry: main()\nexcept SystemExit as e: code = e.code\n"
+    code += f"print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}), code)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "HEAVY [] 0", done.stdout[-500:] + done.stderr
+    assert time.perf_counter() - began < 10  # 0.8 s on an idle machine; the bound only catches a library that crept in
+
+
+def test_config_prints_what_loads_back(tmp_path: Path) -> None:
+    done = frpo("config", TESTBED, "--set", "arms.frpo.objective.lam=0.2")
+    assert done.returncode == 0
+    assert "lam: 0.2  # frpo: temperature of the robust objective" in done.stdout
+    (tmp_path / "again.yaml").write_text(done.stdout)
+    assert load(tmp_path / "again.yaml") == load(Path(TESTBED), ("arms.frpo.objective.lam=0.2",))
+
+
+def test_plan_says_sizes_in_prompts_and_completions() -> None:
+    done = frpo("plan", TESTBED)
+    assert done.returncode == 0
+    assert "24 prompts x 8 completions = 192 completions of at most 7 tokens" in done.stdout
+    assert "Nothing is missing" in done.stdout
+
+
+def test_plan_of_a_valid_recipe_that_cannot_run_here_exits_0_and_run_exits_2(tmp_path: Path) -> None:
+    big = ("--set", "rollout.num_workers=64")
+    done = frpo("plan", TESTBED, *big)
+    assert done.returncode == 0
+    assert "Missing CPUs: the plan needs 33" in done.stdout
+    done = frpo("run", TESTBED, *big, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "CPUs: the plan needs 33" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+ROWS = '{"prompt": "a", "task": "t"}\n{"prompt": "b", "task": "t"}\n'
+
+MISTAKES = [
+    (("--set", "rollout.temprature=1"), "rollout.temprature: unknown field (value 1)"),
+    (("--set", "objective.lam=0"), "arms.0.objective.lam: Input should be greater than 0 (value 0)"),
+    (("--set", "rollout.group_size=1"), "rollout.group_size: Input should be greater than or equal to 2 (value 1)"),
+    (("--set", "learner.num_workers=500"), "learner.num_workers: 500 ranks share a batch of 192"),
+    (("--set", "learner.micro_batch_tokens=4"), "learner.micro_batch_tokens: 4 is less than one sequence"),
+    (("--set", "model.path=/no/such/model"), "model.path: no such folder /no/such/model"),
+    (("--set", "rewards.answer.function=frpo.rewards:exact"), "rewards.0.function: frpo.rewards has no function 'exact'"),
+    (("--set", "rewards.answer.function=nowhere:f"), "rewards.0.function: 'nowhere' cannot be imported"),
+    (("--set", "rewards.answer.function=frpo.rewards"), "write module:function or file.py:function"),
+    (("--set", "arms.nobody.objective.lam=1"), "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
+    (("--set", "downstream.0.marks=[900]"), "downstream.crafts-gentle.marks: 900 is after the last step 200"),
+    (("--set", "data.train.0.path=nowhere.jsonl"), "data set nowhere.jsonl: no such file"),
+    (("--set", "data.train.0.path={rows}", "--set", "data.train.0.prompt=question"), "rows.jsonl:1: no column 'question'; it has prompt, task"),
+    (("--set", "data.train.0.path={bad}"), "bad.jsonl:3: column 'prompt' is 7; it must be a non-empty string or a list of chat messages"),
+    (("--set", "data.train.0.path={torn}"), "torn.jsonl:2: not valid JSON"),
+    (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
+    (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[m[:40] for _, m in MISTAKES])
+def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    files = {"rows": ROWS, "bad": ROWS + '{"prompt": 7, "task": "t"}\n', "torn": ROWS[:40]}
+    for name, text in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in files}
+    filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
+    folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
+    done = frpo("run", TESTBED, *filled, *folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_recipe() -> None:
+    done = frpo("run", "nowhere.yaml")
+    assert (done.returncode, "recipe nowhere.yaml: No such file" in done.stderr) == (2, True)
+
+
+def test_a_recipe_without_arms(tmp_path: Path) -> None:
+    tree = yaml.safe_load(Path(TESTBED).read_text())
+    del tree["arms"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
+    done = frpo("plan", str(tmp_path / "r.yaml"))
+    assert (done.returncode, done.stderr.strip()) == (2, "arms: missing; it has no default")
