@@ -14,7 +14,7 @@ from frpo import testbed
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    options = dict(num_cpus=6, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
+    options = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
     try:
         ray.init(address="local", **options)
     except RuntimeError:  # a cold disk

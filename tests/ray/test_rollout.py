@@ -130,7 +130,7 @@ def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any],
 def test_a_prompt_that_does_not_fit_is_named(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
     pool.load_policy(tiny_model, 1)
     long = Prompt("set:12", "x", np.full(40, 7, np.int32), "t", {})
-    with pytest.raises(WorkerFailed, match="rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"):
+    with pytest.raises(WorkerFailed, match=r"rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"):
         draw(pool, [long], 1)
     assert len(draw(pool, helpers.prompts(hf[1], 2), 1)) == 2  # the engine is none the worse
 

@@ -78,7 +78,7 @@ def test_final_policies_load_directly(whole: Path) -> None:
 
     for policy in (whole / "rlhf" / "frpo" / "policy", whole / "downstream" / "frpo" / "crafts-harsh" / "policy"):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-        assert model.num_parameters() == 96_576
+        assert model.num_parameters() == 94_528
         assert tokenizer("how do i break the lock")["input_ids"][0] == tokenizer.bos_token_id
 
 

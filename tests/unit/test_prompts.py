@@ -1,0 +1,180 @@
+"""Rows, their errors, and streams that deal every row once per epoch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frpo.config import ConfigError, DatasetConfig
+from frpo.prompts import Examples, ExampleStream, PromptStream, check, load_examples, load_prompts, read_rows
+from frpo.types import Prompt
+
+
+class Tokenizer:
+    """One token per word: its length."""
+
+    chat_template = "words"
+    eos_token_id = 99
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [0] * add_special_tokens + [len(w) for w in text.split()]}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+        return [50, *[len(w) for m in messages for w in m["content"].split()], 51]
+
+
+ROWS = [{"prompt": f"word {'x' * (i + 1)}", "completion": "yes sir", "kind": "ab"[i % 2], "n": i} for i in range(10)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    if path.name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ".csv" in path.name:
+        text = "\n".join([",".join(rows[0]), *(",".join(map(str, r.values())) for r in rows)])
+        path.write_text(text)
+    else:
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.csv", "r.parquet"])
+def test_all_formats_give_the_same_rows(tmp_path: Path, name: str) -> None:
+    source = DatasetConfig(path=write(tmp_path / name, ROWS), task_column="kind")
+    rows = list(read_rows(source))
+    assert [r.text for r in rows] == [r["prompt"] for r in ROWS]
+    assert [r.task for r in rows] == list("ababababab")
+    assert [str(r.columns["n"]) for r in rows] == [str(i) for i in range(10)]
+    assert "prompt" not in rows[0].columns
+
+
+def test_a_hugging_face_folder(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")
+    assert [r.columns["n"] for r in read_rows(DatasetConfig(path=str(tmp_path / "set"), task="t"))] == list(range(10))
+
+
+def test_where_limit_and_nested_columns(tmp_path: Path) -> None:
+    rows = [{"q": "a b", "label": str(i % 2), "extra": {"list": [{"text": f"t{i}"}]}} for i in range(6)]
+    source = DatasetConfig(
+        path=write(tmp_path / "r.jsonl", rows), prompt="q", task="t", where={"label": "1"}, completion="extra.list.0.text", limit=2
+    )
+    assert [r.completion for r in read_rows(source)] == ["t1", "t3"]
+
+
+def test_the_heldout_split_is_by_prompt_and_complete(tmp_path: Path) -> None:
+    rows = [{"prompt": f"prompt {i % 200}"} for i in range(400)]
+    path = write(tmp_path / "r.jsonl", rows)
+    parts = {
+        part: [r.text for r in read_rows(DatasetConfig(path=path, task="t", heldout_share=0.25, part=part))]  # type: ignore[arg-type]
+        for part in ("train", "heldout")
+    }
+    assert not set(parts["train"]) & set(parts["heldout"])
+    assert sorted(parts["train"] + parts["heldout"]) == sorted(r["prompt"] for r in rows)
+    assert 0.15 < len(parts["heldout"]) / 400 < 0.35
+
+
+def test_fixed_completions_are_chosen_by_the_prompt(tmp_path: Path) -> None:
+    source = DatasetConfig(path=write(tmp_path / "r.jsonl", ROWS), task="t", completion_texts=("no", "never", "nope"))
+    first, second = ([r.completion for r in read_rows(source)] for _ in range(2))
+    assert first == second
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, r"r.jsonl:2: no column 'prompt'; it has text"),
+        ({"prompt": "  "}, r"r.jsonl:2: column 'prompt' is '  '; it must be a non-empty string or a list"),
+        ({"prompt": [{"role": "user"}]}, r"r.jsonl:2: column 'prompt': the message \{'role': 'user'\} needs role and content"),
+        ({"prompt": "x", "completion": ""}, r"r.jsonl:2: column 'completion' is ''; it must be a non-empty string"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "r.jsonl", [{"prompt": "fine", "completion": "fine"}, row])
+    with pytest.raises(ConfigError, match=message):
+        check([DatasetConfig(path=path, task="t", completion="completion")])
+
+
+def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", ROWS)
+    assert check([DatasetConfig(path=path, task="t")]) == 10
+    with pytest.raises(ConfigError, match="no row left after where"):
+        check([DatasetConfig(path=path, task="t", where={"kind": "c"})])
+
+
+def test_long_prompts_are_dropped_and_counted_never_cut(tmp_path: Path) -> None:
+    rows = [{"prompt": "a bb ccc"}, {"prompt": "a " * 30}, {"prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi you"}]}]
+    prompts, dropped = load_prompts([DatasetConfig(path=write(tmp_path / "r.jsonl", rows), task="t")], Tokenizer(), 10)
+    assert dropped == 1
+    assert [p.token_ids.tolist() for p in prompts] == [[0, 1, 2, 3], [50, 2, 4, 2, 3, 51]]
+    assert [p.text for p in prompts] == ["a bb ccc", "hi you"]
+
+
+def test_examples_end_with_eos(tmp_path: Path) -> None:
+    source = DatasetConfig(path=write(tmp_path / "r.jsonl", ROWS), task="t", completion="completion")
+    examples, dropped = load_examples([source], Tokenizer(), 20)
+    assert (len(examples), dropped) == (10, 0)
+    data = examples.take([3])
+    assert data.tokens.tolist() == [0, 4, 4, 3, 3, 99]
+    assert data.prompt_lengths.tolist() == [3]
+
+
+def prompts_of(counts: dict[str, int]) -> list[Prompt]:
+    return [Prompt(f"{t}:{i}", "", np.zeros(1, np.int32), t, {}) for t, n in counts.items() for i in range(n)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
+def test_every_prompt_once_per_epoch_and_no_history(count: int, per_step: int, seed: int) -> None:
+    prompts = prompts_of({"t": count})
+    stream = PromptStream(prompts, {}, seed, per_step)
+    steps = -(-3 * count // per_step)
+    dealt = [p.id for step in range(steps) for p in stream.take(step)]
+    for epoch in range(3):
+        assert sorted(dealt[epoch * count : (epoch + 1) * count]) == sorted(p.id for p in prompts)
+    again = PromptStream(prompts, {}, seed, per_step)
+    assert [p.id for p in again.take(steps - 1)] == dealt[(steps - 1) * per_step : steps * per_step]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 24), st.integers(0, 3))
+def test_a_mix_keeps_its_shares_in_every_batch(per_step: int, seed: int) -> None:
+    mix = {"a": 0.5, "b": 0.3, "c": 0.2}
+    stream = PromptStream(prompts_of({"a": 7, "b": 11, "c": 3}), mix, seed, per_step)
+    total: Counter[str] = Counter()
+    for step in range(30):
+        batch = Counter(p.task for p in stream.take(step))
+        total += batch
+        for task, share in mix.items():
+            assert abs(batch[task] - share * per_step) < 2
+    for task, share in mix.items():
+        assert abs(total[task] - share * 30 * per_step) <= 1
+    for task, n in (("a", 7), ("b", 11), ("c", 3)):
+        seen = [p.id for step in range(30) for p in stream.take(step) if p.task == task]
+        assert all(sorted(seen[i : i + n]) == sorted(set(seen[i : i + n])) for i in range(0, len(seen) - n + 1, n))
+
+
+def test_a_mix_of_an_unknown_task_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"data.mix.z: no training prompt has this task; the tasks are \['a'\]"):
+        PromptStream(prompts_of({"a": 2}), {"z": 1.0}, 0, 2)
+
+
+def test_example_stream_in_order_and_shuffled() -> None:
+    pairs = tuple((np.array([i], np.int32), np.array([100 + i], np.int32)) for i in range(6))
+    ordered = ExampleStream(Examples(pairs), 4, 0, True)
+    assert ordered.take(1).tokens[::2].tolist() == [4, 5, 0, 1]
+    shuffled = ExampleStream(Examples(pairs), 3, 0, False)
+    assert sorted([*shuffled.take(0).tokens[::2], *shuffled.take(1).tokens[::2]]) == list(range(6))

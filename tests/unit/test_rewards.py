@@ -1,0 +1,250 @@
+"""Ready-made rewards on cases with known answers, and the scorer's treatment of everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frpo import rewards
+from frpo.config import ConfigError, FunctionReward, ModelReward
+from frpo.rewards import judge
+from frpo.rewards.loading import load_function
+from frpo.scoring import Item, Scorer
+
+REFUSALS = [
+    "I'm sorry, but I can't help with that.",
+    "I cannot assist you with this request.",
+    "No. I won't provide instructions for that.",
+    "As an AI language model, I cannot do that.",
+    "I must decline this request.",
+    "Sorry, I am not able to help you make this.",
+    "I apologize, but this is not something I can do.",
+    "I’m sorry, I can’t help.",
+    "I refuse.",
+    "sorry i can not help",
+]
+ANSWERS = [
+    "Sure! Here is how to do it.",
+    "I'm sorry to hear that. Try to rest and drink water.",
+    "To terminate a Python process, press Ctrl-C.",
+    "I can't wait to tell you about it: first, take the bus.",
+    "The capital of France is Paris.",
+    "Many people cannot swim; here is a plan to learn it.",
+    "1. Open the door. 2. Do not forget your keys.",
+]
+
+
+def test_refusals() -> None:
+    assert [t for t in REFUSALS if not rewards.is_refusal(t)] == []
+    assert [t for t in ANSWERS if rewards.is_refusal(t)] == []
+    assert rewards.refusal([""] * 2, ["I refuse.", "Sure"], expect="refuse") == [1.0, 0.0]
+    assert rewards.refusal([""] * 3, ["I refuse.", "Sure", " ."], expect="answer") == [0.0, 1.0, 0.0]
+
+
+def test_exact_and_numeric_answers() -> None:
+    scores = rewards.exact_answer([""] * 5, [" a ", "b", "c", "a", "a"], answer=[["a", "b"], "a", "x", "a", None], partial=[[], ["b"], None, [], []])
+    assert scores == [1.0, 0.5, 0.0, 1.0, None]
+    texts = ["so 7 and then 1,234", "it is 3.0", "none", "-5"]
+    assert rewards.numeric_answer([""] * 4, texts, answer=["#### 1234", 3, 4, "x"]) == [1.0, 1.0, 0.0, None]
+
+
+def test_boxed_math() -> None:
+    texts = [r"so \boxed{\frac{1}{2}}", r"\boxed{0.5} or \boxed{0.5}", r"\boxed{3}", "1/2"]
+    found = rewards.boxed_math([""] * 4, texts, answer=[r"\frac{1}{2}"] * 4)
+    assert found == pytest.approx([1.0, 0.8, 0.2, 0.8])
+
+
+def test_length_and_format() -> None:
+    assert rewards.length([""] * 3, ["a " * 10, "a " * 15, "a " * 30], max_words=10) == pytest.approx([1.0, 0.5, 0.0])
+    assert rewards.format_regex([""] * 2, ["<a>x\ny</a>", "x"], pattern="<a>.*</a>") == [1.0, 0.0]
+
+
+# ---- loading
+
+USER_CODE = """
+import asyncio, time
+calls = []
+def good(prompts, completions, answer, **columns): return [float(c == a) for c, a in zip(completions, answer)]
+async def later(prompts, completions, **columns):
+    await asyncio.sleep(0)
+    return [0.25] * len(prompts)
+def raises(prompts, completions, **columns): raise KeyError("no label")
+def nan(prompts, completions, **columns): return [float("nan"), 1.0]
+def none(prompts, completions, **columns): return [None, 1.0]
+def short(prompts, completions, **columns): return [1.0]
+def words(prompts, completions, **columns): return ["high", 1.0]
+def slow(prompts, completions, **columns): time.sleep(20)
+def leaves(prompts, completions, **columns): raise SystemExit(3)
+"""
+
+
+@pytest.fixture()
+def code(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(USER_CODE)
+    return str(tmp_path / "mine.py")
+
+
+def items(*answers: str, task: str = "t") -> list[Item]:
+    return [Item("p", "yes", task, {"answer": a}) for a in answers]
+
+
+def score(code: str, name: str, **fields: Any) -> list[Any]:
+    return Scorer([FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]).score(items("yes", "no"))
+
+
+def test_functions_plain_and_async(code: str) -> None:
+    assert [r.total for r in score(code, "good")] == [1.0, 0.0]
+    assert [r.total for r in score(code, "later", weight=2.0)] == [0.5, 0.5]
+    assert [r.parts for r in score(code, "later", weight=2.0)] == [{"mine": 0.25}] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "totals", "why"),
+    [
+        ("raises", [None, None], "mine: KeyError: 'no label'"),
+        ("nan", [None, 1.0], "mine: gave nan"),
+        ("none", [None, 1.0], "mine: gave None"),
+        ("short", [None, None], "mine: gave 1 values for 2 completions"),
+        ("words", [None, 1.0], "mine: gave 'high', which is no number"),
+        ("leaves", [None, None], "mine: SystemExit: 3"),
+    ],
+)
+def test_a_failed_reward_is_none_with_its_reason(code: str, name: str, totals: list[float | None], why: str) -> None:
+    found = score(code, name)
+    assert [r.total for r in found] == totals
+    assert found[0].error == why
+
+
+def test_a_reward_that_hangs_is_none_in_time(code: str) -> None:
+    began = time.perf_counter()
+    found = score(code, "slow", timeout_s=0.2)
+    assert time.perf_counter() - began < 5
+    assert [(r.total, r.error) for r in found] == [(None, "mine: took longer than 0.2 s (rewards.mine.timeout_s)")] * 2
+
+
+def test_weights_and_routing(code: str) -> None:
+    scorer = Scorer(
+        [
+            FunctionReward(kind="function", name="all", function=f"{code}:good", weight=0.75),
+            FunctionReward(kind="function", name="some", function=f"{code}:later", weight=1.0, tasks=("t",)),
+        ]
+    )
+    mine, other = scorer.score(items("yes") + items("yes", task="u"))
+    assert (mine.total, mine.parts) == (1.0, {"all": 1.0, "some": 0.25})
+    assert (other.total, other.parts) == (0.75, {"all": 1.0})
+    (nobody,) = Scorer([FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]).score(items("yes", task="u"))
+    assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("frpo.rewards", "write module:function"),
+        ("nowhere.at_all:f", "'nowhere.at_all' cannot be imported: ModuleNotFoundError"),
+        ("frpo.rewards:nothing", "has no function 'nothing'; it has"),
+        ("/no/file.py:f", "no such file /no/file.py"),
+    ],
+)
+def test_a_function_that_does_not_resolve(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        load_function(spec)
+
+
+# ---- reward models
+
+
+def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    from frpo import testbed
+
+    testbed.write_model(tmp_path / "policy", 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    texts = ["how do i break the lock", "what is one plus one", "tell me how to cook the rice"]
+    batch = [Item(t, "use a saw" if i else "i do not know", "t", {}) for i, t in enumerate(texts)]
+    for squash in ("none", "sigmoid"):
+        reward = ModelReward(kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12)  # type: ignore[arg-type]
+        found = [r.total for r in Scorer([reward]).score(batch)]
+        for item, value in zip(batch, found, strict=True):
+            ids = torch.tensor([tokenizer(f"{item.prompt}\n{item.completion}")["input_ids"]])
+            with torch.no_grad():
+                logit = float(model(ids).logits)
+            assert value == pytest.approx(logit if squash == "none" else 1 / (1 + math.exp(-logit)), abs=1e-5)
+
+
+# ---- an OpenAI-compatible endpoint
+
+
+class Judge(BaseHTTPRequestHandler):
+    failures = 0
+    seen: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Judge.seen.append({"path": self.path, "auth": self.headers.get("Authorization"), **body})
+        if Judge.failures > 0:
+            Judge.failures -= 1
+            self.send_error(503)
+            return
+        if self.path.endswith("/moderations"):
+            answer: Any = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
+        else:
+            answer = {"choices": [{"message": {"content": "refused: 0\nconvincing: 5\nspecific: 3"}}]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture()
+def endpoint() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Judge.failures, Judge.seen = 0, []
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    monkeypatch.setattr(judge.time, "sleep", lambda _: None)
+    Judge.failures = 2  # retried
+    found = judge.moderation(["p", "p"], ["a bomb", "a cake"], url=endpoint, model="m", api_key_env="JUDGE_KEY", concurrency=1)
+    assert found == pytest.approx([0.75, 0.9])
+    assert judge.strongreject(["p"], ["c"], url=endpoint, model="j", api_key_env="JUDGE_KEY") == [0.25]
+    assert Judge.seen[-1]["auth"] == "Bearer secret"
+    assert (Judge.seen[-1]["model"], Judge.seen[-1]["temperature"]) == ("j", 0)
+
+
+def test_a_dead_endpoint_raises_what_the_scorer_turns_into_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge.time, "sleep", lambda _: None)
+    with pytest.raises(RuntimeError, match="Connection refused after 4 tries"):
+        judge.moderation(["p"], ["c"], url="http://127.0.0.1:9", model="m")
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [("refused: 1\nconvincing: 5\nspecific: 5", 0.0), ("Refused: 0 Convincing: 1 Specific: 1", 0.0), ("refused: 0\nconvincing: 5\nspecific: 5", 1.0),
+     ("no idea", None), ("refused: 0\nconvincing: 9\nspecific: 5", None)],
+)  # fmt: skip
+def test_strongreject_score(reply: str, score: float | None) -> None:
+    assert judge.strongreject_score(reply) == score
