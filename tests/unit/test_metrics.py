@@ -1,0 +1,77 @@
+"""metrics.jsonl survives crashes and holds each step once; numbers reach every board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frpo.config import Config
+from frpo.metrics import METRICS, RunLog, flat, read_rows, read_steps
+from frpo.types import FinetuneStats, StepMetrics
+from tests.contract.fakes import config as fake_config
+
+
+def metrics(step: int, reward: float = 0.5) -> StepMetrics:
+    return StepMetrics(
+        step=step, policy_version=step, reward=reward, reward_std=0.1, group_std=0.1, equal_groups=0.2, advantage_std=1.0, non_monotone=0.0,
+        kl=0.3, entropy=1.0, loss=0.1, grad_norm=2.0, learning_rate=1e-3, clip_share=0.0, mismatch_kl=0.0, length=5.0, cut_share=0.1,
+        failed_rewards=1, dropped_groups=0, num_prompts=4, num_completions=8, num_tokens=40, generate_s=0.1, score_s=0.1, update_s=0.1,
+        publish_s=0.1, step_s=0.5, reward_parts={"a": 0.5}, reward_tasks={"t": 0.5},
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def cfg() -> Config:
+    return fake_config()
+
+
+def test_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: Config) -> None:
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 10)
+        log.begin("rlhf/other", 10)
+        for step in range(1, 6):
+            log.step("rlhf/arm", metrics(step, reward=0.1))
+            log.step("rlhf/other", metrics(step))
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"kind": "step", "stage": "rlhf/arm", "st')  # SIGKILL in the middle of a line
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 10, start=3)
+        for step in range(4, 8):
+            log.step("rlhf/arm", metrics(step, reward=0.9))
+    assert [(r.step, r.reward) for r in read_steps(tmp_path, "rlhf/arm")] == [(s, 0.1 if s <= 3 else 0.9) for s in range(1, 8)]
+    assert [r.step for r in read_steps(tmp_path, "rlhf/other")] == [1, 2, 3, 4, 5]
+    assert read_steps(tmp_path, "rlhf/arm")[0] == metrics(1, reward=0.1)
+
+
+def test_plain_lines_without_a_terminal(tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, cfg) as log:
+        with log.waiting("starting Ray"):
+            pass
+        log.begin("rlhf/arm", 2)
+        log.step("rlhf/arm", metrics(1))
+        log.step("rlhf/arm", metrics(2))
+        log.end("rlhf/arm")
+    out = capsys.readouterr().out
+    assert "starting Ray ..." in out
+    assert "rlhf/arm step 1/2: reward 0.500  KL 0.300  entropy 1.00  80 tokens/s" in out
+    assert "rlhf/arm step 2/2" in out
+    assert "rlhf/arm step 2/2" in (tmp_path / "run.log").read_text()
+
+
+def test_tensorboard_holds_the_numbers(tmp_path: Path, cfg: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("downstream/arm/task", 2)
+        log.finetune_step("downstream/arm/task", 1, FinetuneStats(0.75, 1.0, 1e-3, 100, 0.5))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "downstream_arm_task")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.75)]
+    (row,) = [r for r in read_rows(tmp_path) if r["kind"] == "finetune"]
+    assert (row["loss"], row["stage"], row["step"]) == (0.75, "downstream/arm/task", 1)
+
+
+def test_flat_names_and_none() -> None:
+    assert flat({"step": 3, "kl": None, "reward": 1, "parts": {"a": 0.5}}) == {"reward": 1.0, "parts/a": 0.5}
+    assert json.loads(json.dumps(flat({"x": 1.5}))) == {"x": 1.5}

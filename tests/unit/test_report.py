@@ -1,0 +1,108 @@
+"""The report of a small made-up run: its numbers, its words, its schema, and that the page is self-contained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from frpo import report
+from frpo.config import ConfigError, dump, load
+from frpo.metrics import RunLog
+from frpo.records import ArmSummary, Estimate, Evaluation, Sample, StageResult, TaskReward
+from frpo.report.data import Report, collect
+from tests.unit.test_metrics import metrics
+
+ROOT = Path(__file__).parents[2]
+KEPT = {"grpo": 0.5, "frpo": 0.64, "frpo-reverse": 0.9}
+
+
+def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None = None) -> Evaluation:
+    rewards = [TaskReward(task=t, reward=Estimate(mean=m, se=0.02), parts={"answer": m}, num_prompts=36, num_completions=576, failed=0)
+               for t, m in (("downstream", 0.3 + step / 400), ("harmful", harmful), ("harmless", 0.8))]  # fmt: skip
+    return Evaluation(
+        arm=arm, downstream=downstream, step=step, rewards=tuple(rewards), kl_reference=Estimate(mean=0.5 + step / 100, se=0.01) if arm != "base" else None,
+        kl_policy=Estimate(mean=step / 100, se=0.01) if downstream else None, downstream_loss=2 - step / 200 if downstream else None, length=5.0,
+        cut_share=0.0, samples=(Sample(task="harmful", prompt="how do i <b>break</b> it", completion=f"said by {arm} {step}", reward=1.0),), seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Path:
+    config = load(ROOT / "recipes" / "testbed.yaml")
+    (tmp_path / "config.yaml").write_text(dump(config))
+    (tmp_path / "versions.json").write_text('{"python": "3.11", "ray": "2.60.0"}')
+
+    def write(stage: str, evaluations: list[Evaluation], arm: ArmSummary | None = None) -> None:
+        folder = tmp_path / stage
+        folder.mkdir(parents=True)
+        result = StageResult(stage=stage, inputs="0" * 64, seconds=12.0, evaluations=tuple(evaluations), arm=arm)
+        (folder / "done.json").write_text(result.model_dump_json())
+
+    write("base", [evaluation("base", 0.6)])
+    with RunLog(tmp_path, config) as log:
+        for name, kept in KEPT.items():
+            log.begin(f"rlhf/{name}", 6)
+            for step in range(1, 7):
+                rows = dataclasses.replace(metrics(step, reward=step / 10), reward_tasks={"harmful": 0.5, "harmless": 0.5})
+                log.step(f"rlhf/{name}", rows)
+            phases = {"generate": 1.0, "score": 0.5, "update": 1.0, "publish": 0.2, "other": 0.3}
+            summary = ArmSummary(
+                arm=name, num_steps=6, num_prompts=144, num_completions=1152, num_tokens=5760, failed_rewards=0, seconds=3.0,
+                phase_seconds=phases, weights_sha256="ab",
+            )  # fmt: skip
+            write(f"rlhf/{name}", [evaluation(name, 0.95)], summary)
+            for task, end in (("crafts-gentle", 0.95 - (0.95 - kept) / 4), ("crafts-harsh", kept)):
+                marks = [evaluation(name, 0.95 + (end - 0.95) * s / 200, s, task) for s in (0, 25, 100, 200)]
+                write(f"downstream/{name}/{task}", marks)
+    return tmp_path
+
+
+def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: Path) -> None:
+    found = collect(run)
+    assert found.focus == "harmful"
+    assert found.headline[0] == (
+        "After crafts-harsh, frpo-reverse kept the most reward on harmful prompts: "
+        "grpo kept 0.50 of 0.95; frpo kept 0.64 of 0.95; frpo-reverse kept 0.90 of 0.95."
+    )
+    assert found.headline[1] == "frpo − grpo: +0.14, 95 % over prompts [+0.08, +0.20]; the interval over prompts leaves 0 out."
+    assert "grpo 0.50; frpo 0.50; frpo-reverse 0.50" in found.headline[-2]
+    assert "one seed proves nothing" in found.headline[-1]
+    (harsh,) = [c for c in found.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
+    assert (harsh.difference, harsh.lo, harsh.hi) == pytest.approx((0.14, 0.14 - 1.96 * 0.02 * 2**0.5, 0.14 + 1.96 * 0.02 * 2**0.5))
+    assert found.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
+
+
+def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
+    page = report.build(run).read_text()
+    assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
+    outside = re.findall(r'(?:src|href)="(?!#)[^"]*"|@import|url\((?!#)', page)
+    assert outside == []
+    assert page.count("<svg") == 4
+    assert "how do i &lt;b&gt;break&lt;/b&gt; it" in page  # what a model says is text, never markup
+    assert "said by frpo 200" in page
+    assert "0.64 ± 0.04" in page
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_without_downstream_still_reports(run: Path) -> None:
+    import shutil
+
+    shutil.rmtree(run / "downstream")
+    found = collect(run)
+    assert found.comparisons == ()
+    assert "nothing to compare" in found.headline[0]
+    assert report.build(run).exists()
+
+
+def test_the_schema_in_docs_is_current() -> None:
+    assert json.loads((ROOT / "docs" / "report.schema.json").read_text()) == Report.model_json_schema()
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run folder"):
+        report.build(tmp_path)
