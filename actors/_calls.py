@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -86,11 +86,27 @@ def wait_all(calls: Sequence[Call[T]]) -> list[T]:
     return [call.result() for call in calls]
 
 
+class Turns:
+    """Roles that share one GPU and hold its memory in turn."""
+
+    def __init__(self, first: str, release: Mapping[str, Callable[[], None]], acquire: Mapping[str, Callable[[], None]]) -> None:
+        self.holder, self.release, self.acquire = first, release, acquire
+
+    def take(self, role: str) -> None:
+        """Make `role` the holder: whoever holds the memory lets it go first."""
+        if role != self.holder:
+            leaving, self.holder = self.holder, role  # set first: what follows calls actors of both roles
+            self.release[leaving]()
+            self.acquire[role]()
+
+
 class Actors:
     """The handles of one role, with names for people and the limits of its calls."""
 
     def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int = 0) -> None:
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
+        self.turn: Callable[[], None] = lambda: None
+        """Called before each call: takes the GPU over where roles share one."""
 
     def __len__(self) -> int:
         return len(self.handles)
@@ -99,6 +115,7 @@ class Actors:
         return f"{self.role} worker {index}"
 
     def call(self, index: int, method: str, *args: Any) -> Call[Any]:
+        self.turn()
         return Call(self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts)
 
     def call_all(self, method: str, *args: Any) -> list[Any]:

@@ -107,10 +107,13 @@ class TrainWorker:
                 pass
 
     def offload(self) -> None:
-        self._engine().offload()
+        """Leave the GPU to another role (weights, gradients and optimiser go to host memory)."""
+        if self.engine is not None:
+            self.engine.offload()
 
     def reload(self) -> None:
-        self._engine().reload()
+        if self.engine is not None:
+            self.engine.reload()
 
     def stop(self) -> None:
         """Free the engine; the process stays for the next policy."""

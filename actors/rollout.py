@@ -98,6 +98,7 @@ class RolloutPool:
         A worker that dies is waited for, given the weights again, and sent the same share again: the same batch in the
         same order draws the same completions, and groups that had arrived are not used twice.
         """
+        self.actors.turn()
         workers = len(self.actors)
         shares = {w: list(range(w, len(prompts), workers)) for w in range(workers) if w < len(prompts)}
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict
 
 import ray
@@ -15,6 +16,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors._calls import Turns
 from actors._weights import ObjectStorePublisher, ProcessGroupPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
@@ -162,7 +164,21 @@ def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
         actors.wait_until_ready(cluster.start_timeout_s)
     learner.join()
     finetune.join()
+    if config.rollout.sleep:
+        take_turns(rollouts, learner, finetune)
     make = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
     return Team(
         rollouts, rewards, reference, learner, finetune, scorer, make("learner", learner, rollouts), make("finetune", finetune, rollouts)
     )
+
+
+def take_turns(rollouts: RolloutPool, learner: LearnerPool, finetune: FinetunePool) -> None:
+    """One GPU for vLLM and training: whoever is called next gets its memory, the other waits in host memory."""
+    pools = {"rollout": rollouts.actors, "learner": learner.actors, "finetune": finetune.actors}
+    turns = Turns(
+        "rollout",
+        release={"rollout": rollouts.sleep, "learner": learner.offload, "finetune": finetune.offload},
+        acquire={"rollout": rollouts.wake, "learner": learner.reload, "finetune": finetune.reload},
+    )
+    for role, actors in pools.items():
+        actors.turn = partial(turns.take, role)

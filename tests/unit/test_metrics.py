@@ -22,7 +22,7 @@ def metrics(step: int, reward: float = 0.5) -> StepMetrics:
     )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def cfg() -> Config:
     return fake_config()
 

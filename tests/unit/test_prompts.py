@@ -116,7 +116,11 @@ def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
 
 
 def test_long_prompts_are_dropped_and_counted_never_cut(tmp_path: Path) -> None:
-    rows = [{"prompt": "a bb ccc"}, {"prompt": "a " * 30}, {"prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi you"}]}]
+    rows = [
+        {"prompt": "a bb ccc"},
+        {"prompt": "a " * 30},
+        {"prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi you"}]},
+    ]
     prompts, dropped = load_prompts([DatasetConfig(path=write(tmp_path / "r.jsonl", rows), task="t")], Tokenizer(), 10)
     assert dropped == 1
     assert [p.token_ids.tolist() for p in prompts] == [[0, 1, 2, 3], [50, 2, 4, 2, 3, 51]]

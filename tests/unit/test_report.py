@@ -30,7 +30,7 @@ def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None =
     )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     config = load(ROOT / "recipes" / "testbed.yaml")
     (tmp_path / "config.yaml").write_text(dump(config))

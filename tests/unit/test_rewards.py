@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -50,7 +50,9 @@ def test_refusals() -> None:
 
 
 def test_exact_and_numeric_answers() -> None:
-    scores = rewards.exact_answer([""] * 5, [" a ", "b", "c", "a", "a"], answer=[["a", "b"], "a", "x", "a", None], partial=[[], ["b"], None, [], []])
+    scores = rewards.exact_answer(
+        [""] * 5, [" a ", "b", "c", "a", "a"], answer=[["a", "b"], "a", "x", "a", None], partial=[[], ["b"], None, [], []]
+    )
     assert scores == [1.0, 0.5, 0.0, 1.0, None]
     texts = ["so 7 and then 1,234", "it is 3.0", "none", "-5"]
     assert rewards.numeric_answer([""] * 4, texts, answer=["#### 1234", 3, 4, "x"]) == [1.0, 1.0, 0.0, None]
@@ -86,7 +88,7 @@ def leaves(prompts, completions, **columns): raise SystemExit(3)
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def code(tmp_path: Path) -> str:
     (tmp_path / "mine.py").write_text(USER_CODE)
     return str(tmp_path / "mine.py")
@@ -194,7 +196,7 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
 
 class Judge(BaseHTTPRequestHandler):
     failures = 0
-    seen: list[dict[str, Any]] = []
+    seen: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -215,7 +217,7 @@ class Judge(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture()
+@pytest.fixture
 def endpoint() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,0 +1,83 @@
+"""Every kind of actor killed in the middle of a run, and the run stopped: the final weights are those of the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from frpo.checkpoint import folder_sha256
+from frpo.metrics import read_steps
+from frpo.records import StageResult
+from tests.ray import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SETTINGS = (*runs.SHORT, *runs.ONE_ARM, "learner.num_steps=60", "checkpoint.every=10", "evaluate.validate_every=25")
+
+
+def worker(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    """The actor of this run (and of no other) by its class."""
+    found = [p for p in psutil.Process(process.pid).children(recursive=True) if p.cmdline() and p.cmdline()[0].startswith(f"ray::{name}")]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def digest(folder: Path) -> str:
+    result = StageResult.model_validate_json((folder / "rlhf" / "frpo" / "done.json").read_text())
+    assert result.arm is not None
+    assert result.arm.weights_sha256 == folder_sha256(folder / "rlhf" / "frpo" / "policy")
+    assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 61))
+    return result.arm.weights_sha256
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    runs.run(folder, *SETTINGS)
+    return digest(folder)
+
+
+def start_and_wait(folder: Path, steps: int = 13) -> subprocess.Popen[str]:
+    process = runs.start(folder, *SETTINGS)
+    runs.wait_for(lambda: len(read_steps(folder, "rlhf/frpo")) >= steps, process)
+    return process
+
+
+@pytest.mark.parametrize("name", ["RolloutWorker", "RewardWorker", "ReferenceWorker"])
+def test_a_killed_actor_is_restarted_within_the_run(undisturbed: str, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    process = start_and_wait(folder)
+    victim = worker(process, name)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert len(read_steps(folder, "rlhf/frpo")) < 60, "killed too late to count"
+    assert process.wait(300) == 0, folder.with_suffix(".out").read_text()[-3000:]
+    assert digest(folder) == undisturbed
+
+
+def test_a_killed_learner_ends_the_run_with_one_paragraph_and_it_resumes(undisturbed: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start_and_wait(folder)
+    os.kill(worker(process, "LearnerWorker").pid, signal.SIGKILL)
+    assert process.wait(120) == 1
+    text = folder.with_suffix(".out").read_text()
+    assert "The run stopped: learner worker 0 died during" in text
+    assert f"Resume with: python -m frpo run {runs.ROOT / 'recipes/testbed.yaml'} --run-dir {folder}" in text
+    assert "Traceback" not in text
+    assert "goes on after step" in runs.run(folder, *SETTINGS)
+    assert digest(folder) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_stopped_driver_resumes(undisturbed: str, tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, steps=23)
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert "Stopped. Resume with: python -m frpo run" in folder.with_suffix(".out").read_text()
+    assert "goes on after step 20 of 60" in runs.run(folder, *SETTINGS)
+    assert digest(folder) == undisturbed

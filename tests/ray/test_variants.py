@@ -1,0 +1,44 @@
+"""Whole runs in other shapes: two ranks and two engines over a process group, LoRA, RLOO, several updates per batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frpo.metrics import read_steps
+from frpo.records import StageResult
+from tests.ray import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_two_ranks_two_engines_over_a_process_group(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wide = (
+        "learner.num_workers=2", "learner.zero_stage=2", "rollout.num_workers=2", "rollout.num_cpus=0.3", "reward.num_workers=2",
+        "reference.num_cpus=0.1", "reward.num_cpus=0.1", "evaluate.num_cpus=0.1", "rollout.transport=process_group", "rollout.parity_every=2",
+    )  # fmt: skip
+    runs.run(folder, *runs.SHORT, *wide, *runs.ONE_ARM, timeout_s=700)
+    rows = read_steps(folder, "rlhf/frpo")
+    assert [r.step for r in rows] == list(range(1, 7))
+    assert max(r.mismatch_kl for r in rows) < 1e-6
+
+
+def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = (
+        "model.lora={rank: 4, alpha: 8}", "learner.updates_per_batch=2", "learner.learning_rate=1.0e-2", "objective.cut=mask",
+        "arms=[{name: rloo, objective: {method: rloo, beta: 0.0}}, {name: std, objective: {method: grpo, normalize_std: true, beta: 0.1}}]",
+        "downstream.1.num_steps=6", "downstream.1.marks=[]", "downstream.0.num_steps=4", "downstream.0.marks=[]",
+    )  # fmt: skip
+    runs.run(folder, *runs.SHORT, *settings, timeout_s=700)
+    assert (folder / "rlhf" / "rloo" / "policy" / "adapter_config.json").is_file()
+    assert not (folder / "downstream" / "rloo" / "crafts-harsh" / "policy" / "adapter_config.json").exists()
+    rows = read_steps(folder, "rlhf/rloo")
+    assert all(r.kl is None for r in rows)
+    assert max(r.mismatch_kl for r in rows) < 1e-6
+    result = StageResult.model_validate_json((folder / "downstream" / "rloo" / "crafts-harsh" / "done.json").read_text())
+    start = result.evaluations[0].kl_policy
+    assert start is not None
+    assert abs(start.mean) < 1e-3  # the merged adapter is the arm's policy
