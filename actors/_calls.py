@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -61,7 +63,15 @@ def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed:
 
 def died(name: str, method: str, error: RayActorError) -> WorkerFailed:
     reason = " ".join(str(error).split())
-    return WorkerFailed(f"{name} died during {method}(): {reason[:600]}")
+    pid = re.search(r"pid[=: ]+(\d+)", reason)
+    return WorkerFailed(f"{name} died during {method}(): {reason[:400]}{last_lines(int(pid[1])) if pid else ''}")
+
+
+def last_lines(pid: int, count: int = 5) -> str:
+    """The last lines that a process of this node wrote to stderr, for the message; empty when there are none here."""
+    logs = sorted(Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err"), key=lambda p: p.stat().st_mtime)
+    lines = logs[-1].read_text(errors="replace").strip().splitlines()[-count:] if logs else []
+    return "\nIts last lines:\n" + "\n".join(f"  {line[:300]}" for line in lines) if lines else ""
 
 
 def wait_until_back(name: str, handle: ActorHandle[Any]) -> None:

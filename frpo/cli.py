@@ -9,12 +9,15 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from frpo.config import Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from frpo.metrics import RunLog
 
 app = typer.Typer(
     name="frpo", help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).", no_args_is_help=True, add_completion=False
@@ -26,6 +29,9 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder; defa
 
 class Stopped(BaseException):
     """SIGTERM."""
+
+    asked = False
+    """Whether it came."""
 
 
 def read(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
@@ -63,20 +69,24 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
             stages.run(config, log)
         except ConfigError:
             raise
-        except (WorkerFailed, RunStopped) as error:
-            log.logger.info("%s", traceback.format_exc())
-            _fail(f"The run stopped: {error}\nThe last lines are in {config.folder / 'run.log'}. Resume with: {again}", 1)
-        except (KeyboardInterrupt, Stopped) as error:
-            log.note(f"Stopped. Resume with: {again}")
-            raise SystemExit(143 if isinstance(error, Stopped) else 130) from None
+        except (KeyboardInterrupt, Stopped):
+            _stopped(log, again)
         except Exception as error:
             log.logger.info("%s", traceback.format_exc())
-            _fail(
-                f"The run failed: {type(error).__name__}: {error}\nThe traceback is in {config.folder / 'run.log'}. Resume with: {again}", 1
-            )
+            if Stopped.asked:  # raised inside a library's C code, it arrives as that library's own error
+                _stopped(log, again)
+            known = isinstance(error, WorkerFailed | RunStopped)
+            what = f"stopped ({log.where}): {error}" if known else f"failed ({log.where}): {type(error).__name__}: {error}"
+            _fail(f"The run {what}\nThe log is {config.folder / 'run.log'}. Resume with: {again}", 1)
+
+
+def _stopped(log: RunLog, again: str) -> NoReturn:
+    log.note(f"Stopped. Resume with: {again}")
+    raise SystemExit(143 if Stopped.asked else 130) from None
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    Stopped.asked = True
     raise Stopped
 
 

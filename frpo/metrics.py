@@ -62,6 +62,7 @@ class RunLog:
         self.rich = self.console.is_terminal
         self.progress: Progress | None = None
         self.total, self.started, self.start_step, self.last_line = 0, 0.0, 0, 0.0
+        self.where = "before the first stage"
         self.boards: list[Board] = []
 
     def __enter__(self) -> RunLog:
@@ -109,6 +110,7 @@ class RunLog:
         """A stage with `total` steps starts, or goes on after `start`: rows of steps that will be done again are dropped."""
         self._forget(stage, start)
         self.total, self.started, self.start_step = total, time.perf_counter(), start
+        self.where = f"{stage}, after step {start}"
         if self.rich:
             self._stop_progress()
             self.progress = Progress(
@@ -163,6 +165,7 @@ class RunLog:
         self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
 
     def _row(self, kind: str, stage: str, step: int, values: Mapping[str, Any], status: str) -> None:
+        self.where = f"{stage}, after step {step}"
         self._write(kind, stage, {"step": step, **values})
         self._boards(stage, step, flat(values))
         now = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_killed_learner_ends_the_run_with_one_paragraph_and_it_resumes(undistu
     os.kill(worker(process, "LearnerWorker").pid, signal.SIGKILL)
     assert process.wait(120) == 1
     text = folder.with_suffix(".out").read_text()
-    assert "The run stopped: learner worker 0 died during" in text
+    assert re.search(r"The run stopped \(rlhf/frpo, after step \d+\): learner worker 0 died during", text)
     assert f"Resume with: python -m frpo run {runs.ROOT / 'recipes/testbed.yaml'} --run-dir {folder}" in text
     assert "Traceback" not in text
     assert "goes on after step" in runs.run(folder, *SETTINGS)

@@ -1,0 +1,3 @@
+from tests.ray.conftest import ray_cluster, tiny_model
+
+__all__ = ["ray_cluster", "tiny_model"]
