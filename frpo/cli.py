@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from frpo.config import Config, ConfigError, load
+from frpo.config import Config, ConfigError
+from frpo.recipe import load
 
 if TYPE_CHECKING:
     from frpo.metrics import RunLog

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors._calls import Turns
-from actors._weights import ObjectStorePublisher, ProcessGroupPublisher
+from actors._publish import ObjectStorePublisher, ProcessGroupPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.learner import LearnerPool, LearnerWorker

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frpo.config import load
+from frpo.recipe import load
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")

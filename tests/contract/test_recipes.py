@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frpo.config import dump, load
 from frpo.planning import plan
 from frpo.preflight import check_tasks
+from frpo.recipe import dump, load
 from frpo.rewards.loading import load_function
 
 ROOT = Path(__file__).parents[2]

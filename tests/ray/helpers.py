@@ -10,7 +10,8 @@ import torch
 
 from frpo import testbed
 from frpo.batching import flatten
-from frpo.config import Config, load
+from frpo.config import Config
+from frpo.recipe import load
 from frpo.types import Floats, Prompt, Sequences
 
 ROOT = Path(__file__).parents[2]

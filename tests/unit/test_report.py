@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from frpo import report
-from frpo.config import ConfigError, dump, load
+from frpo.config import ConfigError
 from frpo.metrics import RunLog
+from frpo.recipe import dump, load
 from frpo.records import ArmSummary, Estimate, Evaluation, Sample, StageResult, TaskReward
 from frpo.report.data import Report, collect
 from tests.unit.test_metrics import metrics
