@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,6 @@ from frpo.records import ArmSummary, Evaluation, StageResult
 from frpo.seeds import derive
 from frpo.types import Prompt, StepMetrics
 
-NOT_INPUTS = {"name", "run_dir", "arms", "downstream", "base", "checkpoint", "cluster", "wandb_project"}
-"""Parts of the configuration that do not change what every stage computes; arms and tasks count for their own stages."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -41,22 +38,22 @@ class Stage:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """Every stage in order, with the hash of its inputs."""
-    common = config.model_dump(mode="json", exclude=NOT_INPUTS | {"objective", "learner"})
-    sources = [*config.data.train, *config.data.heldout]
-    base = Stage(
-        "base",
-        _hash(
-            common, config.base and config.base.model_dump(mode="json"), _files(sources), _files(config.base.data if config.base else ())
-        ),
-    )
+    """Every stage in order, with the hash of its inputs: data files count by content, names and resources do not count
+    where they change no number."""
+    tree = config.model_dump(mode="json")
+    data, rollout = tree["data"], tree["rollout"]
+    measured = [data["heldout"], data["max_prompt_tokens"], rollout["max_new_tokens"], rollout["stop"], tree["rewards"], tree["evaluate"]]
+    files = _files([*config.data.heldout, *(config.base.data if config.base else ())])
+    base = Stage("base", _hash(tree["seed"], tree["model"], tree["base"], measured, files))
     found = [base]
     for arm in config.arms:
-        rlhf = Stage(f"rlhf/{arm.name}", _hash(base.inputs, arm.model_dump(mode="json", exclude={"name"})))
+        own = arm.model_dump(mode="json", exclude={"name"})
+        trained = [data["train"], data["mix"], rollout, tree["max_failed_rewards"], _files(config.data.train)]
+        rlhf = Stage(f"rlhf/{arm.name}", _hash(base.inputs, own, trained))
         found.append(rlhf)
         for task in config.downstream:
-            own = task.model_dump(mode="json", exclude={"name"})
-            found.append(Stage(f"downstream/{arm.name}/{task.name}", _hash(rlhf.inputs, own, _files(task.data + task.heldout))))
+            spec = task.model_dump(mode="json", exclude={"name"})
+            found.append(Stage(f"downstream/{arm.name}/{task.name}", _hash(rlhf.inputs, spec, _files([*task.data, *task.heldout]))))
     return found
 
 
@@ -64,7 +61,7 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(sources: tuple[DatasetConfig, ...] | list[DatasetConfig]) -> list[str]:
+def _files(sources: Sequence[DatasetConfig]) -> list[str]:
     return [checkpoint.sha256(Path(s.path)) for s in sources if Path(s.path).is_file()]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,12 @@ def free_port() -> int:
 @dataclass(frozen=True)
 class Head:
     env: dict[str, str]
+    metrics_port: int
+
+    def metrics(self) -> str:
+        """What Prometheus would scrape."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
 
     def job(self, *args: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         return subprocess.run([RAY, "job", *args], env=self.env, cwd=runs.ROOT, capture_output=True, text=True, timeout=timeout)
@@ -45,12 +53,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     temporary = Path("/tmp") / f"frpo-job-{os.getpid()}"  # Ray's sockets need a short path
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    metrics = free_port()
+    ports = [
+        f"--metrics-export-port={metrics}",
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={free_port()}",
+    ]
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", *ports, "--num-cpus=4", "--object-store-memory=400000000", f"--temp-dir={temporary}"],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    found = Head(env)
+    found = Head(env, metrics)
     deadline = time.monotonic() + 120
     while found.job("list").returncode != 0:
         assert time.monotonic() < deadline, "the head did not answer"
@@ -86,10 +100,13 @@ def test_submit_stop_resubmit(head: Head, tmp_path: Path) -> None:
     assert "succeeded" in done.stdout
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 61))
     assert (folder / "report.html").is_file()
+    published = head.metrics()
+    for name in ("reward", "kl", "entropy", "length", "cut_share", "equal_groups", "mismatch_kl", "num_tokens_total", "generate_s_total"):
+        assert re.search(rf'^ray_frpo_{name}{{.*stage="rlhf/frpo".*}} ', published, re.MULTILINE), name
 
 
 def test_without_the_token_nothing_is_accepted(head: Head, tmp_path: Path) -> None:
-    stranger = Head({**head.env, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")})
+    stranger = Head({**head.env, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}, head.metrics_port)
     (tmp_path / "other").write_text("f" * 64)
     done = stranger.job("list")
     assert done.returncode != 0
