@@ -57,7 +57,3 @@ class ProcessGroupPublisher:
         sending = self.source.broadcast_weights()
         self.rollouts.receive(self.name, self.meta, policy_version)
         sending.result()
-
-    def forget(self) -> None:
-        """The source starts another policy: names and shapes may differ."""
-        self.members = ()

@@ -35,6 +35,14 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
             assert callable(load_function(reward.function))
 
 
+def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
+    arms = "arms=[{name: a, objective: {beta: 0.0}}, {name: b, objective: {beta: 0.0}}]"
+    asked = plan(load(ROOT / "recipes" / "testbed.yaml", (arms, "learner.num_workers=2", "rollout.num_workers=3")))
+    places = {a.role: a.bundles for a in asked.actors}
+    assert places == {"learner": (0, 1), "finetune": (0, 1), "rollout": (2, 3, 4), "reward": (5,), "evaluate": (6,)}
+    assert asked.bundles == ({"CPU": 0.25},) * 2 + ({"CPU": 0.5},) * 3 + ({"CPU": 0.25},) * 2
+
+
 def test_the_papers_ladder_is_as_published() -> None:
     config = load(ROOT / "recipes" / "paper_safety_mistral.yaml")
     ladder = {a.name: (a.objective.lam, a.objective.beta) for a in config.arms if a.objective.method == "frpo"}
