@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from frpo.config import Config
 from frpo.metrics import METRICS, RunLog, flat, read_rows, read_steps
@@ -75,3 +77,22 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path, cfg: Config) -> None:
 def test_flat_names_and_none() -> None:
     assert flat({"step": 3, "kl": None, "reward": 1, "parts": {"a": 0.5}}) == {"reward": 1.0, "parts/a": 0.5}
     assert json.loads(json.dumps(flat({"x": 1.5}))) == {"x": 1.5}
+
+
+def test_a_terminal_gets_a_bar_with_what_was_measured(tmp_path: Path, cfg: Config) -> None:
+    screen = io.StringIO()
+    with RunLog(tmp_path, cfg) as log:
+        log.console, log.rich = Console(file=screen, force_terminal=True, width=160, highlight=False), True
+        with log.waiting("placing the actors"):
+            pass
+        log.begin("rlhf/arm", 2)
+        log.step("rlhf/arm", metrics(1))
+        log.note("a word in between")
+        log.step("rlhf/arm", metrics(2))
+        log.end("rlhf/arm")
+    shown = screen.getvalue()
+    assert "placing the actors: 0.0 s" in shown
+    assert "a word in between" in shown
+    assert "2/2" in shown
+    assert "reward 0.500  KL 0.300" in shown
+    assert "rlhf/arm: done in" in shown
