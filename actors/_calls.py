@@ -23,18 +23,30 @@ RESTART_LIMIT_S = 300.0
 class Call(Generic[T]):
     """One call of one method, already submitted; implements roles.Pending.
 
-    When the actor was restarted meanwhile the call is submitted again, which its method must allow (idempotent).
+    When the actor was restarted meanwhile `when_back` gives it back its state, and the call is submitted again, which its
+    method must allow (idempotent).
     """
 
     def __init__(
-        self, name: str, handle: ActorHandle[Any], method: str, args: tuple[Any, ...] = (), *, timeout_s: float, restarts: int = 0
+        self,
+        name: str,
+        handle: ActorHandle[Any],
+        method: str,
+        args: tuple[Any, ...] = (),
+        *,
+        timeout_s: float,
+        restarts: int = 0,
+        when_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.handle, self.method, self.args = name, handle, method, args
-        self.timeout_s, self.restarts = timeout_s, restarts
+        self.timeout_s, self.restarts, self.when_back = timeout_s, restarts, when_back
         self._ref = self._submit()
 
     def _submit(self) -> Any:
         return getattr(self.handle, self.method).remote(*self.args)
+
+    def ready(self) -> bool:
+        return bool(ray.wait([self._ref], timeout=0)[0])
 
     def result(self) -> T:
         """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed."""
@@ -51,6 +63,7 @@ class Call(Generic[T]):
                 if isinstance(error, ActorDiedError) or not self.restarts:
                     raise died(self.name, self.method, error) from None
                 wait_until_back(self.name, self.handle)
+                self.when_back()
                 self._ref = self._submit()
         raise WorkerFailed(f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts.")
 
@@ -117,6 +130,8 @@ class Actors:
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
         self.turn: Callable[[], None] = lambda: None
         """Called before each call: takes the GPU over where roles share one."""
+        self.when_back: Callable[[], None] = lambda: None
+        """Called when an actor was restarted, before it is called again."""
 
     def __len__(self) -> int:
         return len(self.handles)
@@ -126,7 +141,9 @@ class Actors:
 
     def call(self, index: int, method: str, *args: Any) -> Call[Any]:
         self.turn()
-        return Call(self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts)
+        return Call(
+            self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts, when_back=self.when_back
+        )
 
     def call_all(self, method: str, *args: Any) -> list[Any]:
         """The same call on every actor, side by side; the answers in order."""

@@ -43,7 +43,7 @@ class ProcessGroupPublisher:
         self.meta: WeightsMeta | None = None
 
     def publish(self, policy_version: int) -> None:
-        self.rollouts.when_restarted = lambda: self.publish(policy_version)
+        self.rollouts.actors.when_back = lambda: None  # a broadcast that an engine missed is not repeated to it alone
         members = self.rollouts.members()
         if members != self.members:
             backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -57,3 +57,4 @@ class ProcessGroupPublisher:
         sending = self.source.broadcast_weights()
         self.rollouts.receive(self.name, self.meta, policy_version)
         sending.result()
+        self.rollouts.actors.when_back = lambda: self.publish(policy_version)

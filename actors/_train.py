@@ -181,6 +181,9 @@ class Together:
     def __init__(self, first: Pending[None], others: Sequence[Pending[None]]) -> None:
         self.calls = (first, *others)
 
+    def ready(self) -> bool:
+        return all(call.ready() for call in self.calls)
+
     def result(self) -> None:
         for call in self.calls:
             call.result()

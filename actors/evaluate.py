@@ -56,5 +56,8 @@ class Shares:
     def __init__(self, calls: list[_calls.Call[list[tuple[Floats, ...]]]]) -> None:
         self.calls = calls
 
+    def ready(self) -> bool:
+        return all(call.ready() for call in self.calls)
+
     def result(self) -> list[tuple[Floats, ...]]:
         return [row for call in self.calls for row in call.result()]

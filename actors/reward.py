@@ -22,6 +22,8 @@ class RewardWorker:
         self.scorer = Scorer(rewards)
 
     def ping(self) -> int:
+        """Load the reward models, so that no call's time limit counts it."""
+        self.scorer.load()
         return os.getpid()
 
     def score(self, group: Group) -> tuple[Reward, ...]:

@@ -85,7 +85,6 @@ class RolloutPool:
     def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int, tensor_parallel: int) -> None:
         self.actors = _calls.Actors("rollout", handles, timeout_s=timeout_s, restarts=restarts)
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
-        self.when_restarted: Callable[[], None] = lambda: None
 
     @property
     def num_ranks(self) -> int:
@@ -143,20 +142,24 @@ class RolloutPool:
             raise WorkerFailed(f"{name} died and may not be restarted again (cluster.max_restarts = {self.restarts}): {error}") from None
         lives[worker] -= 1
         _calls.wait_until_back(name, self.actors.handles[worker])
-        self.when_restarted()
+        self.actors.when_back()
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return np.stack(self.actors.call_all("logprobs", sequences))
 
     def load_refs(self, refs: list[Any], version: int) -> None:
         """Give every engine the weights behind ObjectRefs, which are kept until the next publish."""
-        self.when_restarted = lambda: self._everywhere("load_refs", refs, version)
-        self.when_restarted()
+        self._keep_current(lambda: self._everywhere("load_refs", refs, version))
 
     def load_policy(self, folder: Path, version: int) -> None:
         """Give every engine the weights of a saved policy (Hugging Face or PEFT folder)."""
-        self.when_restarted = lambda: self._everywhere("load_policy", str(folder), version)
-        self.when_restarted()
+        self._keep_current(lambda: self._everywhere("load_policy", str(folder), version))
+
+    def _keep_current(self, load: Callable[[], None]) -> None:
+        """Load weights now, and again into whoever is restarted later."""
+        self.actors.when_back = lambda: None  # one that dies while it loads is simply asked again
+        load()
+        self.actors.when_back = load
 
     def _everywhere(self, method: str, *args: Any) -> None:
         self.actors.call_all(method, *args)

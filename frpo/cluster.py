@@ -85,6 +85,7 @@ def connect(config: Config) -> None:
         options |= {
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",  # else its servers listen on every interface
             "object_store_memory": int(config.cluster.object_store_gib * 2**30),
         }
         try:

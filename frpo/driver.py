@@ -49,18 +49,18 @@ def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, aft
     for step in range(start, arm.learner.num_steps):
         began = time.perf_counter()
         prompts = partners.prompts.take(step)
-        scored, drawn_at = collect(config, arm, partners, prompts, step)
+        collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
-        batch, stats = make_batch(scored, arm.objective)
+        batch, stats = make_batch(collected.scored, arm.objective)
         stop_if_rewards_fail(config, stats, step)
         if step == start or step % config.rollout.parity_every == 0:
-            check_parity(config, partners, sample_of(scored), step)
+            check_parity(config, partners, sample_of(collected.scored), step)
         update = partners.learner.update(batch)
         updated_at = time.perf_counter()
         partners.publisher.publish(step + 1)
         done = time.perf_counter()
-        times = (drawn_at - began, scored_at - drawn_at, updated_at - scored_at, done - updated_at, done - began)
-        metrics = describe(step + 1, len(prompts), stats, update, times)
+        times = (collected.drawn_at - began, scored_at - collected.drawn_at, updated_at - scored_at, done - updated_at, done - began)
+        metrics = describe(step + 1, collected, stats, update, times)
         if metrics.mismatch_kl > config.rollout.max_mismatch_kl:
             raise RunStopped(
                 f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "
@@ -69,15 +69,28 @@ def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, aft
         after_step(metrics)
 
 
-def collect(config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int) -> tuple[list[ScoredGroup], float]:
-    """Draw and score the groups of one step. Returns them and the time at which the last group was drawn."""
+@dataclass(frozen=True)
+class Collected:
+    """The scored groups of one step, in order of arrival."""
+
+    scored: list[ScoredGroup]
+    drawn_at: float
+    """When the last group arrived, by time.perf_counter()."""
+    waiting_rewards: int
+    """Groups whose rewards were still missing then."""
+    waiting_reference: int
+
+
+def collect(config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int) -> Collected:
+    """Draw the groups of one step; each is scored as soon as it is there."""
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
     pending = [
         (group, partners.rewards.score(group), partners.reference and partners.reference.logprobs(group, config.rollout.temperature))
         for group in partners.rollouts.generate(prompts, seeds, sampling(config), step)
     ]
     drawn_at = time.perf_counter()
-    return [ScoredGroup(g, rewards.result(), ref.result() if ref else None) for g, rewards, ref in pending], drawn_at
+    waiting = [sum(not p.ready() for p in column if p) for column in ([r for _, r, _ in pending], [r for _, _, r in pending])]
+    return Collected([ScoredGroup(g, rewards.result(), ref.result() if ref else None) for g, rewards, ref in pending], drawn_at, *waiting)
 
 
 def sampling(config: Config) -> Sampling:
@@ -112,11 +125,12 @@ def check_parity(config: Config, partners: Partners, sequences: Sequences, step:
 
 
 def describe(
-    step: int, num_prompts: int, stats: BatchStats, update: UpdateStats, times: tuple[float, float, float, float, float]
+    step: int, collected: Collected, stats: BatchStats, update: UpdateStats, times: tuple[float, float, float, float, float]
 ) -> StepMetrics:
     generate_s, score_s, update_s, publish_s, step_s = times
     return StepMetrics(
-        step=step, policy_version=step, num_prompts=num_prompts,
+        step=step, policy_version=step, num_prompts=len(collected.scored),
+        waiting_rewards=collected.waiting_rewards, waiting_reference=collected.waiting_reference,
         reward=stats.reward, reward_std=stats.reward_std, group_std=stats.group_std, equal_groups=stats.equal_groups,
         advantage_std=stats.advantage_std, non_monotone=stats.non_monotone, kl=stats.kl,
         entropy=update.entropy, loss=update.loss, grad_norm=update.grad_norm, learning_rate=update.learning_rate,

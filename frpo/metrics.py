@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, W&B, Ray metrics, the progress display and run.log.
+"""What a run says while it runs: metrics.jsonl, samples.jsonl, TensorBoard, W&B, Ray metrics, the progress display and run.log.
 
 Owns every output of a run but its results; computes nothing.
 """
@@ -25,6 +25,7 @@ from frpo.records import Evaluation
 from frpo.types import FinetuneStats, StepMetrics
 
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 PLAIN_EVERY_S = 5.0
 """Without a terminal, a line at most this often."""
 
@@ -161,6 +162,9 @@ class RunLog:
         rewards = "  ".join(f"{t.task} {t.reward.mean:.3f}" for t in evaluation.rewards)
         kl = f"  KL to reference {evaluation.kl_reference.mean:.3f}" if evaluation.kl_reference else ""
         self._write(kind, stage, {**values, "step": step})
+        with (self.folder / SAMPLES).open("a") as file:
+            for sample in evaluation.samples:
+                file.write(json.dumps({"stage": stage, "step": step, **sample.model_dump()}, ensure_ascii=False) + "\n")
         self._boards(stage, step, {f"{kind}/{t.task}": t.reward.mean for t in evaluation.rewards})
         self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
 

@@ -5,6 +5,7 @@ Imports no ML library. `check` raises at the first mistake; `lacks` lists what t
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
     """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
     check_model("model.path", config.model.path)
+    check_head_dim(config)
     for i, reward in enumerate(config.rewards):
         if isinstance(reward, FunctionReward):
             load_function(reward.function, f"rewards.{i}.function")
@@ -51,6 +53,24 @@ def check_model(field: str, path: str) -> None:
         raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
     elif os.environ.get("HF_HUB_OFFLINE") == "1":
         raise ConfigError(f"{field}: {path} is a hub name, but HF_HUB_OFFLINE=1; unset it or give a folder")
+
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""vLLM's attention kernels on the CPU; another size loads and then fails at the first token."""
+
+
+def check_head_dim(config: Config) -> None:
+    file = Path(config.model.path) / "config.json"
+    if config.rollout.num_gpus > 0 or not file.is_file():
+        return
+    model = json.loads(file.read_text())
+    heads = model.get("num_attention_heads")
+    size = model.get("head_dim") or (model["hidden_size"] // heads if heads and "hidden_size" in model else None)
+    if size is not None and size not in CPU_HEAD_DIMS:
+        raise ConfigError(
+            f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves {', '.join(map(str, CPU_HEAD_DIMS))}: "
+            "choose another model, or a GPU (rollout.num_gpus)"
+        )
 
 
 def check_tasks(config: Config) -> None:

@@ -18,6 +18,10 @@ class Pending(Protocol[T_co]):
         """Wait for it, within the role's time limit. Raises WorkerFailed, which names the worker."""
         ...
 
+    def ready(self) -> bool:
+        """Whether `result` would return (or raise) at once."""
+        ...
+
 
 class WorkerFailed(RuntimeError):
     """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user reads:

@@ -38,12 +38,18 @@ class Scorer:
 
     def __init__(self, rewards: Sequence[RewardConfig]) -> None:
         self.rewards = tuple(rewards)
-        self.run: dict[str, Callable[[list[Item]], list[Any]]] = {}
+        self.run: dict[str, FunctionScorer | ModelScorer] = {}
         for i, reward in enumerate(rewards):
             if isinstance(reward, FunctionReward):
                 self.run[reward.name] = FunctionScorer(reward, f"rewards.{i}.function")
             else:
                 self.run[reward.name] = ModelScorer(reward)
+
+    def load(self) -> None:
+        """Load the reward models now; else each is loaded at its first call."""
+        for scorer in self.run.values():
+            if isinstance(scorer, ModelScorer):
+                scorer.load()
 
     def score(self, items: Sequence[Item]) -> list[Reward]:
         """One Reward per item, in order."""
@@ -83,6 +89,8 @@ def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str
     thread.join(timeout_s)
     if thread.is_alive():
         return [(None, f"took longer than {timeout_s:g} s (rewards.{name}.timeout_s)")] * len(items)
+    if problem and len(items) > 1:  # the fault of one completion is not that of its group
+        return [guarded(run, [item], name, timeout_s)[0] for item in items]
     if problem:
         return [(None, f"{type(problem[0]).__name__}: {problem[0]}")] * len(items)
     values = answer[0]
@@ -129,7 +137,10 @@ class ModelScorer:
         self.reward = reward
         self.model: Any = None
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Once. Raises ValueError for a model with more than one label."""
+        if self.model is not None:
+            return
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -153,8 +164,7 @@ class ModelScorer:
 
         from frpo.logprobs import micro_batches
 
-        if self.model is None:
-            self._load()
+        self.load()
         special = self.tokenizer.chat_template is None
         rows = [self.tokenizer(self.text(i), truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for i in items]
         scores: list[Any] = [None] * len(items)

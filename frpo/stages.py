@@ -29,6 +29,9 @@ from frpo.records import ArmSummary, Evaluation, StageResult
 from frpo.seeds import derive
 from frpo.types import Prompt, StepMetrics
 
+NUM_SAMPLES = 24
+"""Completions of one measurement that are kept for people to read."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -309,7 +312,7 @@ class Work:
             kl_tasks={p.task for p in self.inputs.train},
             policy=policy,
             downstream_loss=downstream_loss,
-            num_samples=0 if validation else e.num_samples,
+            num_samples=NUM_SAMPLES,
         )
 
 

@@ -198,6 +198,10 @@ class StepMetrics:
     generate_s: float
     score_s: float
     """Waiting for rewards and reference after the last group had arrived."""
+    waiting_rewards: int
+    """Groups whose rewards were still missing then: the queue of the reward workers."""
+    waiting_reference: int
+    """Groups whose reference log-probs were still missing then."""
     update_s: float
     publish_s: float
     step_s: float

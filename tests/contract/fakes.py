@@ -21,6 +21,9 @@ class Now:
     def __init__(self, value):  # type: ignore[no-untyped-def]
         self.value = value
 
+    def ready(self) -> bool:
+        return True
+
     def result(self):  # type: ignore[no-untyped-def]
         return self.value
 

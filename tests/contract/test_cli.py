@@ -52,10 +52,10 @@ def test_plan_of_a_valid_recipe_that_cannot_run_here_exits_0_and_run_exits_2(tmp
     big = ("--set", "rollout.num_workers=64")
     done = frpo("plan", TESTBED, *big)
     assert done.returncode == 0
-    assert "Missing CPUs: the plan needs 33" in done.stdout
+    assert "Missing CPUs: the plan needs 17" in done.stdout
     done = frpo("run", TESTBED, *big, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert "CPUs: the plan needs 33" in done.stderr
+    assert "CPUs: the plan needs 17" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -78,6 +78,7 @@ MISTAKES = [
     (("--set", "data.train.0.path={bad}"), "bad.jsonl:3: column 'prompt' is 7; it must be a non-empty string or a list of chat messages"),
     (("--set", "data.train.0.path={torn}"), "torn.jsonl:2: not valid JSON"),
     (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
+    (("--set", "model.path={odd}"), "has head_dim 48; vLLM on the CPU serves 32, 64"),
     (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
 ]  # fmt: skip
 
@@ -87,7 +88,10 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(args: t
     files = {"rows": ROWS, "bad": ROWS + '{"prompt": 7, "task": "t"}\n', "torn": ROWS[:40]}
     for name, text in files.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
-    places = {name: str(tmp_path / f"{name}.jsonl") for name in files}
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"hidden_size": 384, "num_attention_heads": 8}')
+    (tmp_path / "odd" / "model.safetensors").touch()
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {"odd": str(tmp_path / "odd")}
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
     done = frpo("run", TESTBED, *filled, *folder)

@@ -11,7 +11,7 @@ import torch
 
 from frpo.config import Config
 from frpo.driver import Partners, RunStopped, train
-from frpo.types import StepMetrics
+from frpo.types import Group, StepMetrics
 from tests.contract.fakes import (
     FakeEngine,
     FakeLearner,
@@ -19,6 +19,7 @@ from tests.contract.fakes import (
     FakePublisher,
     FakeReference,
     FakeRewards,
+    Now,
     config,
 )
 
@@ -113,3 +114,20 @@ def test_an_engine_that_keeps_old_weights_is_found() -> None:
     strict = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e-3})})
     with pytest.raises(RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"):
         run(strict, FakeLearner(cfg.arms[0].objective), broken=True)
+
+
+def test_queues_are_counted_when_the_last_group_arrives() -> None:
+    class Late(Now):
+        def ready(self) -> bool:
+            return False
+
+    class LateRewards(FakeRewards):
+        def score(self, group: Group) -> Now:
+            answer = super().score(group).result()
+            return Late(answer) if group.index < 2 else Now(answer)
+
+    cfg = config()
+    learner, engine, rows = FakeLearner(cfg.arms[0].objective), FakeEngine(), list[StepMetrics]()
+    partners = Partners(FakePrompts(6), engine, LateRewards(GOOD_TO_BAD), FakeReference(), learner, FakePublisher(learner, engine))
+    train(cfg, cfg.arms[0], partners, start=28, after_step=rows.append)
+    assert [(r.waiting_rewards, r.waiting_reference) for r in rows] == [(2, 0), (2, 0)]

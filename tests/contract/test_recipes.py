@@ -40,7 +40,7 @@ def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
     asked = plan(load(ROOT / "recipes" / "testbed.yaml", (arms, "learner.num_workers=2", "rollout.num_workers=3")))
     places = {a.role: a.bundles for a in asked.actors}
     assert places == {"learner": (0, 1), "finetune": (0, 1), "rollout": (2, 3, 4), "reward": (5,), "evaluate": (6,)}
-    assert asked.bundles == ({"CPU": 0.25},) * 2 + ({"CPU": 0.5},) * 3 + ({"CPU": 0.25},) * 2
+    assert asked.bundles == ({"CPU": 0.25},) * 7
 
 
 def test_the_papers_ladder_is_as_published() -> None:

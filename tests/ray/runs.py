@@ -48,7 +48,7 @@ def run(folder: Path, *settings: str, timeout_s: float = 400) -> str:
     return text
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 200) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, f"the run ended with {process.returncode} before what the test waits for"

@@ -29,10 +29,10 @@ def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
     config = helpers.config(f"model.path={tiny_model}")
     worker = (
         ray.remote(RolloutWorker)
-        .options(num_cpus=1, max_restarts=2, runtime_env={"env_vars": environment(config)})
+        .options(num_cpus=1, max_restarts=3, runtime_env={"env_vars": environment(config)})
         .remote(str(tiny_model), config.model, config.rollout, config.num_tokens_limit)
     )
-    found = RolloutPool([worker], timeout_s=120, restarts=2, tensor_parallel=1)
+    found = RolloutPool([worker], timeout_s=120, restarts=3, tensor_parallel=1)
     found.actors.wait_until_ready(200)
     yield found
     ray.kill(worker)
@@ -151,3 +151,16 @@ def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(pool: R
     assert pool.members() != (pid,)
     assert sorted(g.index for g in arrived) == list(range(40))
     assert tokens(sorted(arrived, key=lambda g: g.index)) == undisturbed
+
+
+def test_a_worker_killed_between_calls_answers_by_the_current_weights(pool: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    """Not by those that it started from."""
+    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=13)
+    model.save_pretrained(tmp_path)
+    pool.load_policy(tmp_path, 5)
+    data = helpers.sequences(6)
+    before = pool.logprobs(data)
+    (pid,) = pool.members()
+    os.kill(pid, signal.SIGKILL)
+    np.testing.assert_allclose(pool.logprobs(data), before, atol=1e-6)
+    assert abs(before[0] - helpers.naive_logprobs(model, data)).max() < 1e-4

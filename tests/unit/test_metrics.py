@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from frpo.config import Config
-from frpo.metrics import METRICS, RunLog, flat, read_rows, read_steps
+from frpo.metrics import METRICS, SAMPLES, RunLog, flat, read_rows, read_steps
+from frpo.records import Evaluation, Sample
 from frpo.types import FinetuneStats, StepMetrics
 from tests.contract.fakes import config as fake_config
 
@@ -19,7 +21,7 @@ def metrics(step: int, reward: float = 0.5) -> StepMetrics:
     return StepMetrics(
         step=step, policy_version=step, reward=reward, reward_std=0.1, group_std=0.1, equal_groups=0.2, advantage_std=1.0, non_monotone=0.0,
         kl=0.3, entropy=1.0, loss=0.1, grad_norm=2.0, learning_rate=1e-3, clip_share=0.0, mismatch_kl=0.0, length=5.0, cut_share=0.1,
-        failed_rewards=1, dropped_groups=0, num_prompts=4, num_completions=8, num_tokens=40, generate_s=0.1, score_s=0.1, update_s=0.1,
+        failed_rewards=1, dropped_groups=0, num_prompts=4, num_completions=8, num_tokens=40, generate_s=0.1, score_s=0.1, waiting_rewards=3, waiting_reference=0, update_s=0.1,
         publish_s=0.1, step_s=0.5, reward_parts={"a": 0.5}, reward_tasks={"t": 0.5},
     )  # fmt: skip
 
@@ -91,8 +93,32 @@ def test_a_terminal_gets_a_bar_with_what_was_measured(tmp_path: Path, cfg: Confi
         log.step("rlhf/arm", metrics(2))
         log.end("rlhf/arm")
     shown = screen.getvalue()
-    assert "placing the actors: 0.0 s" in shown
+    assert re.search(r"placing the actors: \d+\.\d s", shown)
     assert "a word in between" in shown
     assert "2/2" in shown
     assert "reward 0.500  KL 0.300" in shown
     assert "rlhf/arm: done in" in shown
+
+
+def test_samples_are_kept_for_people(tmp_path: Path, cfg: Config) -> None:
+    measured = Evaluation(
+        arm="arm", downstream=None, step=0, rewards=(), kl_reference=None, kl_policy=None, downstream_loss=None, length=2.0, cut_share=0.0,
+        samples=(Sample(task="t", prompt="how?", completion="like so", reward=1.0),), seconds=1.0,
+    )  # fmt: skip
+    with RunLog(tmp_path, cfg) as log:
+        log.evaluation("rlhf/arm", measured, step=3, kind="validation")
+    (row,) = [json.loads(line) for line in (tmp_path / SAMPLES).read_text().splitlines()]
+    assert (row["stage"], row["step"], row["prompt"], row["completion"]) == ("rlhf/arm", 3, "how?", "like so")
+
+
+def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the real library, offline: it writes the run's history to a file that a later `wandb sync` sends."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with RunLog(tmp_path, cfg.model_copy(update={"wandb_project": "frpo-test"})) as log:
+        log.begin("rlhf/arm", 2)
+        log.step("rlhf/arm", metrics(1, reward=0.25))
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    history = file.read_bytes()  # protobuf records, strings as they are
+    assert b"rlhf/arm/reward" in history
+    assert b"0.25" in history

@@ -1,0 +1,28 @@
+"""The configuration: one frozen pydantic tree, a file per idea. Imports no ML library; `frpo.recipe` reads it from YAML.
+
+Every field has a docstring, which `frpo config` prints beside its value. What one field alone can tell is checked here;
+what needs the disk or the cluster is checked in `frpo.preflight`.
+"""
+
+from frpo.config.data import DataConfig, DatasetConfig
+from frpo.config.model import LoraConfig, ModelConfig
+from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig
+from frpo.config.run import CheckpointConfig, ClusterConfig, Config, EvaluateConfig
+from frpo.config.section import ConfigError, Section
+from frpo.config.training import (
+    ArmConfig,
+    BaseConfig,
+    DownstreamConfig,
+    FinetuneConfig,
+    LearnerConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    TrainConfig,
+    Workers,
+)
+
+__all__ = [
+    "ArmConfig", "BaseConfig", "CheckpointConfig", "ClusterConfig", "Config", "ConfigError", "DataConfig", "DatasetConfig",
+    "DownstreamConfig", "EvaluateConfig", "FinetuneConfig", "FunctionReward", "LearnerConfig", "LoraConfig", "ModelConfig",
+    "ModelReward", "ObjectiveConfig", "RewardConfig", "RolloutConfig", "Section", "TrainConfig", "Workers",
+]  # fmt: skip

@@ -1,0 +1,31 @@
+"""The policy's model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from frpo.config.section import Positive, Section, Share
+
+
+class LoraConfig(Section):
+    rank: Positive = 16
+    """Rank of the adapters."""
+    alpha: Positive = 16
+    """Scale: the update is alpha / rank * B A."""
+    dropout: Share = 0.0
+    """Dropout on the adapters' input while training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class ModelConfig(Section):
+    path: str
+    """Hugging Face folder or hub name of the base policy (the reference), or testbed:model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; bfloat16 is for GPUs (6 to 35 times slower than float32 on AVX2)."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the learner and the scorers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about 28 % more time."""
+    lora: LoraConfig | None = None
+    """Train adapters by peft; null trains all weights."""

@@ -1,0 +1,47 @@
+"""Rewards: Python functions and sequence-classification models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from frpo.config.section import Positive, PositiveFloat, Section
+
+
+class Reward(Section):
+    """What both kinds of reward share."""
+
+    name: str
+    """Name in metrics and reports."""
+    weight: float = 1.0
+    """Factor in the total."""
+    tasks: tuple[str, ...] = ()
+    """Tasks it applies to; empty: all."""
+    timeout_s: PositiveFloat = 60.0
+    """A call that takes longer is a failed reward."""
+
+
+class FunctionReward(Reward):
+    kind: Literal["function"]
+    """A Python function."""
+    function: str
+    """module:function, or file.py:function: f(prompts, completions, **columns) -> list of float or None."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments given on every call."""
+
+
+class ModelReward(Reward):
+    kind: Literal["model"]
+    """A sequence-classification model with one label."""
+    path: str
+    """Hugging Face folder or hub name."""
+    squash: Literal["none", "sigmoid"] = "sigmoid"
+    """sigmoid maps the logit to [0, 1], which the certificate needs."""
+    max_tokens: Positive = 1024
+    """Prompt and completion together; longer texts lose their beginning."""
+    batch_tokens: Positive = 8192
+    """Padded tokens in one forward pass."""
+
+
+RewardConfig = Annotated[FunctionReward | ModelReward, Field(discriminator="kind")]

@@ -1,0 +1,154 @@
+"""The root of the configuration, and what concerns the run as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from frpo.config.data import DataConfig
+from frpo.config.model import ModelConfig
+from frpo.config.rewards import RewardConfig
+from frpo.config.section import Positive, PositiveFloat, Section, Share
+from frpo.config.training import ArmConfig, BaseConfig, DownstreamConfig, LearnerConfig, ObjectiveConfig, RolloutConfig, Workers
+
+
+class EvaluateConfig(Workers):
+    completions_per_prompt: Positive = 8
+    """Drawn at temperature 1 and top_p 1 from each held-out prompt."""
+    max_prompts: Positive | None = None
+    """Use at most this many held-out prompts of each task, the first by hash."""
+    validate_every: Positive = 50
+    """Steps between validations while training."""
+    validate_completions: Positive = 2
+    """Completions per held-out prompt in a validation."""
+
+
+class CheckpointConfig(Section):
+    every: Positive = 50
+    """Steps between checkpoints."""
+    keep_last: Positive = 2
+    """Newest checkpoints kept."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints of best validation reward kept besides."""
+
+
+class ClusterConfig(Section):
+    address: str | None = None
+    """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Placement of the actors' bundles over nodes."""
+    object_store_gib: PositiveFloat = 1.0
+    """Object store of a cluster started here, GiB."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Longest wait for placement and for actors to start."""
+    call_timeout_s: PositiveFloat = 1800.0
+    """Longest wait for one call of an actor."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a rollout, reward, reference or evaluation actor within a run."""
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is runs/<name> unless run_dir says otherwise."""
+    run_dir: Path | None = None
+    """Run folder."""
+    seed: int = 0
+    """All randomness derives from it."""
+    model: ModelConfig
+    """The policy before training."""
+    data: DataConfig
+    """Prompts."""
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """What completions are scored by; the total is the weighted sum of those that apply."""
+    max_failed_rewards: Share = 0.1
+    """Share of failed rewards in one step above which the run stops."""
+    reward: Workers = Workers()
+    """Reward actors."""
+    reference: Workers = Workers()
+    """Reference scorers."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Rollout workers and sampling."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Default of all arms."""
+    learner: LearnerConfig
+    """Default of all arms."""
+    base: BaseConfig | None = None
+    """Supervised fine-tuning that makes the base model; null takes model.path as it is."""
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    """Policies to train."""
+    downstream: tuple[DownstreamConfig, ...] = ()
+    """Fine-tunes that every arm goes through, each from the arm's policy."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation and validation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints of the rlhf and downstream stages."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project too; the key comes from WANDB_API_KEY."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_inherit(cls, data: Any) -> Any:
+        """Give each arm the run's objective and learner with its own fields on top."""
+        if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
+            return data
+        arms = []
+        for arm in data["arms"]:
+            if isinstance(arm, dict):
+                arm = dict(arm)
+                for part in ("objective", "learner"):
+                    default, own = data.get(part) or {}, arm.get(part) or {}
+                    if isinstance(default, dict) and isinstance(own, dict):
+                        arm[part] = {**default, **own}
+            arms.append(arm)
+        return {**data, "arms": arms}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for where, names in (
+            ("arms", [a.name for a in self.arms]),
+            ("downstream", [d.name for d in self.downstream]),
+            ("rewards", [r.name for r in self.rewards]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{where}: the name {twice[0]!r} stands twice; give each its own")
+        if "base" in [a.name for a in self.arms]:
+            raise ValueError("arms: the name 'base' is taken by the base policy; choose another")
+        for d in self.downstream:
+            late = [m for m in d.marks if m > d.num_steps]
+            if late:
+                raise ValueError(f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it")
+            if any(not s.completion and not s.completion_texts for s in d.data + d.heldout):
+                raise ValueError(f"downstream.{d.name}.data: fine-tuning needs completion or completion_texts")
+        if self.base and any(not s.completion and not s.completion_texts for s in self.base.data):
+            raise ValueError("base.data: fine-tuning needs completion or completion_texts")
+        for where, batch, ranks in (
+            ("learner", self.rollout.prompts_per_step * self.rollout.group_size, self.learner.num_workers),
+            *((f"downstream.{d.name}", d.batch_size, d.num_workers) for d in self.downstream),
+        ):
+            if batch < ranks:
+                raise ValueError(f"{where}.num_workers: {ranks} ranks share a batch of {batch}; use at most {batch}")
+        if self.rollout.sleep and (self.rollout.num_gpus == 0 or self.rollout.transport != "object_store" or self.learner.zero_stage != 3):
+            raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0, rollout.transport: object_store and learner.zero_stage: 3")
+        if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
+            raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
+        limit = self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        if self.learner.micro_batch_tokens < limit:
+            raise ValueError(
+                f"learner.micro_batch_tokens: {self.learner.micro_batch_tokens} is less than one sequence of "
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {limit}; raise it"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir or Path("runs") / self.name
+
+    @property
+    def num_tokens_limit(self) -> int:
+        """Longest sequence that any engine sees, tokens."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens

@@ -1,0 +1,151 @@
+"""Sampling, the objective, and the two kinds of training: the rlhf learner and supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from frpo.config.data import DatasetConfig
+from frpo.config.section import NotNegative, Positive, PositiveFloat, Section, Share
+
+
+class Workers(Section):
+    num_workers: Positive = 1
+    """Number of actors."""
+    num_cpus: NotNegative = 0.25
+    """CPUs that Ray reserves for each; a share lets actors that never run at once stand on one core."""
+    num_gpus: NotNegative = 0.0
+    """GPUs, or a share of one, for each."""
+
+
+class RolloutConfig(Workers):
+    prompts_per_step: Positive = 16
+    """Prompts of one step."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """k, completions drawn per prompt."""
+    max_new_tokens: Positive = 256
+    """Length limit of a completion."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the learner and the reference use the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; below 1 the ratio of the policy gradient is biased (its mean is the kept mass)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
+    tensor_parallel: Positive = 1
+    """GPUs of one vLLM engine."""
+    max_num_seqs: Positive = 64
+    """Sequences decoded at once."""
+    gpu_memory_utilization: Share = 0.9
+    """Share of GPU memory for vLLM's weights and KV cache."""
+    kv_cache_gib: Positive = 1
+    """KV cache on the CPU, GiB."""
+    sleep: bool = False
+    """Free vLLM's GPU memory while the learner updates (both on one GPU)."""
+    transport: Literal["object_store", "process_group"] = "object_store"
+    """How weights reach the engines: Ray's object store, or a broadcast (gloo, NCCL)."""
+    parity_every: Positive = 50
+    """Steps between checks that the engines run the learner's weights; always checked at the start."""
+    parity_tolerance: PositiveFloat = 1e-2
+    """Largest difference of a token's log-prob in that check, nats."""
+    max_mismatch_kl: PositiveFloat = 0.05
+    """A step whose KL(engine || learner) per token is above this stops the run, nats."""
+
+
+class ObjectiveConfig(Section):
+    method: Literal["grpo", "rloo", "frpo"] = "frpo"
+    """Advantage estimator."""
+    normalize_std: bool = False
+    """grpo: divide by the group's standard deviation."""
+    lam: PositiveFloat = 2.0
+    """frpo: temperature of the robust objective, reward units; large is GRPO, small looks at the worst completion."""
+    jackknife: bool = True
+    """frpo: remove the leading bias of the group estimate (equation 4.3)."""
+    scale: Literal["exact", "unit", "code"] = "code"
+    """frpo: factor of the advantage: lam, 1, or max(lam, 1) as in the released code."""
+    beta: NotNegative = 0.02
+    """Weight of the KL penalty to the reference; 0 starts no reference actor."""
+    penalty: Literal["k3", "reverse"] = "reverse"
+    """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy || reference), per completion."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio per token (PPO) or per sequence (GSPO: geometric mean)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO clip below 1."""
+    clip_high: PositiveFloat = 0.2
+    """PPO clip above 1."""
+    importance_cap: PositiveFloat = 2.0
+    """Truncation of the engine/learner importance weight."""
+    aggregation: Literal["completion", "token", "sum"] = "sum"
+    """completion: mean over its tokens, then over completions; token: over all tokens; sum: over a constant length (the gradient of the objective)."""
+    cut: Literal["keep", "mask", "penalise"] = "keep"
+    """Completions ended by the length limit: train on them, leave them out, or lower their reward by cut_penalty."""
+    cut_penalty: NotNegative = 0.5
+    """Subtracted from the reward of a cut completion under cut: penalise."""
+
+
+class TrainConfig(Workers):
+    """What the learner and the fine-tune workers share."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up."""
+    final_share: Share = 0.0
+    """Learning rate at the end as a share of the peak (linear, cosine)."""
+    warmup_share: Share = 0.0
+    """Share of the steps over which the learning rate rises linearly."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay."""
+    grad_clip: PositiveFloat = 1.0
+    """L2 norm at which gradients are clipped."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """ZeRO offload to host memory (GPU)."""
+    micro_batch_tokens: Positive = 8192
+    """Padded tokens in one forward and backward pass of one rank."""
+
+
+class LearnerConfig(TrainConfig):
+    num_steps: Positive
+    """Steps of the rlhf stage."""
+    updates_per_batch: Positive = 1
+    """Optimiser updates on each batch; above 1 the PPO clip is at work."""
+
+
+class FinetuneConfig(TrainConfig):
+    num_steps: Positive
+    """Optimiser updates."""
+    batch_size: Positive = 32
+    """Examples of one update, over all ranks."""
+    max_tokens: Positive = 512
+    """Longer examples (prompt and completion) are dropped and counted, never cut."""
+    full_sequence: bool = False
+    """Train on prompt tokens too."""
+
+
+class BaseConfig(FinetuneConfig):
+    data: tuple[DatasetConfig, ...]
+    """Examples (prompt and completion) that make the base model."""
+    in_order: bool = False
+    """Take rows in file order instead of shuffling each epoch."""
+
+
+class DownstreamConfig(FinetuneConfig):
+    name: str
+    """Name in metrics and reports."""
+    data: tuple[DatasetConfig, ...]
+    """Examples to fine-tune on."""
+    heldout: tuple[DatasetConfig, ...] = ()
+    """Examples to measure the downstream loss on."""
+    marks: tuple[Positive, ...] = ()
+    """Steps at which the policy is evaluated besides the last."""
+
+
+class ArmConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name in metrics, folders and reports."""
+    objective: ObjectiveConfig
+    """Fields that differ from the run's objective."""
+    learner: LearnerConfig
+    """Fields that differ from the run's learner."""
