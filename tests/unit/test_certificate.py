@@ -1,0 +1,185 @@
+"""The certificate where the truth is known: small policies enumerated exactly, rare failures among them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import brentq, minimize, minimize_scalar
+
+from frpo.certificate import Point, binomial_upper, bootstrap, curve, reward_lower_bound, tilted, violates, worst_case_reward
+
+VALUES = np.array([0.0, 0.5, 1.0])
+
+
+def exact(probabilities: np.ndarray, radius: float) -> float:
+    """R of policies that give the rewards VALUES with `probabilities` [X, 3], by maximising the dual."""
+
+    def negative(log_lam: float) -> float:
+        lam = float(np.exp(log_lam))
+        return lam * float(np.log(probabilities @ np.exp(-VALUES / lam)).mean()) + lam * radius
+
+    found = [minimize_scalar(negative, bounds=b, method="bounded", options={"xatol": 1e-10}) for b in ((-5, 0), (0, 5), (5, 12))]
+    return max(0.0, -min(f.fun for f in found))  # lam -> 0 gives the least reward
+
+
+def draw(rng: np.random.Generator, probabilities: np.ndarray, count: int) -> np.ndarray:
+    u = rng.random((len(probabilities), count, 1))
+    return VALUES[(u > np.cumsum(probabilities, axis=1)[:, None, :-1]).sum(axis=2)]
+
+
+POLICIES = {
+    "mixed": np.tile([0.3, 0.1, 0.6], (12, 1)),
+    "spread": np.stack([[p, 0.1 * (1 - p), 0.9 * (1 - p)] for p in np.linspace(0.001, 0.6, 12)]),
+    "rare": np.tile([0.001, 0.0, 0.999], (50, 1)),
+}
+
+
+@pytest.mark.parametrize("failing", [0.001, 0.05, 0.5])
+@pytest.mark.parametrize("radius", [0.01, 0.3, 1.5])
+def test_two_rewards_are_a_bernoulli_tilted_to_the_radius(failing: float, radius: float) -> None:
+    k = 1000
+    rewards = np.ones((3, k))
+    rewards[:, : round(failing * k)] = 0
+    kl = lambda q: q * np.log(q / failing) + (1 - q) * np.log((1 - q) / (1 - failing))  # noqa: E731
+    q = 1.0 if radius >= -np.log(failing) else brentq(lambda q: kl(q) - radius, failing, 1 - 1e-15, xtol=1e-14)
+    assert worst_case_reward(rewards, radius) == pytest.approx(1 - q, abs=1e-6)
+
+
+def test_several_prompts_share_one_budget() -> None:
+    rng = np.random.default_rng(3)
+    rewards = rng.random((3, 4)) * [[1.0], [0.2], [2.0]]
+    size = rewards.shape[1]
+
+    def reward(w: np.ndarray) -> float:
+        q = np.exp(w.reshape(3, 4))
+        return float((q / q.sum(1, keepdims=True) * rewards).sum(1).mean())
+
+    def slack(w: np.ndarray) -> float:
+        logq = w.reshape(3, 4) - np.log(np.exp(w.reshape(3, 4)).sum(1, keepdims=True))
+        return 0.4 - float((np.log(size) + (np.exp(logq) * logq).sum(1)).mean())
+
+    found = minimize(
+        reward, -rewards.ravel(), constraints={"type": "ineq", "fun": slack}, method="SLSQP", options={"ftol": 1e-14, "maxiter": 2000}
+    )
+    assert found.success
+    assert worst_case_reward(rewards, 0.4) == pytest.approx(found.fun, abs=1e-6)
+
+
+matrices = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-5, 5, width=32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices, st.floats(0.001, 3), st.floats(0.001, 3))
+def test_the_curve_is_monotone_convex_and_between_least_and_mean(rewards: np.ndarray, first: float, second: float) -> None:
+    a, b = sorted((first, second))
+    low, middle, high = (worst_case_reward(rewards, x) for x in (a, (a + b) / 2, b))
+    tolerance = 1e-7
+    assert worst_case_reward(rewards, 0) == pytest.approx(rewards.mean(), abs=1e-12)
+    assert rewards.min(axis=1).mean() - tolerance <= high <= middle + tolerance <= low + 2 * tolerance <= rewards.mean() + 3 * tolerance
+    assert middle <= (low + high) / 2 + tolerance
+    assert worst_case_reward(rewards + 3, a) == pytest.approx(low + 3, abs=1e-6)
+    assert worst_case_reward(rewards * 2, a) == pytest.approx(low * 2, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices, st.floats(0.05, 20))
+def test_no_duality_gap(rewards: np.ndarray, lam: float) -> None:
+    """The tilted policy at lam is the minimiser at its own radius."""
+    reward, radius = tilted(rewards, lam)
+    if radius > 1e-6:
+        assert worst_case_reward(rewards, radius) == pytest.approx(reward, abs=1e-5)
+
+
+def test_the_plug_in_promises_too_much_where_failures_are_rare_and_the_bound_does_not() -> None:
+    truth = exact(POLICIES["rare"], 1.5)
+    assert truth == pytest.approx(0.694, abs=0.001)
+    rng = np.random.default_rng(0)
+    for count, expected in ((16, 0.97), (64, 0.93), (256, 0.78)):
+        samples = [draw(rng, POLICIES["rare"], count) for _ in range(30)]
+        assert np.mean([worst_case_reward(s, 1.5) for s in samples]) == pytest.approx(expected, abs=0.035)
+        bounds = [reward_lower_bound(s, 1.5, floor=0.0) for s in samples]
+        assert max(bounds) < truth
+    assert np.mean(bounds) > truth - 0.16  # what it costs at N = 256
+
+
+@pytest.mark.parametrize("radius", [0.1, 1.5])
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_bound_holds_at_least_as_often_as_it_says(name: str, radius: float) -> None:
+    truth, rng = exact(POLICIES[name], radius), np.random.default_rng(1)
+    held = [reward_lower_bound(draw(rng, POLICIES[name], 16), radius, floor=0.0) <= truth + 1e-9 for _ in range(1000)]
+    assert np.mean(held) >= 0.95
+
+
+def test_the_bound_gets_tighter_with_draws_and_looser_with_confidence() -> None:
+    rng = np.random.default_rng(2)
+    truth = exact(POLICIES["mixed"], 0.1)
+    bounds = [np.mean([reward_lower_bound(draw(rng, POLICIES["mixed"], n), 0.1, floor=0.0) for _ in range(10)]) for n in (8, 64, 512)]
+    assert bounds[0] < bounds[1] < bounds[2] < truth
+    assert truth - bounds[2] < 0.05
+    sample = draw(rng, POLICIES["mixed"], 64)
+    assert reward_lower_bound(sample, 0.1, floor=0.0, confidence=0.99) < reward_lower_bound(sample, 0.1, floor=0.0, confidence=0.8)
+
+
+def test_at_a_far_radius_nothing_is_promised() -> None:
+    assert reward_lower_bound(np.ones((4, 4)), 8.0, floor=-1.0) == -1.0
+    assert reward_lower_bound(np.zeros((4, 4)), 0.1, floor=0.0) == 0.0
+
+
+@pytest.mark.parametrize(("mean", "n", "log_inverse_delta"), [(0.0, 50, 3.0), (0.1, 200, 2.0), (0.7, 20, 4.0), (1.0, 10, 3.0)])
+def test_binomial_upper_solves_its_equation(mean: float, n: int, log_inverse_delta: float) -> None:
+    q = float(binomial_upper(mean, n, log_inverse_delta))
+    if mean == 1:
+        assert q == 1
+        return
+    kl = (mean * np.log(mean / q) if mean else 0.0) + (1 - mean) * np.log((1 - mean) / (1 - q))
+    assert n * kl == pytest.approx(log_inverse_delta, rel=1e-6)
+    assert mean < q < 1
+
+
+def test_bootstrap_covers_the_plug_in_and_shrinks_with_prompts() -> None:
+    rng = np.random.default_rng(5)
+    radii = np.array([0.0, 0.2, 1.0])
+    widths = []
+    for prompts in (10, 160):
+        rewards = rng.random((prompts, 32))
+        lo, hi = bootstrap(rewards, radii, draws=300)
+        plug_in = [worst_case_reward(rewards, x) for x in radii]
+        assert np.all(lo < plug_in)
+        assert np.all(hi + 0.02 > plug_in)
+        widths.append(hi - lo)
+    assert np.all(widths[1] < widths[0] / 2)
+
+
+def test_a_curve_promises_all_its_radii_at_once() -> None:
+    rewards = draw(np.random.default_rng(6), POLICIES["mixed"], 64)
+    found = curve(rewards, [0.1, 0.5], floor=0.0, draws=50)
+    for i, radius in enumerate((0.1, 0.5)):
+        assert found.certified[i] == reward_lower_bound(rewards, radius, floor=0.0, confidence=0.975)
+        assert found.certified[i] < found.plug_in[i] == worst_case_reward(rewards, radius)
+
+
+def test_a_violation_is_an_upper_limit_below_the_bound_at_the_upper_limit_of_the_kl() -> None:
+    rewards = np.ones((40, 64))
+    bound = reward_lower_bound(rewards, 0.2 + 1.96 * 0.01, floor=0.0)
+    assert violates(Point(0.2, 0.01, bound - 0.1, 0.04), rewards, floor=0.0)
+    assert not violates(Point(0.2, 0.01, bound - 0.1, 0.06), rewards, floor=0.0)
+    assert not violates(Point(6.0, 0.5, 0.0, 0.0), rewards, floor=0.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: worst_case_reward(np.zeros(3), 0.1), r"shape \(3,\); need \[prompts, completions\]"),
+        (lambda: worst_case_reward(np.full((2, 2), np.nan), 0.1), "a failed reward counts as the floor"),
+        (lambda: worst_case_reward(np.zeros((2, 2)), -0.1), "radius: -0.1"),
+        (lambda: reward_lower_bound(np.zeros((2, 1)), 0.1, floor=0.0), "at least 2"),
+        (lambda: reward_lower_bound(np.zeros((2, 2)), 0.1, floor=0.5), "floor: 0.5 is above the reward 0.0"),
+        (lambda: tilted(np.zeros((2, 2)), 0.0), "lam: 0.0"),
+    ],
+)
+def test_mistakes_are_named(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call()
