@@ -96,7 +96,7 @@ class LearnerWorker(TrainWorker):
                 None if batch.reference is None else values(batch.reference),
                 torch.from_numpy(batch.advantages[rows]).to(engine.device),
                 now.mask,
-                beta=o.beta,
+                beta=batch.beta,
                 ratio=o.ratio,
                 clip_low=o.clip_low,
                 clip_high=o.clip_high,

@@ -16,8 +16,10 @@ from frpo.objective import (
     non_monotone_share,
     reverse_penalty,
     rloo_advantages,
+    tilt,
 )
-from frpo.types import Floats, RolloutBatch, ScoredGroup, Sequences
+from frpo.steering import begin, lam_for
+from frpo.types import Floats, RolloutBatch, ScoredGroup, Sequences, Steering
 
 Doubles = NDArray[np.float64]
 
@@ -33,6 +35,10 @@ class BatchStats:
     advantage_std: float
     non_monotone: float
     kl: float | None
+    beta: float
+    lam: float | None
+    radius: float | None
+    effective_samples: float | None
     length: float
     cut_share: float
     failed_rewards: int
@@ -82,27 +88,33 @@ def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles:
     )
 
 
-def advantages(rewards: Doubles, mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig) -> Doubles:
+def advantages(
+    rewards: Doubles, mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, lam: float, beta: float
+) -> Doubles:
     """Advantage of each completion `[G, k]`, the reverse penalty included; 0 for those that do not train."""
     r, m = torch.from_numpy(rewards), torch.from_numpy(mask)
     if objective.method == "frpo":
-        a = frpo_advantages(r, objective.lam, jackknife=objective.jackknife, scale=objective.scale, mask=m)
+        a = frpo_advantages(r, lam, jackknife=objective.jackknife, scale=objective.scale, mask=m)
     elif objective.method == "rloo":
         a = rloo_advantages(r, mask=m)
     else:
         a = grpo_advantages(r, normalize_std=objective.normalize_std, mask=m)
-    if divergence is not None and objective.penalty == "reverse" and objective.beta > 0:
-        a = a + reverse_penalty(torch.from_numpy(divergence), objective.beta, mask=m)
+    if divergence is not None and objective.penalty == "reverse" and beta > 0:
+        a = a + reverse_penalty(torch.from_numpy(divergence), beta, mask=m)
     result: Doubles = a.numpy()
     return result
 
 
-def make_batch(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[RolloutBatch, BatchStats]:
-    """Order the groups by prompt index, drop what has no reward, and attach the advantages."""
+def make_batch(
+    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None
+) -> tuple[RolloutBatch, BatchStats]:
+    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step."""
     scored = sorted(scored, key=lambda s: s.group.index)
     rewards, mask = rewards_and_mask(scored, objective)
     divergence = log_ratios(scored) if all(s.reference is not None for s in scored) else None
-    values = advantages(rewards, mask, divergence, objective)
+    steering = steering or begin(objective)
+    lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(mask), objective, steering)
+    values = advantages(rewards, mask, divergence, objective, lam, steering.beta)
     mask &= mask.sum(axis=1, keepdims=True) >= 2
     pairs, kept, behaviour, reference = [], [], [], []
     for g, item in enumerate(scored):
@@ -112,14 +124,15 @@ def make_batch(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tup
                 kept.append(values[g, j])
                 behaviour.append(completion.logprobs)
                 reference += [item.reference[j]] if item.reference is not None else []
-    penalised = objective.penalty == "k3" and objective.beta > 0
+    penalised = objective.penalty == "k3" and objective.penalised
     batch = RolloutBatch(
         sequences=flatten(pairs),
         advantages=np.array(kept, dtype=np.float32),
         behaviour=_concatenate(behaviour),
         reference=_concatenate(reference) if penalised else None,
+        beta=steering.beta,
     )
-    return batch, _describe(scored, rewards, mask, values, divergence)
+    return batch, _describe(scored, rewards, mask, values, divergence, lam if objective.method == "frpo" else None, steering.beta)
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:
@@ -127,12 +140,19 @@ def _concatenate(arrays: list[Floats]) -> Floats:
 
 
 def _describe(
-    scored: Sequence[ScoredGroup], rewards: Doubles, mask: NDArray[np.bool_], values: Doubles, divergence: Doubles | None
+    scored: Sequence[ScoredGroup],
+    rewards: Doubles,
+    mask: NDArray[np.bool_],
+    values: Doubles,
+    divergence: Doubles | None,
+    lam: float | None,
+    beta: float,
 ) -> BatchStats:
     completions = [c for s in scored for c in s.group.completions]
     totals = [(s.group.prompt.task, r) for s in scored for r in s.rewards]
     drawn = np.array([r.total for _, r in totals if r.total is not None])
     whole = mask.any(axis=1)
+    radius, effective = tilt(torch.from_numpy(rewards), lam, torch.from_numpy(mask)) if lam is not None and whole.any() else (None, None)
     spread = np.array([rewards[g][mask[g]].std() for g in np.flatnonzero(whole)])
     parts = sorted({p for _, r in totals for p in r.parts})
     return BatchStats(
@@ -143,6 +163,10 @@ def _describe(
         advantage_std=float(values[mask].std()) if mask.any() else 0.0,
         non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(values), torch.from_numpy(mask)),
         kl=float(divergence.mean()) if divergence is not None else None,
+        beta=beta,
+        lam=lam,
+        radius=float(radius.mean()) if radius is not None else None,
+        effective_samples=float(effective.mean()) if effective is not None else None,
         length=float(np.mean([len(c.token_ids) for c in completions])),
         cut_share=float(np.mean([c.finish_reason == "length" for c in completions])),
         failed_rewards=sum(r.total is None for _, r in totals),

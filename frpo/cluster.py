@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +26,14 @@ from actors.reward import RewardPool, RewardWorker
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
-from frpo.planning import Plan, plan
+from frpo.planning import Actor, Plan, plan
 from frpo.roles import Publisher, WorkerFailed
 
 remote: Any = ray.remote
+Handle = ActorHandle[Any]
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Of actors that share cores."""
 
 
 class Limits(TypedDict):
@@ -57,7 +61,25 @@ def start(config: Config, log: RunLog) -> Iterator[Team]:
 
     Raises ConfigError when the cluster lacks what the plan needs, WorkerFailed when an actor does not start.
     """
-    asked = plan(config)
+    with placed(config, plan(config), log) as spawner:
+        with log.waiting(f"starting {spawner.num_actors} actors (vLLM takes about half a minute)"):
+            team = spawn(config, spawner)
+        yield team
+
+
+@contextmanager
+def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool]]:
+    """As `start`, with rollout and reward actors alone."""
+    with placed(config, plan(config).only("rollout", "reward"), log) as spawner:
+        with log.waiting("starting vLLM (about half a minute)"):
+            pools = spawner.rollouts(), spawner.rewards()
+            for pool in pools:
+                pool.actors.wait_until_ready(config.cluster.start_timeout_s)
+        yield pools
+
+
+@contextmanager
+def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
     with log.waiting("starting Ray"):
         connect(config)
     try:
@@ -65,9 +87,7 @@ def start(config: Config, log: RunLog) -> Iterator[Team]:
         with log.waiting("placing the actors"):
             group = place(config, asked)
         try:
-            with log.waiting(f"starting {sum(a.count for a in asked.actors)} actors (vLLM takes about half a minute)"):
-                team = spawn(config, asked, group)
-            yield team
+            yield Spawner(config, asked, group)
         finally:
             remove_placement_group(group)
     finally:
@@ -121,13 +141,20 @@ def place(config: Config, asked: Plan) -> PlacementGroup:
     return group
 
 
-def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
-    """Start all actors side by side and wait until each has answered."""
-    cluster, model = config.cluster, config.model
-    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+class Spawner:
+    """Starts the actors of a plan in their placement group, a pool a role. Returns at once: they start side by side."""
 
-    def workers(role: str, cls: type, arguments: list[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[ActorHandle[Any]]:
-        actor = next(a for a in asked.actors if a.role == role)
+    def __init__(self, config: Config, asked: Plan, group: PlacementGroup) -> None:
+        self.config, self.asked, self.group = config, asked, group
+        cluster = config.cluster
+        self.limits: Limits = {"timeout_s": cluster.call_timeout_s, "restarts": cluster.max_restarts}
+
+    @property
+    def num_actors(self) -> int:
+        return sum(a.count for a in self.asked.actors)
+
+    def _workers(self, role: str, cls: type, arguments: Sequence[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[Handle]:
+        actor = self._actor(role)
         return [
             remote(cls)
             .options(
@@ -135,34 +162,54 @@ def spawn(config: Config, asked: Plan, group: PlacementGroup) -> Team:
                 num_gpus=actor.num_gpus,
                 max_restarts=restarts,
                 runtime_env={"env_vars": env},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
             )
-            .remote(*args)
-            for bundle, args in zip(actor.bundles, arguments, strict=True)
+            .remote(*given)
+            for bundle, given in zip(actor.bundles, arguments, strict=True)
         ]
 
-    def count(role: str) -> int:
-        return sum(a.count for a in asked.actors if a.role == role)
+    def _actor(self, role: str) -> Actor:
+        return next(a for a in self.asked.actors if a.role == role)
 
-    limits: Limits = {"timeout_s": cluster.call_timeout_s, "restarts": cluster.max_restarts}
-    ranks = [(rank, count("learner")) for rank in range(count("learner"))]
-    rollout_args = [(model.path, model, config.rollout, config.num_tokens_limit)] * count("rollout")
-    rollouts = RolloutPool(
-        workers("rollout", RolloutWorker, rollout_args, rollout_env(config), cluster.max_restarts),
-        tensor_parallel=config.rollout.tensor_parallel,
-        **limits,
-    )
-    learner = LearnerPool(workers("learner", LearnerWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
-    finetune = FinetunePool(workers("finetune", FinetuneWorker, ranks, one_thread, 0), timeout_s=cluster.call_timeout_s)
-    rewards = RewardPool(workers("reward", RewardWorker, [(config.rewards,)] * count("reward"), one_thread, cluster.max_restarts), **limits)
-    scorer = EvaluatePool(workers("evaluate", EvaluateWorker, [(model,)] * count("evaluate"), one_thread, cluster.max_restarts), **limits)
-    reference = None
-    if count("reference"):
-        arguments = [(model,)] * count("reference")
-        reference = ReferencePool(workers("reference", ReferenceWorker, arguments, one_thread, cluster.max_restarts), **limits)
+    def _alike(self, role: str, cls: type, *arguments: Any, env: dict[str, str] = ONE_THREAD) -> list[Handle]:
+        """Workers that do the same, and come back when they die."""
+        return self._workers(role, cls, [arguments] * self._actor(role).count, env, self.limits["restarts"])
+
+    def _ranks(self, role: str, cls: type) -> list[Handle]:
+        """Ranks of one job: one that dies ends the run."""
+        count = self._actor(role).count
+        return self._workers(role, cls, [(rank, count) for rank in range(count)], ONE_THREAD, 0)
+
+    def rollouts(self) -> RolloutPool:
+        c = self.config
+        workers = self._alike("rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=rollout_env(c))
+        return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
+
+    def rewards(self) -> RewardPool:
+        return RewardPool(self._alike("reward", RewardWorker, self.config.rewards), **self.limits)
+
+    def reference(self) -> ReferencePool | None:
+        if all(a.role != "reference" for a in self.asked.actors):
+            return None
+        return ReferencePool(self._alike("reference", ReferenceWorker, self.config.model), **self.limits)
+
+    def scorer(self) -> EvaluatePool:
+        return EvaluatePool(self._alike("evaluate", EvaluateWorker, self.config.model), **self.limits)
+
+    def learner(self) -> LearnerPool:
+        return LearnerPool(self._ranks("learner", LearnerWorker), timeout_s=self.limits["timeout_s"])
+
+    def finetune(self) -> FinetunePool:
+        return FinetunePool(self._ranks("finetune", FinetuneWorker), timeout_s=self.limits["timeout_s"])
+
+
+def spawn(config: Config, spawner: Spawner) -> Team:
+    """Start all actors side by side and wait until each has answered."""
+    rollouts, learner, finetune = spawner.rollouts(), spawner.learner(), spawner.finetune()
+    rewards, scorer, reference = spawner.rewards(), spawner.scorer(), spawner.reference()
     groups = [rewards.actors, learner.actors, finetune.actors, scorer.actors, rollouts.actors]
     for actors in groups + ([reference.actors] if reference else []):
-        actors.wait_until_ready(cluster.start_timeout_s)
+        actors.wait_until_ready(config.cluster.start_timeout_s)
     learner.join()
     finetune.join()
     if config.rollout.sleep:

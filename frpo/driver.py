@@ -17,7 +17,8 @@ from frpo.batching import BatchStats, flatten, make_batch
 from frpo.config import ArmConfig, Config
 from frpo.roles import Learner, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
-from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, StepMetrics, UpdateStats
+from frpo.steering import after
+from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, Steering, StepMetrics, UpdateStats
 
 
 class RunStopped(RuntimeError):
@@ -40,10 +41,19 @@ class Partners:
     publisher: Publisher
 
 
-def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, after_step: Callable[[StepMetrics], None]) -> None:
+def train(
+    config: Config,
+    arm: ArmConfig,
+    partners: Partners,
+    *,
+    start: int,
+    steering: Steering,
+    after_step: Callable[[StepMetrics, Steering], None],
+) -> None:
     """Run steps start + 1 .. num_steps of one arm. `after_step` logs, validates and saves.
 
-    The learner holds the weights of `start`. Raises RunStopped, or WorkerFailed from a partner.
+    The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped, or WorkerFailed
+    from a partner.
     """
     partners.publisher.publish(start)
     for step in range(start, arm.learner.num_steps):
@@ -51,7 +61,7 @@ def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, aft
         prompts = partners.prompts.take(step)
         collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
-        batch, stats = make_batch(collected.scored, arm.objective)
+        batch, stats = make_batch(collected.scored, arm.objective, steering)
         stop_if_rewards_fail(config, stats, step)
         if step == start or step % config.rollout.parity_every == 0:
             check_parity(config, partners, sample_of(collected.scored), step)
@@ -66,7 +76,8 @@ def train(config: Config, arm: ArmConfig, partners: Partners, *, start: int, aft
                 f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "
                 f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"
             )
-        after_step(metrics)
+        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, done=(step + 1) / arm.learner.num_steps)
+        after_step(metrics, steering)
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,7 @@ def describe(
         waiting_rewards=collected.waiting_rewards, waiting_reference=collected.waiting_reference,
         reward=stats.reward, reward_std=stats.reward_std, group_std=stats.group_std, equal_groups=stats.equal_groups,
         advantage_std=stats.advantage_std, non_monotone=stats.non_monotone, kl=stats.kl,
+        beta=stats.beta, lam=stats.lam, radius=stats.radius, effective_samples=stats.effective_samples,
         entropy=update.entropy, loss=update.loss, grad_norm=update.grad_norm, learning_rate=update.learning_rate,
         clip_share=update.clip_share, mismatch_kl=update.mismatch_kl,
         length=stats.length, cut_share=stats.cut_share, failed_rewards=stats.failed_rewards,

@@ -1,4 +1,4 @@
-"""Measures one policy on the held-out prompts by sampling: reward per task, KL to the reference and to a second policy.
+"""Measures one policy on held-out prompts by sampling: reward per task, KL to other policies, and its certificate.
 
 Temperature 1, top-p 1, nothing greedy; the seeds depend on the run and the prompt alone (common random numbers), so
 policies are compared on the same draws.
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from frpo.records import Estimate, Evaluation, Sample, TaskReward
+from frpo.certificate import curve, tilted
+from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
+from frpo.records import Certificate, Estimate, Evaluation, Sample, TaskReward
 from frpo.roles import Pending, Rewards, Rollouts
 from frpo.seeds import derive
 from frpo.types import Floats, Group, Prompt, Reward, Sampling
+
+CONFIDENCE = 0.95
 
 Scored = Sequence[tuple[Group, tuple[Reward, ...]]]
 
@@ -41,7 +46,7 @@ def evaluate(
     completions: int,
     max_new_tokens: int,
     stop: tuple[str, ...] = (),
-    kl_tasks: Set[str],
+    trained_tasks: Set[str],
     reference: Path | None = None,
     policy: Path | None = None,
     downstream_loss: float | None = None,
@@ -49,8 +54,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the policy that the rollouts run now, published as `version`.
 
-    `reference` and `policy` are the saved policies to measure KL against, on the prompts of `kl_tasks` (those that were
-    trained on); None leaves that KL out.
+    `reference` and `policy` are the saved policies to measure KL against, None to leave that KL out; the evaluation's own
+    KL is that on the prompts of `trained_tasks`.
     """
     began = time.perf_counter()
     seeds = [derive(seed, "evaluate", p.id) for p in prompts]
@@ -58,18 +63,23 @@ def evaluate(
     pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, version)]
     pending.sort(key=lambda item: item[0].index)
     groups = [g for g, _ in pending]
-    trained = [g for g in groups if g.prompt.task in kl_tasks]
-    others = [scorer.submit(folder, trained) if scorer and folder else None for folder in (reference, policy)]
+    others = [scorer.submit(folder, groups) if scorer and folder else None for folder in (reference, policy)]
     scored = [(g, r.result()) for g, r in pending]
-    kl = [divergence(trained, other.result()) if other else None for other in others]
+    ratios = [log_ratios(groups, other.result()) if other else None for other in others]
+
+    def kl(tasks: Set[str]) -> list[Estimate | None]:
+        rows = [i for i, g in enumerate(groups) if g.prompt.task in tasks]
+        return [estimate([ratio[i] for i in rows]) if ratio and rows else None for ratio in ratios]
+
+    overall = kl(trained_tasks)
     drawn = [c for g in groups for c in g.completions]
     return Evaluation(
         arm=arm,
         downstream=downstream,
         step=step,
-        rewards=tuple(task_reward(task, scored) for task in sorted({g.prompt.task for g in groups})),
-        kl_reference=kl[0],
-        kl_policy=kl[1],
+        rewards=tuple(task_reward(task, scored, *kl({task})) for task in sorted({g.prompt.task for g in groups})),
+        kl_reference=overall[0],
+        kl_policy=overall[1],
         downstream_loss=downstream_loss,
         length=float(np.mean([len(c.token_ids) for c in drawn])),
         cut_share=float(np.mean([c.finish_reason == "length" for c in drawn])),
@@ -85,17 +95,15 @@ def estimate(per_prompt: Sequence[float]) -> Estimate:
     return Estimate(mean=float(values.mean()), se=float(spread) if np.isfinite(spread) else 0.0)
 
 
-def divergence(groups: Sequence[Group], other: Sequence[tuple[Floats, ...]]) -> Estimate:
-    """KL(drawn || other), nats per completion: mean of sum over tokens of log q - log p."""
-    return estimate(
-        [
-            float(np.mean([(c.logprobs.astype(np.float64) - p).sum() for c, p in zip(g.completions, ps, strict=True)]))
-            for g, ps in zip(groups, other, strict=True)
-        ]
-    )
+def log_ratios(groups: Sequence[Group], other: Sequence[tuple[Floats, ...]]) -> list[float]:
+    """Per prompt, the estimate of KL(drawn || other) in nats per completion: mean of sum over tokens of log q - log p."""
+    return [
+        float(np.mean([(c.logprobs.astype(np.float64) - p).sum() for c, p in zip(g.completions, ps, strict=True)]))
+        for g, ps in zip(groups, other, strict=True)
+    ]
 
 
-def task_reward(task: str, scored: Scored) -> TaskReward:
+def task_reward(task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None) -> TaskReward:
     """Mean reward over prompts of a task; failed rewards are left out and counted."""
     mine = [(g, rs) for g, rs in scored if g.prompt.task == task]
     per_prompt = [[r.total for r in rs if r.total is not None] for _, rs in mine]
@@ -108,6 +116,8 @@ def task_reward(task: str, scored: Scored) -> TaskReward:
         num_prompts=len(mine),
         num_completions=len(everything),
         failed=sum(r.total is None for r in everything),
+        kl_reference=kl_reference,
+        kl_policy=kl_policy,
     )
 
 
@@ -120,3 +130,56 @@ def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
 def mean_reward(evaluation: Evaluation) -> float:
     """Mean over tasks of the mean reward."""
     return float(np.mean([t.reward.mean for t in evaluation.rewards]))
+
+
+def certify(
+    rollouts: Rollouts, rewards: Rewards, prompts: Sequence[Prompt], config: Config, objective: ObjectiveConfig | None
+) -> tuple[Certificate, ...]:
+    """The certificate of each task of `prompts`, for the policy that the rollouts run as version 0."""
+    assert config.certify is not None
+    seeds = [derive(config.seed, "certify", p.id) for p in prompts]
+    sampling = Sampling(config.certify.completions_per_prompt, config.rollout.max_new_tokens, stop=config.rollout.stop)
+    pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, 0)]
+    scored = sorted(((g, r.result()) for g, r in pending), key=lambda item: item[0].index)
+    tasks = sorted({g.prompt.task for g, _ in scored})
+    return tuple(certificate(t, [rs for g, rs in scored if g.prompt.task == t], config.certify, objective, config.seed) for t in tasks)
+
+
+def certificate(
+    task: str, scored: Sequence[Sequence[Reward]], config: CertifyConfig, objective: ObjectiveConfig | None, seed: int
+) -> Certificate:
+    """From the rewards of one task, [prompts][completions]. Raises ConfigError for a reward below the floor."""
+    drawn = np.array([[config.floor if r.total is None else r.total for r in rs] for rs in scored])
+    if drawn.min() < config.floor:
+        raise ConfigError(f"certify.floor: {config.floor:g} is above a reward of {drawn.min():g}; give the least value that it can take")
+    found = curve(drawn, config.radii, floor=config.floor, confidence=CONFIDENCE, seed=seed)
+    radius = None
+    if objective and objective.method == "frpo":
+        radius = objective.rho if objective.rho is not None else tilted(drawn, objective.lam)[1]
+    return Certificate(
+        task=task, floor=config.floor, confidence=CONFIDENCE, radii=tuple(config.radii), radius=radius,
+        plug_in=tuple(map(float, found.plug_in)), lo=tuple(map(float, found.lo)), hi=tuple(map(float, found.hi)),
+        certified=tuple(map(float, found.certified)), failed=sum(r.total is None for rs in scored for r in rs),
+        rewards=tuple(tuple(map(float, row)) for row in drawn),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OppositePending:
+    inner: Pending[tuple[Reward, ...]]
+
+    def ready(self) -> bool:
+        return self.inner.ready()
+
+    def result(self) -> tuple[Reward, ...]:
+        return tuple(replace(r, total=None if r.total is None else -r.total) for r in self.inner.result())
+
+
+class Opposite:
+    """Rewards with the sign turned, for the attack; implements roles.Rewards. The parts keep their sign."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self.rewards = rewards
+
+    def score(self, group: Group) -> OppositePending:
+        return OppositePending(self.rewards.score(group))

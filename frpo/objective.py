@@ -6,6 +6,7 @@ is the ordinary clipped policy gradient, so micro-batches and ranks may split gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,39 @@ def frpo_advantages(rewards: Tensor, lam: float, *, jackknife: bool, scale: Scal
     _, mask, count = _prepare(rewards, mask)
     factor = {"exact": lam, "unit": 1.0, "code": max(lam, 1.0)}[scale]
     return _finish(factor * (1 - count * c), mask, count, rewards.dtype)
+
+
+def tilt(rewards: Tensor, lam: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How far the tilted policy softmax(-r / lam) is from the sample, per group of at least two rewards.
+
+    rewards `[groups, k]`. Returns float64 `[G]` radius, KL(p || uniform) in nats, and `[G]` effective sample size
+    1 / sum p^2, between 1 (the gradient rests on one completion) and the number of rewards.
+    """
+    p = tilted_weights(rewards, lam, jackknife=False, mask=mask)
+    _, mask, count = _prepare(rewards, mask)
+    whole = count[:, 0] >= 2
+    p, n = p[whole], count[whole, 0]
+    return n.log() + torch.xlogy(p, p).sum(dim=1), 1 / p.square().sum(dim=1)
+
+
+def lam_of_radius(rewards: Tensor, rho: float, *, floor: float, mask: Tensor | None = None) -> float:
+    """The lam at which the mean over groups of KL(p || uniform) is rho nats (radius mode), by bisection in log lam.
+
+    The KL falls as lam grows. Where the batch cannot reach rho (ties for the least reward, equal groups), lam is `floor`.
+    """
+    values, _, _ = _prepare(rewards, mask)
+    low, high = math.log(floor), math.log(floor) + 40 + math.log1p(float(values.abs().max()) if values.numel() else 0.0)
+
+    def radius(log_lam: float) -> float:
+        found = tilt(rewards, math.exp(log_lam), mask)[0]
+        return float(found.mean()) if len(found) else 0.0
+
+    if radius(low) <= rho:
+        return floor
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if radius(middle) > rho else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def grpo_advantages(rewards: Tensor, *, normalize_std: bool, mask: Tensor | None = None) -> Tensor:

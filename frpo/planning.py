@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from frpo.config import Config
+from frpo.config import Config, DownstreamRl
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Plan:
     max_tokens: int
     """Upper bound of completion tokens drawn in the run; held-out prompts unknown to the plan are not counted."""
 
+    def only(self, *roles: str) -> Plan:
+        """The same for some of the roles."""
+        kept = [a for a in self.actors if a.role in roles]
+        order = [b for a in kept for b in a.bundles]
+        actors = tuple(replace(a, bundles=tuple(order.index(b) for b in a.bundles)) for a in kept)
+        return replace(self, actors=actors, bundles=tuple(self.bundles[b] for b in order))
+
     @property
     def num_cpus(self) -> float:
         return sum(b.get("CPU", 0.0) for b in self.bundles)
@@ -50,14 +57,15 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Roles, placement and sizes. A learner rank and the fine-tune rank of the same number share a bundle: they never
-    train at once. The reference is left out when no arm has a penalty."""
+    train at once. The reference is left out when no loop has a penalty."""
     rollout = config.rollout
     roles = [
         ("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus * rollout.tensor_parallel),
         ("reward", config.reward.num_workers, config.reward.num_cpus, config.reward.num_gpus),
         ("evaluate", config.evaluate.num_workers, config.evaluate.num_cpus, config.evaluate.num_gpus),
     ]
-    if any(arm.objective.beta > 0 for arm in config.arms):
+    objectives = [a.objective for a in config.arms] + [d.objective for d in config.downstream if isinstance(d, DownstreamRl)]
+    if config.attack or any(o.penalised for o in objectives):
         reference = config.reference
         roles.append(("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
     actors: list[Actor] = []
@@ -88,7 +96,11 @@ def _stages(config: Config) -> tuple[StagePlan, ...]:
         stages.append(
             StagePlan(f"rlhf/{arm.name}", arm.learner.num_steps * arm.learner.updates_per_batch, arm.learner.num_steps * per_step)
         )
-        stages += [StagePlan(f"downstream/{arm.name}/{d.name}", d.num_steps, 0) for d in config.downstream]
+        for d in config.downstream:
+            drawn = d.num_steps * per_step if isinstance(d, DownstreamRl) else 0
+            stages.append(StagePlan(f"downstream/{arm.name}/{d.name}", d.num_steps, drawn))
+        if attack := config.attack:
+            stages += [StagePlan(f"attack/{arm.name}/{r:g}", attack.num_steps, attack.num_steps * per_step) for r in attack.radii]
     return tuple(stages)
 
 

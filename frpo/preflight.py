@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from frpo import prompts
-from frpo.config import Config, ConfigError, DatasetConfig, FunctionReward
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
@@ -32,7 +32,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
             check_model(f"rewards.{i}.path", reward.path)
     sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
     for task in config.downstream:
-        sources += [*task.data, *task.heldout]
+        sources += task.sources
     once = {s.model_dump_json(): s for s in sources if not s.path.startswith("testbed:")}
     rows = prompts.check(list(once.values()), progress)
     check_tasks(config)
@@ -75,7 +75,8 @@ def check_head_dim(config: Config) -> None:
 
 def check_tasks(config: Config) -> None:
     """Fixed task labels that no reward or no data set knows."""
-    labels = {s.task for s in (*config.data.train, *config.data.heldout)}
+    scored = [s for d in config.downstream if isinstance(d, DownstreamRl) for s in d.data]
+    labels = {s.task for s in (*config.data.train, *config.data.heldout, *scored)}
     if None in labels:
         return
     for i, reward in enumerate(config.rewards):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,15 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
             node = node[key_]
 
 
+@contextmanager
+def checked() -> Iterator[None]:
+    """Turn what pydantic finds wrong into one ConfigError, a line per mistake."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
 def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
     """Read a recipe and apply `--set` assignments.
 
@@ -56,10 +67,8 @@ def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"recipe {recipe}: expected fields, found {type(tree).__name__}")
     for assignment in assignments:
         _set(tree, assignment)
-    try:
+    with checked():
         return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
 
 def _explain(error: Any) -> str:

@@ -27,6 +27,10 @@ class TaskReward(Record):
     num_completions: int
     failed: int
     """Completions whose reward failed; they are left out of the means."""
+    kl_reference: Estimate | None
+    """KL(Q || reference) on these prompts, nats per completion, sampled from Q."""
+    kl_policy: Estimate | None
+    """KL(Q || the arm's policy before downstream), same unit."""
 
 
 class Sample(Record):
@@ -59,6 +63,30 @@ class Evaluation(Record):
     seconds: float
 
 
+class Certificate(Record):
+    """What the reward of one arm can fall to on one task; methods in `frpo.certificate`."""
+
+    task: str
+    floor: float
+    confidence: float
+    radii: tuple[float, ...]
+    """Nats per completion."""
+    plug_in: tuple[float, ...]
+    """The formula on the sample: no promise."""
+    lo: tuple[float, ...]
+    hi: tuple[float, ...]
+    """Bootstrap interval of the plug-in."""
+    certified: tuple[float, ...]
+    """Lower bound, valid for all radii at once; at the floor nothing is promised."""
+    radius: float | None
+    """The radius that the arm was trained for: its rho, or the mean KL of its tilted policy on these draws; None for
+    methods without one."""
+    failed: int
+    """Failed rewards, counted as the floor."""
+    rewards: tuple[tuple[float, ...], ...]
+    """[prompts, completions]"""
+
+
 class ArmSummary(Record):
     """What training one arm took, and where it ended."""
 
@@ -79,11 +107,13 @@ class StageResult(Record):
     """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run again."""
 
     stage: str
-    """base, rlhf/<arm> or downstream/<arm>/<task>"""
+    """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>"""
     inputs: str
     """SHA-256 over the configuration that the stage depends on and the `inputs` of the stages before it."""
     seconds: float
     evaluations: tuple[Evaluation, ...]
     """In order of step; for base and rlhf one, of the finished policy."""
-    arm: ArmSummary | None
+    arm: ArmSummary | None = None
     """For rlhf stages."""
+    certificates: tuple[Certificate, ...] = ()
+    """For certify stages, one per task."""

@@ -109,6 +109,16 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Steering:
+    """What a run adjusts between steps; with the weights, its whole state."""
+
+    beta: float
+    """Weight of the KL penalty in the next step."""
+    lam: float | None
+    """Smoothed lam of radius mode; None before its first batch, and for arms that are given lam."""
+
+
+@dataclass(frozen=True)
 class RolloutBatch:
     """What one step trains on: every completion that kept its reward, ordered by prompt index."""
 
@@ -119,6 +129,8 @@ class RolloutBatch:
     """[sum of completion lengths], log-probs under the policy that drew them"""
     reference: Floats | None
     """[sum of completion lengths]; None when the k3 penalty is off"""
+    beta: float
+    """Weight of the k3 penalty in this step"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +191,14 @@ class StepMetrics:
     """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
     kl: float | None
     """Mean over completions of log policy - log reference; None without a reference."""
+    beta: float
+    """Weight of the KL penalty in this step."""
+    lam: float | None
+    """Temperature of this step; None for other methods than frpo."""
+    radius: float | None
+    """Mean over groups of KL(tilted policy || policy) at this lam on the batch, nats."""
+    effective_samples: float | None
+    """Mean over groups of 1 / sum p^2 of the tilted policy, completions: near 1 the gradient rests on one."""
     entropy: float
     loss: float
     grad_norm: float

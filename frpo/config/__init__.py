@@ -7,12 +7,14 @@ what needs the disk or the cluster is checked in `frpo.preflight`.
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig
-from frpo.config.run import CheckpointConfig, ClusterConfig, Config, EvaluateConfig
+from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig
 from frpo.config.section import ConfigError, Section
 from frpo.config.training import (
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
+    DownstreamRl,
+    DownstreamSft,
     FinetuneConfig,
     LearnerConfig,
     ObjectiveConfig,
@@ -22,7 +24,30 @@ from frpo.config.training import (
 )
 
 __all__ = [
-    "ArmConfig", "BaseConfig", "CheckpointConfig", "ClusterConfig", "Config", "ConfigError", "DataConfig", "DatasetConfig",
-    "DownstreamConfig", "EvaluateConfig", "FinetuneConfig", "FunctionReward", "LearnerConfig", "LoraConfig", "ModelConfig",
-    "ModelReward", "ObjectiveConfig", "RewardConfig", "RolloutConfig", "Section", "TrainConfig", "Workers",
+    "ArmConfig",
+    "AttackConfig",
+    "BaseConfig",
+    "CertifyConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DatasetConfig",
+    "DownstreamConfig",
+    "DownstreamRl",
+    "DownstreamSft",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "FunctionReward",
+    "LearnerConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ModelReward",
+    "ObjectiveConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "Section",
+    "TrainConfig",
+    "Workers",
 ]  # fmt: skip

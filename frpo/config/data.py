@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from frpo.config.section import Positive, PositiveFloat, Section, Share
 
@@ -49,7 +49,7 @@ class DatasetConfig(Section):
 class DataConfig(Section):
     train: tuple[DatasetConfig, ...]
     """Prompts of the rlhf stage."""
-    heldout: tuple[DatasetConfig, ...] = ()
+    heldout: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Prompts of validation and evaluation; never trained on."""
     mix: dict[str, PositiveFloat] = {}
     """Weight of each task in a batch; empty: by number of rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,17 @@ from pydantic import Field, model_validator
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import RewardConfig
-from frpo.config.section import Positive, PositiveFloat, Section, Share
-from frpo.config.training import ArmConfig, BaseConfig, DownstreamConfig, LearnerConfig, ObjectiveConfig, RolloutConfig, Workers
+from frpo.config.section import NAME, Positive, PositiveFloat, Section, Share
+from frpo.config.training import (
+    ArmConfig,
+    BaseConfig,
+    DownstreamConfig,
+    DownstreamSft,
+    LearnerConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    Workers,
+)
 
 
 class EvaluateConfig(Workers):
@@ -23,6 +33,22 @@ class EvaluateConfig(Workers):
     """Steps between validations while training."""
     validate_completions: Positive = 2
     """Completions per held-out prompt in a validation."""
+
+
+class CertifyConfig(Section):
+    completions_per_prompt: Annotated[int, Field(ge=2)] = 64
+    """Fresh completions drawn from each held-out prompt of a trained task, once the policy is finished."""
+    radii: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+    """Radii certified at once, nats per completion."""
+    floor: float = 0.0
+    """Least value that the total reward can take; failed rewards count as this."""
+
+
+class AttackConfig(Section):
+    radii: tuple[PositiveFloat, ...] = Field(min_length=1)
+    """KL to the arm's policy at which each attack is steered to end, nats per completion."""
+    num_steps: Positive
+    """Steps of each attack; all else is the arm's learner."""
 
 
 class CheckpointConfig(Section):
@@ -50,7 +76,7 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     """Name of the run; its folder is runs/<name> unless run_dir says otherwise."""
     run_dir: Path | None = None
     """Run folder."""
@@ -80,6 +106,10 @@ class Config(Section):
     """Policies to train."""
     downstream: tuple[DownstreamConfig, ...] = ()
     """Fine-tunes that every arm goes through, each from the arm's policy."""
+    certify: CertifyConfig | None = None
+    """Certificate of every arm: what its reward can fall to inside a KL ball."""
+    attack: AttackConfig | None = None
+    """The worst fine-tunes of every arm that training finds inside a KL ball."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation and validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -104,7 +134,13 @@ class Config(Section):
                     if isinstance(default, dict) and isinstance(own, dict):
                         arm[part] = {**default, **own}
             arms.append(arm)
-        return {**data, "arms": arms}
+        found = {**data, "arms": arms}
+        if isinstance(data.get("downstream"), list | tuple) and isinstance(learner := data.get("learner"), dict):
+            found["downstream"] = [
+                {**d, "learner": {**learner, **(d.get("learner") or {})}} if isinstance(d, dict) and d.get("kind") == "rl" else d
+                for d in data["downstream"]
+            ]
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -122,13 +158,13 @@ class Config(Section):
             late = [m for m in d.marks if m > d.num_steps]
             if late:
                 raise ValueError(f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it")
-            if any(not s.completion and not s.completion_texts for s in d.data + d.heldout):
+            if isinstance(d, DownstreamSft) and any(not s.completion and not s.completion_texts for s in d.sources):
                 raise ValueError(f"downstream.{d.name}.data: fine-tuning needs completion or completion_texts")
         if self.base and any(not s.completion and not s.completion_texts for s in self.base.data):
             raise ValueError("base.data: fine-tuning needs completion or completion_texts")
         for where, batch, ranks in (
             ("learner", self.rollout.prompts_per_step * self.rollout.group_size, self.learner.num_workers),
-            *((f"downstream.{d.name}", d.batch_size, d.num_workers) for d in self.downstream),
+            *((f"downstream.{d.name}", d.batch_size, d.num_workers) for d in self.downstream if isinstance(d, DownstreamSft)),
         ):
             if batch < ranks:
                 raise ValueError(f"{where}.num_workers: {ranks} ranks share a batch of {batch}; use at most {batch}")
@@ -136,6 +172,12 @@ class Config(Section):
             raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0, rollout.transport: object_store and learner.zero_stage: 3")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
+        for arm in self.arms:
+            if arm.objective.rho is not None and arm.objective.rho >= math.log(self.rollout.group_size):
+                raise ValueError(
+                    f"arms.{arm.name}.objective.rho: {arm.objective.rho:g} is not below log k = {math.log(self.rollout.group_size):.2f} nats, "
+                    f"the most that a group of {self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
+                )
         limit = self.data.max_prompt_tokens + self.rollout.max_new_tokens
         if self.learner.micro_batch_tokens < limit:
             raise ValueError(

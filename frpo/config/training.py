@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from frpo.config.data import DatasetConfig
-from frpo.config.section import NotNegative, Positive, PositiveFloat, Section, Share
+from frpo.config.section import NAME, NotNegative, Positive, PositiveFloat, Section, Share
 
 
 class Workers(Section):
@@ -59,12 +59,16 @@ class ObjectiveConfig(Section):
     """grpo: divide by the group's standard deviation."""
     lam: PositiveFloat = 2.0
     """frpo: temperature of the robust objective, reward units; large is GRPO, small looks at the worst completion."""
+    rho: PositiveFloat | None = None
+    """frpo: radius in nats instead of lam: one lam per batch by line search on its rewards, smoothed over steps (radius mode)."""
     jackknife: bool = True
     """frpo: remove the leading bias of the group estimate (equation 4.3)."""
     scale: Literal["exact", "unit", "code"] = "code"
     """frpo: factor of the advantage: lam, 1, or max(lam, 1) as in the released code."""
     beta: NotNegative = 0.02
     """Weight of the KL penalty to the reference; 0 starts no reference actor."""
+    target_kl: PositiveFloat | None = None
+    """Steer beta, from its given value, so that the run ends at this KL to the reference, nats per completion."""
     penalty: Literal["k3", "reverse"] = "reverse"
     """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy || reference), per completion."""
     ratio: Literal["token", "sequence"] = "token"
@@ -81,6 +85,19 @@ class ObjectiveConfig(Section):
     """Completions ended by the length limit: train on them, leave them out, or lower their reward by cut_penalty."""
     cut_penalty: NotNegative = 0.5
     """Subtracted from the reward of a cut completion under cut: penalise."""
+
+    @property
+    def penalised(self) -> bool:
+        """Whether it needs the reference."""
+        return self.beta > 0
+
+    @model_validator(mode="after")
+    def _steered(self) -> ObjectiveConfig:
+        if self.target_kl is not None and self.beta == 0:
+            raise ValueError(f"target_kl: {self.target_kl:g} is reached by steering beta, which is 0; give a beta > 0 to start from")
+        if self.rho is not None and self.method != "frpo":
+            raise ValueError(f"rho: {self.rho:g} is a radius of frpo, and the method is {self.method}; set rho to null")
+        return self
 
 
 class TrainConfig(Workers):
@@ -131,8 +148,10 @@ class BaseConfig(FinetuneConfig):
     """Take rows in file order instead of shuffling each epoch."""
 
 
-class DownstreamConfig(FinetuneConfig):
-    name: str
+class DownstreamSft(FinetuneConfig):
+    kind: Literal["sft"] = "sft"
+    """Supervised fine-tuning."""
+    name: str = Field(pattern=NAME)
     """Name in metrics and reports."""
     data: tuple[DatasetConfig, ...]
     """Examples to fine-tune on."""
@@ -141,9 +160,43 @@ class DownstreamConfig(FinetuneConfig):
     marks: tuple[Positive, ...] = ()
     """Steps at which the policy is evaluated besides the last."""
 
+    @property
+    def sources(self) -> tuple[DatasetConfig, ...]:
+        return self.data + self.heldout
+
+
+class DownstreamRl(Section):
+    kind: Literal["rl"]
+    """Reinforcement learning by the loop of the rlhf stage."""
+    name: str = Field(pattern=NAME)
+    """Name in metrics and reports."""
+    data: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Prompts; the rewards that apply to their tasks are trained on."""
+    objective: ObjectiveConfig = ObjectiveConfig(method="grpo", beta=0.0)
+    """Its penalty, if any, is to the arm's policy."""
+    learner: LearnerConfig
+    """Fields that differ from the run's learner."""
+    marks: tuple[Positive, ...] = ()
+    """Steps at which the policy is evaluated besides the last."""
+
+    @property
+    def sources(self) -> tuple[DatasetConfig, ...]:
+        return self.data
+
+    @property
+    def num_steps(self) -> int:
+        return self.learner.num_steps
+
+
+def _kind(value: Any) -> str:
+    return str(value.get("kind", "sft") if isinstance(value, dict) else getattr(value, "kind", "sft"))
+
+
+DownstreamConfig = Annotated[Annotated[DownstreamSft, Tag("sft")] | Annotated[DownstreamRl, Tag("rl")], Discriminator(_kind)]
+
 
 class ArmConfig(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     """Name in metrics, folders and reports."""
     objective: ObjectiveConfig
     """Fields that differ from the run's objective."""

@@ -11,6 +11,7 @@ import yaml
 
 from frpo.metrics import read_steps
 from frpo.records import ArmSummary, Estimate, Evaluation, Record, StageResult
+from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
 Z95 = 1.96
@@ -29,6 +30,8 @@ class Arm(Record):
     name: str
     settings: str
     """Objective in words."""
+    family: str
+    """The same without the penalty's weight."""
     evaluation: Evaluation
     """Of the policy before any downstream task."""
     summary: ArmSummary
@@ -94,6 +97,8 @@ class Report(Record):
     arms: tuple[Arm, ...]
     downstream: tuple[Downstream, ...]
     comparisons: tuple[Comparison, ...]
+    robustness: tuple[Robustness, ...]
+    """Certificate and measured policies of each arm and task; empty without a certify stage."""
     training: tuple[Training, ...]
     prompts: tuple[Prompt, ...]
     seconds: dict[str, float]
@@ -125,18 +130,20 @@ def collect(folder: Path) -> Report:
     )
     focus = _focus(arms, tasks)
     comparisons = _compare(arms, focus)
+    robust = tuple(r for a in arms for r in robustness(a.name, results))
     base = results["base"].evaluations[0] if "base" in results else None
     versions = folder / "versions.json"
     return Report(
         name=config["name"],
         seed=config["seed"],
-        headline=_headline(arms, comparisons, focus, config["seed"]),
+        headline=(*_headline(arms, comparisons, focus), *sentences(robust, focus), _caution(config["seed"])),
         focus=focus,
         tasks=tuple(tasks),
         base=base,
         arms=arms,
         downstream=runs,
         comparisons=comparisons,
+        robustness=robust,
         training=tuple(_training(a.name, steps[a.name]) for a in arms),
         prompts=_prompts(base, arms, runs),
         seconds={s: r.seconds for s, r in results.items()},
@@ -148,7 +155,7 @@ def collect(folder: Path) -> Report:
 
 def _results(folder: Path) -> list[Path]:
     return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
-        p for kind in ("rlhf", "downstream") for p in sorted((folder / kind).glob("**/done.json"))
+        p for kind in ("rlhf", "certify", "downstream", "attack") for p in sorted((folder / kind).glob("**/done.json"))
     ]
 
 
@@ -164,18 +171,22 @@ def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str],
         for task in tasks
         if (before := reward_of(start, task)) and (after := reward_of(stage.evaluations[-1], task))
     )
-    return Arm(name=name, settings=settings_of(arm["objective"]), evaluation=start, summary=result.arm, kept=kept)
+    settings, family = settings_of(arm["objective"])
+    return Arm(name=name, settings=settings, family=family, evaluation=start, summary=result.arm, kept=kept)
 
 
-def settings_of(objective: dict[str, Any]) -> str:
-    """The objective in a few words."""
-    method = str(objective["method"])
+def settings_of(objective: dict[str, Any]) -> tuple[str, str]:
+    """The objective in a few words, with and without the weight of its penalty."""
+    tilt = f"ρ {objective['rho']}" if objective["rho"] else f"λ {objective['lam']}"
     words = {
         "grpo": "GRPO with std" if objective["normalize_std"] else "GRPO without std",
         "rloo": "RLOO",
-        "frpo": f"FRPO λ {objective['lam']}{'' if objective['jackknife'] else ', no jackknife'}",
-    }[method]
-    return f"{words}, β {objective['beta']} {objective['penalty']}" if objective["beta"] else f"{words}, no penalty"
+        "frpo": f"FRPO {tilt}{'' if objective['jackknife'] else ', no jackknife'}",
+    }[str(objective["method"])]
+    family = f"{words}, {objective['penalty']}"
+    if objective["target_kl"]:
+        return f"{family} steered to KL {objective['target_kl']}", family
+    return (f"{words}, β {objective['beta']} {objective['penalty']}" if objective["beta"] else f"{words}, no penalty"), family
 
 
 def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
@@ -205,26 +216,29 @@ def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]
     return tuple(found)
 
 
-def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None, seed: int) -> tuple[str, ...]:
+def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None) -> tuple[str, ...]:
     if not comparisons or focus is None:
         done = ", ".join(f"{a.name} {k.mean:.2f}" for a in arms if (k := reward_of(a.evaluation, focus or "")))
         return (f"{len(arms)} arm{'s' * (len(arms) != 1)} trained; nothing to compare after a downstream task yet. {done}".strip(),)
     worst = max({c.downstream for c in comparisons}, key=lambda d: _lost(arms, d, focus))
-    sentences = []
+    words = []
     kept = {a.name: k for a in arms for k in a.kept if (k.downstream, k.task) == (worst, focus)}
     most = max(k.after.mean for k in kept.values())
     best = [n for n, k in kept.items() if most - k.after.mean < 0.005]
     who = f"{best[0]} kept the most reward" if len(best) == 1 else f"{' and '.join(best)} kept equally much reward"
     each = "; ".join(f"{n} kept {k.after.mean:.2f} of {k.before.mean:.2f}" for n, k in kept.items())
-    sentences.append(f"After {worst}, {who} on {focus} prompts: {each}.")
+    words.append(f"After {worst}, {who} on {focus} prompts: {each}.")
     for c in comparisons:
         if c.downstream == worst:
             sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
-            sentences.append(f"{c.a} − {c.b}: {c.difference:+.2f}, 95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}.")
+            words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, 95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}.")
     kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference)
-    sentences.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
-    sentences.append(f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than these intervals.")
-    return tuple(sentences)
+    words.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
+    return tuple(words)
+
+
+def _caution(seed: int) -> str:
+    return f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than these intervals."
 
 
 def _lost(arms: tuple[Arm, ...], downstream: str, task: str) -> float:

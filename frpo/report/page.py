@@ -20,5 +20,5 @@ def estimate(value: Estimate | None) -> str:
 def render(report: Report) -> str:
     environment = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, estimate=estimate)
-    drawings = {name: getattr(plots, name)(report) for name in ("downstream", "plane", "training", "phases")}
+    drawings = {name: getattr(plots, name)(report) for name in ("downstream", "certificate", "plane", "training", "phases")}
     return environment.get_template("page.html.j2").render(r=report, svg=drawings, reward_of=reward_of)

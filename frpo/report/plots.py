@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from frpo.records import Certificate
 from frpo.report.data import Report, reward_of
+from frpo.report.sweep import Sweep
 
 INK, GRID = "#010203", "#010204"
 STYLE: Any = {
@@ -121,6 +124,86 @@ def plane(report: Report) -> str:
         figure.tight_layout()
         _legend(axes)
         return _svg(figure, "Reward over KL to the reference")
+
+
+def certificate(report: Report) -> str:
+    """Reward over KL(Q || the arm's policy) on the focus task, an arm a panel: certified, plug-in, fine-tunes, attacks."""
+    mine = [r for r in report.robustness if r.task == report.focus]
+    if not mine:
+        return ""
+    columns = min(3, len(mine))
+    rows = -(-len(mine) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(rows, columns, figsize=(4.1 * columns, 3.2 * rows), squeeze=False, sharex=True, sharey=True)
+        for spare in grid.flat[len(mine) :]:
+            spare.set_visible(False)
+        for i, (axes, r) in enumerate(zip(grid.flat, mine, strict=False)):
+            names = [a.name for a in report.arms]
+            own = colour(names.index(r.arm))
+            axes.plot(r.radii, r.plug_in, color=own, linewidth=1.2, linestyle="--", label="plug-in estimate" if i == 0 else None)
+            axes.fill_between(r.radii, r.lo, r.hi, color=own, alpha=0.15, linewidth=0)
+            axes.plot(r.radii, r.certified, color=own, label="certified" if i == 0 else None)
+            for attack, marker, label in ((False, "o", "fine-tunes"), (True, "X", "attacks")):
+                points = [p for p in r.points if p.attack == attack and p.kl.mean <= 1.1 * r.radii[-1]]
+                axes.errorbar(
+                    [p.kl.mean for p in points], [p.reward.mean for p in points], xerr=[1.96 * p.kl.se for p in points],
+                    yerr=[1.96 * p.reward.se for p in points], color=own, marker=marker, markersize=6, linestyle="none", elinewidth=0.7,
+                    label=label if i == 0 else None,
+                )  # fmt: skip
+            beyond = sum(p.kl.mean > 1.1 * r.radii[-1] for p in r.points)
+            if r.radius is not None:
+                axes.axvline(r.radius, color=GRID, linewidth=1.4)
+            title = r.arm if r.radius is None else f"{r.arm}, trained for {r.radius:.2f} nats"
+            axes.set(title=title + (f" ({beyond} further out)" if beyond else ""), xlim=(0, 1.1 * r.radii[-1]))
+        for axes in grid[-1]:
+            axes.set_xlabel("KL(Q || policy), nats per completion")
+        for row in grid:
+            row[0].set_ylabel(f"reward, {report.focus} prompts")
+        figure.tight_layout()
+        _legend(grid[0][0])
+        return _svg(figure, "Certificate and measured policies")
+
+
+def certificates(found: Sequence[Certificate], file: Path) -> None:
+    """A picture of certificates without a run: certified and plug-in, a task a panel."""
+    with plt.rc_context({**STYLE, "text.color": "black", "axes.labelcolor": "black", "xtick.color": "black", "ytick.color": "black",
+                         "axes.edgecolor": "0.8", "grid.color": "0.9", "savefig.transparent": False}):  # fmt: skip
+        figure, grid = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
+        for axes, c in zip(grid[0], found, strict=True):
+            axes.plot(c.radii, c.plug_in, color="#2563c9", linewidth=1.2, linestyle="--", label="plug-in estimate")
+            axes.fill_between(c.radii, c.lo, c.hi, color="#2563c9", alpha=0.15, linewidth=0)
+            axes.plot(c.radii, c.certified, color="#2563c9", label=f"certified, {c.confidence:.0%}")
+            axes.set(
+                title=f"{c.task}: {len(c.rewards)} prompts x {len(c.rewards[0])}", xlabel="KL radius, nats per completion", ylabel="reward"
+            )
+            axes.legend()
+        figure.tight_layout()
+        figure.savefig(file, dpi=130)
+        plt.close(figure)
+
+
+def trade_off(found: Sweep) -> str:
+    """Kept reward over KL to the reference, a family of arms a line, a downstream fine-tune a panel."""
+    finetunes = list(found.arms[0].kept)
+    if not finetunes:
+        return ""
+    families = list(dict.fromkeys(a.family for a in found.arms))
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(1, len(finetunes), figsize=(4.6 * len(finetunes), 3.6), squeeze=False, sharey=True)
+        for axes, finetune in zip(grid[0], finetunes, strict=True):
+            for i, family in enumerate(families):
+                arms = sorted((a for a in found.arms if a.family == family), key=lambda a: a.kl.mean)
+                x, y = [a.kl for a in arms], [a.kept[finetune] for a in arms]
+                axes.errorbar(
+                    [v.mean for v in x], [v.mean for v in y],
+                    xerr=[[v.mean - v.lo for v in x], [v.hi - v.mean for v in x]], yerr=[[v.mean - v.lo for v in y], [v.hi - v.mean for v in y]],
+                    color=colour(i), marker=MARKERS[i % 8], markersize=6, elinewidth=0.8, linewidth=1.4, label=family,
+                )  # fmt: skip
+            axes.set(title=f"after {finetune}", xlabel="KL to the reference, nats per completion")
+        grid[0][0].set_ylabel(f"kept reward, {found.focus} prompts")
+        figure.tight_layout()
+        _legend(grid[0][0])
+        return _svg(figure, "Kept reward over KL")
 
 
 def training(report: Report) -> str:

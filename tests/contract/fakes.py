@@ -95,7 +95,7 @@ class FakeLearner:
         terms = policy_loss(
             logprobs, logprobs.detach(), torch.from_numpy(batch.behaviour)[:, None],
             None if batch.reference is None else torch.from_numpy(batch.reference)[:, None],
-            torch.from_numpy(batch.advantages), torch.ones_like(logprobs, dtype=torch.bool), beta=o.beta, ratio=o.ratio,
+            torch.from_numpy(batch.advantages), torch.ones_like(logprobs, dtype=torch.bool), beta=batch.beta, ratio=o.ratio,
             clip_low=o.clip_low, clip_high=o.clip_high, importance_cap=o.importance_cap, aggregation=o.aggregation,
             num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1,
         )  # fmt: skip
@@ -136,7 +136,7 @@ def config(**objective: object) -> Config:
             "name": "fake",
             "seed": 7,
             "model": {"path": "nowhere"},
-            "data": {"train": [{"path": "nowhere.jsonl", "task": "only"}]},
+            "data": {"train": [{"path": "nowhere.jsonl", "task": "only"}], "heldout": [{"path": "nowhere.jsonl", "task": "only"}]},
             "rewards": [{"kind": "function", "name": "table", "function": "nowhere:table"}],
             "rollout": {"prompts_per_step": 6, "group_size": 8, "max_new_tokens": 1, "parity_every": 4},
             "objective": {"aggregation": "sum", "penalty": "k3", **objective},

@@ -11,7 +11,8 @@ import torch
 
 from frpo.config import Config
 from frpo.driver import Partners, RunStopped, train
-from frpo.types import Group, StepMetrics
+from frpo.steering import begin
+from frpo.types import Group, Steering, StepMetrics
 from tests.contract.fakes import (
     FakeEngine,
     FakeLearner,
@@ -35,30 +36,35 @@ def run(
     table=GOOD_TO_BAD,
     broken: bool = False,
     reference: bool = True,
-) -> tuple[list[StepMetrics], FakePrompts]:  # type: ignore[no-untyped-def]
+    steering: Steering | None = None,
+) -> tuple[list[StepMetrics], FakePrompts, Steering]:  # type: ignore[no-untyped-def]
     engine, prompts, rows = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step), list[StepMetrics]()
     partners = Partners(
         prompts, engine, FakeRewards(table), FakeReference() if reference else None, learner, FakePublisher(learner, engine, broken)
     )
 
+    last = steering or begin(cfg.arms[0].objective)
+
     class Enough(Exception):
         pass
 
-    def after_step(metrics: StepMetrics) -> None:
+    def after_step(metrics: StepMetrics, state: Steering) -> None:
+        nonlocal last
         rows.append(metrics)
+        last = state
         if metrics.step == stop:
             raise Enough
 
     with contextlib.suppress(Enough):
-        train(cfg, cfg.arms[0], partners, start=start, after_step=after_step)
-    return rows, prompts
+        train(cfg, cfg.arms[0], partners, start=start, steering=last, after_step=after_step)
+    return rows, prompts, last
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "frpo"])
 @pytest.mark.parametrize("penalty", ["k3", "reverse"])
 def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
     cfg = config(method=method, penalty=penalty, beta=0.05, lam=0.5)
-    rows, _ = run(cfg, FakeLearner(cfg.arms[0].objective))
+    rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective))
     assert len(rows) == 30
     assert [r.step for r in rows] == list(range(1, 31))
     first, last = (np.mean([r.reward for r in part]) for part in (rows[:3], rows[-3:]))
@@ -69,17 +75,18 @@ def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
     assert max(r.mismatch_kl for r in rows) < 1e-9
 
 
-def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path) -> None:
-    cfg = config(beta=0.05)
+@pytest.mark.parametrize("objective", [{}, {"rho": 0.3, "target_kl": 0.4}], ids=["given", "steered"])
+def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objective: dict[str, float]) -> None:
+    cfg = config(beta=0.05, **objective)
     whole = FakeLearner(cfg.arms[0].objective)
-    rows, prompts = run(cfg, whole)
+    rows, prompts, _ = run(cfg, whole)
     assert prompts.taken == list(range(30))
     first = FakeLearner(cfg.arms[0].objective)
-    run(cfg, first, stop=13)
+    *_, state = run(cfg, first, stop=13)
     first.save(tmp_path / "engine")
     second = FakeLearner(cfg.arms[0].objective)
     second.load(tmp_path / "engine")
-    again, prompts = run(cfg, second, start=13)
+    again, prompts, _ = run(cfg, second, start=13, steering=state)
     assert prompts.taken == list(range(13, 30))
     assert torch.equal(second.logits, whole.logits)
     assert [r.reward for r in again] == [r.reward for r in rows[13:]]
@@ -87,14 +94,14 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path) -> None
 
 def test_without_a_penalty_no_reference_is_asked() -> None:
     cfg = config(beta=0.0)
-    rows, _ = run(cfg, FakeLearner(cfg.arms[0].objective), reference=False)
+    rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective), reference=False)
     assert all(r.kl is None for r in rows)
 
 
 def test_failed_rewards_leave_their_groups_and_are_counted() -> None:
     cfg = config(beta=0.0).model_copy(update={"max_failed_rewards": 0.9})
     learner = FakeLearner(cfg.arms[0].objective)
-    rows, _ = run(cfg, learner, table=(1.0, 0.8, 0.5, 0.3, 0.1, None), stop=1)
+    rows, *_ = run(cfg, learner, table=(1.0, 0.8, 0.5, 0.3, 0.1, None), stop=1)
     assert rows[0].failed_rewards > 0
     assert len(learner.seen[0].sequences) == 48 - rows[0].failed_rewards
     assert 5 not in learner.seen[0].sequences.tokens.reshape(-1, 3)[:, 2]
@@ -129,5 +136,28 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
     cfg = config()
     learner, engine, rows = FakeLearner(cfg.arms[0].objective), FakeEngine(), list[StepMetrics]()
     partners = Partners(FakePrompts(6), engine, LateRewards(GOOD_TO_BAD), FakeReference(), learner, FakePublisher(learner, engine))
-    train(cfg, cfg.arms[0], partners, start=28, after_step=rows.append)
+    objective = cfg.arms[0].objective
+    train(cfg, cfg.arms[0], partners, start=28, steering=begin(objective), after_step=lambda metrics, _: rows.append(metrics))
     assert [(r.waiting_rewards, r.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("penalty", ["k3", "reverse"])
+@pytest.mark.parametrize("target", [0.3, 0.8])
+def test_beta_is_steered_to_the_kl_asked_for(penalty: str, target: float) -> None:
+    cfg = config(method="grpo", penalty=penalty, beta=0.1, target_kl=target)
+    arm = cfg.arms[0].model_copy(update={"learner": cfg.arms[0].learner.model_copy(update={"num_steps": 100})})
+    cfg = cfg.model_copy(update={"arms": (arm,)})
+    rows, *_ = run(cfg, FakeLearner(arm.objective, learning_rate=1.0))
+    assert np.mean([r.kl or 0.0 for r in rows[-10:]]) == pytest.approx(target, abs=0.1)
+    assert len({r.beta for r in rows}) > 50
+
+
+def test_radius_mode_ends_near_its_radius_and_logs_what_single_batches_miss() -> None:
+    cfg = config(rho=0.3, beta=0.1)
+    rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective, learning_rate=0.2))
+    radii = [r.radius or 0.0 for r in rows]
+    assert radii[0] == pytest.approx(0.3, abs=1e-6)  # nothing to smooth with yet
+    assert np.mean(radii[5:]) == pytest.approx(0.3, abs=0.06)
+    assert np.std(radii[5:]) > 1e-3
+    assert all(1 <= (r.effective_samples or 0) <= 8 for r in rows)
+    assert all(r.lam and r.lam > 0 for r in rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from frpo.config import DownstreamRl
 from frpo.recipe import load
 from frpo.stages import stages_of
 
@@ -38,6 +39,24 @@ def changed(*sets: str) -> set[str]:
 )
 def test_a_change_touches_what_depends_on_it(setting: str, touched: set[str]) -> None:
     assert changed(setting) == touched
+
+
+def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
+    rl = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 7}}]"
+    sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
+    stages = {s.name: s for s in stages_of(load(TESTBED, sets))}
+    per_arm = [[f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"] for a in ARMS]
+    assert list(stages) == ["base", *(name for names in per_arm for name in names)]
+    assert stages["attack/frpo/1"].radius == 1.0
+    (task,) = load(TESTBED, sets).downstream
+    assert isinstance(task, DownstreamRl)
+    assert (task.learner.num_steps, task.learner.learning_rate, task.objective.method) == (
+        7,
+        1e-3,
+        "grpo",
+    )  # the run's learner, but for the steps
+    other = {s.name: s for s in stages_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:])))}
+    assert [n for n in stages if stages[n].inputs != other[n].inputs] == [f"certify/{a}" for a in ARMS]
 
 
 def test_data_files_count_by_content(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def batch(count: int = 23, seed: int = 0) -> RolloutBatch:
     data, rng = helpers.sequences(count, seed), np.random.default_rng(seed)
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
-    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), near())
+    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), near(), OBJECTIVE.beta)
 
 
 def settings(**fields: Any) -> LearnerConfig:

@@ -42,3 +42,29 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
     start = result.evaluations[0].kl_policy
     assert start is not None
     assert abs(start.mean) < 1e-3  # the merged adapter is the arm's policy
+
+
+def test_radius_mode_certificate_attack_and_rl_downstream(tmp_path: Path) -> None:
+    """A run stopped nowhere: what each stage leaves, and that the attack lowers the reward where it was told to go."""
+    folder = tmp_path / "run"
+    settings = (
+        "base.num_steps=300", "rollout.prompts_per_step=12", "learner.num_steps=30", "evaluate.completions_per_prompt=8",
+        "arms=[{name: radius, objective: {rho: 0.3, target_kl: 0.5, beta: 0.3, penalty: reverse}}]",
+        "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 6}, marks: [3]}]",
+        "certify={completions_per_prompt: 32, radii: [0.1, 0.5, 1.0]}", "attack={radii: [1.0], num_steps: 40}",
+    )  # fmt: skip
+    runs.run(folder, *runs.SHORT, *settings, timeout_s=800)
+    results = {p.parent.relative_to(folder).as_posix(): StageResult.model_validate_json(p.read_text()) for p in folder.glob("**/done.json")}
+    assert sorted(results) == ["attack/radius/1", "base", "certify/radius", "downstream/radius/more", "rlhf/radius"]
+    rows = read_steps(folder, "rlhf/radius")
+    assert all(r.lam and r.radius is not None and r.effective_samples for r in rows)
+    assert len({r.beta for r in rows}) == 30
+    assert {c.task for c in results["certify/radius"].certificates} == {"harmful", "harmless"}
+    assert all(len(c.rewards[0]) == 32 and c.radius == 0.3 for c in results["certify/radius"].certificates)
+    assert [e.step for e in results["downstream/radius/more"].evaluations] == [0, 3, 6]
+    before = {t.task: t.reward.mean for t in results["rlhf/radius"].evaluations[0].rewards}
+    after = results["attack/radius/1"].evaluations[-1]
+    assert all(t.reward.mean < before[t.task] - 0.1 for t in after.rewards if t.task in ("harmful", "harmless"))
+    assert after.kl_policy is not None
+    assert 0.4 < after.kl_policy.mean < 2.0
+    assert "Certified reward on" in (folder / "report.html").read_text()

@@ -11,10 +11,11 @@ import pytest
 from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ConfigError
+from frpo.types import Steering
 
 
 def progress(step: int, validation: float | None = None) -> Progress:
-    return Progress(step=step, validation=validation, seconds=float(step), evaluations=())
+    return Progress(step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, lam=None))
 
 
 def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:

@@ -20,7 +20,7 @@ from tests.contract.fakes import config as fake_config
 def metrics(step: int, reward: float = 0.5) -> StepMetrics:
     return StepMetrics(
         step=step, policy_version=step, reward=reward, reward_std=0.1, group_std=0.1, equal_groups=0.2, advantage_std=1.0, non_monotone=0.0,
-        kl=0.3, entropy=1.0, loss=0.1, grad_norm=2.0, learning_rate=1e-3, clip_share=0.0, mismatch_kl=0.0, length=5.0, cut_share=0.1,
+        kl=0.3, beta=0.1, lam=0.5, radius=0.2, effective_samples=5.0, entropy=1.0, loss=0.1, grad_norm=2.0, learning_rate=1e-3, clip_share=0.0, mismatch_kl=0.0, length=5.0, cut_share=0.1,
         failed_rewards=1, dropped_groups=0, num_prompts=4, num_completions=8, num_tokens=40, generate_s=0.1, score_s=0.1, waiting_rewards=3, waiting_reference=0, update_s=0.1,
         publish_s=0.1, step_s=0.5, reward_parts={"a": 0.5}, reward_tasks={"t": 0.5},
     )  # fmt: skip

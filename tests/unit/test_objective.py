@@ -13,10 +13,12 @@ from torch import Tensor
 from frpo.objective import (
     frpo_advantages,
     grpo_advantages,
+    lam_of_radius,
     non_monotone_share,
     policy_loss,
     reverse_penalty,
     rloo_advantages,
+    tilt,
     tilted_weights,
 )
 
@@ -307,3 +309,27 @@ def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
             **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=1, num_tokens=1),  # type: ignore[arg-type]
         ).loss.backward()  # fmt: skip
         torch.testing.assert_close(logprobs.grad, -expected * one)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.3, 1.2])
+def test_lam_of_radius_reaches_the_radius(rho: float) -> None:
+    r = torch.rand(20, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = torch.ones_like(r, dtype=torch.bool)
+    mask[0, 3:] = False
+    mask[1, 1:] = False  # a group of one has no tilt and does not count
+    lam = lam_of_radius(r, rho, floor=1e-3, mask=mask)
+    radius, effective = tilt(r, lam, mask)
+    assert len(radius) == 19
+    assert float(radius.mean()) == pytest.approx(rho, abs=1e-6)
+    p = torch.softmax(-r[5] / lam, 0)
+    assert float(radius[4]) == pytest.approx(float((p * (p * 8).log()).sum()), abs=1e-9)
+    assert float(effective[4]) == pytest.approx(float(1 / (p * p).sum()), rel=1e-9)
+
+
+def test_where_a_radius_is_out_of_reach_lam_stays_at_the_floor() -> None:
+    ties = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3 + [[1.0] * 4])
+    most = 0.75 * math.log(4 / 3)
+    assert lam_of_radius(ties, most + 0.01, floor=0.02) == 0.02
+    assert float(tilt(ties, 0.02)[0].mean()) == pytest.approx(most, abs=1e-6)
+    assert lam_of_radius(ties, most / 2, floor=0.02) > 0.1
+    assert lam_of_radius(torch.ones(3, 4), 0.1, floor=0.02) == 0.02

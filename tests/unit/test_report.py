@@ -7,14 +7,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from frpo import report
-from frpo.config import ConfigError
+from frpo.certificate import reward_lower_bound, worst_case_reward
+from frpo.config import CertifyConfig, ConfigError, ObjectiveConfig
+from frpo.evaluation import certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, Estimate, Evaluation, Sample, StageResult, TaskReward
 from frpo.report.data import Report, collect
+from frpo.types import Reward
 from tests.unit.test_metrics import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +26,8 @@ KEPT = {"grpo": 0.5, "frpo": 0.64, "frpo-reverse": 0.9}
 
 
 def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None = None) -> Evaluation:
-    rewards = [TaskReward(task=t, reward=Estimate(mean=m, se=0.02), parts={"answer": m}, num_prompts=36, num_completions=576, failed=0)
+    rewards = [TaskReward(task=t, reward=Estimate(mean=m, se=0.02), parts={"answer": m}, num_prompts=36, num_completions=576, failed=0,
+                          kl_reference=None, kl_policy=None)
                for t, m in (("downstream", 0.3 + step / 400), ("harmful", harmful), ("harmless", 0.8))]  # fmt: skip
     return Evaluation(
         arm=arm, downstream=downstream, step=step, rewards=tuple(rewards), kl_reference=Estimate(mean=0.5 + step / 100, se=0.01) if arm != "base" else None,
@@ -88,6 +93,48 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert "0.64 ± 0.04" in page
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def measured(arm: str, name: str, step: int, kl: float, harmful: float) -> Evaluation:
+    found = evaluation(arm, harmful, step, name)
+    rewards = tuple(t.model_copy(update={"kl_policy": Estimate(mean=kl, se=0.01)}) for t in found.rewards)
+    return found.model_copy(update={"rewards": rewards})
+
+
+def certified(run: Path) -> np.ndarray:
+    """Certify frpo on harmful prompts, and attack it: once honestly, once below what was certified."""
+    rewards = (np.random.default_rng(0).random((40, 64)) > 0.1).astype(float)
+    scored = [[Reward(float(r), {}) for r in row] for row in rewards]
+    one = certificate("harmful", scored, CertifyConfig(radii=(0.1, 0.5)), ObjectiveConfig(method="frpo", rho=0.4), 0)
+    for stage, found in (
+        ("certify/frpo", {"certificates": (one,)}),
+        ("attack/frpo/0.3", {"evaluations": (measured("frpo", "attack 0.3", 50, 0.3, 0.75),)}),
+        ("attack/frpo/0.5", {"evaluations": (measured("frpo", "attack 0.5", 50, 0.5, 0.1),)}),
+    ):
+        (run / stage).mkdir(parents=True)
+        result = StageResult.model_validate({"stage": stage, "inputs": "0" * 64, "seconds": 1.0, "evaluations": (), **found})
+        (run / stage / "done.json").write_text(result.model_dump_json())
+    return rewards
+
+
+def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
+    rewards = certified(run)
+    (found,) = collect(run).robustness
+    assert (found.arm, found.task, found.radius, found.num_prompts, found.num_completions) == ("frpo", "harmful", 0.4, 40, 64)
+    honest, below = (p for p in found.points if p.attack)
+    assert (honest.inside, honest.below, below.inside, below.below) == (True, False, False, True)
+    upper = honest.kl.mean + 1.96 * honest.kl.se
+    assert honest.certified == reward_lower_bound(rewards, upper, floor=0.0)
+    assert honest.plug_in == worst_case_reward(rewards, 0.3)
+    assert found.fine_tunes == ()  # the other fine-tunes of this made-up run were measured without a KL
+    assert found.num_below == 1
+    words = " ".join(collect(run).headline)
+    assert f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {found.certified[1]:.2f}" in words
+    assert "1 of 2 measured policies lies below what was certified" in words
+    page = report.build(run).read_text()
+    assert page.count("<svg") == 5
+    assert "attack 0.5" in page
+    assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
 
 
 def test_a_run_without_downstream_still_reports(run: Path) -> None:

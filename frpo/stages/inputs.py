@@ -1,0 +1,67 @@
+"""What a run reads: the embedded testbed where the recipe names it, tokenized prompts and examples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from transformers import AutoTokenizer
+
+from frpo import testbed
+from frpo.config import Config, ConfigError, DatasetConfig
+from frpo.metrics import RunLog
+from frpo.prompts import Examples, load_examples, load_prompts
+from frpo.types import Prompt
+
+
+def resolve(config: Config) -> Config:
+    """Write the embedded testbed where the recipe names it, and put its paths in place of the names."""
+    text = config.model_dump_json()
+    if '"testbed:' not in text:
+        return config
+    folder = (config.folder / "testbed").absolute()
+    testbed.materialize(folder, config.seed)
+
+    def walk(node: object) -> object:
+        if isinstance(node, dict):
+            return {k: walk(v) for k, v in node.items()}
+        if isinstance(node, list):
+            return [walk(v) for v in node]
+        return testbed.resolve(node, folder) if isinstance(node, str) else node
+
+    return Config.model_validate(walk(json.loads(text)))
+
+
+class Inputs:
+    """Tokenized prompts and examples of a run, read once."""
+
+    def __init__(self, config: Config, log: RunLog) -> None:
+        self.config, self.log = config, log
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        self.train = self.prompts("data.train", config.data.train)
+        self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
+
+    def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
+        """Raises ConfigError when none is short enough."""
+        limit = self.config.data.max_prompt_tokens
+        prompts, dropped = load_prompts(sources, self.tokenizer, limit)
+        if dropped:
+            self.log.note(f"{field}: {dropped} prompts of more than {limit} tokens dropped, {len(prompts)} kept")
+        if sources and not prompts:
+            raise ConfigError(f"{field}: no prompt left; raise data.max_prompt_tokens ({limit}) or check where and part")
+        return prompts
+
+    def _limited(self, prompts: list[Prompt]) -> list[Prompt]:
+        limit = self.config.evaluate.max_prompts
+        if limit is None:
+            return prompts
+        ranked = sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).digest())
+        tasks = sorted({p.task for p in prompts})
+        kept = {p.id for t in tasks for p in [p for p in ranked if p.task == t][:limit]}
+        return [p for p in prompts if p.id in kept]
+
+    def examples(self, field: str, sources: tuple[DatasetConfig, ...], limit: int) -> Examples:
+        examples, dropped = load_examples(sources, self.tokenizer, limit)
+        if dropped:
+            self.log.note(f"{field}: {dropped} examples of more than {limit} tokens dropped, {len(examples)} kept")
+        return examples

@@ -1,0 +1,302 @@
+"""Does the stages of a run with one team of actors: which policy is trained on what, when it is measured, what is kept."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from frpo import checkpoint, cluster
+from frpo.checkpoint import Checkpoints, Progress
+from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig
+from frpo.driver import Partners, train
+from frpo.evaluation import Opposite, certify, evaluate, mean_reward
+from frpo.metrics import RunLog, read_steps
+from frpo.prompts import Examples, ExampleStream, PromptStream
+from frpo.records import ArmSummary, Evaluation, StageResult
+from frpo.roles import Rewards
+from frpo.seeds import derive
+from frpo.stages.graph import Stage
+from frpo.stages.inputs import Inputs
+from frpo.steering import begin
+from frpo.types import Prompt, Steering, StepMetrics
+
+NUM_SAMPLES = 24
+"""Completions of one measurement that are kept for people to read."""
+
+
+class Work:
+    """One run. `do` brings one stage from wherever it was left to its result."""
+
+    def __init__(self, config: Config, team: cluster.Team, log: RunLog, inputs: Inputs) -> None:
+        self.config, self.team, self.log, self.inputs = config, team, log, inputs
+
+    def do(self, stage: Stage) -> None:
+        folder = checkpoint.prepare_stage(self.config.folder, stage.name, stage.inputs)
+        checkpoint.write_result(folder, self._do(stage, folder))
+        Checkpoints(folder / "checkpoints", 1, 0).clear()
+
+    def _do(self, stage: Stage, folder: Path) -> StageResult:
+        if stage.kind == "base":
+            return self.base(stage, folder)
+        arm = next(a for a in self.config.arms if a.name == stage.arm)
+        if stage.kind == "rlhf":
+            return self.rlhf(stage, folder, arm)
+        if stage.kind == "certify":
+            return self.certify(stage, arm)
+        if stage.radius is not None:
+            return self.attack(stage, folder, arm, stage.radius)
+        task = next(d for d in self.config.downstream if d.name == stage.task)
+        if isinstance(task, DownstreamRl):
+            return self.downstream_rl(stage, folder, arm, task)
+        return self.downstream_sft(stage, folder, arm, task)
+
+    @cached_property
+    def base_policy(self) -> Path:
+        """The reference, and the start of every arm."""
+        return (self.config.folder / "base" / "policy" if self.config.base else Path(self.config.model.path)).absolute()
+
+    def arm_policy(self, arm: ArmConfig) -> Path:
+        return (self.config.folder / "rlhf" / arm.name / "policy").absolute()
+
+    # ---- stages
+
+    def base(self, stage: Stage, folder: Path) -> StageResult:
+        began = time.perf_counter()
+        if self.config.base:
+            examples = self.inputs.examples("base.data", self.config.base.data, self.config.base.max_tokens)
+            for _ in self.finetune(stage, folder, Path(self.config.model.path), self.config.base, examples, (), self.config.base.in_order):
+                pass
+        self.team.rollouts.load_policy(self.base_policy, 0)
+        evaluation = self.measure(stage, "base", 0)
+        return _result(stage, began, evaluation)
+
+    def rlhf(self, stage: Stage, folder: Path, arm: ArmConfig) -> StageResult:
+        began = time.perf_counter()
+        every, last = self.config.evaluate.validate_every, arm.learner.num_steps
+
+        def measure(step: int) -> Evaluation | None:
+            if step == last:
+                return self.measure(stage, arm.name, step)
+            due = step > 0 and step % every == 0 and self.inputs.heldout
+            return self.measure(stage, arm.name, step, validation=True) if due else None
+
+        found = self.loop(stage, folder, arm, self.base_policy, self.inputs.train, self.config.data.mix, self.team.rewards, measure)
+        summary = summarize(arm.name, read_steps(self.config.folder, stage.name), checkpoint.folder_sha256(folder / "policy"))
+        return _result(stage, began, found[-1], arm=summary)
+
+    def certify(self, stage: Stage, arm: ArmConfig) -> StageResult:
+        """Fresh draws from the finished policy on the held-out prompts that it was trained for, never used before."""
+        began = time.perf_counter()
+        assert self.config.certify is not None
+        with self.log.waiting(f"{stage.name}: drawing {self.config.certify.completions_per_prompt} completions per prompt"):
+            self.team.rollouts.load_policy(self.arm_policy(arm), 0)
+            prompts = [p for p in self.inputs.heldout if p.task in self.trained_tasks]
+            found = certify(self.team.rollouts, self.team.rewards, prompts, self.config, arm.objective)
+        return _result(stage, began, certificates=found)
+
+    def downstream_sft(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamSft) -> StageResult:
+        began = time.perf_counter()
+        examples = self.inputs.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
+        heldout = self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens).all() if task.heldout else None
+        evaluations: list[Evaluation] = []
+        for step, evaluations in self.finetune(stage, folder, self.arm_policy(arm), task, examples, (0, *task.marks)):
+            self.team.finetune_publisher.publish(step)
+            loss = self.team.finetune.loss(heldout) if heldout is not None else None
+            evaluations.append(self.measure(stage, arm.name, step, downstream=task.name, policy=self.arm_policy(arm), loss=loss))
+        return _result(stage, began, *evaluations)
+
+    def downstream_rl(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamRl) -> StageResult:
+        began = time.perf_counter()
+        prompts = self.inputs.prompts(f"downstream.{task.name}.data", task.data)
+        spec = ArmConfig(name=task.name, objective=task.objective, learner=task.learner)
+        measure = self.measure_at(stage, arm, task.name, (0, *task.marks, task.learner.num_steps))
+        return _result(stage, began, *self.loop(stage, folder, spec, self.arm_policy(arm), prompts, {}, self.team.rewards, measure))
+
+    def attack(self, stage: Stage, folder: Path, arm: ArmConfig, radius: float) -> StageResult:
+        """The worst fine-tune that training finds inside the ball: reward -r, and a penalty steered to end at the radius."""
+        began = time.perf_counter()
+        assert self.config.attack is not None
+        objective = ObjectiveConfig(method="grpo", beta=0.3, penalty="reverse", target_kl=radius, aggregation="sum")
+        learner = arm.learner.model_copy(update={"num_steps": self.config.attack.num_steps})
+        spec = ArmConfig(name=f"attack-{radius:g}", objective=objective, learner=learner)
+        marks = (learner.num_steps // 2, learner.num_steps)
+        measure = self.measure_at(stage, arm, f"attack {radius:g}", marks)
+        rewards = Opposite(self.team.rewards)
+        found = self.loop(stage, folder, spec, self.arm_policy(arm), self.inputs.train, self.config.data.mix, rewards, measure)
+        return _result(stage, began, *found)
+
+    # ---- training
+
+    def loop(
+        self,
+        stage: Stage,
+        folder: Path,
+        arm: ArmConfig,
+        policy: Path,
+        prompts: Sequence[Prompt],
+        mix: Mapping[str, float],
+        rewards: Rewards,
+        measure: Callable[[int], Evaluation | None],
+    ) -> list[Evaluation]:
+        """Run the loop from a saved policy, which is the reference too. `measure(step)` is asked at step 0 and after each
+        step; what it gives is kept. Exports to `policy/` at the end."""
+        config, learner = self.config, self.team.learner
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best)
+        learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner"))
+        start, steering, evaluations = 0, begin(arm.objective), list[Evaluation]()
+        if found := checkpoints.latest():
+            path, progress = found
+            learner.load(path / "engine")
+            assert progress.steering is not None, path
+            start, steering, evaluations = progress.step, progress.steering, list(progress.evaluations)
+            self.log.note(f"{stage.name}: goes on after step {start} of {arm.learner.num_steps}")
+        else:
+            self.team.rollouts.load_policy(policy, 0)
+            evaluations += [e for e in [measure(0)] if e]
+        reference = self.team.reference if arm.objective.penalised else None
+        if reference:
+            reference.use(policy)
+        stream = PromptStream(prompts, mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step)
+        partners = Partners(stream, self.team.rollouts, rewards, reference, learner, self.team.learner_publisher)
+        self.log.begin(stage.name, arm.learner.num_steps, start)
+
+        def after_step(metrics: StepMetrics, steering: Steering) -> None:
+            self.log.step(stage.name, metrics)
+            step = metrics.step
+            evaluation = measure(step)
+            evaluations.extend([evaluation] if evaluation else [])
+            if step % config.checkpoint.every == 0 or step == arm.learner.num_steps:
+                validation = mean_reward(evaluation) if evaluation else None
+                state = Progress(step=step, validation=validation, evaluations=tuple(evaluations), steering=steering)
+                checkpoints.save(state, lambda aside: learner.save(aside / "engine"))
+
+        train(config, arm, partners, start=start, steering=steering, after_step=after_step)
+        self.log.end(stage.name)
+        export(learner.export, folder / "policy")
+        learner.stop()
+        return evaluations
+
+    def finetune(
+        self,
+        stage: Stage,
+        folder: Path,
+        policy: Path,
+        spec: FinetuneConfig,
+        examples: Examples,
+        marks: tuple[int, ...],
+        in_order: bool = False,
+    ) -> Iterator[tuple[int, list[Evaluation]]]:
+        """Supervised fine-tuning from a saved policy. Pauses at every mark and after the last step for the caller to
+        measure; what the caller appends to the list is kept in the next checkpoint. Exports to `policy/` at the end."""
+        config, worker = self.config, self.team.finetune
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, 0)
+        worker.start(policy, config.model, spec, derive(config.seed, "finetune"))
+        start, evaluations = 0, list[Evaluation]()
+        if found := checkpoints.latest():
+            path, progress = found
+            worker.load(path / "engine")
+            start, evaluations = progress.step, list(progress.evaluations)
+            self.log.note(f"{stage.name}: goes on after step {start} of {spec.num_steps}")
+        elif 0 in marks:
+            yield 0, evaluations
+        stream = ExampleStream(examples, spec.batch_size, derive(config.seed, "examples"), in_order)
+        self.log.begin(stage.name, spec.num_steps, start)
+        for step in range(start + 1, spec.num_steps + 1):
+            self.log.finetune_step(stage.name, step, worker.update(stream.take(step - 1)))
+            if marks and (step in marks or step == spec.num_steps):
+                yield step, evaluations
+            if step % config.checkpoint.every == 0 and step < spec.num_steps:
+                state = Progress(step=step, validation=None, evaluations=tuple(evaluations), steering=None)
+                checkpoints.save(state, lambda aside: worker.save(aside / "engine"))
+        self.log.end(stage.name)
+        export(worker.export, folder / "policy")
+        worker.stop()
+
+    # ---- measuring
+
+    @cached_property
+    def trained_tasks(self) -> set[str]:
+        return {p.task for p in self.inputs.train}
+
+    def measure_at(self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]) -> Callable[[int], Evaluation | None]:
+        """Measure a fine-tune of an arm's policy at the marks."""
+
+        def measure(step: int) -> Evaluation | None:
+            return self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm)) if step in marks else None
+
+        return measure
+
+    def measure(
+        self,
+        stage: Stage,
+        arm: str,
+        step: int,
+        *,
+        validation: bool = False,
+        downstream: str | None = None,
+        policy: Path | None = None,
+        loss: float | None = None,
+    ) -> Evaluation:
+        """Evaluate what the rollouts run now, published as version `step`; a validation draws less and measures no KL."""
+        e = self.config.evaluate
+        evaluation = evaluate(
+            self.team.rollouts,
+            self.team.rewards,
+            None if validation else self.team.scorer,
+            self.inputs.heldout,
+            arm=arm,
+            downstream=downstream,
+            step=step if downstream else 0,
+            version=step,
+            seed=self.config.seed,
+            completions=e.validate_completions if validation else e.completions_per_prompt,
+            max_new_tokens=self.config.rollout.max_new_tokens,
+            stop=self.config.rollout.stop,
+            reference=None if validation or arm == "base" else self.base_policy,
+            trained_tasks=self.trained_tasks,
+            policy=policy,
+            downstream_loss=loss,
+            num_samples=NUM_SAMPLES,
+        )
+        self.log.evaluation(stage.name, evaluation, kind="validation" if validation else "evaluation", step=step)
+        return evaluation
+
+
+def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: object) -> StageResult:
+    seconds = time.perf_counter() - began
+    return StageResult.model_validate(
+        {"stage": stage.name, "inputs": stage.inputs, "seconds": seconds, "evaluations": evaluations, **found}
+    )
+
+
+def export(write: Callable[[Path], None], folder: Path) -> None:
+    """Write a policy aside, then put it in place."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    write(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def summarize(arm: str, rows: list[StepMetrics], digest: str) -> ArmSummary:
+    phases = {
+        "generate": sum(r.generate_s for r in rows),
+        "score": sum(r.score_s for r in rows),
+        "update": sum(r.update_s for r in rows),
+        "publish": sum(r.publish_s for r in rows),
+    }
+    total = sum(r.step_s for r in rows)
+    return ArmSummary(
+        arm=arm,
+        num_steps=len(rows),
+        num_prompts=sum(r.num_prompts for r in rows),
+        num_completions=sum(r.num_completions for r in rows),
+        num_tokens=sum(r.num_tokens for r in rows),
+        failed_rewards=sum(r.failed_rewards for r in rows),
+        seconds=total,
+        phase_seconds={**phases, "other": total - sum(phases.values())},
+        weights_sha256=digest,
+    )

@@ -1,0 +1,101 @@
+"""What a policy is worth, by sampling: with fake partners, against sums over the whole answer space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frpo.certificate import tilted, worst_case_reward
+from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
+from frpo.evaluation import Opposite, certificate, certify, evaluate
+from frpo.types import Floats, Group, Prompt, Reward, Sampling
+from tests.contract.fakes import ANSWERS, FakeEngine, FakePrompts, FakeRewards, Now, config
+
+TABLE = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
+
+
+def engine(scale: float = 1.0) -> FakeEngine:
+    found = FakeEngine()
+    found.logits, found.version = scale * torch.linspace(1.0, -1.0, ANSWERS), 0
+    return found
+
+
+class Uniform:
+    """Scorer of one saved policy: uniform over the answers."""
+
+    def submit(self, policy: Path, groups: Sequence[Group]) -> Now:
+        rows: list[tuple[Floats, ...]] = [tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in g.completions) for g in groups]
+        return Now(rows)
+
+
+def two_tasks(count: int) -> list[Prompt]:
+    prompts = FakePrompts(count).take(0)
+    return [Prompt(p.id, p.text, p.token_ids, "ab"[i % 2], {}) for i, p in enumerate(prompts)]
+
+
+def test_reward_and_kl_are_those_of_the_policy() -> None:
+    policy = engine()
+    p = torch.softmax(policy.logits, 0).double().numpy()
+    found = evaluate(
+        policy, FakeRewards(TABLE), Uniform(), two_tasks(200), arm="x", version=0, seed=1, completions=32, max_new_tokens=1,
+        trained_tasks={"a"}, reference=Path("reference"), num_samples=5,
+    )  # fmt: skip
+    assert [t.task for t in found.rewards] == ["a", "b"]
+    kl = float((p * np.log(p * ANSWERS)).sum())
+    for task in found.rewards:
+        assert task.reward.mean == pytest.approx(p @ TABLE, abs=4 * task.reward.se)
+        assert task.kl_reference is not None
+        assert task.kl_reference.mean == pytest.approx(kl, abs=4 * task.kl_reference.se)
+        assert task.kl_policy is None
+        assert task.num_completions == 3200
+    assert found.kl_reference == found.rewards[0].kl_reference  # of the trained task
+    assert len(found.samples) == 5
+
+
+def certifying(**fields: object) -> Config:
+    return config().model_copy(
+        update={"certify": CertifyConfig.model_validate({"completions_per_prompt": 64, "radii": (0.1, 0.5), **fields})}
+    )
+
+
+def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
+    policy = engine()
+    p = torch.softmax(policy.logits, 0).double().numpy()
+    objective = ObjectiveConfig(method="frpo", lam=0.5)
+    a, b = certify(policy, FakeRewards(TABLE), two_tasks(40), certifying(), objective)
+    assert (a.task, b.task) == ("a", "b")
+    population = np.repeat(TABLE, np.round(p * 10_000).astype(int))[None]
+    for i, radius in enumerate(a.radii):
+        truth = worst_case_reward(population, radius)
+        assert a.certified[i] < truth
+        assert a.certified[i] > truth - 0.15
+        assert a.plug_in[i] == pytest.approx(truth, abs=0.05)
+        assert a.lo[i] < a.plug_in[i] < a.hi[i]
+    assert a.radius == pytest.approx(tilted(population, 0.5)[1], abs=0.02)
+    assert np.array(a.rewards).shape == (20, 64)
+    given = certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="frpo", rho=0.3))[0]
+    assert given.radius == 0.3
+    assert certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="grpo"))[0].radius is None
+
+
+def test_a_failed_reward_counts_as_the_floor_of_the_certificate() -> None:
+    scored = [[Reward(1.0, {}), Reward(None, {}, "no judge")], [Reward(1.0, {}), Reward(0.5, {})]]
+    found = certificate("t", scored, CertifyConfig(floor=0.25, radii=(0.1,)), None, 0)
+    assert found.rewards == ((1.0, 0.25), (1.0, 0.5))
+    assert found.failed == 1
+    with pytest.raises(ConfigError, match=r"certify.floor: 0.75 is above a reward of 0.5"):
+        certificate("t", scored[1:], CertifyConfig(floor=0.75, radii=(0.1,)), None, 0)
+
+
+def test_the_opposite_of_a_failed_reward_has_failed() -> None:
+    group = next(iter(engine().generate(two_tasks(1), [3], Sampling(16, 1), 0)))
+    pending = Opposite(FakeRewards((1.0, 0.8, 0.5, 0.3, None, None))).score(group)
+    assert pending.ready()
+    for turned, plain in zip(pending.result(), FakeRewards((1.0, 0.8, 0.5, 0.3, None, None)).score(group).result(), strict=True):
+        assert turned.total == (None if plain.total is None else -plain.total)
+        assert turned.parts == plain.parts
+        assert turned.error == plain.error

@@ -1,0 +1,113 @@
+"""Sweeps: which arms values make, and what many made-up seeds say when the truth is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frpo.config import ConfigError
+from frpo.recipe import dump, load
+from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
+from frpo.report import build as build_report
+from frpo.report.sweep import build, gather
+from frpo.sweep import expand, seeds_of, split
+
+TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
+
+
+def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
+    plain, swept = split(("objective.lam=[0.1, 0.5]", "downstream.0.marks=[5]", "learner.learning_rate=[1.0e-3]", "objective.beta=0.2"))
+    assert plain == ("downstream.0.marks=[5]", "objective.beta=0.2")
+    assert swept == {("objective", "lam"): [0.1, 0.5], ("learner", "learning_rate"): [1e-3]}
+    with pytest.raises(ConfigError, match=r"--set objective.lam: an empty list"):
+        split(("objective.lam=[]",))
+
+
+def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_alone() -> None:
+    config = expand(load(TESTBED, ("arms.2.name=other",)), {("objective", "lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]})
+    found = {a.name: (a.objective.method, a.objective.lam, a.objective.beta, a.objective.penalty) for a in config.arms}
+    assert found["grpo-beta0.3"] == ("grpo", 2.0, 0.3, "k3")
+    assert found["frpo-lam0.1-beta0.0"] == ("frpo", 0.1, 0.0, "k3")
+    assert found["other-lam2.0-beta0.3"] == ("frpo", 2.0, 0.3, "reverse")
+    assert len(found) == 2 + 4 + 4
+    with pytest.raises(ConfigError, match=r"--set objective.lambda: unknown field"):
+        expand(load(TESTBED), {("objective", "lambda"): [0.1]})
+    assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [(0, "seed-000"), (1, "seed-001"), (2, "seed-002")]
+
+
+ARMS = "arms=[" + ", ".join(
+    f"{{name: {m}-{b}, objective: {{method: {m}, lam: 0.5, beta: {b}, penalty: reverse}}}}" for m in ("grpo", "frpo") for b in (0.1, 0.3, 0.6)
+) + "]"  # fmt: skip
+LEAD = 0.1
+"""Of FRPO at equal KL, in the made-up truth."""
+
+
+def made_up(folder: Path, seed: int, lead: float) -> None:
+    """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its own."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(0, 0.15)
+    config = load(TESTBED, (ARMS, f"seed={seed}", "downstream=[{name: d, data: [{path: x.jsonl, task: t, completion: c}], num_steps: 1}]"))
+    run = folder / f"seed-{seed:03d}"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump(config))
+
+    def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
+        rows = tuple(
+            TaskReward(task=t, reward=Estimate(mean=m, se=0.01), parts={}, num_prompts=1, num_completions=1, failed=0, kl_reference=None, kl_policy=None)
+            for t, m in (("harmful", reward), ("harmless", 0.8))
+        )  # fmt: skip
+        return Evaluation(
+            arm=arm, downstream=downstream, step=1, rewards=rows, kl_reference=Estimate(mean=kl, se=0.01), kl_policy=None, downstream_loss=None,
+            length=1.0, cut_share=0.0, samples=(), seconds=1.0,
+        )  # fmt: skip
+
+    def write(stage: str, found: Evaluation, arm: ArmSummary | None = None) -> None:
+        (run / stage).mkdir(parents=True)
+        (run / stage / "done.json").write_text(
+            StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(found,), arm=arm).model_dump_json()
+        )
+
+    with (run / "metrics.jsonl").open("w") as file:
+        for arm in config.arms:
+            kl = 1.0 - arm.objective.beta + (0.1 if arm.objective.method == "frpo" else 0.0)
+            kept = 0.4 + 0.5 * kl + (lead if arm.objective.method == "frpo" else 0.0) + shared + rng.normal(0, 0.01)
+            summary = ArmSummary(arm=arm.name, num_steps=1, num_prompts=1, num_completions=1, num_tokens=1, failed_rewards=0, seconds=1.0, phase_seconds={}, weights_sha256="")  # fmt: skip
+            write(f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary)
+            write(f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
+            from tests.unit.test_metrics import metrics
+
+            row = metrics(1).__dict__ | {"reward_tasks": {"harmful": 0.9, "harmless": 0.8}}
+            file.write(json.dumps({"kind": "step", "stage": f"rlhf/{arm.name}", **row}) + "\n")
+    build_report(run)
+
+
+def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path: Path) -> None:
+    for name, lead in (("lead", LEAD), ("none", 0.0)):
+        for seed in range(8):
+            made_up(tmp_path / name, seed, lead)
+        found = gather(tmp_path / name)
+        assert found.seeds == tuple(range(8))
+        assert found.focus == "harmful"
+        assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + ["FRPO λ 0.5, reverse"] * 3
+        assert len(found.equal_kl) == 3
+        for e in found.equal_kl:
+            assert e.kept.mean == pytest.approx(lead, abs=0.02)  # though FRPO's arms all moved 0.1 nats further
+            assert e.corrected.lo <= e.kept.lo <= e.kept.mean <= e.kept.hi <= e.corrected.hi
+            assert e.corrected.contains_zero == (lead == 0)
+        frpo = next(d for d in found.differences if d.a == "frpo-0.1")
+        assert frpo.kl.mean == pytest.approx(0.1)
+        assert frpo.kept.mean == pytest.approx(0.05 + lead, abs=0.02)
+        assert frpo.kept.hi - frpo.kept.lo < 0.05  # paired: the noise that arms share is gone
+        assert found.arms[0].kept["d"].hi - found.arms[0].kept["d"].lo > 0.1
+    page = build(tmp_path / "none").read_text()
+    assert "the corrected interval contains 0" in page
+    assert page.count("<svg") == 1
+    assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
+
+
+def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no finished seed"):
+        gather(tmp_path)
