@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,8 @@ def _column(raw: Mapping[str, Any], column: str, where: str) -> Any:
 
 
 def _row(source: DatasetConfig, raw: Mapping[str, Any], where: str) -> Row:
-    prompt = _prompt(_column(raw, source.prompt, where), source.prompt, where)
+    filled = _filled(source.prompt, raw, where) if "{" in source.prompt else _column(raw, source.prompt, where)
+    prompt = _prompt(filled, source.prompt, where)
     completion = None
     if source.completion:
         completion = _column(raw, source.completion, where)
@@ -161,6 +163,11 @@ def _row(source: DatasetConfig, raw: Mapping[str, Any], where: str) -> Row:
         chosen = source.completion_texts[int(share_of("completion " + row.text) * len(source.completion_texts))]
         row = Row(where, prompt, chosen, task, row.columns)
     return row
+
+
+def _filled(template: str, raw: Mapping[str, Any], where: str) -> str:
+    """The template with the row's columns; dotted paths inside braces work as elsewhere."""
+    return re.sub(r"\{([^{}]+)\}", lambda m: str(_column(raw, m[1], where)), template)
 
 
 def _prompt(value: Any, column: str, where: str) -> str | tuple[Mapping[str, str], ...]:

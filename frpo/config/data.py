@@ -15,7 +15,7 @@ class DatasetConfig(Section):
     split: str = "train"
     """Split of a Hugging Face data set."""
     prompt: str = "prompt"
-    """Column with the prompt: a string, or chat messages (role, content)."""
+    """Column with the prompt: a string, or chat messages (role, content). Or a template of columns: "{Body} {Question}"."""
     completion: str | None = None
     """Column with the completion, for supervised fine-tuning; None for prompts alone."""
     completion_texts: tuple[str, ...] = ()

@@ -6,13 +6,15 @@ holds a list of that length. None means "cannot be scored", which is never the s
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from frpo.rewards.refusal import is_refusal
 
-__all__ = ["boxed_math", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "refusal"]
+__all__ = ["boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "refusal"]
 
 Scores = list[float | None]
 
@@ -38,13 +40,41 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def numeric_answer(prompts: list[str], completions: list[str], *, answer: list[Any], **_: Any) -> Scores:
-    """1 when the last number of the completion equals the last number of `answer` (GSM8K, SVAMP); None without one there."""
+def numeric_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
+    """1 when the last number of the completion equals the last number of the column (GSM8K, SVAMP); None without one there."""
     scores: Scores = []
-    for text, right in zip(completions, answer, strict=True):
+    for text, right in zip(completions, columns[column], strict=True):
         target, found = last_number(str(right)), last_number(text)
         scores.append(None if target is None else float(found is not None and abs(found - target) < 1e-6))
     return scores
+
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def value_of(expression: str) -> float | None:
+    """Value of an arithmetic expression of numbers, + - * / and parentheses; None for anything else."""
+
+    def walk(node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            return float(OPERATIONS[type(node.op)](walk(node.left), walk(node.right)))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -walk(node.operand)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            return float(node.value)
+        raise ValueError(ast.dump(node))
+
+    try:
+        return walk(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, KeyError, ArithmeticError, RecursionError, MemoryError):
+        return None
+
+
+def equation_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
+    """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations); None without one there."""
+    targets = [last_number(str(right)) for right in columns[column]]
+    found = [value_of(text) for text in completions]
+    return [None if t is None else float(f is not None and abs(f - t) < 1e-6) for f, t in zip(found, targets, strict=True)]
 
 
 def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any) -> Scores:

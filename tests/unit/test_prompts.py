@@ -182,3 +182,12 @@ def test_example_stream_in_order_and_shuffled() -> None:
     assert ordered.take(1).tokens[::2].tolist() == [4, 5, 0, 1]
     shuffled = ExampleStream(Examples(pairs), 3, 0, False)
     assert sorted([*shuffled.take(0).tokens[::2], *shuffled.take(1).tokens[::2]]) == list(range(6))
+
+
+def test_a_prompt_can_be_a_template_of_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"Body": "A bag.", "q": {"ask": "How many?"}}])
+    (row,) = read_rows(DatasetConfig(path=path, task="t", prompt="{Body} {q.ask}"))
+    assert row.prompt == "A bag. How many?"
+    assert set(row.columns) == {"Body", "q"}
+    with pytest.raises(ConfigError, match=r"r.jsonl:1: no column 'body'; it has Body, q"):
+        list(read_rows(DatasetConfig(path=path, task="t", prompt="{body}")))

@@ -15,7 +15,7 @@ import pytest
 
 from frpo import rewards
 from frpo.config import ConfigError, FunctionReward, ModelReward
-from frpo.rewards import judge
+from frpo.rewards import equation_answer, judge, value_of
 from frpo.rewards.loading import load_function
 from frpo.scoring import Item, Scorer
 
@@ -56,6 +56,27 @@ def test_exact_and_numeric_answers() -> None:
     assert scores == [1.0, 0.5, 0.0, 1.0, None]
     texts = ["so 7 and then 1,234", "it is 3.0", "none", "-5"]
     assert rewards.numeric_answer([""] * 4, texts, answer=["#### 1234", 3, 4, "x"]) == [1.0, 1.0, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("( 76.0 - 25.0 )", 51.0),
+        ("3*(2+4)/-2", -9.0),
+        ("7", 7.0),
+        ("1/0", None),
+        ("2**9", None),
+        ("open('x')", None),
+        ("three", None),
+        ("", None),
+        ("True", None),
+    ],
+)
+def test_equations(text: str, value: float | None) -> None:
+    assert value_of(text) == value
+    target = 51.0 if value is None else value
+    assert equation_answer(["p"], [text], column="Answer", Answer=[target]) == [float(value is not None)]
+    assert equation_answer(["p"], [text], column="Answer", Answer=[target + 1]) == [0.0]
 
 
 def test_boxed_math() -> None:
