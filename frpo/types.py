@@ -114,6 +114,8 @@ class Steering:
 
     beta: float
     """Weight of the KL penalty in the next step."""
+    centre: float
+    """beta without its reaction to the last batch: the slow part of what steers it."""
     lam: float | None
     """Smoothed lam of radius mode; None before its first batch, and for arms that are given lam."""
 

@@ -15,7 +15,7 @@ from frpo.types import Steering
 
 
 def progress(step: int, validation: float | None = None) -> Progress:
-    return Progress(step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, lam=None))
+    return Progress(step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None))
 
 
 def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:
