@@ -28,6 +28,7 @@ class ObjectStorePublisher:
         self.name, self.source, self.rollouts = name, source, rollouts
 
     def publish(self, policy_version: int) -> None:
+        self.rollouts.forget()  # the last version's place in the store, before the next takes as much again
         self.rollouts.load_refs(self.source.put_weights(), policy_version)
 
 
@@ -43,7 +44,7 @@ class ProcessGroupPublisher:
         self.meta: WeightsMeta | None = None
 
     def publish(self, policy_version: int) -> None:
-        self.rollouts.actors.when_back = lambda: None  # a broadcast that an engine missed is not repeated to it alone
+        self.rollouts.forget()  # a broadcast that an engine missed is not repeated to it alone
         members = self.rollouts.members()
         if members != self.members:
             backend = "nccl" if torch.cuda.is_available() else "gloo"

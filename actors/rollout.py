@@ -157,9 +157,13 @@ class RolloutPool:
 
     def _keep_current(self, load: Callable[[], None]) -> None:
         """Load weights now, and again into whoever is restarted later."""
-        self.actors.when_back = lambda: None  # one that dies while it loads is simply asked again
+        self.forget()  # one that dies while it loads is simply asked again
         load()
         self.actors.when_back = load
+
+    def forget(self) -> None:
+        """Restarted engines get no weights until the next are loaded; those in the object store may go."""
+        self.actors.when_back = lambda: None
 
     def _everywhere(self, method: str, *args: Any) -> None:
         self.actors.call_all(method, *args)

@@ -27,6 +27,7 @@ from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
 from frpo.planning import Actor, Plan, plan
+from frpo.preflight import weight_bytes
 from frpo.roles import Publisher, WorkerFailed
 
 remote: Any = ray.remote
@@ -106,7 +107,7 @@ def connect(config: Config) -> None:
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",  # else its servers listen on every interface
-            "object_store_memory": int(config.cluster.object_store_gib * 2**30),
+            "object_store_memory": object_store_bytes(config),
         }
         try:
             ray.init(address="local", **options)
@@ -115,6 +116,13 @@ def connect(config: Config) -> None:
             ray.init(address="local", **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
+
+
+def object_store_bytes(config: Config) -> int:
+    """One version of the weights lies there at a time; a store that is too small spills it to disk at each publish."""
+    if config.cluster.object_store_gib is not None:
+        return int(config.cluster.object_store_gib * 2**30)
+    return 2**29 + weight_bytes(config.model)
 
 
 def refuse_if_too_small(asked: Plan) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from frpo import prompts
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
@@ -122,10 +122,20 @@ def num_gpus() -> int:
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
 
 
+def weight_bytes(model: ModelConfig) -> int:
+    """Size of a model folder's weights in the dtype that they are loaded in; 0 for a hub name."""
+    folder = Path(model.path)
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    if not size:
+        return 0
+    saved = json.loads((folder / "config.json").read_text())
+    halves = "16" in str(saved.get("dtype") or saved.get("torch_dtype"))
+    return size * 2 if halves and model.dtype == "float32" else size
+
+
 def disk_bytes(config: Config) -> int:
     """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
-    folder = Path(config.model.path)
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    size = weight_bytes(config.model)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
     if config.model.lora:

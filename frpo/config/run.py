@@ -65,8 +65,8 @@ class ClusterConfig(Section):
     """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Placement of the actors' bundles over nodes."""
-    object_store_gib: PositiveFloat = 1.0
-    """Object store of a cluster started here, GiB."""
+    object_store_gib: PositiveFloat | None = None
+    """Object store of a cluster started here, GiB; null: half a GiB more than the policy's weights."""
     start_timeout_s: PositiveFloat = 600.0
     """Longest wait for placement and for actors to start."""
     call_timeout_s: PositiveFloat = 1800.0

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from frpo.config import ModelConfig
+from frpo.preflight import weight_bytes
 from frpo.recipe import load
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +119,12 @@ def test_a_recipe_without_arms(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
     done = frpo("plan", str(tmp_path / "r.yaml"))
     assert (done.returncode, done.stderr.strip()) == (2, "arms: missing; it has no default")
+
+
+@pytest.mark.parametrize(("saved", "dtype", "factor"), [("bfloat16", "float32", 2), ("float32", "float32", 1), ("bfloat16", "bfloat16", 1)])
+def test_the_size_of_a_model_is_that_of_its_loaded_weights(tmp_path: Path, saved: str, dtype: str, factor: int) -> None:
+    (tmp_path / "config.json").write_text(f'{{"dtype": "{saved}"}}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    model = ModelConfig.model_validate({"path": str(tmp_path), "dtype": dtype})
+    assert weight_bytes(model) == 1000 * factor
+    assert weight_bytes(ModelConfig(path="organisation/name")) == 0
