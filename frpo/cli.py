@@ -168,7 +168,7 @@ def certify(
     column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
     chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
     completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,
-    radii: Annotated[str, typer.Option(help="nats per completion, separated by commas")] = "0.05,0.1,0.2,0.35,0.5,0.75,1,1.5,2",
+    radius: Annotated[list[float], typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2")] = [],  # noqa: B006
     floor: Annotated[float, typer.Option(help="least value that the reward can take")] = 0.0,
     max_prompt_tokens: int = 512,
     max_new_tokens: int = 256,
@@ -180,7 +180,8 @@ def certify(
     from frpo.recipe import checked
 
     with checked():
-        spec = CertifyConfig(completions_per_prompt=completions, radii=tuple(float(r) for r in radii.split(",")), floor=floor)
+        asked = {"completions_per_prompt": completions, "floor": floor, **({"radii": radius} if radius else {})}
+        spec = CertifyConfig.model_validate(asked)
         data = DatasetConfig(path=prompts, prompt=column, task="prompts", chat=chat)
         sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         config = configuration(model, data, reward, spec, **sizes, seed=seed, out=out)

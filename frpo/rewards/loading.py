@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def load_function(spec: str, field: str = "rewards.function") -> Function:
         raise ConfigError(f"{field}: {place!r} cannot be imported: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)
     if not callable(function):
-        known = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        known = [n for n in vars(module) if inspect.isfunction(getattr(module, n)) and not n.startswith("_")]
         raise ConfigError(f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}")
     found: Function = function
     return found

@@ -128,3 +128,27 @@ def test_the_size_of_a_model_is_that_of_its_loaded_weights(tmp_path: Path, saved
     model = ModelConfig.model_validate({"path": str(tmp_path), "dtype": dtype})
     assert weight_bytes(model) == 1000 * factor
     assert weight_bytes(ModelConfig(path="organisation/name")) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("{missing}", "{rows}", "--reward", "frpo.rewards:length"), "MODEL: no such folder"),
+        (("{odd}", "nowhere.jsonl", "--reward", "frpo.rewards:length"), "data set nowhere.jsonl: no such file"),
+        (("{odd}", "{rows}", "--reward", "frpo.rewards:nothing"), "rewards.0.function: frpo.rewards has no function 'nothing'"),
+        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--radius", "-1"), "radii.0: Input should be greater than 0 (value -1.0)"),
+        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--completions", "1"), "completions_per_prompt: Input should be greater"),
+        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--radius", "wide"), "Invalid value for '--radius'"),
+    ],
+)
+def test_mistakes_of_certify(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"head_dim": 64}')
+    (tmp_path / "odd" / "model.safetensors").touch()
+    places = {n: str(tmp_path / n) for n in ("missing", "odd")} | {"rows": str(tmp_path / "rows.jsonl")}
+    done = frpo("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
