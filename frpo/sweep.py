@@ -69,7 +69,7 @@ def run(config: Config, count: int, folder: Path) -> Path:
     from frpo import cluster, stages
     from frpo.checkpoint import hold
     from frpo.metrics import RunLog
-    from frpo.report.sweep import build
+    from frpo.report import build_sweep
 
     with ExitStack() as stack:
         teams: list[cluster.Team] = []
@@ -85,5 +85,5 @@ def run(config: Config, count: int, folder: Path) -> Path:
             with hold(one.folder), RunLog(one.folder, one) as log:
                 log.note(f"seed {one.seed}, run {number} of {count}")
                 stages.run(one, log, team)
-            build(folder)
-    return build(folder)
+            build_sweep(folder)
+    return build_sweep(folder)

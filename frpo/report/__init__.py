@@ -7,7 +7,7 @@ from pathlib import Path
 
 from frpo.config import ConfigError
 
-__all__ = ["build"]
+__all__ = ["build", "build_sweep"]
 
 
 def build(folder: Path) -> Path:
@@ -21,3 +21,14 @@ def build(folder: Path) -> Path:
     read_back = Report.model_validate(json.loads((folder / "report.json").read_text()))
     (folder / "report.html").write_text(render(read_back))
     return folder / "report.html"
+
+
+def build_sweep(folder: Path) -> Path:
+    """Write sweep.json and sweep.html of the seeds that are finished; returns the page. Raises ConfigError when none is."""
+    from frpo.report.page import render_sweep
+    from frpo.report.sweep import Sweep, gather
+
+    (folder / "sweep.json").write_text(gather(folder).model_dump_json(indent=1))
+    read_back = Sweep.model_validate_json((folder / "sweep.json").read_text())
+    (folder / "sweep.html").write_text(render_sweep(read_back))
+    return folder / "sweep.html"

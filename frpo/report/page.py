@@ -1,4 +1,4 @@
-"""report.json -> report.html. Numbers come from the report alone."""
+"""report.json -> report.html, sweep.json -> sweep.html. Numbers come from the records alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 from frpo.records import Estimate
 from frpo.report import plots
 from frpo.report.data import Report, reward_of
+from frpo.report.sweep import Interval, Sweep
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -17,8 +18,20 @@ def estimate(value: Estimate | None) -> str:
     return "–" if value is None else f"{value.mean:.2f} ± {1.96 * value.se:.2f}"
 
 
+def interval(value: Interval | None) -> str:
+    return "–" if value is None else f"{value.mean:+.3f} [{value.lo:+.3f}, {value.hi:+.3f}]"
+
+
+def _environment() -> Environment:
+    found = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters.update(number=number, estimate=estimate, interval=interval)
+    return found
+
+
 def render(report: Report) -> str:
-    environment = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, estimate=estimate)
     drawings = {name: getattr(plots, name)(report) for name in ("downstream", "certificate", "plane", "training", "phases")}
-    return environment.get_template("page.html.j2").render(r=report, svg=drawings, reward_of=reward_of)
+    return _environment().get_template("page.html.j2").render(r=report, svg=drawings, reward_of=reward_of)
+
+
+def render_sweep(sweep: Sweep) -> str:
+    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=plots.trade_off(sweep))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from frpo.config import ConfigError
@@ -262,16 +261,3 @@ def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[
         f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds, arms paired by seed."
     )
     return tuple(words)
-
-
-def build(folder: Path) -> Path:
-    """Write sweep.json and sweep.html; returns the page."""
-    from frpo.report import plots
-
-    (folder / "sweep.json").write_text(gather(folder).model_dump_json(indent=1))
-    found = Sweep.model_validate_json((folder / "sweep.json").read_text())
-    environment = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(interval=lambda x: "–" if x is None else f"{x.mean:+.3f} [{x.lo:+.3f}, {x.hi:+.3f}]")
-    page = environment.get_template("sweep.html.j2").render(s=found, svg=plots.trade_off(found))
-    (folder / "sweep.html").write_text(page)
-    return folder / "sweep.html"

@@ -12,7 +12,8 @@ from frpo.config import ConfigError
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build as build_report
-from frpo.report.sweep import build, gather
+from frpo.report import build_sweep
+from frpo.report.sweep import gather
 from frpo.sweep import expand, seeds_of, split
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
@@ -102,7 +103,7 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         assert frpo.kept.mean == pytest.approx(0.05 + lead, abs=0.02)
         assert frpo.kept.hi - frpo.kept.lo < 0.05  # paired: the noise that arms share is gone
         assert found.arms[0].kept["d"].hi - found.arms[0].kept["d"].lo > 0.1
-    page = build(tmp_path / "none").read_text()
+    page = build_sweep(tmp_path / "none").read_text()
     assert "the corrected interval contains 0" in page
     assert page.count("<svg") == 1
     assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
