@@ -208,26 +208,24 @@ def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, .
         return ()
     kl = table.of(_kl)
     first, *rest = curves
+    rows = np.concatenate([np.arange(kl.shape[1])[None], table.rows[:2000]])  # the first is the sample itself
+    kl_draws = kl[:, rows].mean(axis=2)
     comparisons = (len(curves) - 1) * NUM_KLS * len(table.finetunes)
     confidence = 1 - (1 - CONFIDENCE) / max(1, comparisons)
     found = []
     for finetune in table.finetunes:
-        kept = table.of(_kept(finetune, table.focus))
+        kept_draws = table.of(_kept(finetune, table.focus))[:, rows].mean(axis=2)
         for other in rest:
             spans = [(kl[curves[f]].mean(axis=1).min(), kl[curves[f]].mean(axis=1).max()) for f in (first, other)]
             low, high = max(s[0] for s in spans), min(s[1] for s in spans)
             if low >= high:
                 continue
             for at in np.linspace(low, high, NUM_KLS + 2)[1:-1]:
-                draws = np.array(
-                    [_at(kl, kept, curves[other], rows, at) - _at(kl, kept, curves[first], rows, at) for rows in table.rows[:2000]]
-                )
-                everything = np.arange(kl.shape[1])
-                mean = _at(kl, kept, curves[other], everything, at) - _at(kl, kept, curves[first], everything, at)
+                gaps = _at(kl_draws, kept_draws, curves[other], at) - _at(kl_draws, kept_draws, curves[first], at)
 
-                def interval(level: float, draws: Doubles = draws, mean: float = mean) -> Interval:
-                    lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-                    return Interval(mean=float(mean), lo=float(lo), hi=float(hi))
+                def interval(level: float, gaps: Doubles = gaps) -> Interval:
+                    lo, hi = np.quantile(gaps[1:], [(1 - level) / 2, (1 + level) / 2])
+                    return Interval(mean=float(gaps[0]), lo=float(lo), hi=float(hi))
 
                 found.append(
                     AtEqualKl(
@@ -237,10 +235,11 @@ def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, .
     return tuple(found)
 
 
-def _at(kl: Doubles, kept: Doubles, arms: list[int], seeds: NDArray[np.int64], where: float) -> float:
-    x, y = kl[arms][:, seeds].mean(axis=1), kept[arms][:, seeds].mean(axis=1)
-    order = np.argsort(x)
-    return float(np.interp(where, x[order], y[order]))
+def _at(kl: Doubles, kept: Doubles, arms: list[int], where: float) -> Doubles:
+    """Kept reward at one KL on the curve of each draw; kl, kept [arms, draws]."""
+    order = kl[arms].argsort(axis=0)
+    x, y = np.take_along_axis(kl[arms], order, 0), np.take_along_axis(kept[arms], order, 0)
+    return np.array([np.interp(where, x[:, d], y[:, d]) for d in range(x.shape[1])])
 
 
 def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[AtEqualKl]) -> tuple[str, ...]:
