@@ -209,10 +209,10 @@ class Engine:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
                     yield _plain_name(name), parameter.detach().clone() if sharded else parameter.detach()
 
-    def export(self, folder: Path) -> None:
-        """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder; all
-        else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
-        if self.lora and not (self.folder / "adapter_config.json").exists():
+    def export(self, folder: Path, *, merged: bool) -> None:
+        """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder, unless
+        it is to be merged; all else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
+        if self.lora and not merged and not (self.folder / "adapter_config.json").exists():
             self._export_adapter(folder)
         else:
             # vLLM and transformers restore a tied lm_head from the embedding

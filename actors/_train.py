@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class TrainWorker:
     """One rank. Methods marked "all ranks" are collective: the pool calls them on every rank."""
 
+    exports_merged = False
+    """Whether adapters are merged into the exported policy."""
+
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self.engine: Engine | None = None
@@ -68,7 +71,7 @@ class TrainWorker:
 
     def export(self, folder: str) -> None:
         """All ranks."""
-        self._engine().export(Path(folder))
+        self._engine().export(Path(folder), merged=self.exports_merged)
 
     def put_weights(self) -> list[Any]:
         """All ranks; rank 0 answers with ObjectRefs."""

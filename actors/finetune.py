@@ -22,7 +22,9 @@ def whole(sequences: Sequences) -> Sequences:
 
 
 class FinetuneWorker(TrainWorker):
-    """One rank."""
+    """One rank. Its policies are full folders: the base that adapters stand on, or what is deployed after all."""
+
+    exports_merged = True
 
     def start(self, policy: str, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         """All ranks: a fresh optimiser on a saved policy. With model.lora an adapter is trained on the merged policy."""

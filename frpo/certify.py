@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from frpo import preflight
 from frpo.checkpoint import folder_sha256
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig
 from frpo.records import Certificate, Record
@@ -60,16 +61,17 @@ def configuration(
 
 def run(model: Path, config: Config) -> Path:
     """Draw, score and certify; returns the JSON file. Raises ConfigError before anything starts, WorkerFailed after."""
-    from frpo import cluster, preflight
+    assert config.certify is not None
+    if not model.is_dir():
+        raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder")
+    preflight.check(config)
+
+    from frpo import cluster  # heavy: after what can be refused without it
     from frpo.evaluation import certify
     from frpo.metrics import RunLog
     from frpo.report.plots import certificates
     from frpo.stages.inputs import Inputs
 
-    assert config.certify is not None
-    if not model.is_dir():
-        raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder")
-    preflight.check(config)
     out = config.folder
     with RunLog(out, config) as log:
         with log.waiting("reading the prompts"):

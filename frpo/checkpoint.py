@@ -59,9 +59,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class InUse(ConfigError):
+    """Another process works in the run folder."""
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Own a run folder while the run lasts. Raises ConfigError when another process does."""
+    """Own a run folder while the run lasts. Raises InUse when another process does, ConfigError when it can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("a+")
@@ -72,9 +76,7 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise ConfigError(
-                f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another"
-            ) from None
+            raise InUse(f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()

@@ -137,6 +137,23 @@ def refuse_if_too_small(asked: Plan) -> None:
             raise ConfigError(f"cluster: the plan needs {need:g} {resource}s and the cluster has {have:g}; {remedy}, or add nodes")
 
 
+@contextmanager
+def shared(config: Config) -> Iterator[str]:
+    """One Ray for several processes, each with a team of its own: gives the address to join."""
+    connect(config)
+    try:
+        yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
+
+
+def teams_that_fit(asked: Plan) -> int:
+    """How many teams the free part of the cluster holds at once; at least 1, the placement says what is lacking."""
+    free = ray.available_resources()
+    needs = (("CPU", asked.num_cpus), ("GPU", asked.num_gpus))
+    return max(1, min(int(free.get(name, 0.0) / need + 1e-6) for name, need in needs if need > 0))
+
+
 def place(config: Config, asked: Plan) -> PlacementGroup:
     group = placement_group([dict(b) for b in asked.bundles], strategy=config.cluster.strategy)
     if not group.wait(timeout_seconds=config.cluster.start_timeout_s):

@@ -106,18 +106,20 @@ def log_ratios(groups: Sequence[Group], other: Sequence[tuple[Floats, ...]]) -> 
 def task_reward(task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None) -> TaskReward:
     """Mean reward over prompts of a task; failed rewards are left out and counted."""
     mine = [(g, rs) for g, rs in scored if g.prompt.task == task]
-    per_prompt = [[r.total for r in rs if r.total is not None] for _, rs in mine]
+    drawn = [[r.total for r in rs if r.total is not None] for _, rs in mine]
+    per_prompt = [float(np.mean(v)) if v else None for v in drawn]
     everything = [r for _, rs in mine for r in rs]
     parts = sorted({p for r in everything for p in r.parts})
     return TaskReward(
         task=task,
-        reward=estimate([float(np.mean(v)) for v in per_prompt if v] or [float("nan")]),
+        reward=estimate([v for v in per_prompt if v is not None] or [float("nan")]),
         parts={p: float(np.mean([v for r in everything if (v := r.parts.get(p)) is not None] or [float("nan")])) for p in parts},
         num_prompts=len(mine),
         num_completions=len(everything),
         failed=sum(r.total is None for r in everything),
         kl_reference=kl_reference,
         kl_policy=kl_policy,
+        per_prompt=tuple(per_prompt),
     )
 
 

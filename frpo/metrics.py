@@ -55,12 +55,13 @@ class Rate(ProgressColumn):
 
 
 class RunLog:
-    """The outputs of one run. Use as a context manager."""
+    """The outputs of one run. Use as a context manager. With a label it is one of several that share a screen: plain lines,
+    each begun by the label."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Config, label: str = "") -> None:
+        self.folder, self.config, self.label = folder, config, label
         self.console = Console(stderr=False, soft_wrap=True, highlight=False)
-        self.rich = self.console.is_terminal
+        self.rich = self.console.is_terminal and not label
         self.progress: Progress | None = None
         self.total, self.started, self.start_step, self.last_line = 0, 0.0, 0, 0.0
         self.where = "before the first stage"
@@ -89,7 +90,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """One line for the person who watches, and for run.log."""
-        (self.progress.console if self.progress else self.console).print(text, markup=False)
+        (self.progress.console if self.progress else self.console).print(self.label + text, markup=False)
         sys.stdout.flush()
         self.logger.info(text)
 

@@ -31,6 +31,8 @@ class TaskReward(Record):
     """KL(Q || reference) on these prompts, nats per completion, sampled from Q."""
     kl_policy: Estimate | None
     """KL(Q || the arm's policy before downstream), same unit."""
+    per_prompt: tuple[float | None, ...] = ()
+    """Mean reward of each prompt, in the order of the data; None where every reward failed."""
 
 
 class Sample(Record):

@@ -1,4 +1,6 @@
-"""`frpo sweep`: one recipe over many seeds and values of a field. Every seed is a run of its own; all share one team of actors.
+"""`frpo sweep`: one recipe over many seeds and values of a field. Every seed is a run of its own.
+
+As many teams of actors as fit work side by side, a process each; a team stays up for all the seeds that it does.
 
 The values become arms, so that all of them start from the same base policy of their seed and are compared pair by pair.
 """
@@ -6,8 +8,13 @@ The values become arms, so that all of them start from the same base policy of t
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,8 @@ from frpo.config import Config, ConfigError
 SWEPT = ("objective", "learner")
 FRPO_ONLY = ("lam", "rho", "jackknife", "scale")
 """Fields of the objective that change nothing for other methods."""
+STOP_S = 60.0
+"""How long a team may take to come down after a stop."""
 
 
 def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, str], list[Any]]]:
@@ -61,15 +70,66 @@ def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:
 
 
 def run(config: Config, count: int, folder: Path) -> Path:
-    """Bring every seed's run to its end, one after the other, and write sweep.json and sweep.html.
+    """Bring every seed's run to its end, as many at once as the cluster holds, and write sweep.json and sweep.html.
 
     Goes on where an earlier call was stopped; what is finished is skipped without starting anything.
-    Raises ConfigError, WorkerFailed or RunStopped as a run does.
+    Raises ConfigError, or WorkerFailed when a seed did not come to its end.
     """
-    from frpo import cluster, stages
-    from frpo.checkpoint import hold
-    from frpo.metrics import RunLog
+    from frpo import cluster
+    from frpo.planning import plan
     from frpo.report import build_sweep
+    from frpo.roles import WorkerFailed
+
+    left = [one for one in seeds_of(config, count, folder) if not finished(one)]
+    if left:
+        with cluster.shared(config) as address:
+            teams = min(len(left), cluster.teams_that_fit(plan(config)))
+            print(f"{len(left)} seeds to do, {teams} at a time", flush=True)
+            failed = walk_in_processes(teams, config, count, folder, address)
+        if any(not finished(one) for one in left):
+            raise WorkerFailed("; ".join(failed) or "some seeds are in the hands of another sweep; wait for it")
+    return build_sweep(folder)
+
+
+def finished(one: Config) -> bool:
+    from frpo import checkpoint
+    from frpo.stages.graph import stages_of
+
+    done = (checkpoint.read_result(one.folder / s.name, s.inputs) for s in stages_of(one))
+    return all(done) and (one.folder / "report.json").is_file()
+
+
+def walk_in_processes(teams: int, config: Config, count: int, folder: Path, address: str) -> list[str]:
+    """Walk the seeds with several teams, a process each; returns what failed. A stop of this process stops them too."""
+    context = multiprocessing.get_context("spawn")
+    failures: Queue[str] = context.Queue()
+    walkers = [context.Process(target=walk, args=(config, count, folder, address, failures), name=f"team {i}") for i in range(teams)]
+    try:
+        for walker in walkers:
+            walker.start()
+        for walker in walkers:
+            walker.join()
+    finally:
+        for walker in walkers:
+            if walker.is_alive():
+                walker.terminate()
+        for walker in walkers:
+            walker.join(STOP_S)
+    found = [f"{w.name} ended with exit code {w.exitcode}" for w in walkers if w.exitcode not in (0, 1)]
+    while not failures.empty():
+        found.append(failures.get())
+    return found
+
+
+def walk(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:
+    """One team: do every seed that is neither finished nor in the hands of another team. Runs in a process of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ["RAY_ADDRESS"] = address
+    from frpo import cluster, stages
+    from frpo.checkpoint import InUse, hold
+    from frpo.driver import RunStopped
+    from frpo.metrics import RunLog
+    from frpo.roles import WorkerFailed
 
     with ExitStack() as stack:
         teams: list[cluster.Team] = []
@@ -81,9 +141,14 @@ def run(config: Config, count: int, folder: Path) -> Path:
                 teams.append(stack.enter_context(cluster.start(resolved, log)))
             yield teams[0]
 
-        for number, one in enumerate(seeds_of(config, count, folder), 1):
-            with hold(one.folder), RunLog(one.folder, one) as log:
-                log.note(f"seed {one.seed}, run {number} of {count}")
-                stages.run(one, log, team)
-            build_sweep(folder)
-    return build_sweep(folder)
+        for one in seeds_of(config, count, folder):
+            if finished(one):
+                continue
+            try:
+                with hold(one.folder), RunLog(one.folder, one, f"seed {one.seed}: ") as log:
+                    stages.run(one, log, team)
+            except InUse:
+                continue
+            except (ConfigError, WorkerFailed, RunStopped) as error:
+                failures.put(f"seed {one.seed} ({log.where}): {error}")
+                sys.exit(1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from frpo.metrics import read_steps
-from frpo.records import ArmSummary, Estimate, Evaluation, Record, StageResult
+from frpo.records import ArmSummary, Estimate, Evaluation, Record, StageResult, TaskReward
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
@@ -24,6 +25,8 @@ class Kept(Record):
     task: str
     before: Estimate
     after: Estimate
+    per_prompt: tuple[float | None, ...]
+    """Afterwards, each held-out prompt of the task."""
 
 
 class Arm(Record):
@@ -59,7 +62,7 @@ class Training(Record):
 
 
 class Comparison(Record):
-    """Difference of kept reward between two arms of this run, interval over prompts (95 %, one seed)."""
+    """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %, one seed)."""
 
     downstream: str
     task: str
@@ -109,8 +112,13 @@ class Report(Record):
     command: str
 
 
+def task_of(evaluation: Evaluation, task: str) -> TaskReward | None:
+    return next((t for t in evaluation.rewards if t.task == task), None)
+
+
 def reward_of(evaluation: Evaluation, task: str) -> Estimate | None:
-    return next((t.reward for t in evaluation.rewards if t.task == task), None)
+    found = task_of(evaluation, task)
+    return found.reward if found else None
 
 
 def collect(folder: Path) -> Report:
@@ -165,11 +173,11 @@ def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str],
     assert result.arm is not None
     start = result.evaluations[0]
     kept = tuple(
-        Kept(downstream=finetune, task=task, before=before, after=after)
+        Kept(downstream=finetune, task=task, before=before, after=after.reward, per_prompt=after.per_prompt)
         for finetune in finetunes
         if (stage := results.get(f"downstream/{name}/{finetune}"))
         for task in tasks
-        if (before := reward_of(start, task)) and (after := reward_of(stage.evaluations[-1], task))
+        if (before := reward_of(start, task)) and (after := task_of(stage.evaluations[-1], task))
     )
     settings, family = settings_of(arm["objective"])
     return Arm(name=name, settings=settings, family=family, evaluation=start, summary=result.arm, kept=kept)
@@ -204,7 +212,7 @@ def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]
                 for kb in b.kept:
                     if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
                         difference = ka.after.mean - kb.after.mean
-                        half = Z95 * math.hypot(ka.after.se, kb.after.se)
+                        half = Z95 * _paired_se(ka, kb)
                         kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
                         found.append(
                             Comparison(
@@ -214,6 +222,12 @@ def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]
                             )
                         )  # fmt: skip
     return tuple(found)
+
+
+def _paired_se(a: Kept, b: Kept) -> float:
+    """Standard error of the mean over prompts of a - b; every policy answers the same prompts."""
+    gaps = [x - y for x, y in zip(a.per_prompt, b.per_prompt, strict=True) if x is not None and y is not None]
+    return statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
 
 
 def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None) -> tuple[str, ...]:

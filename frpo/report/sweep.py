@@ -1,4 +1,4 @@
-"""Many seeds side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds, arms are paired by seed."""
+"""Many seeds side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms are paired by both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from frpo.records import Record
 from frpo.report.data import Report, collect, reward_of
 
 Doubles = NDArray[np.float64]
-DRAWS = 10_000
+DRAWS = 4_000
 CONFIDENCE = 0.95
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""
 
 
 class Interval(Record):
-    """A mean over seeds and its bootstrap interval."""
+    """A mean over seeds and prompts and its bootstrap interval."""
 
     mean: float
     lo: float
@@ -87,26 +87,53 @@ class Sweep(Record):
 
 
 class _Table:
-    """Numbers of every arm (first axis) and seed (second), and one set of bootstrap draws for all of them."""
+    """Numbers of every arm, seed and prompt, and one set of bootstrap draws for all of them.
+
+    A draw takes seeds with replacement, and prompts with replacement; every seed is measured on the same prompts, so the
+    prompts of a draw are the same for all of its seeds. Its first row is the sample itself.
+    """
 
     def __init__(self, reports: Sequence[Report], focus: str) -> None:
         self.reports, self.focus = reports, focus
         self.arms = [a.name for a in reports[0].arms]
         self.finetunes = sorted({d.task for d in reports[0].downstream})
-        self.rows = np.random.default_rng(0).integers(len(reports), size=(DRAWS, len(reports)))
+        self.seeds = _shares(np.random.default_rng(0), len(reports))
+        self.prompts: dict[int, Doubles] = {}
 
-    def of(self, value: Callable[[Report, int], float]) -> Doubles:
-        return np.array([[value(r, i) for r in self.reports] for i in range(len(self.arms))])
+    def of(self, value: Callable[[Report, int], float | Sequence[float]]) -> Doubles:
+        """[arms, seeds, prompts]; one prompt for what is no mean over prompts."""
+        return np.array([[np.atleast_1d(value(r, i)) for r in self.reports] for i in range(len(self.arms))], dtype=np.float64)
+
+    def draws(self, values: Doubles) -> Doubles:
+        """values [..., seeds, prompts] -> means [..., 1 + DRAWS]"""
+        size = values.shape[-1]
+        if size not in self.prompts:
+            self.prompts[size] = _shares(np.random.default_rng(size), size)
+        return np.einsum("ds,...sp,dp->...d", self.seeds, values, self.prompts[size], optimize=True)
 
     def interval(self, values: Doubles, confidence: float = CONFIDENCE) -> Interval:
-        """values [seeds]"""
-        lo, hi = np.quantile(values[self.rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-        return Interval(mean=float(values.mean()), lo=float(lo), hi=float(hi))
+        """values [seeds, prompts]"""
+        return interval_of(self.draws(values), confidence)
 
 
-def _kept(finetune: str, task: str) -> Callable[[Report, int], float]:
-    def value(report: Report, arm: int) -> float:
-        return next(k.after.mean for k in report.arms[arm].kept if (k.downstream, k.task) == (finetune, task))
+def _shares(rng: np.random.Generator, count: int) -> Doubles:
+    """[1 + DRAWS, count]: how much of each draw an item makes up; the first row is the sample itself."""
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    return np.concatenate([np.ones((1, count)), drawn]) / count
+
+
+def interval_of(draws: Doubles, confidence: float) -> Interval:
+    """Of the first draw, between quantiles of the others."""
+    lo, hi = np.quantile(draws[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean=float(draws[0]), lo=float(lo), hi=float(hi))
+
+
+def _kept(finetune: str, task: str) -> Callable[[Report, int], list[float]]:
+    """After a fine-tune, each prompt of a task; one whose rewards all failed counts as the mean."""
+
+    def value(report: Report, arm: int) -> list[float]:
+        found = next(k for k in report.arms[arm].kept if (k.downstream, k.task) == (finetune, task))
+        return [found.after.mean if v is None else v for v in found.per_prompt]
 
     return value
 
@@ -188,7 +215,7 @@ def _differences(table: _Table) -> tuple[Difference, ...]:
             gap = kept[i] - kept[0]
             found.append(
                 Difference(
-                    downstream=finetune, a=table.arms[i], b=table.arms[0], num_seeds=len(gap), kl=table.interval(kl[i] - kl[0]),
+                    downstream=finetune, a=table.arms[i], b=table.arms[0], num_seeds=len(table.reports), kl=table.interval(kl[i] - kl[0]),
                     kept=table.interval(gap), corrected=table.interval(gap, corrected),
                 )
             )  # fmt: skip
@@ -198,7 +225,7 @@ def _differences(table: _Table) -> tuple[Difference, ...]:
 def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, ...]:
     """Every family of at least two weights against the first such family, where their mean curves overlap in KL.
 
-    A curve is linear between the mean points (KL, kept reward) of its arms; each bootstrap draw of seeds draws both anew.
+    A curve is linear between the mean points (KL, kept reward) of its arms; each bootstrap draw draws both anew.
     """
     families: dict[str, list[int]] = {}
     for i, arm in enumerate(arms):
@@ -206,32 +233,22 @@ def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, .
     curves = {f: rows for f, rows in families.items() if len(rows) >= 2}
     if len(curves) < 2:
         return ()
-    kl = table.of(_kl)
+    kl = table.draws(table.of(_kl))
     first, *rest = curves
-    rows = np.concatenate([np.arange(kl.shape[1])[None], table.rows[:2000]])  # the first is the sample itself
-    kl_draws = kl[:, rows].mean(axis=2)
     comparisons = (len(curves) - 1) * NUM_KLS * len(table.finetunes)
     confidence = 1 - (1 - CONFIDENCE) / max(1, comparisons)
     found = []
     for finetune in table.finetunes:
-        kept_draws = table.of(_kept(finetune, table.focus))[:, rows].mean(axis=2)
+        kept = table.draws(table.of(_kept(finetune, table.focus)))
         for other in rest:
-            spans = [(kl[curves[f]].mean(axis=1).min(), kl[curves[f]].mean(axis=1).max()) for f in (first, other)]
+            spans = [(kl[curves[f], 0].min(), kl[curves[f], 0].max()) for f in (first, other)]
             low, high = max(s[0] for s in spans), min(s[1] for s in spans)
             if low >= high:
                 continue
             for at in np.linspace(low, high, NUM_KLS + 2)[1:-1]:
-                gaps = _at(kl_draws, kept_draws, curves[other], at) - _at(kl_draws, kept_draws, curves[first], at)
-
-                def interval(level: float, gaps: Doubles = gaps) -> Interval:
-                    lo, hi = np.quantile(gaps[1:], [(1 - level) / 2, (1 + level) / 2])
-                    return Interval(mean=float(gaps[0]), lo=float(lo), hi=float(hi))
-
-                found.append(
-                    AtEqualKl(
-                        downstream=finetune, a=other, b=first, kl=float(at), kept=interval(CONFIDENCE), corrected=interval(confidence)
-                    )
-                )  # fmt: skip
+                gaps = _at(kl, kept, curves[other], at) - _at(kl, kept, curves[first], at)
+                sure, corrected = interval_of(gaps, CONFIDENCE), interval_of(gaps, confidence)
+                found.append(AtEqualKl(downstream=finetune, a=other, b=first, kl=float(at), kept=sure, corrected=corrected))
     return tuple(found)
 
 
@@ -257,6 +274,6 @@ def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[
                 f"the corrected interval {sure}."
             )
     words.append(
-        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds, arms paired by seed."
+        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by both."
     )
     return tuple(words)

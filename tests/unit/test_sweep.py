@@ -57,7 +57,7 @@ def made_up(folder: Path, seed: int, lead: float) -> None:
 
     def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
         rows = tuple(
-            TaskReward(task=t, reward=Estimate(mean=m, se=0.01), parts={}, num_prompts=1, num_completions=1, failed=0, kl_reference=None, kl_policy=None)
+            TaskReward(task=t, reward=Estimate(mean=m, se=0.01), parts={}, num_prompts=1, num_completions=1, failed=0, kl_reference=None, kl_policy=None, per_prompt=(m - 0.2, m, m + 0.2))
             for t, m in (("harmful", reward), ("harmless", 0.8))
         )  # fmt: skip
         return Evaluation(
