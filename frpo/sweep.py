@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.queues import Queue
@@ -124,6 +125,7 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
 def walk(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:
     """One team: do every seed that is neither finished nor in the hands of another team. Runs in a process of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    threading.Thread(target=stop_with_the_parent, daemon=True).start()
     os.environ["RAY_ADDRESS"] = address
     from frpo import cluster, stages
     from frpo.checkpoint import InUse, hold
@@ -152,3 +154,10 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
             except (ConfigError, WorkerFailed, RunStopped) as error:
                 failures.put(f"seed {one.seed} ({log.where}): {error}")
                 sys.exit(1)
+
+
+def stop_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -18,13 +18,17 @@ def estimate(value: Estimate | None) -> str:
     return "–" if value is None else f"{value.mean:.2f} ± {1.96 * value.se:.2f}"
 
 
-def interval(value: Interval | None) -> str:
+def level(value: Interval | None) -> str:
+    return "–" if value is None else f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
+
+
+def difference(value: Interval | None) -> str:
     return "–" if value is None else f"{value.mean:+.3f} [{value.lo:+.3f}, {value.hi:+.3f}]"
 
 
 def _environment() -> Environment:
     found = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found.filters.update(number=number, estimate=estimate, interval=interval)
+    found.filters.update(number=number, estimate=estimate, level=level, difference=difference)
     return found
 
 
@@ -34,4 +38,4 @@ def render(report: Report) -> str:
 
 
 def render_sweep(sweep: Sweep) -> str:
-    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=plots.trade_off(sweep))
+    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=plots.trade_off(sweep), over_lam=plots.over_lam(sweep))

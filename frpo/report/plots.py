@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from frpo.records import Certificate
 from frpo.report.data import Report, reward_of
-from frpo.report.sweep import Sweep
+from frpo.report.sweep import ArmOverSeeds, Interval, Sweep
 
 INK, GRID = "#010203", "#010204"
 STYLE: Any = {
@@ -204,6 +205,41 @@ def trade_off(found: Sweep) -> str:
         figure.tight_layout()
         _legend(grid[0][0])
         return _svg(figure, "Kept reward over KL")
+
+
+def over_lam(found: Sweep) -> str:
+    """What lambda buys and costs: kept reward, other tasks and KL over it, a weight and kind of penalty a line."""
+    lines: dict[tuple[float, str], list[ArmOverSeeds]] = {}
+    for a in found.arms:
+        if a.lam is not None:
+            lines.setdefault((a.beta, a.settings.partition(", ")[2]), []).append(a)
+    lines = {key: sorted(arms, key=lambda a: a.lam or 0.0) for key, arms in lines.items() if len({a.lam for a in arms}) >= 2}
+    if not lines:
+        return ""
+    panels: list[tuple[str, Callable[[ArmOverSeeds], Interval | None]]] = [
+        *((f"kept after {f}", partial(_kept_after, f)) for f in found.arms[0].kept),
+        ("other tasks, before", lambda a: a.others),
+        ("KL to the reference, nats", lambda a: a.kl),
+    ]
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.1), squeeze=False)
+        for axes, (title, value) in zip(grid[0], panels, strict=True):
+            for i, ((_, label), arms) in enumerate(sorted(lines.items())):
+                points = [(a.lam, v) for a in arms if (v := value(a))]
+                y = [v.mean for _, v in points]
+                bars = [[v.mean - v.lo for _, v in points], [v.hi - v.mean for _, v in points]]
+                axes.errorbar(
+                    [x for x, _ in points], y, yerr=bars, color=colour(i), marker=MARKERS[i % 8], markersize=5, elinewidth=0.8,
+                    linewidth=1.4, label=label,
+                )  # fmt: skip
+            axes.set(title=title, xlabel="λ, reward units", xscale="log")
+        figure.tight_layout()
+        _legend(grid[0][0])
+        return _svg(figure, "What lambda buys and costs")
+
+
+def _kept_after(finetune: str, arm: ArmOverSeeds) -> Interval:
+    return arm.kept[finetune]
 
 
 def training(report: Report) -> str:

@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from frpo.config import ConfigError
-from frpo.records import Record
+from frpo.records import Evaluation, Record
 from frpo.report.data import Report, collect, reward_of
 
 Doubles = NDArray[np.float64]
@@ -32,13 +32,32 @@ class Interval(Record):
         return self.lo <= 0 <= self.hi
 
 
+class Coverage(Record):
+    """Where the measured policies of all seeds lie on the certificate's plane of the focus task."""
+
+    fine_tunes: int
+    inside: int | None
+    """Of the fine-tunes, those within the arm's radius; None for an arm without one."""
+    attacks: int
+    below: int
+    """Of all, those whose reward's upper limit lies below what was certified at their KL."""
+    above_certified: Interval | None
+    """Reward of fine-tunes minus what was certified at their KL."""
+    attack_above_certified: Interval | None
+
+
 class ArmOverSeeds(Record):
     arm: str
     family: str
     """Method and penalty in words, the penalty's weight left out."""
     settings: str
     beta: float
+    lam: float | None
+    """For FRPO with a given lambda."""
     num_seeds: int
+    num_steps: int
+    seconds: float
+    """Of its rlhf stage, mean over seeds."""
     kl: Interval
     """To the reference before downstream, nats per completion."""
     before: Interval
@@ -47,8 +66,13 @@ class ArmOverSeeds(Record):
     """Mean reward on the other trained tasks, before downstream: what refusing everything would cost."""
     kept: dict[str, Interval]
     """Reward on the focus task after each downstream fine-tune."""
+    others_kept: dict[str, Interval]
+    """The same of the other trained tasks."""
+    score: dict[str, Interval]
+    """Reward on the tasks that were not trained, after each downstream fine-tune: what it taught."""
     certified: Interval | None
     """Within the radius nearest to 0.5 nats."""
+    coverage: Coverage | None
 
 
 class Difference(Record):
@@ -86,6 +110,10 @@ class Sweep(Record):
     equal_kl: tuple[AtEqualKl, ...]
 
 
+Value = Callable[[Report, int], float | Sequence[float]]
+"""Of one arm of one seed: a number, or one for each prompt."""
+
+
 class _Table:
     """Numbers of every arm, seed and prompt, and one set of bootstrap draws for all of them.
 
@@ -100,7 +128,7 @@ class _Table:
         self.seeds = _shares(np.random.default_rng(0), len(reports))
         self.prompts: dict[int, Doubles] = {}
 
-    def of(self, value: Callable[[Report, int], float | Sequence[float]]) -> Doubles:
+    def of(self, value: Value) -> Doubles:
         """[arms, seeds, prompts]; one prompt for what is no mean over prompts."""
         return np.array([[np.atleast_1d(value(r, i)) for r in self.reports] for i in range(len(self.arms))], dtype=np.float64)
 
@@ -128,7 +156,7 @@ def interval_of(draws: Doubles, confidence: float) -> Interval:
     return Interval(mean=float(draws[0]), lo=float(lo), hi=float(hi))
 
 
-def _kept(finetune: str, task: str) -> Callable[[Report, int], list[float]]:
+def _kept(finetune: str, task: str) -> Value:
     """After a fine-tune, each prompt of a task; one whose rewards all failed counts as the mean."""
 
     def value(report: Report, arm: int) -> list[float]:
@@ -168,40 +196,72 @@ def gather(folder: Path) -> Sweep:
 
 def _arms(table: _Table, config: dict[str, object]) -> tuple[ArmOverSeeds, ...]:
     specs = {a["name"]: a["objective"] for a in config["arms"]}  # type: ignore[attr-defined]
-    before = table.of(lambda r, i: _reward(r, i, table.focus))
-    kl = table.of(_kl)
-    others = [t for t in table.reports[0].tasks if t != table.focus]
-    other = table.of(lambda r, i: float(np.mean([_reward(r, i, t) for t in others]))) if others else None
-    kept = {f: table.of(_kept(f, table.focus)) for f in table.finetunes}
-    certified = table.of(_certified_at(table.focus))
-    return tuple(
-        ArmOverSeeds(
-            arm=name,
-            family=table.reports[0].arms[i].family,
-            settings=table.reports[0].arms[i].settings,
-            beta=float(specs[name]["beta"]),
-            num_seeds=len(table.reports),
-            kl=table.interval(kl[i]),
-            before=table.interval(before[i]),
-            others=table.interval(other[i]) if other is not None else None,
-            kept={f: table.interval(v[i]) for f, v in kept.items()},
-            certified=table.interval(certified[i]) if np.isfinite(certified[i]).all() else None,
-        )
-        for i, name in enumerate(table.arms)
-    )
+    focus, trained = table.focus, set(table.reports[0].tasks)
+    measured = {t.task for t in table.reports[0].arms[0].evaluation.rewards}
+    others, untrained = sorted(trained - {focus}), sorted(measured - trained)
+
+    def intervals(value: Callable[[str], Value]) -> list[dict[str, Interval]]:
+        """For each arm, of each fine-tune."""
+        found = {f: table.of(value(f)) for f in table.finetunes}
+        return [{f: table.interval(v[i]) for f, v in found.items()} for i in range(len(table.arms))]
+
+    kl, before = table.of(_kl), table.of(lambda r, i: _mean(r.arms[i].evaluation, [focus]))
+    other = table.of(lambda r, i: _mean(r.arms[i].evaluation, others))
+    certified = table.of(_certified_at(focus))
+    kept = intervals(lambda f: _kept(f, focus))
+    others_kept = intervals(lambda f: lambda r, i: _mean(_end(r, i, f), others))
+    score = intervals(lambda f: lambda r, i: _mean(_end(r, i, f), untrained))
+    found = []
+    for i, name in enumerate(table.arms):
+        objective, arm = specs[name], table.reports[0].arms[i]
+        given = objective["method"] == "frpo" and objective["rho"] is None
+        found.append(
+            ArmOverSeeds(
+                arm=name, family=arm.family, settings=arm.settings, beta=float(objective["beta"]),
+                lam=float(objective["lam"]) if given else None, num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
+                seconds=float(np.mean([r.arms[i].summary.seconds for r in table.reports])),
+                kl=table.interval(kl[i]), before=table.interval(before[i]), others=table.interval(other[i]) if others else None,
+                kept=kept[i], others_kept=others_kept[i] if others else {}, score=score[i] if untrained else {},
+                certified=table.interval(certified[i]) if np.isfinite(certified[i]).all() else None, coverage=_coverage(table, name),
+            )
+        )  # fmt: skip
+    return tuple(found)
 
 
-def _reward(report: Report, arm: int, task: str) -> float:
-    found = reward_of(report.arms[arm].evaluation, task)
-    return found.mean if found else float("nan")
+def _mean(evaluation: Evaluation, tasks: Sequence[str]) -> float:
+    """Reward, mean over tasks."""
+    return float(np.mean([found.mean for t in tasks if (found := reward_of(evaluation, t))] or [float("nan")]))
 
 
-def _certified_at(task: str, radius: float = 0.5) -> Callable[[Report, int], float]:
+def _end(report: Report, arm: int, finetune: str) -> Evaluation:
+    return next(d for d in report.downstream if (d.arm, d.task) == (report.arms[arm].name, finetune)).evaluations[-1]
+
+
+def _certified_at(task: str, radius: float = 0.5) -> Value:
     def value(report: Report, arm: int) -> float:
         found = [r for r in report.robustness if (r.arm, r.task) == (report.arms[arm].name, task)]
         return min(zip(found[0].radii, found[0].certified, strict=True), key=lambda p: abs(p[0] - radius))[1] if found else float("nan")
 
     return value
+
+
+def _coverage(table: _Table, arm: str) -> Coverage | None:
+    runs = [found for r in table.reports if (found := next((x for x in r.robustness if (x.arm, x.task) == (arm, table.focus)), None))]
+    if len(runs) < len(table.reports):
+        return None
+
+    def above(attack: bool) -> Interval | None:
+        gaps = [[p.reward.mean - p.certified for p in r.points if p.attack == attack] for r in runs]
+        return table.interval(np.array([[float(np.mean(g))] for g in gaps])) if all(gaps) else None
+
+    return Coverage(
+        fine_tunes=sum(len(r.fine_tunes) for r in runs),
+        inside=None if runs[0].radius is None else sum(r.num_inside for r in runs),
+        attacks=sum(len(r.points) - len(r.fine_tunes) for r in runs),
+        below=sum(r.num_below for r in runs),
+        above_certified=above(attack=False),
+        attack_above_certified=above(attack=True),
+    )
 
 
 def _differences(table: _Table) -> tuple[Difference, ...]:
@@ -260,20 +320,31 @@ def _at(kl: Doubles, kept: Doubles, arms: list[int], where: float) -> Doubles:
 
 
 def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[AtEqualKl]) -> tuple[str, ...]:
+    """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that cost most."""
+    harshest = min(table.finetunes, key=lambda f: float(table.of(_kept(f, table.focus)).mean()), default=None)
+    rows: Sequence[AtEqualKl | Difference] = equal or differences
     words = []
-    for e in equal:
-        sure = "the corrected interval contains 0" if e.corrected.contains_zero else "the corrected interval leaves 0 out"
+    if rows:
+        leads, losses = (sum(sign * r.corrected.lo > 0 and sign * r.corrected.hi > 0 for r in rows) for sign in (1, -1))
+        where = "At equal KL to the reference" if equal else "Whatever their KL to the reference"
         words.append(
-            f"At equal KL {e.kl:.2f}, after {e.downstream}: {e.a} − {e.b} {e.kept.mean:+.3f} [{e.kept.lo:+.3f}, {e.kept.hi:+.3f}]; {sure}."
+            f"{where}, {rows[0].b} is the base of {len(rows)} comparisons of kept reward: {leads} show more, {losses} less, and in "
+            f"{len(rows) - leads - losses} the interval, corrected for their number, contains 0."
         )
-    if not words:
-        for d in differences:
-            sure = "contains 0" if d.corrected.contains_zero else "leaves 0 out"
-            words.append(
-                f"After {d.downstream}: {d.a} − {d.b} {d.kept.mean:+.3f} [{d.kept.lo:+.3f}, {d.kept.hi:+.3f}], KL {d.kl.mean:+.2f}; "
-                f"the corrected interval {sure}."
-            )
+    for pair in dict.fromkeys(r.a for r in rows):
+        mine = [r for r in rows if (r.a, r.downstream) == (pair, harshest)]
+        said = "; ".join(f"{r.kept.mean:+.3f} [{r.kept.lo:+.3f}, {r.kept.hi:+.3f}] at KL {_where(r)}{_verdict(r.corrected)}" for r in mine)
+        if said:
+            words.append(f"{pair}, after {harshest}: {said}.")
     words.append(
         f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by both."
     )
     return tuple(words)
+
+
+def _where(row: AtEqualKl | Difference) -> str:
+    return f"{row.kl:.2f}" if isinstance(row, AtEqualKl) else f"{row.kl.mean:+.2f}"
+
+
+def _verdict(corrected: Interval) -> str:
+    return "" if corrected.contains_zero else " (0 is outside the corrected interval too)"

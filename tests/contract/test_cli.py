@@ -54,10 +54,10 @@ def test_plan_of_a_valid_recipe_that_cannot_run_here_exits_0_and_run_exits_2(tmp
     big = ("--set", "rollout.num_workers=64")
     done = frpo("plan", TESTBED, *big)
     assert done.returncode == 0
-    assert "Missing CPUs: the plan needs 17" in done.stdout
+    assert "Missing CPUs: the plan needs 16.75" in done.stdout
     done = frpo("run", TESTBED, *big, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert "CPUs: the plan needs 17" in done.stderr
+    assert "CPUs: the plan needs 16.75" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

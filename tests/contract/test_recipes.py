@@ -35,12 +35,21 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
             assert callable(load_function(reward.function))
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_study_is_the_testbed_with_other_arms(recipe: Path) -> None:
+    """So that its figures speak of the demo: what is trained, on what and how long, is the same."""
+    study, testbed = load(recipe), load(ROOT / "recipes" / "testbed.yaml")
+    assert study.name == recipe.stem
+    for part in ("model", "base", "data", "rewards", "rollout", "learner"):
+        assert getattr(study, part) == getattr(testbed, part), part
+
+
 def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
     arms = "arms=[{name: a, objective: {beta: 0.0}}, {name: b, objective: {beta: 0.0}}]"
     asked = plan(load(ROOT / "recipes" / "testbed.yaml", (arms, "learner.num_workers=2", "rollout.num_workers=3")))
     places = {a.role: a.bundles for a in asked.actors}
     assert places == {"learner": (0, 1), "finetune": (0, 1), "rollout": (2, 3, 4), "reward": (5,), "evaluate": (6,)}
-    assert asked.bundles == ({"CPU": 0.25},) * 7
+    assert asked.bundles == ({"CPU": 0.25},) * 5 + ({"CPU": 0.125}, {"CPU": 0.25})
 
 
 def test_the_papers_ladder_is_as_published() -> None:

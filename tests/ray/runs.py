@@ -1,4 +1,4 @@
-"""Runs `frpo run` as a user does, in a process of its own, on a shortened testbed."""
+"""Runs `frpo run` or `frpo sweep` as a user does, in a process of its own, on a shortened testbed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,21 +23,21 @@ SHORT = (
 ONE_ARM = ("arms=[{name: frpo, objective: {lam: 0.5, beta: 0.3, penalty: k3}}]", "downstream=[]")
 
 
-def command(folder: Path, *settings: str, recipe: str = "recipes/testbed.yaml") -> list[str]:
+def command(folder: Path, *settings: str, verb: Sequence[str] = ("run",), recipe: str = "recipes/testbed.yaml") -> list[str]:
     sets = [word for s in settings for word in ("--set", s)]
-    return [sys.executable, "-m", "frpo", "run", str(ROOT / recipe), "--run-dir", str(folder), *sets]
+    return [sys.executable, "-m", "frpo", verb[0], str(ROOT / recipe), *verb[1:], "--run-dir", str(folder), *sets]
 
 
-def start(folder: Path, *settings: str) -> subprocess.Popen[str]:
+def start(folder: Path, *settings: str, verb: Sequence[str] = ("run",)) -> subprocess.Popen[str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".out").open("a")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    return subprocess.Popen(command(folder, *settings), stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
+    return subprocess.Popen(command(folder, *settings, verb=verb), stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
 
 
-def run(folder: Path, *settings: str, timeout_s: float = 400) -> str:
+def run(folder: Path, *settings: str, verb: Sequence[str] = ("run",), timeout_s: float = 400) -> str:
     """Run to the end; returns what it printed. Fails the test with that text when the exit code is not 0."""
-    process = start(folder, *settings)
+    process = start(folder, *settings, verb=verb)
     try:
         code = process.wait(timeout_s)
     finally:
