@@ -17,7 +17,7 @@ from frpo.batching import BatchStats, flatten, make_batch
 from frpo.config import ArmConfig, Config
 from frpo.roles import Learner, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
-from frpo.steering import after
+from frpo.steering import after, finished
 from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, Steering, StepMetrics, UpdateStats
 
 
@@ -50,13 +50,14 @@ def train(
     steering: Steering,
     after_step: Callable[[StepMetrics, Steering], None],
 ) -> None:
-    """Run steps start + 1 .. num_steps of one arm. `after_step` logs, validates and saves.
+    """Run steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward. `after_step` logs, validates and saves.
 
     The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped, or WorkerFailed
     from a partner.
     """
     partners.publisher.publish(start)
-    for step in range(start, arm.learner.num_steps):
+    step = start
+    while not finished(steering, arm.learner, step):
         began = time.perf_counter()
         prompts = partners.prompts.take(step)
         collected = collect(config, arm, partners, prompts, step)
@@ -76,8 +77,9 @@ def train(
                 f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "
                 f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"
             )
-        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, done=(step + 1) / arm.learner.num_steps)
+        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, reward=stats.reward, done=(step + 1) / arm.learner.num_steps)
         after_step(metrics, steering)
+        step += 1
 
 
 @dataclass(frozen=True)

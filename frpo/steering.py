@@ -1,4 +1,5 @@
-"""What is adjusted from one step to the next: lam towards a radius, beta towards a KL to the reference. Pure functions.
+"""What is adjusted from one step to the next: lam towards a radius, beta towards a KL to the reference; and when enough is
+enough. Pure functions.
 
 Both follow slowly what single, noisy batches say; so a batch misses its radius, and a run its KL, by what they log.
 """
@@ -9,7 +10,7 @@ import math
 
 import torch
 
-from frpo.config import ObjectiveConfig
+from frpo.config import LearnerConfig, ObjectiveConfig
 from frpo.objective import lam_of_radius
 from frpo.types import Steering
 
@@ -21,6 +22,8 @@ INTEGRAL, REACTION = 0.1, 2.0
 """Change of log beta when the KL is off by its whole target: for good, and for the next step alone. Without the reaction beta
 swings: a policy goes on moving for some steps after its penalty has changed (attacks on the testbed ended at 1 to 5 times the
 KL asked for; with it, a simulated policy ends within a fifth of it)."""
+WINDOW = 5
+"""Batches that stop_at_reward looks at."""
 RAMP = 0.5
 """Share of the steps over which the KL aimed at rises to its target."""
 
@@ -39,12 +42,20 @@ def lam_for(rewards: torch.Tensor, mask: torch.Tensor, objective: ObjectiveConfi
     return math.exp((1 - SMOOTHING) * math.log(state.lam) + SMOOTHING * math.log(own))
 
 
-def after(state: Steering, objective: ObjectiveConfig, *, lam: float | None, kl: float | None, done: float) -> Steering:
-    """State of the next step. `kl` is what this step's batch measured, `done` the share of the steps behind it."""
+def after(state: Steering, objective: ObjectiveConfig, *, lam: float | None, kl: float | None, reward: float, done: float) -> Steering:
+    """State of the next step. `kl` and `reward` are what this step's batch measured, `done` the share of the steps behind it."""
     beta = centre = state.centre
     if objective.target_kl is not None and kl is not None:
         aim = objective.target_kl * min(1.0, done / RAMP)
         off = min(2.0, max(-1.0, (kl - aim) / objective.target_kl))
         centre *= math.exp(INTEGRAL * off)
         beta = centre * math.exp(REACTION * off)
-    return Steering(beta=beta, centre=centre, lam=lam if objective.rho is not None else None)
+    rewards = (*state.rewards, reward)[-WINDOW:]
+    return Steering(beta=beta, centre=centre, lam=lam if objective.rho is not None else None, rewards=rewards)
+
+
+def finished(state: Steering, learner: LearnerConfig, step: int) -> bool:
+    """Whether no step comes after `step`: all are done, or the reward asked for is reached."""
+    enough = learner.stop_at_reward
+    reached = enough is not None and len(state.rewards) == WINDOW and sum(state.rewards) / WINDOW >= enough
+    return step >= learner.num_steps or reached

@@ -118,6 +118,8 @@ class Steering:
     """beta without its reaction to the last batch: the slow part of what steers it."""
     lam: float | None
     """Smoothed lam of radius mode; None before its first batch, and for arms that are given lam."""
+    rewards: tuple[float, ...] = ()
+    """Mean rewards of the last batches, newest last; what stop_at_reward looks at."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,9 @@ class TrainConfig(Workers):
 
 class LearnerConfig(TrainConfig):
     num_steps: Positive
-    """Steps of the rlhf stage."""
+    """Steps of the rlhf stage; the most, with stop_at_reward."""
+    stop_at_reward: float | None = None
+    """End the stage once the mean reward of the last 5 batches is this high: arms stopped at an equal reward."""
     updates_per_batch: Positive = 1
     """Optimiser updates on each batch; above 1 the PPO clip is at work."""
 

@@ -20,7 +20,7 @@ from frpo.roles import Rewards
 from frpo.seeds import derive
 from frpo.stages.graph import Stage
 from frpo.stages.inputs import Inputs
-from frpo.steering import begin
+from frpo.steering import begin, finished
 from frpo.types import Prompt, Steering, StepMetrics
 
 NUM_SAMPLES = 24
@@ -75,10 +75,10 @@ class Work:
 
     def rlhf(self, stage: Stage, folder: Path, arm: ArmConfig) -> StageResult:
         began = time.perf_counter()
-        every, last = self.config.evaluate.validate_every, arm.learner.num_steps
+        every = self.config.evaluate.validate_every
 
-        def measure(step: int) -> Evaluation | None:
-            if step == last:
+        def measure(step: int, last: bool) -> Evaluation | None:
+            if last:
                 return self.measure(stage, arm.name, step)
             due = step > 0 and step % every == 0 and self.inputs.heldout
             return self.measure(stage, arm.name, step, validation=True) if due else None
@@ -112,7 +112,7 @@ class Work:
         began = time.perf_counter()
         prompts = self.inputs.prompts(f"downstream.{task.name}.data", task.data)
         spec = ArmConfig(name=task.name, objective=task.objective, learner=task.learner)
-        measure = self.measure_at(stage, arm, task.name, (0, *task.marks, task.learner.num_steps))
+        measure = self.measure_at(stage, arm, task.name, (0, *task.marks))
         return _result(stage, began, *self.loop(stage, folder, spec, self.arm_policy(arm), prompts, {}, self.team.rewards, measure))
 
     def attack(self, stage: Stage, folder: Path, arm: ArmConfig, radius: float) -> StageResult:
@@ -120,10 +120,9 @@ class Work:
         began = time.perf_counter()
         assert self.config.attack is not None
         objective = ObjectiveConfig(method="grpo", beta=0.3, penalty="reverse", target_kl=radius, aggregation="sum")
-        learner = arm.learner.model_copy(update={"num_steps": self.config.attack.num_steps})
+        learner = arm.learner.model_copy(update={"num_steps": self.config.attack.num_steps, "stop_at_reward": None})
         spec = ArmConfig(name=f"attack-{radius:g}", objective=objective, learner=learner)
-        marks = (learner.num_steps // 2, learner.num_steps)
-        measure = self.measure_at(stage, arm, f"attack {radius:g}", marks)
+        measure = self.measure_at(stage, arm, f"attack {radius:g}", (learner.num_steps // 2,))
         rewards = Opposite(self.team.rewards)
         found = self.loop(stage, folder, spec, self.arm_policy(arm), self.inputs.train, self.config.data.mix, rewards, measure)
         return _result(stage, began, *found)
@@ -139,10 +138,10 @@ class Work:
         prompts: Sequence[Prompt],
         mix: Mapping[str, float],
         rewards: Rewards,
-        measure: Callable[[int], Evaluation | None],
+        measure: Callable[[int, bool], Evaluation | None],
     ) -> list[Evaluation]:
-        """Run the loop from a saved policy, which is the reference too. `measure(step)` is asked at step 0 and after each
-        step; what it gives is kept. Exports to `policy/` at the end."""
+        """Run the loop from a saved policy, which is the reference too. `measure(step, last)` is asked at step 0 and after
+        each step; what it gives is kept. Exports to `policy/` at the end."""
         config, learner = self.config, self.team.learner
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best)
         learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner"))
@@ -155,7 +154,7 @@ class Work:
             self.log.note(f"{stage.name}: goes on after step {start} of {arm.learner.num_steps}")
         else:
             self.team.rollouts.load_policy(policy, 0)
-            evaluations += [e for e in [measure(0)] if e]
+            evaluations += [e for e in [measure(0, False)] if e]
         reference = self.team.reference if arm.objective.penalised else None
         if reference:
             reference.use(policy)
@@ -166,9 +165,10 @@ class Work:
         def after_step(metrics: StepMetrics, steering: Steering) -> None:
             self.log.step(stage.name, metrics)
             step = metrics.step
-            evaluation = measure(step)
+            last = finished(steering, arm.learner, step)
+            evaluation = measure(step, last)
             evaluations.extend([evaluation] if evaluation else [])
-            if step % config.checkpoint.every == 0 or step == arm.learner.num_steps:
+            if step % config.checkpoint.every == 0 or last:
                 validation = mean_reward(evaluation) if evaluation else None
                 state = Progress(step=step, validation=validation, evaluations=tuple(evaluations), steering=steering)
                 checkpoints.save(state, lambda aside: learner.save(aside / "engine"))
@@ -221,11 +221,12 @@ class Work:
     def trained_tasks(self) -> set[str]:
         return {p.task for p in self.inputs.train}
 
-    def measure_at(self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]) -> Callable[[int], Evaluation | None]:
-        """Measure a fine-tune of an arm's policy at the marks."""
+    def measure_at(self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]) -> Callable[[int, bool], Evaluation | None]:
+        """Measure a fine-tune of an arm's policy at the marks and at its end."""
 
-        def measure(step: int) -> Evaluation | None:
-            return self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm)) if step in marks else None
+        def measure(step: int, last: bool) -> Evaluation | None:
+            due = last or step in marks
+            return self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm)) if due else None
 
         return measure
 

@@ -161,3 +161,18 @@ def test_radius_mode_ends_near_its_radius_and_logs_what_single_batches_miss() ->
     assert np.std(radii[5:]) > 1e-3
     assert all(1 <= (r.effective_samples or 0) <= 8 for r in rows)
     assert all(r.lam and r.lam > 0 for r in rows)
+
+
+def test_an_arm_stops_at_the_reward_asked_for_and_a_resumed_one_does_no_step_more() -> None:
+    cfg = config(beta=0.05)
+    whole, *_ = run(cfg, FakeLearner(cfg.arms[0].objective))
+    rewards = [r.reward for r in whole]
+    enough = 0.8
+    expected = next(n for n in range(5, 31) if np.mean(rewards[n - 5 : n]) >= enough)
+    assert 5 < expected < 25
+    arm = cfg.arms[0].model_copy(update={"learner": cfg.arms[0].learner.model_copy(update={"stop_at_reward": enough})})
+    cfg = cfg.model_copy(update={"arms": (arm,)})
+    learner = FakeLearner(arm.objective)
+    rows, _, state = run(cfg, learner)
+    assert [r.reward for r in rows] == rewards[:expected]
+    assert run(cfg, learner, start=expected, steering=state)[0] == []
