@@ -146,6 +146,10 @@ class Sampler:
 
     def logprobs(self, sequences: Sequences) -> Floats:
         """Log-probs of the completion tokens at temperature 1, [sum of completion lengths], by prefill."""
+        return self.ranked(sequences)[0]
+
+    def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
+        """The same with each token's rank in the vocabulary: 1 is what greedy decoding takes."""
         from vllm import SamplingParams
 
         rows: list[Ints] = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
@@ -153,11 +157,11 @@ class Sampler:
         prompts: Any = [{"prompt_token_ids": r.tolist()} for r in rows]
         outputs: Any = self.llm.generate(prompts, params, use_tqdm=False)
         found = [
-            output.prompt_logprobs[t][int(tokens[t])].logprob
+            output.prompt_logprobs[t][int(tokens[t])]
             for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True)
             for t in range(int(start), len(tokens))
         ]
-        return np.array(found, dtype=np.float32)
+        return np.array([f.logprob for f in found], dtype=np.float32), np.array([f.rank for f in found], dtype=np.int32)
 
     def load(self, named: _weights.Named) -> None:
         self.llm.collective_rpc("frpo_load", args=(named,))

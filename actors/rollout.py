@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors import _calls
+from frpo.batching import flatten
 from frpo.config import Config, ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
-from frpo.types import Floats, Group, Prompt, Sampling, Sequences, WeightsMeta
+from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
 
 
 class StaleWeights(RuntimeError):
@@ -50,6 +52,9 @@ class RolloutWorker:
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return self.sampler.logprobs(sequences)
+
+    def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
+        return self.sampler.ranked(sequences)
 
     def load_refs(self, refs: list[Any], version: int) -> None:
         from actors._weights import tensors_of
@@ -146,6 +151,14 @@ class RolloutPool:
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return np.stack(self.actors.call_all("logprobs", sequences))
+
+    def ranked(self, pairs: Sequence[tuple[Ints, Ints]]) -> tuple[Floats, Ints]:
+        """Log-probs and ranks of the completion tokens of (prompt ids, completion ids) pairs, both [sum of completion lengths];
+        the pairs are shared out over the engines."""
+        cuts = [len(pairs) * i // len(self.actors) for i in range(len(self.actors) + 1)]
+        shares = [flatten(pairs[a:b]) for a, b in itertools.pairwise(cuts)]
+        parts = _calls.wait_all([self.actors.call(w, "ranked", s) for w, s in enumerate(shares) if len(s)])
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def load_refs(self, refs: list[Any], version: int) -> None:
         """Give every engine the weights behind ObjectRefs, which are kept until the next publish."""

@@ -20,6 +20,7 @@ from actors._calls import Turns
 from actors._publish import ObjectStorePublisher, ProcessGroupPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
+from actors.harness import HarnessPool, HarnessWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker
@@ -52,6 +53,7 @@ class Team:
     learner: LearnerPool
     finetune: FinetunePool
     scorer: EvaluatePool
+    harness: HarnessPool | None
     learner_publisher: Publisher
     finetune_publisher: Publisher
 
@@ -221,6 +223,14 @@ class Spawner:
     def scorer(self) -> EvaluatePool:
         return EvaluatePool(self._alike("evaluate", EvaluateWorker, self.config.model), **self.limits)
 
+    def harness(self, rollouts: RolloutPool) -> HarnessPool | None:
+        c = self.config
+        if c.harness is None:
+            return None
+        given = (list(rollouts.actors.handles), rollouts.tensor_parallel, self.limits["timeout_s"], self.limits["restarts"])
+        workers = self._alike("harness", HarnessWorker, *given, c.harness, c.num_tokens_limit, c.seed)
+        return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
+
     def learner(self) -> LearnerPool:
         return LearnerPool(self._ranks("learner", LearnerWorker), timeout_s=self.limits["timeout_s"])
 
@@ -233,7 +243,8 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     rollouts, learner, finetune = spawner.rollouts(), spawner.learner(), spawner.finetune()
     rewards, scorer, reference = spawner.rewards(), spawner.scorer(), spawner.reference()
     groups = [rewards.actors, learner.actors, finetune.actors, scorer.actors, rollouts.actors]
-    for actors in groups + ([reference.actors] if reference else []):
+    harness = spawner.harness(rollouts)
+    for actors in groups + [pool.actors for pool in (reference, harness) if pool]:
         actors.wait_until_ready(config.cluster.start_timeout_s)
     learner.join()
     finetune.join()
@@ -241,7 +252,15 @@ def spawn(config: Config, spawner: Spawner) -> Team:
         take_turns(rollouts, learner, finetune)
     make = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
     return Team(
-        rollouts, rewards, reference, learner, finetune, scorer, make("learner", learner, rollouts), make("finetune", finetune, rollouts)
+        rollouts,
+        rewards,
+        reference,
+        learner,
+        finetune,
+        scorer,
+        harness,
+        make("learner", learner, rollouts),
+        make("finetune", finetune, rollouts),
     )
 
 

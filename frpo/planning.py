@@ -64,6 +64,8 @@ def plan(config: Config) -> Plan:
         ("reward", config.reward.num_workers, config.reward.num_cpus, config.reward.num_gpus),
         ("evaluate", config.evaluate.num_workers, config.evaluate.num_cpus, config.evaluate.num_gpus),
     ]
+    if config.harness:
+        roles.append(("harness", 1, config.evaluate.num_cpus, 0.0))
     objectives = [a.objective for a in config.arms] + [d.objective for d in config.downstream if isinstance(d, DownstreamRl)]
     if config.attack or any(o.penalised for o in objectives):
         reference = config.reference

@@ -89,6 +89,18 @@ class Certificate(Record):
     """[prompts, completions]"""
 
 
+class BenchmarkScore(Record):
+    """One metric of one task of lm-evaluation-harness."""
+
+    task: str
+    metric: str
+    filter: str
+    """How the answer was taken out of the completion; "none" where it was not."""
+    value: float
+    se: float | None
+    num_examples: int | None
+
+
 class ArmSummary(Record):
     """What training one arm took, and where it ended."""
 
@@ -109,7 +121,7 @@ class StageResult(Record):
     """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run again."""
 
     stage: str
-    """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>"""
+    """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>; harness/base"""
     inputs: str
     """SHA-256 over the configuration that the stage depends on and the `inputs` of the stages before it."""
     seconds: float
@@ -119,3 +131,5 @@ class StageResult(Record):
     """For rlhf stages."""
     certificates: tuple[Certificate, ...] = ()
     """For certify stages, one per task."""
+    scores: tuple[BenchmarkScore, ...] = ()
+    """For harness stages."""

@@ -7,7 +7,7 @@ what needs the disk or the cluster is checked in `frpo.preflight`.
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig
-from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig
+from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig, HarnessConfig
 from frpo.config.section import ConfigError, Section
 from frpo.config.training import (
     ArmConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FunctionReward",
+    "HarnessConfig",
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",

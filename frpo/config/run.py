@@ -51,6 +51,21 @@ class AttackConfig(Section):
     """Steps of each attack; all else is the arm's learner."""
 
 
+class HarnessConfig(Section):
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks of lm-evaluation-harness: names, or paths of task files (.yaml) with local data."""
+    limit: Positive | None = None
+    """First examples of each task; all by default."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; each task's own number by default."""
+    chat: bool = False
+    """Apply the chat template."""
+    max_tokens: Positive = 2048
+    """Longest prompt and answer; what is longer loses its beginning."""
+    timeout_s: PositiveFloat = 14400.0
+    """Longest wait for all tasks of one policy, seconds."""
+
+
 class CheckpointConfig(Section):
     every: Positive = 50
     """Steps between checkpoints."""
@@ -110,6 +125,8 @@ class Config(Section):
     """Certificate of every arm: what its reward can fall to inside a KL ball."""
     attack: AttackConfig | None = None
     """The worst fine-tunes of every arm that training finds inside a KL ball."""
+    harness: HarnessConfig | None = None
+    """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream fine-tune."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation and validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -193,4 +210,4 @@ class Config(Section):
     @property
     def num_tokens_limit(self) -> int:
         """Longest sequence that any engine sees, tokens."""
-        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        return max(self.data.max_prompt_tokens + self.rollout.max_new_tokens, self.harness.max_tokens if self.harness else 0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from frpo.metrics import read_steps
-from frpo.records import ArmSummary, Estimate, Evaluation, Record, StageResult, TaskReward
+from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Record, StageResult, TaskReward
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
@@ -47,6 +48,14 @@ class Downstream(Record):
     arm: str
     task: str
     evaluations: tuple[Evaluation, ...]
+
+
+class Benchmarks(Record):
+    """What lm-evaluation-harness measured of one policy."""
+
+    policy: str
+    """base, an arm, or an arm and the downstream task after which it was measured."""
+    scores: tuple[BenchmarkScore, ...]
 
 
 class Training(Record):
@@ -102,6 +111,8 @@ class Report(Record):
     comparisons: tuple[Comparison, ...]
     robustness: tuple[Robustness, ...]
     """Certificate and measured policies of each arm and task; empty without a certify stage."""
+    benchmarks: tuple[Benchmarks, ...]
+    """Empty without a harness stage."""
     training: tuple[Training, ...]
     prompts: tuple[Prompt, ...]
     seconds: dict[str, float]
@@ -152,6 +163,7 @@ def collect(folder: Path) -> Report:
         downstream=runs,
         comparisons=comparisons,
         robustness=robust,
+        benchmarks=tuple(_benchmarks(results, arms, finetunes)),
         training=tuple(_training(a.name, steps[a.name]) for a in arms),
         prompts=_prompts(base, arms, runs),
         seconds={s: r.seconds for s, r in results.items()},
@@ -161,9 +173,17 @@ def collect(folder: Path) -> Report:
     )
 
 
+def _benchmarks(results: dict[str, StageResult], arms: tuple[Arm, ...], finetunes: list[str]) -> Iterator[Benchmarks]:
+    """Every policy in the order that it came to be."""
+    for owner in ("base", *(a.name for a in arms)):
+        for stage, name in ((f"harness/{owner}", owner), *((f"harness/{owner}/{f}", f"{owner} after {f}") for f in finetunes)):
+            if stage in results:
+                yield Benchmarks(policy=name, scores=results[stage].scores)
+
+
 def _results(folder: Path) -> list[Path]:
     return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
-        p for kind in ("rlhf", "certify", "downstream", "attack") for p in sorted((folder / kind).glob("**/done.json"))
+        p for kind in ("rlhf", "certify", "downstream", "attack", "harness") for p in sorted((folder / kind).glob("**/done.json"))
     ]
 
 

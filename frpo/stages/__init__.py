@@ -2,6 +2,8 @@
 
     base -> for each arm: rlhf/<arm> -> certify/<arm>, downstream/<arm>/<task>, attack/<arm>/<radius> -> report
 
+with harness/<policy> after each policy that is kept, where the recipe asks for benchmarks.
+
 Owns what is done in which order; what happens inside a step is the driver's.
 """
 
@@ -12,6 +14,7 @@ from contextlib import AbstractContextManager
 
 from frpo import checkpoint, cluster, report
 from frpo.config import Config
+from frpo.harness import tasks_of
 from frpo.metrics import RunLog
 from frpo.stages.graph import Stage, stages_of
 from frpo.stages.inputs import Inputs, resolve
@@ -36,6 +39,8 @@ def run(config: Config, log: RunLog, team_of: TeamOf = cluster.start) -> None:
         resolved = resolve(config)
         with log.waiting("reading the data"):
             inputs = Inputs(resolved, log)
+            if resolved.harness:
+                tasks_of(resolved.harness)
         with team_of(resolved, log) as team:
             work = Work(resolved, team, log, inputs)
             for stage, result in zip(stages, done, strict=True):

@@ -41,6 +41,8 @@ class Work:
     def _do(self, stage: Stage, folder: Path) -> StageResult:
         if stage.kind == "base":
             return self.base(stage, folder)
+        if stage.kind == "harness":
+            return self.harness(stage)
         arm = next(a for a in self.config.arms if a.name == stage.arm)
         if stage.kind == "rlhf":
             return self.rlhf(stage, folder, arm)
@@ -96,6 +98,20 @@ class Work:
             prompts = [p for p in self.inputs.heldout if p.task in self.trained_tasks]
             found = certify(self.team.rollouts, self.team.rewards, prompts, self.config, arm.objective)
         return _result(stage, began, certificates=found)
+
+    def harness(self, stage: Stage) -> StageResult:
+        """Benchmarks of a saved policy."""
+        began = time.perf_counter()
+        assert self.team.harness is not None
+        folder = self.base_policy
+        if stage.arm:
+            folder = self.config.folder.joinpath(*(("downstream", stage.arm, stage.task) if stage.task else ("rlhf", stage.arm)), "policy")
+        with self.log.waiting(f"{stage.name}: {self.config.harness.tasks if self.config.harness else ''}"):
+            self.team.rollouts.actors.turn()
+            scores = self.team.harness.evaluate(folder)
+        for s in scores:
+            self.log.note(f"{stage.name}: {s.task} {s.metric} ({s.filter}) {s.value:.3f}")
+        return _result(stage, began, scores=scores)
 
     def downstream_sft(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamSft) -> StageResult:
         began = time.perf_counter()

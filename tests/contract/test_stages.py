@@ -59,6 +59,20 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
     assert [n for n in stages if stages[n].inputs != other[n].inputs] == [f"certify/{a}" for a in ARMS]
 
 
+def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    found = []
+    for text in ("task: a", "task: b"):
+        task.write_text(text)
+        found.append({s.name: s.inputs for s in stages_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",)))})
+    harness = {"harness/base", *(f"harness/{a}" for a in ARMS), *(f"harness/{a}/{t}" for a in ARMS for t in TASKS)}
+    assert set(found[0]) == ALL | harness
+    assert {n for n in found[0] if found[0][n] != found[1][n]} == harness
+    order = list(found[0])
+    assert order[:3] == ["base", "harness/base", "rlhf/grpo"]
+    assert order.index("harness/grpo/crafts-harsh") == order.index("downstream/grpo/crafts-harsh") + 1
+
+
 def test_data_files_count_by_content(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     inputs = []

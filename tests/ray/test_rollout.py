@@ -164,3 +164,37 @@ def test_a_worker_killed_between_calls_answers_by_the_current_weights(pool: Roll
     os.kill(pid, signal.SIGKILL)
     np.testing.assert_allclose(pool.logprobs(data), before, atol=1e-6)
     assert abs(before[0] - helpers.naive_logprobs(model, data)).max() < 1e-4
+
+
+def test_the_harness_model_scores_and_generates_as_transformers_does(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    """Sums of log-probs, what is greedy, and greedy text, through lm-evaluation-harness's interface."""
+    import torch
+    from lm_eval.api.instance import Instance
+
+    from actors.harness import VERSION, engine_lm
+
+    model, tokenizer = hf
+    pool.load_policy(tiny_model, VERSION)
+    lm = engine_lm(pool, str(tiny_model), 16, 0)
+    prompts = helpers.prompts(tokenizer, 4)
+    texts, greedy = [], []
+    for prompt in prompts:
+        ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+        greedy.append(out.tolist())
+        texts.append(tokenizer.decode(out, skip_special_tokens=True))
+    kwargs = {"until": [], "max_gen_toks": 5, "do_sample": False}
+    asked = [Instance("generate_until", {}, (p.text, kwargs), i) for i, p in enumerate(prompts)]
+    assert lm.generate_until(asked) == texts
+    word = texts[0].split()[1]
+    stopped = [Instance("generate_until", {}, (prompts[0].text, {**kwargs, "until": [word]}), 0)]
+    assert lm.generate_until(stopped)[0].strip() == texts[0].split(word)[0].strip()
+
+    other = [[*g[:-1], (g[-1] + 1) % 100 + 5] for g in greedy]
+    rows = [(None, p.token_ids.tolist(), c) for p, c in zip(prompts * 2, greedy + other, strict=True)]
+    found = lm._loglikelihood_tokens(rows)
+    data = flatten([(np.array(p, np.int32), np.array(c, np.int32)) for _, p, c in rows])
+    sums = [part.sum() for part in np.split(helpers.naive_logprobs(model, data), np.cumsum([len(c) for *_, c in rows])[:-1])]
+    np.testing.assert_allclose([value for value, _ in found], sums, atol=1e-4)
+    assert [is_greedy for _, is_greedy in found] == [True] * 4 + [False] * 4

@@ -16,7 +16,7 @@ from frpo.config import CertifyConfig, ConfigError, ObjectiveConfig
 from frpo.evaluation import certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump, load
-from frpo.records import ArmSummary, Estimate, Evaluation, Sample, StageResult, TaskReward
+from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
 from frpo.report.data import Report, collect
 from frpo.types import Reward
 from tests.unit.test_metrics import metrics
@@ -140,6 +140,21 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     assert page.count("<svg") == 5
     assert "attack 0.5" in page
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
+
+
+def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Path) -> None:
+    for i, stage in enumerate(("harness/base", "harness/frpo/crafts-harsh", "harness/frpo")):
+        score = BenchmarkScore(task="gsm8k", metric="exact_match", filter="last-number", value=0.1 * (i + 1), se=0.05, num_examples=40)
+        (run / stage).mkdir(parents=True, exist_ok=True)
+        result = StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(), scores=(score,))
+        (run / stage / "done.json").write_text(result.model_dump_json())
+    found = collect(run).benchmarks
+    assert [(b.policy, b.scores[0].value) for b in found] == [
+        ("base", pytest.approx(0.1)),
+        ("frpo", pytest.approx(0.3)),
+        ("frpo after crafts-harsh", pytest.approx(0.2)),
+    ]
+    assert "0.200 ± 0.098" in report.build(run).read_text()
 
 
 def test_a_run_without_downstream_still_reports(run: Path) -> None:

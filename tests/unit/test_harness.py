@@ -1,0 +1,55 @@
+"""Tasks of lm-evaluation-harness: what a recipe may name, and what is said of what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors.harness import scores_of
+from frpo.config import ConfigError, HarnessConfig
+from frpo.harness import tasks_of
+from frpo.records import BenchmarkScore
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{answer}}"
+"""
+
+
+def test_a_task_file_with_local_data(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    (tmp_path / "mine.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
+    tasks, _ = tasks_of(HarnessConfig(tasks=(str(tmp_path / "mine.yaml"),)))
+    assert [t["task"] for t in tasks if isinstance(t, dict)] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("nowhere.yaml", None, "no such file nowhere.yaml"),
+        ("{}/mine.yaml", TASK % "gone.jsonl", "reads gone.jsonl, which is not there; mend dataset_kwargs.data_files"),
+        ("{}/mine.yaml", "tsk: mine", "names no task; it needs a field 'task'"),
+        ("gsm9k", None, "has no task 'gsm9k'; `lm-eval ls tasks` lists them"),
+    ],
+)
+def test_mistakes(task: str, text: str | None, message: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        tasks_of(HarnessConfig(tasks=(task.format(tmp_path),)))
+    assert str(error.value).startswith("harness.tasks.0: ")
+    assert message in str(error.value)
+
+
+def test_scores_are_every_number_but_the_standard_errors() -> None:
+    row = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"}
+    found = list(scores_of({"results": {"t": row}, "n-samples": {"t": {"original": 40, "effective": 8}}}))
+    assert found == [
+        BenchmarkScore(task="t", metric="acc", filter="none", value=0.5, se=0.1, num_examples=8),
+        BenchmarkScore(task="t", metric="exact_match", filter="strict", value=0.25, se=None, num_examples=8),
+    ]
