@@ -152,11 +152,18 @@ def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
 
 
 @app.command()
-def report(folder: Path) -> None:
-    """Write report.json and report.html of a run folder again."""
-    from frpo.report import build
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of sweeps", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="folder of a comparison's sweep.json and sweep.html")] = Path("comparison"),
+) -> None:
+    """Write the report of a run or of a sweep again; several folders are compared on one page."""
+    from frpo.report import build, build_sweep
 
-    print(build(folder))
+    if len(folders) > 1:
+        print(build_sweep(folders, out))
+    else:
+        (folder,) = folders
+        print(build_sweep(folders, folder) if list(folder.glob("seed-*")) else build(folder))
 
 
 @app.command()

@@ -89,7 +89,7 @@ def run(config: Config, count: int, folder: Path) -> Path:
             failed = walk_in_processes(teams, config, count, folder, address)
         if any(not finished(one) for one in left):
             raise WorkerFailed("; ".join(failed) or "some seeds are in the hands of another sweep; wait for it")
-    return build_sweep(folder)
+    return build_sweep([folder], folder)
 
 
 def finished(one: Config) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from frpo.config import ConfigError
@@ -23,12 +24,17 @@ def build(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def build_sweep(folder: Path) -> Path:
-    """Write sweep.json and sweep.html of the seeds that are finished; returns the page. Raises ConfigError when none is."""
+def build_sweep(folders: Sequence[Path], out: Path) -> Path:
+    """Write sweep.json and sweep.html of the finished runs in `folders` (runs or sweeps); returns the page.
+
+    Raises ConfigError when none is finished, or they can't be compared.
+    """
     from frpo.report.page import render_sweep
     from frpo.report.sweep import Sweep, gather
 
-    (folder / "sweep.json").write_text(gather(folder).model_dump_json(indent=1))
-    read_back = Sweep.model_validate_json((folder / "sweep.json").read_text())
-    (folder / "sweep.html").write_text(render_sweep(read_back))
-    return folder / "sweep.html"
+    found = gather(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sweep.json").write_text(found.model_dump_json(indent=1))
+    read_back = Sweep.model_validate_json((out / "sweep.json").read_text())
+    (out / "sweep.html").write_text(render_sweep(read_back))
+    return out / "sweep.html"

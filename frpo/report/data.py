@@ -36,6 +36,9 @@ class Arm(Record):
     """Objective in words."""
     family: str
     """The same without the penalty's weight."""
+    beta: float
+    lam: float | None
+    """For FRPO with a given lambda."""
     evaluation: Evaluation
     """Of the policy before any downstream task."""
     summary: ArmSummary
@@ -199,8 +202,12 @@ def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str],
         for task in tasks
         if (before := reward_of(start, task)) and (after := task_of(stage.evaluations[-1], task))
     )
-    settings, family = settings_of(arm["objective"])
-    return Arm(name=name, settings=settings, family=family, evaluation=start, summary=result.arm, kept=kept)
+    objective = arm["objective"]
+    settings, family = settings_of(objective)
+    lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
+    return Arm(
+        name=name, settings=settings, family=family, beta=float(objective["beta"]), lam=lam, evaluation=start, summary=result.arm, kept=kept
+    )  # fmt: skip
 
 
 def settings_of(objective: dict[str, Any]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Many seeds side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms are paired by both."""
+"""Many runs side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms are paired by both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from frpo.config import ConfigError
@@ -124,7 +123,8 @@ class _Table:
     def __init__(self, reports: Sequence[Report], focus: str) -> None:
         self.reports, self.focus = reports, focus
         self.arms = [a.name for a in reports[0].arms]
-        self.finetunes = sorted({d.task for d in reports[0].downstream})
+        kept = [{k.downstream for k in a.kept if k.task == focus} for r in reports for a in r.arms]
+        self.finetunes = sorted(set.intersection(*kept))
         self.seeds = _shares(np.random.default_rng(0), len(reports))
         self.prompts: dict[int, Doubles] = {}
 
@@ -171,21 +171,33 @@ def _kl(report: Report, arm: int) -> float:
     return found.mean if found else float("nan")
 
 
-def gather(folder: Path) -> Sweep:
-    """Read the finished seeds. Raises ConfigError when there is none."""
-    runs = [p.parent for p in sorted(folder.glob("seed-*/report.json"))]
+def gather(folders: Sequence[Path]) -> Sweep:
+    """Compare runs and sweeps: what differs in its seed is averaged, what differs in its name stands side by side.
+
+    Arms are named run/arm where the runs have several names; only seeds that all of them have are used.
+    Raises ConfigError where nothing can be compared.
+    """
+    runs = [r for f in folders for r in ([f] if (f / "config.yaml").is_file() else sorted(p.parent for p in f.glob("seed-*/report.json")))]
     if not runs:
-        raise ConfigError(f"sweep: {folder} holds no finished seed")
-    reports = [collect(r) for r in runs]
-    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
+        raise ConfigError(f"report: {', '.join(map(str, folders))} holds no finished run; give run folders, or the folder of a sweep")
+    by_seed: dict[int, list[Report]] = {}
+    for report in map(collect, runs):
+        by_seed.setdefault(report.seed, []).append(report)
+    names = {r.name for found in by_seed.values() for r in found}
+    whole = {seed: found for seed, found in sorted(by_seed.items()) if sorted(r.name for r in found) == sorted(names)}
+    if not whole:
+        raise ConfigError(f"report: no seed was run once under each of the names {sorted(names)}; their seeds are {sorted(by_seed)}")
+    reports = [merged(found) for found in whole.values()]
+    if len({tuple(a.name for a in r.arms) for r in reports}) > 1:
+        raise ConfigError("report: seeds of one name have different arms; give runs of one recipe, or give each recipe its own name")
     focuses = [r.focus for r in reports if r.focus]
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
     table = _Table(reports, focus)
-    arms = _arms(table, config)
+    arms = _arms(table)
     differences, equal = _differences(table), _equal_kl(table, arms)
     return Sweep(
-        name=config["name"],
-        seeds=tuple(r.seed for r in reports),
+        name=" + ".join(sorted(names)),
+        seeds=tuple(whole),
         focus=focus,
         headline=_headline(table, differences, equal),
         arms=arms,
@@ -194,8 +206,25 @@ def gather(folder: Path) -> Sweep:
     )
 
 
-def _arms(table: _Table, config: dict[str, object]) -> tuple[ArmOverSeeds, ...]:
-    specs = {a["name"]: a["objective"] for a in config["arms"]}  # type: ignore[attr-defined]
+def merged(reports: Sequence[Report]) -> Report:
+    """Runs of one seed as one run that has all their arms."""
+    if len(reports) == 1:
+        return reports[0]
+
+    def named(report: Report, arm: str) -> str:
+        return f"{report.name}/{arm}"
+
+    return reports[0].model_copy(
+        update={
+            "arms": tuple(a.model_copy(update={"name": named(r, a.name)}) for r in reports for a in r.arms),
+            "downstream": tuple(d.model_copy(update={"arm": named(r, d.arm)}) for r in reports for d in r.downstream),
+            "robustness": tuple(x.model_copy(update={"arm": named(r, x.arm)}) for r in reports for x in r.robustness),
+            "tasks": tuple(t for t in reports[0].tasks if all(t in r.tasks for r in reports)),
+        }
+    )
+
+
+def _arms(table: _Table) -> tuple[ArmOverSeeds, ...]:
     focus, trained = table.focus, set(table.reports[0].tasks)
     measured = {t.task for t in table.reports[0].arms[0].evaluation.rewards}
     others, untrained = sorted(trained - {focus}), sorted(measured - trained)
@@ -213,12 +242,11 @@ def _arms(table: _Table, config: dict[str, object]) -> tuple[ArmOverSeeds, ...]:
     score = intervals(lambda f: lambda r, i: _mean(_end(r, i, f), untrained))
     found = []
     for i, name in enumerate(table.arms):
-        objective, arm = specs[name], table.reports[0].arms[i]
-        given = objective["method"] == "frpo" and objective["rho"] is None
+        arm = table.reports[0].arms[i]
         found.append(
             ArmOverSeeds(
-                arm=name, family=arm.family, settings=arm.settings, beta=float(objective["beta"]),
-                lam=float(objective["lam"]) if given else None, num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
+                arm=name, family=arm.family, settings=arm.settings, beta=arm.beta,
+                lam=arm.lam, num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
                 seconds=float(np.mean([r.arms[i].summary.seconds for r in table.reports])),
                 kl=table.interval(kl[i]), before=table.interval(before[i]), others=table.interval(other[i]) if others else None,
                 kept=kept[i], others_kept=others_kept[i] if others else {}, score=score[i] if untrained else {},
@@ -339,6 +367,8 @@ def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[
     words.append(
         f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by both."
     )
+    if len(table.reports) == 1:
+        words.append("This is one seed, and one seed proves nothing: these intervals are over prompts alone.")
     return tuple(words)
 
 

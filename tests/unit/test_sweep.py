@@ -46,11 +46,14 @@ LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
 
-def made_up(folder: Path, seed: int, lead: float) -> None:
+def made_up(folder: Path, seed: int, lead: float, name: str = "testbed") -> None:
     """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.15)
-    config = load(TESTBED, (ARMS, f"seed={seed}", "downstream=[{name: d, data: [{path: x.jsonl, task: t, completion: c}], num_steps: 1}]"))
+    config = load(
+        TESTBED,
+        (ARMS, f"name={name}", f"seed={seed}", "downstream=[{name: d, data: [{path: x.jsonl, task: t, completion: c}], num_steps: 1}]"),
+    )
     run = folder / f"seed-{seed:03d}"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump(config))
@@ -89,7 +92,7 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
     for name, lead in (("lead", LEAD), ("none", 0.0)):
         for seed in range(8):
             made_up(tmp_path / name, seed, lead)
-        found = gather(tmp_path / name)
+        found = gather([tmp_path / name])
         assert found.seeds == tuple(range(8))
         assert found.focus == "harmful"
         assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + ["FRPO λ 0.5, reverse"] * 3
@@ -103,12 +106,31 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         assert frpo.kept.mean == pytest.approx(0.05 + lead, abs=0.02)
         assert frpo.kept.hi - frpo.kept.lo < 0.05  # paired: the noise that arms share is gone
         assert found.arms[0].kept["d"].hi - found.arms[0].kept["d"].lo > 0.1
-    page = build_sweep(tmp_path / "none").read_text()
+    page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
     assert "0 show more, 0 less, and in 3 the interval, corrected for their number, contains 0." in page
     assert page.count("<svg") == 1
     assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no finished seed"):
-        gather(tmp_path)
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        gather([tmp_path])
+
+
+def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    for seed in range(4):
+        made_up(tmp_path / "a", seed, 0.0)
+    for seed in range(1, 6):
+        made_up(tmp_path / "b", seed, LEAD, name="other")
+    found = gather([tmp_path / "a", tmp_path / "b"])
+    assert (found.name, found.seeds) == ("other + testbed", (1, 2, 3))
+    assert [a.arm for a in found.arms[::3]] == ["testbed/grpo-0.1", "testbed/frpo-0.1", "other/grpo-0.1", "other/frpo-0.1"]
+    gap = next(d for d in found.differences if d.a == "other/grpo-0.1")
+    assert (gap.b, gap.num_seeds) == ("testbed/grpo-0.1", 3)
+    assert gap.kept.mean == pytest.approx(0.0, abs=0.02)
+    assert next(d for d in found.differences if d.a == "other/frpo-0.1").kept.mean == pytest.approx(0.05 + LEAD, abs=0.02)
+    one = gather([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
+    assert one.seeds == (1,)
+    assert "one seed proves nothing" in one.headline[-1]
+    with pytest.raises(ConfigError, match=r"no seed was run once under each of the names \['other', 'testbed'\]"):
+        gather([tmp_path / "a" / "seed-000", tmp_path / "b" / "seed-005"])
