@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from frpo.batching import BatchStats, flatten, make_batch
@@ -58,7 +58,7 @@ def train(
     partners.publisher.publish(start)
     step = start
     while not finished(steering, arm.learner, step):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         prompts = partners.prompts.take(step)
         collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
@@ -71,7 +71,7 @@ def train(
         partners.publisher.publish(step + 1)
         done = time.perf_counter()
         times = (collected.drawn_at - began, scored_at - collected.drawn_at, updated_at - scored_at, done - updated_at, done - began)
-        metrics = describe(step + 1, collected, stats, update, times)
+        metrics = replace(describe(step + 1, collected, stats, update, times), driver_s=time.process_time() - cpu)
         if metrics.mismatch_kl > config.rollout.max_mismatch_kl:
             raise RunStopped(
                 f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "

@@ -233,3 +233,5 @@ class StepMetrics:
     """Mean of each reward part over the completions that have it."""
     reward_tasks: Mapping[str, float]
     """Mean reward of each task in the batch."""
+    driver_s: float = 0.0
+    """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but in part."""

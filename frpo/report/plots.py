@@ -233,6 +233,9 @@ def over_lam(found: Sweep) -> str:
                     linewidth=1.4, label=label,
                 )  # fmt: skip
             axes.set(title=title, xlabel="λ, reward units", xscale="log")
+            lams = sorted({a.lam for arms in lines.values() for a in arms if a.lam is not None})
+            axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
+            axes.minorticks_off()
         figure.tight_layout()
         _legend(grid[0][0])
         return _svg(figure, "What lambda buys and costs")

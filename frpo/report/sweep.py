@@ -354,9 +354,9 @@ def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[
     words = []
     if rows:
         leads, losses = (sum(sign * r.corrected.lo > 0 and sign * r.corrected.hi > 0 for r in rows) for sign in (1, -1))
-        where = "At equal KL to the reference" if equal else "Whatever their KL to the reference"
+        where = "at equal KL to the reference" if equal else "whatever their KL to the reference"
         words.append(
-            f"{where}, {rows[0].b} is the base of {len(rows)} comparisons of kept reward: {leads} show more, {losses} less, and in "
+            f"Against {rows[0].b}, {where}: of {len(rows)} comparisons of kept reward, {leads} show more and {losses} less; in "
             f"{len(rows) - leads - losses} the interval, corrected for their number, contains 0."
         )
     for pair in dict.fromkeys(r.a for r in rows):
