@@ -27,7 +27,12 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     check_head_dim(config)
     for i, reward in enumerate(config.rewards):
         if isinstance(reward, FunctionReward):
-            load_function(reward.function, f"rewards.{i}.function")
+            function = load_function(reward.function, f"rewards.{i}.function")
+            if check := getattr(function, "check", None):  # what a reward function itself needs
+                try:
+                    check(reward.arguments)
+                except ConfigError as error:
+                    raise ConfigError(f"rewards.{i}.{error}") from None
         else:
             check_model(f"rewards.{i}.path", reward.path)
     sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
