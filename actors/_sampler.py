@@ -29,7 +29,7 @@ def environment(config: Config) -> dict[str, str]:
         env |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would pin every engine to the same core
             "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(config.rollout.num_threads),
         }
     if Path(config.model.path).is_dir():
         env["HF_HUB_OFFLINE"] = "1"

@@ -24,7 +24,6 @@ class FrozenPolicies:
         self.loaded: dict[str, Any] = {}
 
     def _scorer(self, policy: str) -> Any:
-        import torch
 
         from actors._dist import device
         from actors._engine import load_policy
@@ -35,7 +34,6 @@ class FrozenPolicies:
         else:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
-            torch.set_num_threads(1 if device().type == "cpu" else torch.get_num_threads())
             self.loaded[policy] = Scorer(load_policy(Path(policy), self.model)).to(device()).eval()
         return self.loaded[policy]
 

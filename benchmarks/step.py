@@ -84,7 +84,7 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     from frpo.batching import flatten
     from frpo.logprobs import micro_batches, pad
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.learner.num_threads)
     model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     if config.model.lora:
         from peft import LoraConfig, get_peft_model

@@ -17,6 +17,8 @@ class Workers(Section):
     """CPUs that Ray reserves for each; a share lets actors that never run at once stand on one core."""
     num_gpus: NotNegative = 0.0
     """GPUs, or a share of one, for each."""
+    num_threads: Positive = 1
+    """CPU threads of each: more pay off from about 100 million weights on, where roles take turns on the cores."""
 
 
 class RolloutConfig(Workers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypa
         log.begin("rlhf/arm", 2)
         log.step("rlhf/arm", metrics(1, reward=0.25))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    history = file.read_bytes()  # protobuf records, strings as they are
-    assert b"rlhf/arm/reward" in history
-    assert b"0.25" in history
+    deadline = time.monotonic() + 30  # its writer is a process of its own, which a busy machine makes late
+    while not (b"rlhf/arm/reward" in (history := file.read_bytes()) and b"0.25" in history):  # protobuf, strings as they are
+        assert time.monotonic() < deadline, "the numbers did not reach the file"
+        time.sleep(0.2)
