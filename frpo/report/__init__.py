@@ -25,11 +25,12 @@ def build(folder: Path) -> Path:
 
 
 def build_sweep(folders: Sequence[Path], out: Path) -> Path:
-    """Write sweep.json and sweep.html of the finished runs in `folders` (runs or sweeps); returns the page.
+    """Write sweep.json, sweep.html and trade_off.png of the finished runs in `folders` (runs or sweeps); returns the page.
 
     Raises ConfigError when none is finished, or they can't be compared.
     """
     from frpo.report.page import render_sweep
+    from frpo.report.plots import pictures
     from frpo.report.sweep import Sweep, gather
 
     found = gather(folders)
@@ -37,4 +38,5 @@ def build_sweep(folders: Sequence[Path], out: Path) -> Path:
     (out / "sweep.json").write_text(found.model_dump_json(indent=1))
     read_back = Sweep.model_validate_json((out / "sweep.json").read_text())
     (out / "sweep.html").write_text(render_sweep(read_back))
+    pictures(read_back, out)
     return out / "sweep.html"

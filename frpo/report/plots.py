@@ -45,13 +45,20 @@ STYLE: Any = {
     "lines.linewidth": 2,
     "savefig.transparent": True,
 }
-NUM_COLOURS = 8
+PAPER: Any = STYLE | {
+    "text.color": "black", "axes.labelcolor": "black", "xtick.color": "black", "ytick.color": "black", "axes.edgecolor": "0.8",
+    "grid.color": "0.9", "savefig.transparent": False,
+}  # fmt: skip
+"""For pictures that stand alone."""
+PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
+NUM_COLOURS = len(PALETTE)
 MARKERS = "osD^vPX*"
 
 
 def colour(index: int) -> str:
-    """Placeholder of the CSS variable of an arm."""
-    return f"#0a0b{index % NUM_COLOURS:02x}"
+    """Of an arm: on a page the placeholder of its CSS variable, on paper the colour itself."""
+    number = index % NUM_COLOURS
+    return f"#0a0b{number:02x}" if plt.rcParams["text.color"] == INK else PALETTE[number]
 
 
 def _svg(figure: Figure, title: str) -> str:
@@ -61,7 +68,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     for i in range(NUM_COLOURS):
-        text = text.replace(colour(i), f"var(--arm-{i})")
+        text = text.replace(f"#0a0b{i:02x}", f"var(--arm-{i})")
     text = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
         rf'<svg viewBox="\1" role="img" aria-label="{title}" xmlns:xlink="http://www.w3.org/1999/xlink">',
@@ -167,13 +174,12 @@ def certificate(report: Report) -> str:
 
 def certificates(found: Sequence[Certificate], file: Path) -> None:
     """A picture of certificates without a run: certified and plug-in, a task a panel."""
-    with plt.rc_context({**STYLE, "text.color": "black", "axes.labelcolor": "black", "xtick.color": "black", "ytick.color": "black",
-                         "axes.edgecolor": "0.8", "grid.color": "0.9", "savefig.transparent": False}):  # fmt: skip
+    with plt.rc_context(PAPER):
         figure, grid = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
         for axes, c in zip(grid[0], found, strict=True):
-            axes.plot(c.radii, c.plug_in, color="#2563c9", linewidth=1.2, linestyle="--", label="plug-in estimate")
-            axes.fill_between(c.radii, c.lo, c.hi, color="#2563c9", alpha=0.15, linewidth=0)
-            axes.plot(c.radii, c.certified, color="#2563c9", label=f"certified, {c.confidence:.0%}")
+            axes.plot(c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate")
+            axes.fill_between(c.radii, c.lo, c.hi, color=colour(0), alpha=0.15, linewidth=0)
+            axes.plot(c.radii, c.certified, color=colour(0), label=f"certified, {c.confidence:.0%}")
             axes.set(
                 title=f"{c.task}: {len(c.rewards)} prompts x {len(c.rewards[0])}", xlabel="KL radius, nats per completion", ylabel="reward"
             )
@@ -185,26 +191,39 @@ def certificates(found: Sequence[Certificate], file: Path) -> None:
 
 def trade_off(found: Sweep) -> str:
     """Kept reward over KL to the reference, a family of arms a line, a downstream fine-tune a panel."""
-    finetunes = list(found.arms[0].kept)
-    if not finetunes:
+    if not found.arms[0].kept:
         return ""
-    families = list(dict.fromkeys(a.family for a in found.arms))
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(finetunes), figsize=(4.6 * len(finetunes), 3.6), squeeze=False, sharey=True)
-        for axes, finetune in zip(grid[0], finetunes, strict=True):
-            for i, family in enumerate(families):
-                arms = sorted((a for a in found.arms if a.family == family), key=lambda a: a.kl.mean)
-                x, y = [a.kl for a in arms], [a.kept[finetune] for a in arms]
-                axes.errorbar(
-                    [v.mean for v in x], [v.mean for v in y],
-                    xerr=[[v.mean - v.lo for v in x], [v.hi - v.mean for v in x]], yerr=[[v.mean - v.lo for v in y], [v.hi - v.mean for v in y]],
-                    color=colour(i), marker=MARKERS[i % 8], markersize=6, elinewidth=0.8, linewidth=1.4, label=family,
-                )  # fmt: skip
-            axes.set(title=f"after {finetune}", xlabel="KL to the reference, nats per completion")
-        grid[0][0].set_ylabel(f"kept reward, {found.focus} prompts")
-        figure.tight_layout()
-        _legend(grid[0][0])
-        return _svg(figure, "Kept reward over KL")
+        return _svg(_trade_off(found), "Kept reward over KL")
+
+
+def pictures(found: Sweep, folder: Path) -> None:
+    """The same as PNG: trade_off.png."""
+    if found.arms[0].kept:
+        with plt.rc_context(PAPER):
+            figure = _trade_off(found)
+            figure.savefig(folder / "trade_off.png", dpi=130, bbox_inches="tight")
+            plt.close(figure)
+
+
+def _trade_off(found: Sweep) -> Figure:
+    finetunes = list(found.arms[0].kept)
+    families = list(dict.fromkeys(a.family for a in found.arms))
+    figure, grid = plt.subplots(1, len(finetunes), figsize=(4.6 * len(finetunes), 3.6), squeeze=False, sharey=True)
+    for axes, finetune in zip(grid[0], finetunes, strict=True):
+        for i, family in enumerate(families):
+            arms = sorted((a for a in found.arms if a.family == family), key=lambda a: a.kl.mean)
+            x, y = [a.kl for a in arms], [a.kept[finetune] for a in arms]
+            axes.errorbar(
+                [v.mean for v in x], [v.mean for v in y],
+                xerr=[[v.mean - v.lo for v in x], [v.hi - v.mean for v in x]], yerr=[[v.mean - v.lo for v in y], [v.hi - v.mean for v in y]],
+                color=colour(i), marker=MARKERS[i % 8], markersize=6, elinewidth=0.8, linewidth=1.4, label=family,
+            )  # fmt: skip
+        axes.set(title=f"after {finetune}", xlabel="KL to the reference, nats per completion")
+    grid[0][0].set_ylabel(f"kept reward, {found.focus} prompts")
+    figure.tight_layout()
+    _legend(grid[0][0])
+    return figure
 
 
 def over_lam(found: Sweep) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,39 +76,42 @@ class ArmOverSeeds(Record):
     coverage: Coverage | None
 
 
-class Difference(Record):
-    """a - b, paired by seed, on the focus task."""
+class Comparison(Record):
+    """a - b, paired by seed and prompt; a positive difference is a lead of a."""
 
-    downstream: str
+    metric: str
+    """"kept after <fine-tune>": reward on the focus task; "other tasks": reward on the other trained tasks before any
+    fine-tune; "certified": within the radius nearest to 0.5 nats."""
     a: str
     b: str
+    matched_by: Literal["kl", "steps"]
+    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. steps: two arms as they
+    are, each at its own KL."""
+    at_kl: float | None
+    """Nats per completion, for those matched by it."""
+    kl_difference: Interval | None
+    """For those matched by steps."""
     num_seeds: int
-    kl: Interval
-    """Difference of the KL to the reference."""
-    kept: Interval
-    corrected: Interval
-    """The same at the confidence that holds for all comparisons of the table at once (Bonferroni)."""
+    difference: float
+    lo: float
+    hi: float
+    corrected_lo: float
+    """At the confidence that holds for all comparisons of this kind at once (Bonferroni)."""
+    corrected_hi: float
 
-
-class AtEqualKl(Record):
-    """Two families compared on their curves of kept reward over KL, which the weight of the penalty draws."""
-
-    downstream: str
-    a: str
-    b: str
-    kl: float
-    kept: Interval
-    corrected: Interval
+    @property
+    def verdict(self) -> int:
+        """1: a has more; -1: less; 0: the corrected interval contains 0."""
+        return (self.corrected_lo > 0) - (self.corrected_hi < 0)
 
 
 class Sweep(Record):
-    name: str
+    study: str
     seeds: tuple[int, ...]
     focus: str
     headline: tuple[str, ...]
     arms: tuple[ArmOverSeeds, ...]
-    differences: tuple[Difference, ...]
-    equal_kl: tuple[AtEqualKl, ...]
+    comparisons: tuple[Comparison, ...]
 
 
 Value = Callable[[Report, int], float | Sequence[float]]
@@ -194,16 +199,9 @@ def gather(folders: Sequence[Path]) -> Sweep:
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
     table = _Table(reports, focus)
     arms = _arms(table)
-    differences, equal = _differences(table), _equal_kl(table, arms)
-    return Sweep(
-        name=" + ".join(sorted(names)),
-        seeds=tuple(whole),
-        focus=focus,
-        headline=_headline(table, differences, equal),
-        arms=arms,
-        differences=differences,
-        equal_kl=equal,
-    )
+    comparisons = (*_at_equal_kl(table, arms), *_arm_by_arm(table))
+    headline = _headline(table, comparisons)
+    return Sweep(study=" + ".join(sorted(names)), seeds=tuple(whole), focus=focus, headline=headline, arms=arms, comparisons=comparisons)
 
 
 def merged(reports: Sequence[Report]) -> Report:
@@ -292,28 +290,64 @@ def _coverage(table: _Table, arm: str) -> Coverage | None:
     )
 
 
-def _differences(table: _Table) -> tuple[Difference, ...]:
-    """Every later arm against the first."""
-    kl = table.of(_kl)
-    corrected = 1 - (1 - CONFIDENCE) / max(1, (len(table.arms) - 1) * len(table.finetunes))
+@dataclass(frozen=True)
+class _Gap:
+    """A comparison before its interval is known."""
+
+    metric: str
+    a: str
+    b: str
+    draws: Doubles
+    at_kl: float | None = None
+    kl_difference: Interval | None = None
+
+    @property
+    def kind(self) -> str:
+        """Gaps of one kind are corrected together."""
+        return self.metric.partition(" after ")[0]
+
+
+def _comparisons(table: _Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
     found = []
-    for finetune in table.finetunes:
-        kept = table.of(_kept(finetune, table.focus))
-        for i in range(1, len(table.arms)):
-            gap = kept[i] - kept[0]
-            found.append(
-                Difference(
-                    downstream=finetune, a=table.arms[i], b=table.arms[0], num_seeds=len(table.reports), kl=table.interval(kl[i] - kl[0]),
-                    kept=table.interval(gap), corrected=table.interval(gap, corrected),
-                )
-            )  # fmt: skip
+    for g in gaps:
+        sure = interval_of(g.draws, CONFIDENCE)
+        corrected = interval_of(g.draws, 1 - (1 - CONFIDENCE) / sum(other.kind == g.kind for other in gaps))
+        found.append(
+            Comparison(
+                metric=g.metric, a=g.a, b=g.b, matched_by="steps" if g.at_kl is None else "kl", at_kl=g.at_kl, kl_difference=g.kl_difference,
+                num_seeds=len(table.reports), difference=sure.mean, lo=sure.lo, hi=sure.hi, corrected_lo=corrected.lo, corrected_hi=corrected.hi,
+            )
+        )  # fmt: skip
     return tuple(found)
 
 
-def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, ...]:
+def _metrics(table: _Table) -> dict[str, Doubles]:
+    """What is compared, [arms, seeds, prompts]."""
+    others = [t for t in table.reports[0].tasks if t != table.focus]
+    found = {f"kept after {f}": table.of(_kept(f, table.focus)) for f in table.finetunes}
+    found |= {"other tasks": table.of(lambda r, i: _mean(r.arms[i].evaluation, others))} if others else {}
+    certified = table.of(_certified_at(table.focus))
+    return found | ({"certified": certified} if np.isfinite(certified).all() else {})
+
+
+def _arm_by_arm(table: _Table) -> tuple[Comparison, ...]:
+    """Every later arm against the first, whatever their KL."""
+    kl = table.of(_kl)
+    apart = [table.interval(kl[i] - kl[0]) for i in range(len(table.arms))]
+    return _comparisons(
+        table,
+        [
+            _Gap(metric, table.arms[i], table.arms[0], table.draws(values[i] - values[0]), kl_difference=apart[i])
+            for metric, values in _metrics(table).items()
+            for i in range(1, len(table.arms))
+        ],
+    )
+
+
+def _at_equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[Comparison, ...]:
     """Every family of at least two weights against the first such family, where their mean curves overlap in KL.
 
-    A curve is linear between the mean points (KL, kept reward) of its arms; each bootstrap draw draws both anew.
+    A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
     """
     families: dict[str, list[int]] = {}
     for i, arm in enumerate(arms):
@@ -323,58 +357,53 @@ def _equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[AtEqualKl, .
         return ()
     kl = table.draws(table.of(_kl))
     first, *rest = curves
-    comparisons = (len(curves) - 1) * NUM_KLS * len(table.finetunes)
-    confidence = 1 - (1 - CONFIDENCE) / max(1, comparisons)
-    found = []
-    for finetune in table.finetunes:
-        kept = table.draws(table.of(_kept(finetune, table.focus)))
+    gaps = []
+    for metric, values in _metrics(table).items():
+        drawn = table.draws(values)
         for other in rest:
             spans = [(kl[curves[f], 0].min(), kl[curves[f], 0].max()) for f in (first, other)]
             low, high = max(s[0] for s in spans), min(s[1] for s in spans)
             if low >= high:
                 continue
             for at in np.linspace(low, high, NUM_KLS + 2)[1:-1]:
-                gaps = _at(kl, kept, curves[other], at) - _at(kl, kept, curves[first], at)
-                sure, corrected = interval_of(gaps, CONFIDENCE), interval_of(gaps, confidence)
-                found.append(AtEqualKl(downstream=finetune, a=other, b=first, kl=float(at), kept=sure, corrected=corrected))
-    return tuple(found)
+                gap = _at(kl, drawn, curves[other], at) - _at(kl, drawn, curves[first], at)
+                gaps.append(_Gap(metric, other, first, gap, at_kl=float(at)))
+    return _comparisons(table, gaps)
 
 
-def _at(kl: Doubles, kept: Doubles, arms: list[int], where: float) -> Doubles:
-    """Kept reward at one KL on the curve of each draw; kl, kept [arms, draws]."""
+def _at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
+    """Value at one KL on the curve of each draw; kl, values [arms, draws]."""
     order = kl[arms].argsort(axis=0)
-    x, y = np.take_along_axis(kl[arms], order, 0), np.take_along_axis(kept[arms], order, 0)
+    x, y = np.take_along_axis(kl[arms], order, 0), np.take_along_axis(values[arms], order, 0)
     return np.array([np.interp(where, x[:, d], y[:, d]) for d in range(x.shape[1])])
 
 
-def _headline(table: _Table, differences: Sequence[Difference], equal: Sequence[AtEqualKl]) -> tuple[str, ...]:
+def _headline(table: _Table, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that cost most."""
+    kept = [c for c in comparisons if c.metric.startswith("kept ")]
+    rows = [c for c in kept if c.matched_by == "kl"] or kept
     harshest = min(table.finetunes, key=lambda f: float(table.of(_kept(f, table.focus)).mean()), default=None)
-    rows: Sequence[AtEqualKl | Difference] = equal or differences
     words = []
     if rows:
-        leads, losses = (sum(sign * r.corrected.lo > 0 and sign * r.corrected.hi > 0 for r in rows) for sign in (1, -1))
-        where = "at equal KL to the reference" if equal else "whatever their KL to the reference"
+        where = "at equal KL to the reference" if rows[0].matched_by == "kl" else "whatever their KL to the reference"
+        more, less, open_ = (sum(r.verdict == v for r in rows) for v in (1, -1, 0))
         words.append(
-            f"Against {rows[0].b}, {where}: of {len(rows)} comparisons of kept reward, {leads} show more and {losses} less; in "
-            f"{len(rows) - leads - losses} the interval, corrected for their number, contains 0."
+            f"Against {rows[0].b}, {where}: of {len(rows)} comparisons of kept reward, {more} show more and {less} less; in {open_} the "
+            "interval, corrected for their number, contains 0."
         )
     for pair in dict.fromkeys(r.a for r in rows):
-        mine = [r for r in rows if (r.a, r.downstream) == (pair, harshest)]
-        said = "; ".join(f"{r.kept.mean:+.3f} [{r.kept.lo:+.3f}, {r.kept.hi:+.3f}] at KL {_where(r)}{_verdict(r.corrected)}" for r in mine)
+        mine = [r for r in rows if (r.a, r.metric) == (pair, f"kept after {harshest}")]
+        said = "; ".join(f"{r.difference:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}] at KL {_where(r)}{'*' * abs(r.verdict)}" for r in mine)
         if said:
             words.append(f"{pair}, after {harshest}: {said}.")
     words.append(
-        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by both."
+        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by "
+        "both; * where the corrected interval leaves 0 out."
     )
     if len(table.reports) == 1:
         words.append("This is one seed, and one seed proves nothing: these intervals are over prompts alone.")
     return tuple(words)
 
 
-def _where(row: AtEqualKl | Difference) -> str:
-    return f"{row.kl:.2f}" if isinstance(row, AtEqualKl) else f"{row.kl.mean:+.2f}"
-
-
-def _verdict(corrected: Interval) -> str:
-    return "" if corrected.contains_zero else " (0 is outside the corrected interval too)"
+def _where(row: Comparison) -> str:
+    return f"{row.at_kl:.2f}" if row.at_kl is not None else f"{row.kl_difference.mean if row.kl_difference else 0:+.2f} nats away"

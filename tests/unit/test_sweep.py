@@ -96,15 +96,18 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         assert found.seeds == tuple(range(8))
         assert found.focus == "harmful"
         assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + ["FRPO λ 0.5, reverse"] * 3
-        assert len(found.equal_kl) == 3
-        for e in found.equal_kl:
-            assert e.kept.mean == pytest.approx(lead, abs=0.02)  # though FRPO's arms all moved 0.1 nats further
-            assert e.corrected.lo <= e.kept.lo <= e.kept.mean <= e.kept.hi <= e.corrected.hi
-            assert e.corrected.contains_zero == (lead == 0)
-        frpo = next(d for d in found.differences if d.a == "frpo-0.1")
-        assert frpo.kl.mean == pytest.approx(0.1)
-        assert frpo.kept.mean == pytest.approx(0.05 + lead, abs=0.02)
-        assert frpo.kept.hi - frpo.kept.lo < 0.05  # paired: the noise that arms share is gone
+        equal = [c for c in found.comparisons if c.matched_by == "kl" and c.metric == "kept after d"]
+        assert len(equal) == 3
+        for e in equal:
+            assert e.difference == pytest.approx(lead, abs=0.02)  # though FRPO's arms all moved 0.1 nats further
+            assert e.corrected_lo <= e.lo <= e.difference <= e.hi <= e.corrected_hi
+            assert e.verdict == (lead > 0)
+        assert {c.difference for c in found.comparisons if c.metric == "other tasks"} == {0.0}
+        frpo = next(c for c in found.comparisons if (c.matched_by, c.a, c.metric) == ("steps", "frpo-0.1", "kept after d"))
+        assert frpo.kl_difference is not None
+        assert frpo.kl_difference.mean == pytest.approx(0.1)
+        assert frpo.difference == pytest.approx(0.05 + lead, abs=0.02)
+        assert frpo.hi - frpo.lo < 0.05  # paired: the noise that arms share is gone
         assert found.arms[0].kept["d"].hi - found.arms[0].kept["d"].lo > 0.1
     page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
     assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
@@ -123,12 +126,12 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
     for seed in range(1, 6):
         made_up(tmp_path / "b", seed, LEAD, name="other")
     found = gather([tmp_path / "a", tmp_path / "b"])
-    assert (found.name, found.seeds) == ("other + testbed", (1, 2, 3))
+    assert (found.study, found.seeds) == ("other + testbed", (1, 2, 3))
     assert [a.arm for a in found.arms[::3]] == ["testbed/grpo-0.1", "testbed/frpo-0.1", "other/grpo-0.1", "other/frpo-0.1"]
-    gap = next(d for d in found.differences if d.a == "other/grpo-0.1")
-    assert (gap.b, gap.num_seeds) == ("testbed/grpo-0.1", 3)
-    assert gap.kept.mean == pytest.approx(0.0, abs=0.02)
-    assert next(d for d in found.differences if d.a == "other/frpo-0.1").kept.mean == pytest.approx(0.05 + LEAD, abs=0.02)
+    gaps = {c.a: c for c in found.comparisons if (c.matched_by, c.metric) == ("steps", "kept after d")}
+    assert (gaps["other/grpo-0.1"].b, gaps["other/grpo-0.1"].num_seeds) == ("testbed/grpo-0.1", 3)
+    assert gaps["other/grpo-0.1"].difference == pytest.approx(0.0, abs=0.02)
+    assert gaps["other/frpo-0.1"].difference == pytest.approx(0.05 + LEAD, abs=0.02)
     one = gather([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
     assert one.seeds == (1,)
     assert "one seed proves nothing" in one.headline[-1]
