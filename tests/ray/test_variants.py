@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from frpo import testbed
 from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.ray import runs
+from tests.unit.test_harness import TASK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,21 +47,36 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
     assert abs(start.mean) < 1e-3  # the merged adapter is the arm's policy
 
 
-def test_radius_mode_certificate_attack_and_rl_downstream(tmp_path: Path) -> None:
-    """A run stopped nowhere: what each stage leaves, and that the attack lowers the reward where it was told to go."""
+GREEDY = "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 7}\nmetric_list: [{metric: exact_match}]\n"
+
+
+def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: Path) -> None:
+    """A run stopped nowhere: what each stage leaves, that the attack lowers the reward where it was told to go, and that
+    lm-evaluation-harness finds what the run's own evaluation finds."""
     folder = tmp_path / "run"
+    rows = [{"prompt": i.prompt, "answer": i.answer[0]} for i in testbed.harmless() if i.heldout]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(TASK % (tmp_path / "rows.jsonl") + GREEDY)
     settings = (
         "base.num_steps=300", "rollout.prompts_per_step=12", "learner.num_steps=30", "evaluate.completions_per_prompt=8",
         "arms=[{name: radius, objective: {rho: 0.3, target_kl: 0.5, beta: 0.3, penalty: reverse}}]",
         "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 6}, marks: [3]}]",
         "certify={completions_per_prompt: 32, radii: [0.1, 0.5, 1.0]}", "attack={radii: [1.0], num_steps: 40}",
+        f"harness={{tasks: [{tmp_path / 'task.yaml'}], max_tokens: 17}}",
     )  # fmt: skip
     runs.run(folder, *runs.SHORT, *settings, timeout_s=800)
     results = {p.parent.relative_to(folder).as_posix(): StageResult.model_validate_json(p.read_text()) for p in folder.glob("**/done.json")}
-    assert sorted(results) == ["attack/radius/1", "base", "certify/radius", "downstream/radius/more", "rlhf/radius"]
-    rows = read_steps(folder, "rlhf/radius")
-    assert all(r.lam and r.radius is not None and r.effective_samples for r in rows)
-    assert len({r.beta for r in rows}) == 30
+    assert sorted(results) == [
+        "attack/radius/1", "base", "certify/radius", "downstream/radius/more", "harness/base", "harness/radius", "harness/radius/more", "rlhf/radius",
+    ]  # fmt: skip
+    greedy = {name: r.scores[0].value for name, r in results.items() if name.startswith("harness/")}
+    sampled = next(t.reward.mean for t in results["rlhf/radius"].evaluations[0].rewards if t.task == "harmless")
+    assert all(r.scores[0].num_examples == len(rows) for name, r in results.items() if name.startswith("harness/"))
+    assert 0.5 < greedy["harness/base"] < greedy["harness/radius"] + 0.1
+    assert sampled < greedy["harness/radius"] + 0.05  # the mode answers at least as often as a draw
+    steps = read_steps(folder, "rlhf/radius")
+    assert all(r.lam and r.radius is not None and r.effective_samples for r in steps)
+    assert len({r.beta for r in steps}) == 30
     assert {c.task for c in results["certify/radius"].certificates} == {"harmful", "harmless"}
     assert all(len(c.rewards[0]) == 32 and c.radius == 0.3 for c in results["certify/radius"].certificates)
     assert [e.step for e in results["downstream/radius/more"].evaluations] == [0, 3, 6]
@@ -67,4 +85,6 @@ def test_radius_mode_certificate_attack_and_rl_downstream(tmp_path: Path) -> Non
     assert all(t.reward.mean < before[t.task] - 0.1 for t in after.rewards if t.task in ("harmful", "harmless"))
     assert after.kl_policy is not None
     assert 0.4 < after.kl_policy.mean < 2.0
-    assert "Certified reward on" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Certified reward on" in page
+    assert "By lm-evaluation-harness" in page
