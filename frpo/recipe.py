@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from frpo.config import Config, ConfigError
+from frpo.config import Config, ConfigError, Section
+
+S = TypeVar("S", bound=Section)
 
 
 def _set(tree: dict[str, Any], assignment: str) -> None:
@@ -53,7 +55,12 @@ def checked() -> Iterator[None]:
 
 
 def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply `--set` assignments.
+    """Read a recipe and apply `--set` assignments. Raises as `read` does."""
+    return read(recipe, assignments, Config)
+
+
+def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
+    """Read a YAML file into a section and apply `--set` assignments.
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
@@ -68,7 +75,7 @@ def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
     for assignment in assignments:
         _set(tree, assignment)
     with checked():
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
 
 
 def _explain(error: Any) -> str:

@@ -38,12 +38,7 @@ class Scorer:
 
     def __init__(self, rewards: Sequence[RewardConfig]) -> None:
         self.rewards = tuple(rewards)
-        self.run: dict[str, FunctionScorer | ModelScorer] = {}
-        for i, reward in enumerate(rewards):
-            if isinstance(reward, FunctionReward):
-                self.run[reward.name] = FunctionScorer(reward, f"rewards.{i}.function")
-            else:
-                self.run[reward.name] = ModelScorer(reward)
+        self.run = {reward.name: scorer_of(reward, f"rewards.{i}.function") for i, reward in enumerate(rewards)}
 
     def load(self) -> None:
         """Load the reward models now; else each is loaded at its first call."""
@@ -55,22 +50,34 @@ class Scorer:
         """One Reward per item, in order."""
         parts: list[dict[str, Part]] = [{} for _ in items]
         for reward in self.rewards:
-            mine = [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
+            mine = routed(reward, items)
             if mine:
                 found = guarded(self.run[reward.name], [items[i] for i in mine], reward.name, reward.timeout_s)
                 for i, part in zip(mine, found, strict=True):
                     parts[i][reward.name] = part
-        return [self._total(item, p) for item, p in zip(items, parts, strict=True)]
+        return [total(self.rewards, item, p) for item, p in zip(items, parts, strict=True)]
 
-    def _total(self, item: Item, parts: Mapping[str, Part]) -> Reward:
-        values = {name: value for name, (value, _) in parts.items()}
-        errors = [f"{name}: {why}" for name, (value, why) in parts.items() if value is None]
-        if not parts:
-            errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
-        if errors:
-            return Reward(None, values, "; ".join(errors))
-        weights = {r.name: r.weight for r in self.rewards}
-        return Reward(sum(weights[name] * value for name, value in values.items() if value is not None), values)
+
+def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
+    """Positions of the items whose task the reward applies to."""
+    return [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
+
+
+def total(rewards: Sequence[RewardConfig], item: Item, parts: Mapping[str, Part]) -> Reward:
+    """The weighted sum of an item's parts; None when one of them failed, or none applies."""
+    values = {name: value for name, (value, _) in parts.items()}
+    errors = [f"{name}: {why}" for name, (value, why) in parts.items() if value is None]
+    if not parts:
+        errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
+    if errors:
+        return Reward(None, values, "; ".join(errors))
+    weights = {r.name: r.weight for r in rewards}
+    return Reward(sum(weights[name] * value for name, value in values.items() if value is not None), values)
+
+
+def scorer_of(reward: RewardConfig, field: str) -> FunctionScorer | ModelScorer:
+    """Raises ConfigError when a function does not resolve."""
+    return FunctionScorer(reward, field) if isinstance(reward, FunctionReward) else ModelScorer(reward)
 
 
 def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str, timeout_s: float) -> list[Part]:

@@ -1,0 +1,81 @@
+"""The reward service: which rewards are served, to whom, and within which limits."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from frpo.config.rewards import RewardConfig
+from frpo.config.section import NotNegative, Positive, PositiveFloat, Section
+
+
+class ReplicaConfig(Section):
+    min_replicas: Positive = 1
+    """Processes of each reward, always up."""
+    max_replicas: Positive = 1
+    """Most processes of each reward; Serve adds them as requests wait."""
+    num_cpus: NotNegative = 0.5
+    """CPUs that Ray reserves for each."""
+    num_gpus: NotNegative = 0.0
+    """GPUs, or a share of one, for each."""
+    num_threads: Positive = 1
+    """CPU threads of each."""
+    max_batch_requests: Positive = 64
+    """Requests that are scored together."""
+    batch_wait_s: NotNegative = 0.005
+    """How long the first request of a batch waits for others, seconds."""
+    max_queued_requests: Positive = 256
+    """Requests of one reward that may wait; more are answered 503 at once."""
+
+
+class LimitsConfig(Section):
+    max_body_mib: PositiveFloat = 8.0
+    """Largest request body; larger ones are answered 413."""
+    max_items: Positive = 1024
+    """Most completions in one request (422)."""
+    max_characters: Positive = 200_000
+    """Longest prompt and completion of one item together, characters (422)."""
+    max_items_in_flight: Positive = 16_384
+    """Completions being scored for all callers; beyond them requests are answered 429."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest wait for the scores of a request, seconds (504)."""
+
+
+class ServiceConfig(Section):
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """The rewards by name; a request that names none gets the weighted sum of those that apply to its task."""
+    host: str = "127.0.0.1"
+    """Address to bind. Anything but loopback needs a token."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port."""
+    token_env: str = "FRPO_SERVICE_TOKEN"
+    """Environment variable with the bearer token that callers must send; empty or unset asks for none."""
+    replicas: ReplicaConfig = ReplicaConfig()
+    """Processes behind each reward."""
+    limits: LimitsConfig = LimitsConfig()
+    """What one request may ask for."""
+
+    @property
+    def token(self) -> str | None:
+        return os.environ.get(self.token_env) or None
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServiceConfig:
+        names = [r.name for r in self.rewards]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"rewards: the name {twice[0]!r} stands twice; give each its own")
+        if self.replicas.max_replicas < self.replicas.min_replicas:
+            raise ValueError(f"replicas.max_replicas: {self.replicas.max_replicas} is below min_replicas {self.replicas.min_replicas}")
+        if not self.is_loopback and not self.token:
+            raise ValueError(f"host: {self.host} can be reached from outside; set a token in the environment variable {self.token_env}")
+        return self

@@ -1,0 +1,236 @@
+"""The reward service as a FastAPI application over any Backend. Limits, errors and formats are decided here, scores are not.
+
+Errors have a JSON body {"error": {"type", "message"}} that never repeats the request: 401 no or wrong token, 413 body too
+large, 422 not as the schema says, 429 too much at once from all callers, 503 overloaded or a reward that failed (for formats
+that have no null), 504 no scores in time. 429 and 503 carry Retry-After (RFC 9110, 10.2.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frpo.config.service import ServiceConfig
+from frpo.scoring import Item
+from frpo.service import wire
+from frpo.types import Reward
+
+log = logging.getLogger("frpo.service")
+OPEN_PATHS = ("/healthz", "/readyz")
+RETRY_AFTER_S = 1
+TYPES = {
+    400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "invalid",
+    429: "too_many", 500: "internal", 503: "unavailable", 504: "timeout",
+}  # fmt: skip
+
+
+class Overloaded(Exception):
+    """Too many requests wait for a reward."""
+
+
+class Unavailable(Exception):
+    """Whoever computes a reward is gone; asking again may help."""
+
+
+class Backend(Protocol):
+    async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
+        """One Reward per item, by the named rewards that apply to it. Raises Overloaded or Unavailable."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether every reward has a process that answers."""
+        ...
+
+
+def problem(status: int, message: str) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"error": {"type": TYPES.get(status, "error"), "message": message}}, status, headers)
+
+
+class Door:
+    """Token and body size, before anything is parsed."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int) -> None:
+        self.app, self.token, self.max_body = app, token, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {k.lower(): v for k, v in scope["headers"]}
+        if self.token and scope["path"] not in OPEN_PATHS and not self._known(headers.get(b"authorization", b"")):
+            await problem(401, "send the service's token: Authorization: Bearer <token>")(scope, receive, send)
+            return
+        too_large = problem(413, f"the body is larger than {self.max_body} bytes (limits.max_body_mib); send fewer items at once")
+        if headers.get(b"content-length", b"0").isdigit() and int(headers.get(b"content-length", b"0")) > self.max_body:
+            await too_large(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:  # read here: a body without a length must not grow without bound either
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > self.max_body:
+                await too_large(scope, receive, send)
+                return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, again, send)
+
+    def _known(self, header: bytes) -> bool:
+        scheme, _, value = header.partition(b" ")
+        assert self.token is not None
+        return scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), self.token.encode())
+
+
+class Desk:
+    """Checks a request against the limits, asks the backend, and waits no longer than it may."""
+
+    def __init__(self, config: ServiceConfig, backend: Backend) -> None:
+        self.config, self.backend, self.in_flight = config, backend, 0
+        self.names = [r.name for r in config.rewards]
+
+    async def score(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
+        limits = self.config.limits
+        if len(items) > limits.max_items:
+            raise HTTPException(
+                422, f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send several requests"
+            )
+        for i, item in enumerate(items):
+            if (size := len(item.prompt) + len(item.completion)) > limits.max_characters:
+                raise HTTPException(422, f"item {i} has {size} characters, at most {limits.max_characters} (limits.max_characters)")
+        if unknown := sorted(set(names or ()) - set(self.names)):
+            raise HTTPException(422, f"no reward is called {unknown[0]!r}; GET /v1/rewards lists them")
+        if not items:
+            return []
+        if self.in_flight + len(items) > limits.max_items_in_flight:
+            raise HTTPException(429, f"{self.in_flight} completions are being scored, at most {limits.max_items_in_flight}; ask again")
+        self.in_flight += len(items)
+        try:
+            return await asyncio.wait_for(self.backend.score(items, names or self.names), limits.timeout_s)
+        except TimeoutError:
+            raise HTTPException(504, f"no scores within {limits.timeout_s:g} s (limits.timeout_s)") from None
+        except Overloaded as error:
+            raise HTTPException(503, f"overloaded: {error}") from None
+        except Unavailable as error:
+            raise HTTPException(503, str(error)) from None
+        finally:
+            self.in_flight -= len(items)
+
+    async def whole(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
+        """For formats that have no null: every item has its score, or the request fails."""
+        rewards = await self.score(items, names)
+        for i, r in enumerate(rewards):
+            if r.total is None:
+                raise HTTPException(503, f"item {i} has no score: {r.error}; POST /v1/score answers null for it instead")
+        return rewards
+
+
+Task = Annotated[str, Query(description="task of every item, as in a recipe: routes rewards")]
+Name = Annotated[str | None, Query(description="a reward's name; all that apply without it")]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")} for code in (400, 401, 413, 422, 429, 503, 504)
+}
+
+
+def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
+    app = FastAPI(title="frpo reward service", version="1", docs_url=None, redoc_url=None)
+    desk = Desk(config, backend)
+    app.add_middleware(Door, token=config.token, max_body=int(config.limits.max_body_mib * 2**20))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        places = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
+        return problem(422, "; ".join(places))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)  # its words may hold a prompt
+        return problem(500, "the service failed; its log has more")
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: ERRORS[503]})
+    async def readyz() -> dict[str, str]:
+        """Every reward has a process that answers."""
+        if not await backend.ready():
+            raise HTTPException(503, "not every reward is up yet")
+        return {"status": "ready"}
+
+    @app.get("/v1/rewards", responses={401: ERRORS[401]})
+    async def rewards() -> wire.RewardsResponse:
+        """What is served."""
+        found = [wire.RewardInfo(name=r.name, kind=r.kind, weight=r.weight, tasks=list(r.tasks)) for r in config.rewards]
+        return wire.RewardsResponse(rewards=found)
+
+    @app.post("/v1/score", responses=ERRORS)
+    async def score(request: wire.ScoreRequest) -> wire.ScoreResponse:
+        """Any number of items with chat messages, tasks and columns; a failed score is null, with the reason."""
+        return wire.score_response(await desk.score(wire.items_of_score(request), request.rewards))
+
+    @app.post("/get_reward", responses=ERRORS)
+    async def get_reward(request: wire.GetRewardRequest, task: Task = "", reward: Name = None) -> wire.GetRewardResponse:
+        """OpenRLHF's format."""
+        items = [_with_task(i, task) for i in wire.items_of_get_reward(request)]
+        return wire.get_reward_response(await desk.whole(items, [reward] if reward else None))
+
+    @app.post("/classify", responses=ERRORS)
+    async def classify(request: wire.ClassifyRequest, task: Task = "") -> wire.ClassifyResponse:
+        """vLLM's format: the score of each text stands in probs."""
+        name = request.model if request.model in desk.names else None
+        found = await desk.whole([_with_task(i, task) for i in wire.items_of_classify(request)], [name] if name else None)
+        data = [wire.Classification(index=i, label="score", probs=[r.total or 0.0]) for i, r in enumerate(found)]
+        return wire.ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=name or "all", data=data)
+
+    @app.post("/slime", responses=ERRORS)
+    async def slime(request: wire.SlimeRequest, task: Task = "", reward: Name = None) -> float:
+        """slime's format: one completion, one number."""
+        (found,) = await desk.whole([_with_task(wire.item_of_slime(request), task)], [reward] if reward else None)
+        return found.total or 0.0
+
+    return app
+
+
+def _with_task(item: Item, task: str) -> Item:
+    return Item(item.prompt, item.completion, task or item.task, item.columns)
+
+
+def openapi(config: ServiceConfig) -> str:
+    """The OpenAPI document, without starting anything."""
+    return json.dumps(make_app(config, _Nobody()).openapi(), indent=1)
+
+
+class _Nobody:
+    async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
+        raise Unavailable("nothing is served")
+
+    async def ready(self) -> bool:
+        return False
