@@ -28,8 +28,8 @@ from frpo.types import Reward
 
 APP = "frpo-rewards"
 OBJECT_STORE_BYTES = 2**28
-TRIES, FIRST_PAUSE_S = 6, 0.1
-"""A request whose replica dies is asked again: scoring is idempotent."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+"""A request whose replica dies is asked again until its time is up: scoring is idempotent."""
 
 
 class RewardReplica:
@@ -80,7 +80,7 @@ class Handles:
         return [total(asked, item, p) for item, p in zip(items, parts, strict=True)]
 
     async def _ask(self, name: str, items: list[Item]) -> list[Part]:
-        for attempt in range(TRIES):
+        for attempt in itertools.count():
             try:
                 found: list[Part] = await self.handles[name].score.remote(items)
                 return found
@@ -88,10 +88,10 @@ class Handles:
                 waiting = self.config.replicas.max_queued_requests
                 raise Overloaded(f"{waiting} requests wait for the reward {name!r} (replicas.max_queued_requests)") from None
             except (RayActorError, DeploymentUnavailableError):
-                await asyncio.sleep(random.uniform(0.5, 1.0) * FIRST_PAUSE_S * 2**attempt)
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
             except RayTaskError as error:
                 raise Unavailable(f"the reward {name!r} failed: {type(error.cause).__name__}") from None
-        raise Unavailable(f"no process of the reward {name!r} answers")
+        raise AssertionError("unreachable")
 
     async def ready(self) -> bool:
         status = (await asyncio.to_thread(serve.status)).applications.get(APP)

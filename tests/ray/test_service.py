@@ -1,0 +1,117 @@
+"""`frpo serve` on real Ray Serve: every format, a replica killed under load, overload, and the way down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.ray import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SLOW = """
+import time
+
+def slow(prompts, completions, **columns):
+    time.sleep(0.2)
+    return [float(len(c)) for c in completions]
+"""
+SERVICE = """
+rewards:
+  - {{kind: function, name: words, function: "frpo.rewards:length", arguments: {{max_words: 2}}, tasks: [""]}}
+  - {{kind: function, name: slow, function: "{file}:slow", tasks: [slow]}}
+port: {port}
+replicas: {{num_cpus: 0.1, max_batch_requests: 4, max_queued_requests: 8}}
+limits: {{timeout_s: 60}}
+"""
+TOKEN = "s3cret-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, subprocess.Popen[str], Path]]:
+    folder = tmp_path_factory.mktemp("service")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "service.yaml").write_text(SERVICE.format(file=folder / "slow.py", port=port))
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"FRPO_SERVICE_TOKEN": TOKEN, "RAY_AUTH_MODE": "disabled"}
+    log = (folder / "out").open("w")
+    command = [sys.executable, "-m", "frpo", "serve", str(folder / "service.yaml")]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=env)
+    runs.wait_for(lambda: "Serving at" in (folder / "out").read_text(), process, timeout_s=180)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=90) as client:
+        yield client, process, folder / "out"
+    if process.poll() is None:
+        process.kill()
+
+
+def slow(client: httpx.Client, text: str) -> httpx.Response:
+    return client.post("/slime?task=slow", json={"prompt": "p", "response": text})
+
+
+def test_every_format_answers(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    client, *_ = service
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert httpx.get(f"{client.base_url}/v1/rewards").status_code == 401
+    assert client.post("/get_reward", json={"query": ["q: a b", "q: a b c"], "prompts": ["q: ", "q: "]}).json()["rewards"] == [1.0, 0.5]
+    assert client.post("/classify", json={"input": ["a b c d"]}).json()["data"][0]["probs"] == [0.0]
+    assert slow(client, "abc").json() == 3.0
+    items = [
+        {"prompt": "p", "completion": "abcd", "task": "slow"},
+        {"prompt": "p", "completion": "a"},
+        {"prompt": "p", "completion": "a", "task": "x"},
+    ]
+    found = client.post("/v1/score", json={"items": items}).json()["scores"]
+    assert [s["score"] for s in found] == [4.0, 1.0, None]
+
+
+def test_no_request_is_lost_when_a_replica_is_killed(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    """Every request is answered by its own right score."""
+    client, *_ = service
+    (replica,) = [p for p in psutil.process_iter() if "ServeReplica:frpo-rewards:reward-slow" in " ".join(p.cmdline() or [""])]
+    texts = ["x" * n for n in range(1, 25)]
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(slow, client, text) for text in texts]
+        time.sleep(0.3)
+        replica.send_signal(signal.SIGKILL)
+        answers = [a.result() for a in asked]
+    assert [(a.status_code, a.json()) for a in answers] == [(200, float(len(t))) for t in texts]
+    assert not replica.is_running()
+
+
+def test_overload_is_answered_at_once(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    client, *_ = service
+    with ThreadPoolExecutor(80) as pool:
+        answers = list(pool.map(lambda _: slow(client, "abc"), range(80)))
+    codes = [a.status_code for a in answers]
+    refused = [a for a in answers if a.status_code == 503]
+    assert set(codes) == {200, 503}
+    assert codes.count(200) >= 8
+    assert refused[0].json()["error"]["message"] == "overloaded: 8 requests wait for the reward 'slow' (replicas.max_queued_requests)"
+    assert refused[0].headers["retry-after"] == "1"
+    assert max(a.elapsed.total_seconds() for a in refused) < 5
+    assert all(a.json() == 3.0 for a in answers if a.status_code == 200)
+    assert slow(client, "abc").json() == 3.0
+
+
+def test_sigterm_takes_it_down_and_no_log_holds_the_token(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    client, process, out = service
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    text = out.read_text()
+    assert text.rstrip().endswith("Stopped.")
+    assert TOKEN not in text
+    with pytest.raises(httpx.ConnectError):
+        client.get("/healthz")
