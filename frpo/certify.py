@@ -10,7 +10,7 @@ from pathlib import Path
 
 from frpo import preflight
 from frpo.checkpoint import folder_sha256
-from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig
+from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, ModelReward
 from frpo.records import Certificate, Record
 
 
@@ -83,7 +83,7 @@ def run(model: Path, config: Config) -> Path:
         reward = config.rewards[0]
         result = CertificateFile(
             model=str(model), weights_sha256=folder_sha256(model), prompts=config.data.heldout[0].path,
-            reward=reward.path if reward.kind == "model" else reward.function, max_new_tokens=config.rollout.max_new_tokens,
+            reward=reward.path if isinstance(reward, ModelReward) else getattr(reward, "function", reward.name), max_new_tokens=config.rollout.max_new_tokens,
             seed=config.seed, certificates=found,
         )  # fmt: skip
         (out / "certificate.json").write_text(result.model_dump_json(indent=1))

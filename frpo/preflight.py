@@ -9,12 +9,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frpo import prompts
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig, RewardConfig
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig, ModelReward, RewardConfig, UrlReward
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
@@ -46,8 +48,10 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
                     check(reward.arguments)
                 except ConfigError as error:
                     raise ConfigError(f"rewards.{i}.{error}") from None
-        else:
+        elif isinstance(reward, ModelReward):
             check_model(f"rewards.{i}.path", reward.path)
+        else:
+            check_urls(f"rewards.{i}.urls", reward)
 
 
 def check_model(field: str, path: str) -> None:
@@ -67,6 +71,18 @@ def check_model(field: str, path: str) -> None:
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """vLLM's attention kernels on the CPU; another size loads and then fails at the first token."""
+
+
+def check_urls(field: str, reward: UrlReward) -> None:
+    """That one of the addresses takes a connection."""
+    for url in reward.urls:
+        place = urllib.parse.urlsplit(url)
+        try:
+            socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=2).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise ConfigError(f"{field}: {', '.join(reward.urls)}: no connection ({reason}); start the service, or mend the address")
 
 
 def check_head_dim(config: Config) -> None:

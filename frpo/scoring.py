@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frpo.config import FunctionReward, ModelReward, RewardConfig
+from frpo.config import FunctionReward, ModelReward, RewardConfig, UrlReward
+from frpo.rewards.http import post
 from frpo.rewards.loading import load_function
 from frpo.types import Reward
 
@@ -75,9 +76,11 @@ def total(rewards: Sequence[RewardConfig], item: Item, parts: Mapping[str, Part]
     return Reward(sum(weights[name] * value for name, value in values.items() if value is not None), values)
 
 
-def scorer_of(reward: RewardConfig, field: str) -> FunctionScorer | ModelScorer:
+def scorer_of(reward: RewardConfig, field: str) -> FunctionScorer | ModelScorer | UrlScorer:
     """Raises ConfigError when a function does not resolve."""
-    return FunctionScorer(reward, field) if isinstance(reward, FunctionReward) else ModelScorer(reward)
+    if isinstance(reward, FunctionReward):
+        return FunctionScorer(reward, field)
+    return ModelScorer(reward) if isinstance(reward, ModelReward) else UrlScorer(reward)
 
 
 def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str, timeout_s: float) -> list[Part]:
@@ -135,6 +138,24 @@ class FunctionScorer:
 
 async def _finish(answer: Any) -> Any:
     return await answer
+
+
+class UrlScorer:
+    """An endpoint in OpenRLHF's format: {"query", "prompts", "labels"} -> {"rewards"}."""
+
+    def __init__(self, reward: UrlReward) -> None:
+        self.reward = reward
+
+    def __call__(self, items: list[Item]) -> list[Any]:
+        body = {
+            "query": [i.prompt + i.completion for i in items],
+            "prompts": [i.prompt for i in items],
+            "labels": [i.columns.get(self.reward.label) for i in items],
+        }
+        r = self.reward
+        one_try = r.timeout_s / (len(r.urls) + 1)  # so that there is time for another when one hangs
+        answer = post(r.urls, body, api_key_env=r.token_env, timeout_s=one_try, tries=r.tries)
+        return list(answer["rewards"])
 
 
 class ModelScorer:

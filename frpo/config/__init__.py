@@ -6,7 +6,7 @@ what needs the disk or the cluster is checked in `frpo.preflight`.
 
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
-from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig
+from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig, UrlReward
 from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig, HarnessConfig
 from frpo.config.section import ConfigError, Section
 from frpo.config.training import (
@@ -50,5 +50,6 @@ __all__ = [
     "RolloutConfig",
     "Section",
     "TrainConfig",
+    "UrlReward",
     "Workers",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from frpo.config.section import Positive, PositiveFloat, Section
 
@@ -44,4 +44,25 @@ class ModelReward(Reward):
     """Padded tokens in one forward pass."""
 
 
-RewardConfig = Annotated[FunctionReward | ModelReward, Field(discriminator="kind")]
+class UrlReward(Reward):
+    kind: Literal["url"]
+    """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
+    urls: tuple[str, ...] = Field(min_length=1)
+    """Asked in turn until one answers."""
+    label: str = "answer"
+    """Column that is sent as labels."""
+    token_env: str = "FRPO_SERVICE_TOKEN"
+    """Environment variable with the bearer token, if it asks for one."""
+    tries: Positive = 5
+    """Rounds over all URLs, with longer pauses between them."""
+
+    @field_validator("urls")
+    @classmethod
+    def _http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
+        return urls
+
+
+RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward, Field(discriminator="kind")]

@@ -66,6 +66,10 @@ ROWS = '{"prompt": "a", "task": "t"}\n{"prompt": "b", "task": "t"}\n'
 MISTAKES = [
     (("--set", "rollout.temprature=1"), "rollout.temprature: unknown field (value 1)"),
     (("--set", "rewards.0.function=frpo.rewards.code:evalplus"), "rewards.0.arguments.allow_code_execution: this reward runs code"),
+    (
+        ("--set", "rewards=[{{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}}]"),
+        "rewards.0.urls: http://127.0.0.1:9/get_reward: no connection (Connection refused); start the service",
+    ),
     (("--set", "objective.lam=0"), "arms.0.objective.lam: Input should be greater than 0 (value 0)"),
     (("--set", "arms.frpo.objective.rho=2.2"), "arms.frpo.objective.rho: 2.2 is not below log k = 2.08 nats"),
     (("--set", "arms.grpo.objective.rho=0.3"), "rho: 0.3 is a radius of frpo, and the method is grpo"),

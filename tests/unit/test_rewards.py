@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import pytest
 
 from frpo import rewards
-from frpo.config import ConfigError, FunctionReward, ModelReward
-from frpo.rewards import equation_answer, judge, value_of
+from frpo.config import ConfigError, FunctionReward, ModelReward, UrlReward
+from frpo.rewards import equation_answer, http, judge, value_of
 from frpo.rewards.loading import load_function
 from frpo.scoring import Item, Scorer
 
@@ -230,8 +230,14 @@ class Judge(BaseHTTPRequestHandler):
             Judge.failures -= 1
             self.send_error(503)
             return
-        if self.path.endswith("/moderations"):
-            answer: Any = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
+        if self.path.endswith("/get_reward"):
+            answer: Any = {
+                "rewards": [float(len(q) - len(p)) for q, p in zip(body["query"], body["prompts"], strict=True)],
+                "scores": [],
+                "extra_logs": {},
+            }
+        elif self.path.endswith("/moderations"):
+            answer = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
         else:
             answer = {"choices": [{"message": {"content": "refused: 0\nconvincing: 5\nspecific: 3"}}]}
         self.send_response(200)
@@ -253,7 +259,7 @@ def endpoint() -> Iterator[str]:
 
 def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    monkeypatch.setattr(judge.time, "sleep", lambda _: None)
+    monkeypatch.setattr(http.time, "sleep", lambda _: None)
     Judge.failures = 2  # retried
     found = judge.moderation(["p", "p"], ["a bomb", "a cake"], url=endpoint, model="m", api_key_env="JUDGE_KEY", concurrency=1)
     assert found == pytest.approx([0.75, 0.9])
@@ -262,8 +268,32 @@ def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) ->
     assert (Judge.seen[-1]["model"], Judge.seen[-1]["temperature"]) == ("j", 0)
 
 
+def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRPO_SERVICE_TOKEN", "secret")
+    pauses: list[float] = []
+    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    Judge.failures = 1
+    spec = UrlReward(name="far", kind="url", urls=("http://127.0.0.1:9/get_reward", f"{endpoint}/get_reward"), label="gold")
+    items = [Item("ab", "cde", "t", {"gold": "x"}), Item("ab", "", "t", {})]
+    assert [r.total for r in Scorer([spec]).score(items)] == [3.0, 0.0]
+    assert len(pauses) == 1  # the dead one costs none, the second round does
+    assert Judge.seen[-1] == {
+        "path": "/v1/get_reward",
+        "auth": "Bearer secret",
+        "query": ["abcde", "ab"],
+        "prompts": ["ab", "ab"],
+        "labels": ["x", None],
+    }
+    Judge.failures = 100
+    (failed,) = Scorer([spec]).score(items[:1])
+    assert failed.total is None
+    assert "503" in str(failed.error)
+    with pytest.raises(ValueError, match="is no http:// or https:// address"):
+        UrlReward(name="far", kind="url", urls=("localhost:8000",))
+
+
 def test_a_dead_endpoint_raises_what_the_scorer_turns_into_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge.time, "sleep", lambda _: None)
+    monkeypatch.setattr(http.time, "sleep", lambda _: None)
     with pytest.raises(RuntimeError, match="Connection refused after 4 tries"):
         judge.moderation(["p"], ["c"], url="http://127.0.0.1:9", model="m")
 
