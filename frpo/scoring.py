@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frpo.config import FunctionReward, ModelReward, RewardConfig, UrlReward
+from frpo.rewards.foreign import adapted
 from frpo.rewards.http import post
 from frpo.rewards.loading import load_function
 from frpo.types import Reward
@@ -121,10 +122,11 @@ def _number(value: Any) -> Part:
 
 
 class FunctionScorer:
-    """A Python function, plain or async, called with lists: f(prompts, completions, **columns, **arguments)."""
+    """A Python function, plain or async, called with lists: f(prompts, completions, **columns, **arguments). Those written for
+    verl and OpenRLHF are called as they expect."""
 
     def __init__(self, reward: FunctionReward, field: str) -> None:
-        self.function, self.arguments = load_function(reward.function, field), reward.arguments
+        self.function, self.arguments = adapted(load_function(reward.function, field)), reward.arguments
 
     def __call__(self, items: list[Item]) -> list[Any]:
         names = sorted({name for item in items for name in item.columns} - set(self.arguments))

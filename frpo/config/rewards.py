@@ -26,7 +26,8 @@ class FunctionReward(Reward):
     kind: Literal["function"]
     """A Python function."""
     function: str
-    """module:function, or file.py:function: f(prompts, completions, **columns) -> list of float or None."""
+    """module:function, or file.py:function: f(prompts, completions, **columns) -> list of float or None (TRL's shape), or verl's
+    compute_score, or OpenRLHF's reward_func."""
     arguments: dict[str, Any] = {}
     """Keyword arguments given on every call."""
 

@@ -216,6 +216,35 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
             assert value == pytest.approx(logit if squash == "none" else 1 / (1 + math.exp(-logit)), abs=1e-5)
 
 
+OTHERS = """
+import torch
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(solution_str == ground_truth), "seen": (data_source, extra_info)}
+
+def plain_score(data_source, solution_str, ground_truth):
+    return len(data_source) if solution_str == ground_truth else None
+
+def reward_func(queries, prompts, labels, **kwargs):
+    return {"rewards": torch.tensor([float(q == p + l) for q, p, l in zip(queries, prompts, labels)]), "scores": 1}
+
+async def trl(prompts, completions, answer, **kwargs):
+    return [None if a is None else float(c == a) for c, a in zip(completions, answer)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("compute_score", [1.0, 0.0]), ("plain_score", [4.0, None]), ("reward_func", [1.0, 0.0]), ("trl", [1.0, 0.0])],
+)
+def test_functions_of_other_trainers_load_unchanged(name: str, expected: list[float | None], tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text(OTHERS)
+    spec = FunctionReward(name="theirs", kind="function", function=f"{tmp_path / 'others.py'}:{name}")
+    columns = {"data_source": "math", "reward_model": {"ground_truth": "2", "style": "rule"}, "answer": "2"}
+    items = [Item("1 + 1 = ", "2", "t", columns), Item("1 + 1 = ", "3", "t", columns)]
+    assert [r.total for r in Scorer([spec]).score(items)] == expected
+
+
 # ---- an OpenAI-compatible endpoint
 
 
