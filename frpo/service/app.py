@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
@@ -54,8 +54,8 @@ class Backend(Protocol):
         ...
 
 
-def problem(status: int, message: str) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+def problem(status: int, message: str, given: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(given or {}) | ({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})
     headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse({"error": {"type": TYPES.get(status, "error"), "message": message}}, status, headers)
 
@@ -166,7 +166,7 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail))
+        return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
