@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import torch
+
 from frpo import checkpoint, cluster, report
 from frpo.config import Config
 from frpo.harness import tasks_of
@@ -30,6 +32,7 @@ def run(config: Config, log: RunLog, team_of: TeamOf = cluster.start) -> None:
 
     `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError before anything starts; WorkerFailed or RunStopped when the run cannot go on.
     """
+    torch.set_num_threads(1)  # the driver computes little, and OpenMP's idle threads spin on cores that workers need
     stages = stages_of(config)
     done = [checkpoint.read_result(config.folder / s.name, s.inputs) for s in stages]
     checkpoint.describe(config.folder, config)
