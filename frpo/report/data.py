@@ -17,6 +17,8 @@ from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
 Z95 = 1.96
+MANY_ARMS = 4
+"""From here on the headline names the two best, the last and the first arm alone; the tables have all."""
 
 
 class Kept(Record):
@@ -267,13 +269,15 @@ def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus:
     most = max(k.after.mean for k in kept.values())
     best = [n for n, k in kept.items() if most - k.after.mean < 0.005]
     who = f"{best[0]} kept the most reward" if len(best) == 1 else f"{' and '.join(best)} kept equally much reward"
-    each = "; ".join(f"{n} kept {k.after.mean:.2f} of {k.before.mean:.2f}" for n, k in kept.items())
-    words.append(f"After {worst}, {who} on {focus} prompts: {each}.")
+    order = sorted(kept, key=lambda n: -kept[n].after.mean)
+    told = [n for n in kept if len(kept) <= MANY_ARMS or n in (*order[:2], order[-1], arms[0].name)]
+    each = "; ".join(f"{n} kept {kept[n].after.mean:.2f} of {kept[n].before.mean:.2f}" for n in told)
+    words.append(f"After {worst}, {who} on {focus} prompts: {each}{'' if told == list(kept) else f' ({len(kept)} arms)'}.")
     for c in comparisons:
-        if c.downstream == worst:
+        if c.downstream == worst and c.a in told:
             sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
             words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, 95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}.")
-    kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference)
+    kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference and a.name in told)
     words.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
     return tuple(words)
 
