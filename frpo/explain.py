@@ -29,7 +29,7 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
 
 
 def _field(name: str, value: Any, field: FieldInfo, depth: int) -> list[str]:
-    pad, comment = "  " * depth, f"# {field.description}"
+    pad, comment = "  " * depth, f"# {' '.join((field.description or '').split())}"
     if isinstance(value, BaseModel):
         return [f"{pad}{name}:  {comment}", *_lines(value, depth + 1)]
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
