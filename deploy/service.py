@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from frpo.cluster import join
+from frpo.cluster import join, threads
 from frpo.config import RewardConfig
 from frpo.config.service import ReplicaConfig, ServiceConfig
 from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, total
@@ -58,9 +58,6 @@ class RewardReplica:
             ends.append(ends[-1] + len(request))
         return [parts[a:b] for a, b in itertools.pairwise(ends)]
 
-    def check_health(self) -> None:
-        """Serve asks; a process that does not answer is replaced."""
-
 
 class Handles:
     """A service.app.Backend over the replicas."""
@@ -80,7 +77,8 @@ class Handles:
         return [total(asked, item, p) for item, p in zip(items, parts, strict=True)]
 
     async def _ask(self, name: str, items: list[Item]) -> list[Part]:
-        for attempt in itertools.count():
+        pause = FIRST_PAUSE_S
+        while True:
             try:
                 found: list[Part] = await self.handles[name].score.remote(items)
                 return found
@@ -88,10 +86,10 @@ class Handles:
                 waiting = self.config.replicas.max_queued_requests
                 raise Overloaded(f"{waiting} requests wait for the reward {name!r} (replicas.max_queued_requests)") from None
             except (RayActorError, DeploymentUnavailableError):
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+                await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
+                pause = min(LONGEST_PAUSE_S, 2 * pause)
             except RayTaskError as error:
                 raise Unavailable(f"the reward {name!r} failed: {type(error.cause).__name__}") from None
-        raise AssertionError("unreachable")
 
     async def ready(self) -> bool:
         status = (await asyncio.to_thread(serve.status)).applications.get(APP)
@@ -109,7 +107,7 @@ def build(config: ServiceConfig) -> Any:
     actor = {
         "num_cpus": r.num_cpus,
         "num_gpus": r.num_gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(r.num_threads), "TOKENIZERS_PARALLELISM": "false"}},
+        "runtime_env": {"env_vars": threads(r.num_threads)},
     }
     replica: Any = serve.deployment(RewardReplica)
     children = [

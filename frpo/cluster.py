@@ -25,7 +25,7 @@ from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
-from frpo.config import Config, ConfigError, Workers
+from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
 from frpo.planning import Actor, Plan, plan
 from frpo.preflight import weight_bytes
@@ -35,9 +35,9 @@ remote: Any = ray.remote
 Handle = ActorHandle[Any]
 
 
-def threads(workers: Workers) -> dict[str, str]:
+def threads(count: int) -> dict[str, str]:
     """Environment of actors that share cores."""
-    return {"OMP_NUM_THREADS": str(workers.num_threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Limits(TypedDict):
@@ -211,7 +211,7 @@ class Spawner:
     def _ranks(self, role: str, cls: type) -> list[Handle]:
         """Ranks of one job: one that dies ends the run."""
         count = self._actor(role).count
-        return self._workers(role, cls, [(rank, count) for rank in range(count)], threads(self.config.learner), 0)
+        return self._workers(role, cls, [(rank, count) for rank in range(count)], threads(self.config.learner.num_threads), 0)
 
     def rollouts(self) -> RolloutPool:
         c = self.config
@@ -219,24 +219,28 @@ class Spawner:
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 
     def rewards(self) -> RewardPool:
-        return RewardPool(self._alike("reward", RewardWorker, self.config.rewards, env=threads(self.config.reward)), **self.limits)
+        return RewardPool(
+            self._alike("reward", RewardWorker, self.config.rewards, env=threads(self.config.reward.num_threads)), **self.limits
+        )
 
     def reference(self) -> ReferencePool | None:
         if all(a.role != "reference" for a in self.asked.actors):
             return None
         return ReferencePool(
-            self._alike("reference", ReferenceWorker, self.config.model, env=threads(self.config.reference)), **self.limits
+            self._alike("reference", ReferenceWorker, self.config.model, env=threads(self.config.reference.num_threads)), **self.limits
         )
 
     def scorer(self) -> EvaluatePool:
-        return EvaluatePool(self._alike("evaluate", EvaluateWorker, self.config.model, env=threads(self.config.evaluate)), **self.limits)
+        return EvaluatePool(
+            self._alike("evaluate", EvaluateWorker, self.config.model, env=threads(self.config.evaluate.num_threads)), **self.limits
+        )
 
     def harness(self, rollouts: RolloutPool) -> HarnessPool | None:
         c = self.config
         if c.harness is None:
             return None
         given = (list(rollouts.actors.handles), rollouts.tensor_parallel, self.limits["timeout_s"], self.limits["restarts"])
-        workers = self._alike("harness", HarnessWorker, *given, c.harness, c.num_tokens_limit, c.seed, env=threads(c.evaluate))
+        workers = self._alike("harness", HarnessWorker, *given, c.harness, c.num_tokens_limit, c.seed, env=threads(c.evaluate.num_threads))
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
     def learner(self) -> LearnerPool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,10 +27,6 @@ class Interval(Record):
     mean: float
     lo: float
     hi: float
-
-    @property
-    def contains_zero(self) -> bool:
-        return self.lo <= 0 <= self.hi
 
 
 class Coverage(Record):
@@ -198,8 +194,8 @@ def gather(folders: Sequence[Path]) -> Sweep:
     focuses = [r.focus for r in reports if r.focus]
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
     table = _Table(reports, focus)
-    arms = _arms(table)
-    comparisons = (*_at_equal_kl(table, arms), *_arm_by_arm(table))
+    arms, metrics = _arms(table), _metrics(table)
+    comparisons = (*_at_equal_kl(table, arms, metrics), *_arm_by_arm(table, metrics))
     headline = _headline(table, comparisons)
     return Sweep(study=" + ".join(sorted(names)), seeds=tuple(whole), focus=focus, headline=headline, arms=arms, comparisons=comparisons)
 
@@ -330,7 +326,7 @@ def _metrics(table: _Table) -> dict[str, Doubles]:
     return found | ({"certified": certified} if np.isfinite(certified).all() else {})
 
 
-def _arm_by_arm(table: _Table) -> tuple[Comparison, ...]:
+def _arm_by_arm(table: _Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Every later arm against the first, whatever their KL."""
     kl = table.of(_kl)
     apart = [table.interval(kl[i] - kl[0]) for i in range(len(table.arms))]
@@ -338,13 +334,13 @@ def _arm_by_arm(table: _Table) -> tuple[Comparison, ...]:
         table,
         [
             _Gap(metric, table.arms[i], table.arms[0], table.draws(values[i] - values[0]), kl_difference=apart[i])
-            for metric, values in _metrics(table).items()
+            for metric, values in metrics.items()
             for i in range(1, len(table.arms))
         ],
     )
 
 
-def _at_equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[Comparison, ...]:
+def _at_equal_kl(table: _Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Every family of at least two weights against the first such family, where their mean curves overlap in KL.
 
     A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
@@ -358,7 +354,7 @@ def _at_equal_kl(table: _Table, arms: Sequence[ArmOverSeeds]) -> tuple[Compariso
     kl = table.draws(table.of(_kl))
     first, *rest = curves
     gaps = []
-    for metric, values in _metrics(table).items():
+    for metric, values in metrics.items():
         drawn = table.draws(values)
         for other in rest:
             spans = [(kl[curves[f], 0].min(), kl[curves[f], 0].max()) for f in (first, other)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 import uuid
@@ -154,10 +153,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
-    app = FastAPI(title="frpo reward service", version="1", docs_url=None, redoc_url=None)
-    desk = Desk(config, backend)
-    app.add_middleware(Door, token=config.token, max_body=int(config.limits.max_body_mib * 2**20))
+def answer_errors(app: FastAPI) -> None:
+    """Give every error the service's own body."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -172,6 +169,14 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
     async def broken(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)  # its words may hold a prompt
         return problem(500, "the service failed; its log has more")
+
+
+def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
+    app = FastAPI(title="frpo reward service", version="1", docs_url=None, redoc_url=None)
+    desk = Desk(config, backend)
+    app.add_middleware(Door, token=config.token, max_body=int(config.limits.max_body_mib * 2**20))
+
+    answer_errors(app)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -221,16 +226,3 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
 
 def _with_task(item: Item, task: str) -> Item:
     return Item(item.prompt, item.completion, task or item.task, item.columns)
-
-
-def openapi(config: ServiceConfig) -> str:
-    """The OpenAPI document, without starting anything."""
-    return json.dumps(make_app(config, _Nobody()).openapi(), indent=1)
-
-
-class _Nobody:
-    async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
-        raise Unavailable("nothing is served")
-
-    async def ready(self) -> bool:
-        return False

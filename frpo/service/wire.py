@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from frpo.scoring import Item
 from frpo.types import Reward
@@ -181,13 +181,10 @@ def item_of_slime(request: SlimeRequest) -> Item:
     return Item(text_of(request.prompt), request.response, "", columns)
 
 
-class Problem(Wire):
-    error: ProblemDetail = Field()
-
-
 class ProblemDetail(Wire):
     type: str
     message: str
 
 
-Problem.model_rebuild()
+class Problem(Wire):
+    error: ProblemDetail

@@ -171,11 +171,11 @@ def test_the_harness_model_scores_and_generates_as_transformers_does(pool: Rollo
     import torch
     from lm_eval.api.instance import Instance
 
-    from actors.harness import VERSION, engine_lm
+    from actors._engine_lm import VERSION, EngineLM
 
     model, tokenizer = hf
     pool.load_policy(tiny_model, VERSION)
-    lm = engine_lm(pool, str(tiny_model), 16, 0)
+    lm = EngineLM(pool, str(tiny_model), 16, 0)
     prompts = helpers.prompts(tokenizer, 4)
     texts, greedy = [], []
     for prompt in prompts:
