@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from frpo.config import ConfigError, DatasetConfig
+from frpo.rewards import gym
 from frpo.types import Ints, Prompt, Sequences
 
 HASH_RANGE = 1 << 32
@@ -103,6 +104,8 @@ SUFFIXES = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 
 
 def raw_rows(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    if source.path.startswith(gym.SCHEME):
+        return gym.rows(source.path)
     path = Path(source.path)
     if path.name.endswith(SUFFIXES):
         if not path.is_file():

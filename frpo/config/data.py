@@ -11,7 +11,8 @@ from frpo.config.section import Positive, PositiveFloat, Section, Share
 
 class DatasetConfig(Section):
     path: str
-    """.jsonl, .csv or .parquet file (.gz too), a Hugging Face data set folder or hub name, or testbed:<name>."""
+    """.jsonl, .csv or .parquet file (.gz too), a Hugging Face data set folder or hub name, testbed:<name>, or
+    reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
     split: str = "train"
     """Split of a Hugging Face data set."""
     prompt: str = "prompt"

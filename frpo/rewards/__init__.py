@@ -12,9 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from frpo.rewards.gym import reasoning_gym
 from frpo.rewards.refusal import is_refusal
 
-__all__ = ["boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "refusal"]
+__all__ = [
+    "boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "reasoning_gym", "refusal",
+]  # fmt: skip
 
 Scores = list[float | None]
 
