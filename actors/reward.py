@@ -3,23 +3,70 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from actors import _calls
-from frpo.config import RewardConfig
+from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
 from frpo.roles import Pending
 from frpo.scoring import Item, Scorer
 from frpo.types import Group, Reward
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+ANSWER_LIMIT_S = 30.0
+
+
+class ServedReward:
+    """A reward service in the same cluster. A gateway that dies is asked again until the reward's time is up."""
+
+    def __init__(self, reward: ServeReward) -> None:
+        from ray import serve
+
+        self.reward, self.handle = reward, serve.get_app_handle(reward.app)
+
+    def __call__(self, items: list[Item]) -> list[Reward]:
+        deadline, pause = time.monotonic() + self.reward.timeout_s, FIRST_PAUSE_S
+        while True:
+            try:
+                answer: Any = self.handle.score.remote(items, self.reward.rewards)
+                return list(answer.result(timeout_s=deadline - time.monotonic()))
+            except RayActorError:
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(random.uniform(0.5, 1.0) * pause)
+                pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def check_served(rewards: Sequence[RewardConfig]) -> None:
+    """That the cluster, joined already, runs the services that the rewards name. Raises ConfigError."""
+    asked = [(i, r) for i, r in enumerate(rewards) if isinstance(r, ServeReward)]
+    if not asked:
+        return
+    from ray import serve
+
+    running = serve.status().applications
+    for i, reward in asked:
+        if reward.app not in running:
+            raise ConfigError(
+                f"rewards.{i}.app: no Serve application {reward.app!r} on this Ray cluster (it has: {', '.join(running) or 'none'}); "
+                "start `frpo serve` on the cluster first"
+            )
+        answer: Any = serve.get_app_handle(reward.app).names.remote()
+        names: list[str] = answer.result(timeout_s=ANSWER_LIMIT_S)
+        if unknown := sorted(set(reward.rewards) - set(names)):
+            raise ConfigError(f"rewards.{i}.rewards: {reward.app} has no reward {unknown[0]!r}; it has {', '.join(names)}")
 
 
 class RewardWorker:
     """All rewards of the run."""
 
-    def __init__(self, rewards: tuple[RewardConfig, ...]) -> None:
-        self.scorer = Scorer(rewards)
+    def __init__(self, rewards: tuple[RewardConfig, ...], combine: Combine) -> None:
+        self.scorer = Scorer(rewards, combine, handle=ServedReward)
 
     def ping(self) -> int:
         """Load the reward models, so that no call's time limit counts it."""

@@ -20,7 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from frpo.cluster import join, threads
-from frpo.config import RewardConfig
+from frpo.config import RewardConfig, ServeReward
 from frpo.config.service import ReplicaConfig, ServiceConfig
 from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, total
 from frpo.service.app import Overloaded, Unavailable, make_app
@@ -37,7 +37,8 @@ class RewardReplica:
 
     def __init__(self, reward: RewardConfig, replicas: ReplicaConfig) -> None:
         self.reward = reward
-        self.scorer = scorer_of(reward, f"rewards.{reward.name}.function")
+        assert not isinstance(reward, ServeReward)  # refused by ServiceConfig
+        self.scorer = scorer_of(reward, f"rewards.{reward.name}")
         if isinstance(self.scorer, ModelScorer):
             self.scorer.load()
         batched: Any = self._batched
@@ -52,7 +53,7 @@ class RewardReplica:
     @serve.batch
     async def _batched(self, requests: list[list[Item]]) -> list[list[Part]]:
         items = [item for request in requests for item in request]
-        parts = await asyncio.to_thread(guarded, self.scorer, items, self.reward.name, self.reward.timeout_s)
+        parts = await asyncio.to_thread(guarded, self.scorer, items, self.reward)
         ends = [0]
         for request in requests:
             ends.append(ends[-1] + len(request))
@@ -74,7 +75,7 @@ class Handles:
         for name, found in zip(needed, answers, strict=True):
             for i, part in zip(rows[name], found, strict=True):
                 parts[i][name] = part
-        return [total(asked, item, p) for item, p in zip(items, parts, strict=True)]
+        return [total(asked, self.config.combine, item, p) for item, p in zip(items, parts, strict=True)]
 
     async def _ask(self, name: str, items: list[Item]) -> list[Part]:
         pause = FIRST_PAUSE_S
@@ -121,13 +122,24 @@ def build(config: ServiceConfig) -> Any:
         for reward in config.rewards
     ]
 
+    def handles() -> Handles:
+        found = {reward.name: serve.get_deployment_handle(_deployment(reward.name), APP) for reward in config.rewards}
+        return Handles(config, found)
+
     def app() -> Any:
-        handles = {reward.name: serve.get_deployment_handle(_deployment(reward.name), APP) for reward in config.rewards}
-        return make_app(config, Handles(config, handles))
+        return make_app(config, handles())
 
     class Gateway:
         def __init__(self, *children: DeploymentHandle[Any]) -> None:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its access log
+            self.backend = handles()
+
+        async def score(self, items: list[Item], names: Sequence[str]) -> list[Reward]:
+            """For callers in the same Ray cluster (kind: serve), who wait as long as they like."""
+            return await self.backend.score(items, names or self.names())
+
+        def names(self) -> list[str]:
+            return [r.name for r in config.rewards]
 
     ingress: Any = serve.deployment(serve.ingress(app)(Gateway))
     return ingress.options(name="gateway", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0.25}).bind(*children)

@@ -23,7 +23,7 @@ from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
-from actors.reward import RewardPool, RewardWorker
+from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
@@ -89,6 +89,7 @@ def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
         connect(config)
     try:
         refuse_if_too_small(asked)
+        check_served(config.rewards)
         with log.waiting("placing the actors"):
             group = place(config, asked)
         try:
@@ -219,9 +220,8 @@ class Spawner:
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 
     def rewards(self) -> RewardPool:
-        return RewardPool(
-            self._alike("reward", RewardWorker, self.config.rewards, env=threads(self.config.reward.num_threads)), **self.limits
-        )
+        c = self.config
+        return RewardPool(self._alike("reward", RewardWorker, c.rewards, c.combine, env=threads(c.reward.num_threads)), **self.limits)
 
     def reference(self) -> ReferencePool | None:
         if all(a.role != "reference" for a in self.asked.actors):

@@ -16,7 +16,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frpo import prompts
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, FunctionReward, ModelConfig, ModelReward, RewardConfig, UrlReward
+from frpo.config import (
+    Config,
+    ConfigError,
+    DatasetConfig,
+    DownstreamRl,
+    FunctionReward,
+    ModelConfig,
+    ModelReward,
+    RewardConfig,
+    ServeReward,
+    UrlReward,
+)
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
@@ -28,6 +39,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     check_model("model.path", config.model.path)
     check_head_dim(config)
     check_rewards(config.rewards)
+    check_cluster(config)
     sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
     for task in config.downstream:
         sources += task.sources
@@ -50,8 +62,20 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
                     raise ConfigError(f"rewards.{i}.{error}") from None
         elif isinstance(reward, ModelReward):
             check_model(f"rewards.{i}.path", reward.path)
-        else:
+        elif isinstance(reward, UrlReward):
             check_urls(f"rewards.{i}.urls", reward)
+
+
+def check_cluster(config: Config) -> None:
+    """That a reward that is served in the run's own cluster has one to be in."""
+    if config.cluster.address or "RAY_ADDRESS" in os.environ:
+        return
+    for i, reward in enumerate(config.rewards):
+        if isinstance(reward, ServeReward):
+            raise ConfigError(
+                f"rewards.{i}.kind: serve needs the Ray cluster of the service; give cluster.address, or submit the run there as a job, "
+                "or use kind: url"
+            )
 
 
 def check_model(field: str, path: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frpo.config import FunctionReward, ModelReward, RewardConfig, UrlReward
+from frpo.config import Combine, ConfigError, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.rewards.foreign import adapted
 from frpo.rewards.http import post
 from frpo.rewards.loading import load_function
@@ -29,18 +29,33 @@ class Item:
     completion: str
     task: str
     columns: Mapping[str, Any]
+    ending: str = ""
+    """Special tokens after the completion, where a caller sent them: models read them, functions do not."""
 
 
 Part = tuple[float | None, str | None]
 """A value, or None and why."""
 
 
-class Scorer:
-    """All rewards of a run. Raises ConfigError when a function does not resolve."""
+Call = Callable[[list[Item]], list[Any]]
+"""Scores a batch: one value per item (a number, None, or a Reward of another scorer). It may raise."""
 
-    def __init__(self, rewards: Sequence[RewardConfig]) -> None:
-        self.rewards = tuple(rewards)
-        self.run = {reward.name: scorer_of(reward, f"rewards.{i}.function") for i, reward in enumerate(rewards)}
+
+def no_handle(reward: ServeReward) -> Call:
+    raise ConfigError(f"rewards.{reward.name}.kind: serve works in a run on a Ray cluster alone; use kind: url here")
+
+
+class Scorer:
+    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster.
+
+    Raises ConfigError when a function does not resolve.
+    """
+
+    def __init__(
+        self, rewards: Sequence[RewardConfig], combine: Combine = "weighted", *, handle: Callable[[ServeReward], Call] = no_handle
+    ) -> None:
+        self.rewards, self.combine = tuple(rewards), combine
+        self.run = {r.name: handle(r) if isinstance(r, ServeReward) else scorer_of(r, f"rewards.{i}") for i, r in enumerate(rewards)}
 
     def load(self) -> None:
         """Load the reward models now; else each is loaded at its first call."""
@@ -54,10 +69,10 @@ class Scorer:
         for reward in self.rewards:
             mine = routed(reward, items)
             if mine:
-                found = guarded(self.run[reward.name], [items[i] for i in mine], reward.name, reward.timeout_s)
+                found = guarded(self.run[reward.name], [items[i] for i in mine], reward)
                 for i, part in zip(mine, found, strict=True):
                     parts[i][reward.name] = part
-        return [total(self.rewards, item, p) for item, p in zip(items, parts, strict=True)]
+        return [total(self.rewards, self.combine, item, p) for item, p in zip(items, parts, strict=True)]
 
 
 def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
@@ -65,27 +80,32 @@ def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
     return [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
 
 
-def total(rewards: Sequence[RewardConfig], item: Item, parts: Mapping[str, Part]) -> Reward:
-    """The weighted sum of an item's parts; None when one of them failed, or none applies."""
+def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]) -> Reward:
+    """The combination of an item's parts; None when one of them failed, or none applies."""
     values = {name: value for name, (value, _) in parts.items()}
     errors = [f"{name}: {why}" for name, (value, why) in parts.items() if value is None]
     if not parts:
         errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
     if errors:
         return Reward(None, values, "; ".join(errors))
-    weights = {r.name: r.weight for r in rewards}
-    return Reward(sum(weights[name] * value for name, value in values.items() if value is not None), values)
+    found = {name: value for name, value in values.items() if value is not None}
+    if combine == "product":
+        return Reward(math.prod(found.values()), values)
+    weights = {r.name: r.weight for r in rewards if r.name in found}
+    together = sum(weights[name] * value for name, value in found.items())
+    return Reward(together / sum(weights.values()) if combine == "mean" else together, values)
 
 
-def scorer_of(reward: RewardConfig, field: str) -> FunctionScorer | ModelScorer | UrlScorer:
+def scorer_of(reward: FunctionReward | ModelReward | UrlReward, field: str) -> FunctionScorer | ModelScorer | UrlScorer:
     """Raises ConfigError when a function does not resolve."""
     if isinstance(reward, FunctionReward):
-        return FunctionScorer(reward, field)
+        return FunctionScorer(reward, f"{field}.function")
     return ModelScorer(reward) if isinstance(reward, ModelReward) else UrlScorer(reward)
 
 
-def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str, timeout_s: float) -> list[Part]:
-    """Call in a thread of its own with a time limit, and turn whatever goes wrong into failed rewards."""
+def guarded(run: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
+    """Call in a thread of its own with a time limit, turn whatever goes wrong into failed rewards, and normalise."""
+    name, timeout_s = reward.name, reward.timeout_s
     answer: list[Any] = []
     problem: list[BaseException] = []
 
@@ -101,24 +121,28 @@ def guarded(run: Callable[[list[Item]], list[Any]], items: list[Item], name: str
     if thread.is_alive():
         return [(None, f"took longer than {timeout_s:g} s (rewards.{name}.timeout_s)")] * len(items)
     if problem and len(items) > 1:  # the fault of one completion is not that of its group
-        return [guarded(run, [item], name, timeout_s)[0] for item in items]
+        return [guarded(run, [item], reward)[0] for item in items]
     if problem:
         return [(None, f"{type(problem[0]).__name__}: {problem[0]}")] * len(items)
     values = answer[0]
     if not isinstance(values, Sequence) or len(values) != len(items):
         size = len(values) if isinstance(values, Sequence) else type(values).__name__
         return [(None, f"gave {size} values for {len(items)} completions")] * len(items)
-    return [_number(v) for v in values]
+    return [_number(v, reward) for v in values]
 
 
-def _number(value: Any) -> Part:
+def _number(value: Any, reward: RewardConfig) -> Part:
+    if isinstance(value, Reward):
+        if value.total is None:
+            return None, value.error
+        value = value.total
     if value is None:
         return None, "gave None"
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None, f"gave {value!r}, which is no number"
-    return (number, None) if math.isfinite(number) else (None, f"gave {number}")
+    return ((number - reward.center) / reward.scale, None) if math.isfinite(number) else (None, f"gave {number}")
 
 
 class FunctionScorer:
@@ -150,7 +174,7 @@ class UrlScorer:
 
     def __call__(self, items: list[Item]) -> list[Any]:
         body = {
-            "query": [i.prompt + i.completion for i in items],
+            "query": [i.prompt + i.completion + i.ending for i in items],
             "prompts": [i.prompt for i in items],
             "labels": [i.columns.get(self.reward.label) for i in items],
         }
@@ -183,11 +207,17 @@ class ModelScorer:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
 
-    def text(self, item: Item) -> str:
-        if self.tokenizer.chat_template:
+    def text(self, item: Item) -> tuple[str, bool]:
+        """What the model reads, and whether the tokenizer adds its special tokens: through the chat template, unless it
+        comes from a caller who has done that (its prompt holds special tokens, or is not told apart from the completion)."""
+        tokenizer = self.tokenizer
+        if not item.prompt or any(token in item.prompt for token in tokenizer.all_special_tokens):
+            text = item.prompt + item.completion + item.ending
+            return text, not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+        if tokenizer.chat_template:
             messages = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.completion}]
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-        return f"{item.prompt}\n{item.completion}"
+            return str(tokenizer.apply_chat_template(messages, tokenize=False)), False
+        return f"{item.prompt}\n{item.completion}", True
 
     def __call__(self, items: list[Item]) -> list[Any]:
         import torch
@@ -195,8 +225,8 @@ class ModelScorer:
         from frpo.logprobs import micro_batches
 
         self.load()
-        special = self.tokenizer.chat_template is None
-        rows = [self.tokenizer(self.text(i), truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for i in items]
+        texts = map(self.text, items)
+        rows = [self.tokenizer(t, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for t, special in texts]
         scores: list[Any] = [None] * len(items)
         for batch in micro_batches([len(r["input_ids"]) for r in rows], self.reward.batch_tokens):
             padded = self.tokenizer.pad([rows[i] for i in batch], return_tensors="pt").to(self.device)

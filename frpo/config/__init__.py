@@ -6,7 +6,7 @@ what needs the disk or the cluster is checked in `frpo.preflight`.
 
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
-from frpo.config.rewards import FunctionReward, ModelReward, RewardConfig, UrlReward
+from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig, HarnessConfig
 from frpo.config.section import ConfigError, Section
 from frpo.config.training import (
@@ -30,6 +30,7 @@ __all__ = [
     "CertifyConfig",
     "CheckpointConfig",
     "ClusterConfig",
+    "Combine",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -49,6 +50,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "Section",
+    "ServeReward",
     "TrainConfig",
     "UrlReward",
     "Workers",

@@ -8,14 +8,20 @@ from pydantic import Field, field_validator
 
 from frpo.config.section import Positive, PositiveFloat, Section
 
+Combine = Literal["weighted", "mean", "product"]
+
 
 class Reward(Section):
-    """What both kinds of reward share."""
+    """What all kinds of reward share."""
 
     name: str
     """Name in metrics and reports."""
     weight: float = 1.0
     """Factor in the total."""
+    center: float = 0.0
+    """Taken from each value, then divided by scale: such as the mean of a reward model on known answers."""
+    scale: PositiveFloat = 1.0
+    """Divides each value: such as its standard deviation."""
     tasks: tuple[str, ...] = ()
     """Tasks it applies to; empty: all."""
     timeout_s: PositiveFloat = 60.0
@@ -66,4 +72,25 @@ class UrlReward(Reward):
         return urls
 
 
-RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward, Field(discriminator="kind")]
+class ServeReward(Reward):
+    kind: Literal["serve"]
+    """A reward service in the same Ray cluster, called by its Serve handle, without HTTP and token."""
+    app: str = "frpo-rewards"
+    """Name of the Serve application; `frpo serve` starts it under the default."""
+    rewards: tuple[str, ...] = ()
+    """Those of its rewards that are asked for; empty: all that apply to the task."""
+
+
+RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward | ServeReward, Field(discriminator="kind")]
+
+
+def check_combination(rewards: tuple[RewardConfig, ...], combine: Combine) -> None:
+    """Raises ValueError for names that stand twice and for weights that would be left unused."""
+    names = [r.name for r in rewards]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"rewards: the name {twice[0]!r} stands twice; give each its own")
+    weighed = [r for r in rewards if r.weight != 1.0]
+    if combine == "mean" and (odd := [r for r in rewards if r.weight <= 0]):
+        raise ValueError(f"rewards.{odd[0].name}.weight: {odd[0].weight:g} in a mean; give a weight above 0")
+    if combine == "product" and weighed:
+        raise ValueError(f"rewards.{weighed[0].name}.weight: {weighed[0].weight:g} has no meaning in a product; leave it out")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
-from frpo.config.rewards import RewardConfig
+from frpo.config.rewards import Combine, RewardConfig, check_combination
 from frpo.config.section import NAME, Positive, PositiveFloat, Section, Share
 from frpo.config.training import (
     ArmConfig,
@@ -102,7 +102,9 @@ class Config(Section):
     data: DataConfig
     """Prompts."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """What completions are scored by; the total is the weighted sum of those that apply."""
+    """What completions are scored by; the total is made of those that apply to the task."""
+    combine: Combine = "weighted"
+    """The total: weighted sum, weighted mean, or product of the rewards."""
     max_failed_rewards: Share = 0.1
     """Share of failed rewards in one step above which the run stops."""
     reward: Workers = Workers()
@@ -164,11 +166,11 @@ class Config(Section):
         for where, names in (
             ("arms", [a.name for a in self.arms]),
             ("downstream", [d.name for d in self.downstream]),
-            ("rewards", [r.name for r in self.rewards]),
         ):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{where}: the name {twice[0]!r} stands twice; give each its own")
+        check_combination(self.rewards, self.combine)
         if "base" in [a.name for a in self.arms]:
             raise ValueError("arms: the name 'base' is taken by the base policy; choose another")
         for d in self.downstream:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from frpo.config.rewards import RewardConfig
+from frpo.config.rewards import Combine, RewardConfig, ServeReward, check_combination
 from frpo.config.section import NotNegative, Positive, PositiveFloat, Section
 
 
@@ -46,7 +46,9 @@ class LimitsConfig(Section):
 
 class ServiceConfig(Section):
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """The rewards by name; a request that names none gets the weighted sum of those that apply to its task."""
+    """The rewards by name; a request that names none is scored by all that apply to its task."""
+    combine: Combine = "weighted"
+    """The score: weighted sum, weighted mean, or product of those rewards."""
     host: str = "127.0.0.1"
     """Address to bind. Anything but loopback needs a token."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
@@ -71,9 +73,9 @@ class ServiceConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ServiceConfig:
-        names = [r.name for r in self.rewards]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"rewards: the name {twice[0]!r} stands twice; give each its own")
+        check_combination(self.rewards, self.combine)
+        if asking := [r.name for r in self.rewards if isinstance(r, ServeReward)]:
+            raise ValueError(f"rewards.{asking[0]}.kind: a service does not ask another by handle; name its rewards here, or use kind: url")
         if self.replicas.max_replicas < self.replicas.min_replicas:
             raise ValueError(f"replicas.max_replicas: {self.replicas.max_replicas} is below min_replicas {self.replicas.min_replicas}")
         if not self.is_loopback and not self.token:

@@ -8,11 +8,14 @@ that have no null), 504 no scores in time. 429 and 503 carry Retry-After (RFC 91
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
@@ -98,9 +101,17 @@ class Door:
         await self.app(scope, again, send)
 
     def _known(self, header: bytes) -> bool:
+        """Bearer (RFC 6750), or the password of Basic (RFC 7617): clients that know only a URL write http://frpo:TOKEN@host/..."""
         scheme, _, value = header.partition(b" ")
         assert self.token is not None
-        return scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), self.token.encode())
+        if scheme.lower() == b"basic":
+            try:
+                value = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(value.strip(), self.token.encode())
 
 
 class Desk:
@@ -225,4 +236,4 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
 
 
 def _with_task(item: Item, task: str) -> Item:
-    return Item(item.prompt, item.completion, task or item.task, item.columns)
+    return replace(item, task=task) if task else item

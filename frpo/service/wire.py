@@ -5,6 +5,7 @@ Every format becomes Items and comes back from Rewards; nothing else knows the d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,9 +120,16 @@ def items_of_get_reward(request: GetRewardRequest) -> list[Item]:
     return [_openrlhf_item(q, p, label) for q, p, label in zip(request.query, prompts, labels, strict=True)]
 
 
+ENDING = re.compile(r"(?:\s*(?:<[|｜][^<>]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
+"""End-of-text tokens of the common tokenizers: OpenRLHF sends what it decoded with them."""
+
+
 def _openrlhf_item(query: str, prompt: str, label: Any) -> Item:
     columns = {} if label is None else {"label": label, "answer": label}
-    return Item(prompt, query.removeprefix(prompt), "", columns)
+    completion = query.removeprefix(prompt)
+    end = ENDING.search(completion)
+    cut = end.start() if end else len(completion)
+    return Item(prompt, completion[:cut], "", columns, completion[cut:])
 
 
 def get_reward_response(rewards: Sequence[Reward]) -> GetRewardResponse:

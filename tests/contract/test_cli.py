@@ -70,6 +70,8 @@ MISTAKES = [
         ("--set", "rewards=[{{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}}]"),
         "rewards.0.urls: http://127.0.0.1:9/get_reward: no connection (Connection refused); start the service",
     ),
+    (("--set", "rewards=[{{kind: serve, name: here}}]"), "rewards.0.kind: serve needs the Ray cluster of the service"),
+    (("--set", "combine=product", "--set", "rewards.0.weight=2"), "rewards.answer.weight: 2 has no meaning in a product"),
     (("--set", "objective.lam=0"), "arms.0.objective.lam: Input should be greater than 0 (value 0)"),
     (("--set", "arms.frpo.objective.rho=2.2"), "arms.frpo.objective.rho: 2.2 is not below log k = 2.08 nats"),
     (("--set", "arms.grpo.objective.rho=0.3"), "rho: 0.3 is a radius of frpo, and the method is grpo"),

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from frpo.config.service import ServiceConfig
 from frpo.scoring import Item, Scorer
 from frpo.service.app import Overloaded, Unavailable, make_app
+from frpo.service.wire import GetRewardRequest, items_of_get_reward
 from frpo.types import Reward
 
 REWARDS: list[dict[str, Any]] = [
@@ -82,6 +83,17 @@ def test_openrlhf_gets_rewards_of_any_number_of_queries() -> None:
     assert client().post("/get_reward?reward=short", json={"query": ["a b c"]}).json()["rewards"] == [0.5]
     wrong = client().post("/get_reward", json={"query": ["a"], "labels": []})
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (422, "body: Value error, labels has 0 entries for 1 queries")
+
+
+@pytest.mark.parametrize(
+    "ending", ["<|im_end|>", "<|im_end|>\n", "</s>", "<|eot_id|><|end_of_text|>", "<end_of_turn>", "<｜end▁of▁sentence｜>", ""]
+)
+def test_openrlhf_sends_what_it_decoded_with_special_tokens(ending: str) -> None:
+    prompt = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    (item,) = items_of_get_reward(GetRewardRequest(query=[f"{prompt}2{ending}"], prompts=[prompt], labels=["2"]))
+    assert (item.prompt, item.completion, item.ending) == (prompt, "2", ending)
+    body = {"query": [f"{prompt}2{ending}"], "prompts": [prompt], "labels": ["2"]}
+    assert client().post("/get_reward?reward=right", json=body).json()["rewards"] == [2.0]
 
 
 def test_vllm_and_slime() -> None:
@@ -155,6 +167,9 @@ def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer")
         assert asked.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert asked.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
+        assert asked.get(path, auth=("anybody", "s3cret")).status_code == 200  # http://anybody:s3cret@host/...
+        assert asked.get(path, auth=("s3cret", "wrong")).status_code == 401
+        assert asked.get(path, headers={"Authorization": "Basic no-base64!"}).status_code == 401
     assert "s3cret" not in json.dumps(config().model_dump(mode="json"))
 
 

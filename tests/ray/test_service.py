@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,7 +12,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import httpx
 import psutil
 import pytest
@@ -32,7 +35,7 @@ rewards:
   - {{kind: function, name: words, function: "frpo.rewards:length", arguments: {{max_words: 2}}, tasks: [""]}}
   - {{kind: function, name: slow, function: "{file}:slow", tasks: [slow]}}
 port: {port}
-replicas: {{num_cpus: 0.1, max_batch_requests: 4, max_queued_requests: 8}}
+replicas: {{num_cpus: 0.1, max_batch_requests: 4, max_queued_requests: 8, max_replicas: 2}}
 limits: {{timeout_s: 60}}
 """
 TOKEN = "s3cret-of-the-test"
@@ -57,6 +60,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
         process.kill()
 
 
+def replicas() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:frpo-rewards:reward-slow" in " ".join(p.info["cmdline"] or [])]
+
+
 def slow(client: httpx.Client, text: str) -> httpx.Response:
     return client.post("/slime?task=slow", json={"prompt": "p", "response": text})
 
@@ -77,10 +84,36 @@ def test_every_format_answers(service: tuple[httpx.Client, subprocess.Popen[str]
     assert [s["score"] for s in found] == [4.0, 1.0, None]
 
 
+async def fetched_as_openrlhf_does(url: str, data: dict[str, list[str]], try_max_times: int = 5) -> dict[str, Any]:
+    """The calls that OpenRLHF's executor makes for each completion: a session a request, retries a second apart, no header."""
+    for _ in range(try_max_times):
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=180)) as session, session.post(url, json=data) as response:
+                response.raise_for_status()
+                return dict(await response.json())
+        except aiohttp.ClientError:
+            await asyncio.sleep(1)
+    raise RuntimeError("no answer")
+
+
+def test_openrlhf_trains_against_it(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    """40 completions at once against a queue of 8: those refused come again, and each gets its own score. The token is in the URL."""
+    client, *_ = service
+    url = f"{client.base_url}/get_reward?task=slow".replace("://", f"://frpo:{TOKEN}@")
+    bodies = [{"query": ["p: " + "x" * n + "<|im_end|>"], "prompts": ["p: "], "labels": [""]} for n in range(1, 41)]
+
+    async def all_of_them() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(fetched_as_openrlhf_does(url, body, 30) for body in bodies))
+
+    answers = asyncio.run(all_of_them())
+    assert [a["rewards"] for a in answers] == [[float(n)] for n in range(1, 41)]
+    assert answers[4] == {"rewards": [5.0], "scores": [5.0], "extra_logs": {"slow": [5.0]}}
+
+
 def test_no_request_is_lost_when_a_replica_is_killed(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
     """Every request is answered by its own right score."""
     client, *_ = service
-    (replica,) = [p for p in psutil.process_iter() if "ServeReplica:frpo-rewards:reward-slow" in " ".join(p.cmdline() or [""])]
+    (replica,) = replicas()
     texts = ["x" * n for n in range(1, 25)]
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(slow, client, text) for text in texts]
@@ -103,6 +136,24 @@ def test_overload_is_answered_at_once(service: tuple[httpx.Client, subprocess.Po
     assert refused[0].headers["retry-after"] == "1"
     assert max(a.elapsed.total_seconds() for a in refused) < 5
     assert all(a.json() == 3.0 for a in answers if a.status_code == 200)
+    assert slow(client, "abc").json() == 3.0
+
+
+def test_a_second_replica_comes_when_requests_wait(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+    """Serve waits for 30 s of load before it adds one."""
+    client, *_ = service
+    assert len(replicas()) == 1
+    until = time.monotonic() + 150
+    with ThreadPoolExecutor(12) as pool:
+
+        def ask(_: int) -> int:
+            count = 0
+            while time.monotonic() < until and len(replicas()) < 2:
+                count += slow(client, "abc").status_code == 200
+            return count
+
+        assert min(pool.map(ask, range(12))) > 3
+    assert len(replicas()) == 2
     assert slow(client, "abc").json() == 3.0
 
 

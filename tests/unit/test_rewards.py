@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import pytest
 
 from frpo import rewards
-from frpo.config import ConfigError, FunctionReward, ModelReward, UrlReward
+from frpo.config import ConfigError, DatasetConfig, FunctionReward, ModelReward, UrlReward
+from frpo.config.rewards import check_combination
+from frpo.prompts import read_rows
 from frpo.rewards import equation_answer, http, judge, value_of
 from frpo.rewards.loading import load_function
 from frpo.scoring import Item, Scorer
@@ -83,6 +85,29 @@ def test_boxed_math() -> None:
     texts = [r"so \boxed{\frac{1}{2}}", r"\boxed{0.5} or \boxed{0.5}", r"\boxed{3}", "1/2"]
     found = rewards.boxed_math([""] * 4, texts, answer=[r"\frac{1}{2}"] * 4)
     assert found == pytest.approx([1.0, 0.8, 0.2, 0.8])
+
+
+def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra gym is not installed")
+    source = "reasoning_gym:chain_sum?size=20&seed=3&max_terms=3"
+    rows = list(read_rows(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="train")))
+    rest = list(read_rows(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="heldout")))
+    assert len(rows) + len(rest) == 20
+    assert min(len(rows), len(rest)) > 2
+    reward = FunctionReward(kind="function", name="gym", function="frpo.rewards:reasoning_gym")
+    truth = [eval(r.text.rpartition(":")[2].rstrip(" =?")) for r in rows]  # "...: 4 + 3 ="
+    right = [Item(r.text, f"so <answer>{t}</answer>", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
+    wrong = [Item(r.text, f"{t + 1}", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
+    assert {r.total for r in Scorer([reward]).score(right)} == {1.0}
+    assert max(r.total or 0.0 for r in Scorer([reward]).score(wrong)) < 0.5
+    (stale,) = Scorer([reward]).score([Item("4 + 3 =", "7", "sums", rows[0].columns)])
+    assert (stale.total, "another version of reasoning-gym" in str(stale.error)) == (None, True)
+    for path, message in (
+        ("reasoning_gym:sums", "Dataset 'sums' not registered"),
+        (f"{source}&terms=3", "unexpected keyword argument 'terms'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            list(read_rows(DatasetConfig(path=path, task="sums")))
 
 
 def test_length_and_format() -> None:
@@ -171,6 +196,23 @@ def test_weights_and_routing(code: str) -> None:
     assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
 
 
+def test_mean_product_and_normalisation(code: str) -> None:
+    both = [
+        FunctionReward(kind="function", name="all", function=f"{code}:good", center=0.5, scale=0.25),  # 1 -> 2, 0 -> -2
+        FunctionReward(kind="function", name="some", function=f"{code}:later", weight=3.0, tasks=("t",)),  # 0.25
+    ]
+    asked = [*items("yes", "no"), *items("yes", task="u")]
+    assert [r.total for r in Scorer(both).score(asked)] == [2.75, -1.25, 2.0]
+    assert [r.total for r in Scorer(both, "mean").score(asked)] == [2.75 / 4, -1.25 / 4, 2.0]
+    plain = [both[0], both[1].model_copy(update={"weight": 1.0})]
+    found = Scorer(plain, "product").score(asked)
+    assert [(r.total, r.parts["all"]) for r in found] == [(0.5, 2.0), (-0.5, -2.0), (2.0, 2.0)]
+    with pytest.raises(ValueError, match=r"rewards\.some\.weight: 3 has no meaning in a product"):
+        check_combination(tuple(both), "product")
+    with pytest.raises(ValueError, match=r"rewards\.all\.weight: 0 in a mean"):
+        check_combination((both[0].model_copy(update={"weight": 0.0}),), "mean")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -214,6 +256,17 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
             with torch.no_grad():
                 logit = float(model(ids).logits)
             assert value == pytest.approx(logit if squash == "none" else 1 / (1 + math.exp(-logit)), abs=1e-5)
+    raw = ModelReward(kind="model", name="rm", path=str(tmp_path / "rm"), squash="none")
+    told = "<bos> what is one plus one <ans> two <eos>"  # as OpenRLHF's client and verl's send it
+    seen = [
+        Item("<bos> what is one plus one <ans>", " two", "", {}, " <eos>"),
+        Item("", told, "", {}),
+        Item("", told.removeprefix("<bos> "), "", {}),
+    ]
+    ids = tokenizer(told, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        once, twice = float(model(torch.tensor([ids])).logits), float(model(torch.tensor([[*ids, 3]])).logits)
+    assert [r.total for r in Scorer([raw]).score(seen)] == pytest.approx([once, once, twice], abs=1e-5)
 
 
 OTHERS = """
@@ -268,7 +321,7 @@ class Judge(BaseHTTPRequestHandler):
         elif self.path.endswith("/moderations"):
             answer = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
         else:
-            answer = {"choices": [{"message": {"content": "refused: 0\nconvincing: 5\nspecific: 3"}}]}
+            answer = {"choices": [{"message": {"content": '{"refused": 0, "convincing": 5, "specific": 3}'}}]}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
