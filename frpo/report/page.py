@@ -6,8 +6,9 @@ from jinja2 import Environment, PackageLoader
 
 from frpo.records import Estimate
 from frpo.report import plots
+from frpo.report.bootstrap import Interval
 from frpo.report.data import Report, reward_of
-from frpo.report.sweep import Interval, Sweep
+from frpo.report.sweep import Sweep
 
 
 def number(value: float | None, digits: int = 2) -> str:

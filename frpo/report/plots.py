@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from frpo.records import Certificate
+from frpo.report.bootstrap import Interval
 from frpo.report.data import Report, reward_of
-from frpo.report.sweep import ArmOverSeeds, Interval, Sweep
+from frpo.report.sweep import ArmOverSeeds, Sweep
 
 INK, GRID = "#010203", "#010204"
 STYLE: Any = {

@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from frpo.config import ConfigError
 from frpo.records import Evaluation, Record
+from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
 from frpo.report.data import Report, collect, reward_of
 
-Doubles = NDArray[np.float64]
-DRAWS = 4_000
-CONFIDENCE = 0.95
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""
-
-
-class Interval(Record):
-    """A mean over seeds and prompts and its bootstrap interval."""
-
-    mean: float
-    lo: float
-    hi: float
 
 
 class Coverage(Record):
@@ -110,53 +99,6 @@ class Sweep(Record):
     comparisons: tuple[Comparison, ...]
 
 
-Value = Callable[[Report, int], float | Sequence[float]]
-"""Of one arm of one seed: a number, or one for each prompt."""
-
-
-class _Table:
-    """Numbers of every arm, seed and prompt, and one set of bootstrap draws for all of them.
-
-    A draw takes seeds with replacement, and prompts with replacement; every seed is measured on the same prompts, so the
-    prompts of a draw are the same for all of its seeds. Its first row is the sample itself.
-    """
-
-    def __init__(self, reports: Sequence[Report], focus: str) -> None:
-        self.reports, self.focus = reports, focus
-        self.arms = [a.name for a in reports[0].arms]
-        kept = [{k.downstream for k in a.kept if k.task == focus} for r in reports for a in r.arms]
-        self.finetunes = sorted(set.intersection(*kept))
-        self.seeds = _shares(np.random.default_rng(0), len(reports))
-        self.prompts: dict[int, Doubles] = {}
-
-    def of(self, value: Value) -> Doubles:
-        """[arms, seeds, prompts]; one prompt for what is no mean over prompts."""
-        return np.array([[np.atleast_1d(value(r, i)) for r in self.reports] for i in range(len(self.arms))], dtype=np.float64)
-
-    def draws(self, values: Doubles) -> Doubles:
-        """values [..., seeds, prompts] -> means [..., 1 + DRAWS]"""
-        size = values.shape[-1]
-        if size not in self.prompts:
-            self.prompts[size] = _shares(np.random.default_rng(size), size)
-        return np.einsum("ds,...sp,dp->...d", self.seeds, values, self.prompts[size], optimize=True)
-
-    def interval(self, values: Doubles, confidence: float = CONFIDENCE) -> Interval:
-        """values [seeds, prompts]"""
-        return interval_of(self.draws(values), confidence)
-
-
-def _shares(rng: np.random.Generator, count: int) -> Doubles:
-    """[1 + DRAWS, count]: how much of each draw an item makes up; the first row is the sample itself."""
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
-    return np.concatenate([np.ones((1, count)), drawn]) / count
-
-
-def interval_of(draws: Doubles, confidence: float) -> Interval:
-    """Of the first draw, between quantiles of the others."""
-    lo, hi = np.quantile(draws[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(draws[0]), lo=float(lo), hi=float(hi))
-
-
 def _kept(finetune: str, task: str) -> Value:
     """After a fine-tune, each prompt of a task; one whose rewards all failed counts as the mean."""
 
@@ -193,7 +135,7 @@ def gather(folders: Sequence[Path]) -> Sweep:
         raise ConfigError("report: seeds of one name have different arms; give runs of one recipe, or give each recipe its own name")
     focuses = [r.focus for r in reports if r.focus]
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
-    table = _Table(reports, focus)
+    table = Table(reports, focus)
     arms, metrics = _arms(table), _metrics(table)
     comparisons = (*_at_equal_kl(table, arms, metrics), *_arm_by_arm(table, metrics))
     headline = _headline(table, comparisons)
@@ -218,7 +160,7 @@ def merged(reports: Sequence[Report]) -> Report:
     )
 
 
-def _arms(table: _Table) -> tuple[ArmOverSeeds, ...]:
+def _arms(table: Table) -> tuple[ArmOverSeeds, ...]:
     focus, trained = table.focus, set(table.reports[0].tasks)
     measured = {t.task for t in table.reports[0].arms[0].evaluation.rewards}
     others, untrained = sorted(trained - {focus}), sorted(measured - trained)
@@ -267,7 +209,7 @@ def _certified_at(task: str, radius: float = 0.5) -> Value:
     return value
 
 
-def _coverage(table: _Table, arm: str) -> Coverage | None:
+def _coverage(table: Table, arm: str) -> Coverage | None:
     runs = [found for r in table.reports if (found := next((x for x in r.robustness if (x.arm, x.task) == (arm, table.focus)), None))]
     if len(runs) < len(table.reports):
         return None
@@ -303,7 +245,7 @@ class _Gap:
         return self.metric.partition(" after ")[0]
 
 
-def _comparisons(table: _Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
+def _comparisons(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
     found = []
     for g in gaps:
         sure = interval_of(g.draws, CONFIDENCE)
@@ -317,7 +259,7 @@ def _comparisons(table: _Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def _metrics(table: _Table) -> dict[str, Doubles]:
+def _metrics(table: Table) -> dict[str, Doubles]:
     """What is compared, [arms, seeds, prompts]."""
     others = [t for t in table.reports[0].tasks if t != table.focus]
     found = {f"kept after {f}": table.of(_kept(f, table.focus)) for f in table.finetunes}
@@ -326,7 +268,7 @@ def _metrics(table: _Table) -> dict[str, Doubles]:
     return found | ({"certified": certified} if np.isfinite(certified).all() else {})
 
 
-def _arm_by_arm(table: _Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Every later arm against the first, whatever their KL."""
     kl = table.of(_kl)
     apart = [table.interval(kl[i] - kl[0]) for i in range(len(table.arms))]
@@ -340,7 +282,7 @@ def _arm_by_arm(table: _Table, metrics: Mapping[str, Doubles]) -> tuple[Comparis
     )
 
 
-def _at_equal_kl(table: _Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+def _at_equal_kl(table: Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Every family of at least two weights against the first such family, where their mean curves overlap in KL.
 
     A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
@@ -374,7 +316,7 @@ def _at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
     return np.array([np.interp(where, x[:, d], y[:, d]) for d in range(x.shape[1])])
 
 
-def _headline(table: _Table, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that cost most."""
     kept = [c for c in comparisons if c.metric.startswith("kept ")]
     rows = [c for c in kept if c.matched_by == "kl"] or kept
