@@ -151,6 +151,7 @@ def _deployment(reward: str) -> str:
 
 def start(config: ServiceConfig) -> str:
     """Serve on a Ray cluster that is connected already; returns the URL. Waits until every reward is up."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
     serve.run(build(config), name=APP, route_prefix="/")
     return f"http://{config.host}:{config.port}"

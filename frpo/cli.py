@@ -209,7 +209,7 @@ def serve(
 
     config = read_as(service, tuple(set), ServiceConfig)
     check_rewards(config.rewards)
-    print(f"frpo serve: {', '.join(r.name for r in config.rewards)}", flush=True)
+    print(f"frpo serve: starting {', '.join(r.name for r in config.rewards)} (Serve takes about 20 s, then models load) ...", flush=True)
     signal.signal(signal.SIGTERM, _on_sigterm)
     from deploy.service import serve_forever
 

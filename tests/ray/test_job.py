@@ -90,6 +90,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         f"--port={free_port()}",
         f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
     ]
     command = [RAY, "start", "--head", "--block", *ports, "--num-cpus=4", "--object-store-memory=400000000", f"--temp-dir={temporary}"]
 
