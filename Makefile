@@ -3,7 +3,7 @@ export RAY_AUTH_MODE ?= disabled
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: install demo lint check test test-all test-gpu
+.PHONY: install demo lint check test test-all test-gpu test-integrations
 
 install:
 	@deploy/install.sh
@@ -28,3 +28,9 @@ test-all: lint
 
 test-gpu: install
 	$(PYTEST) -m gpu tests
+
+# verl's transformers is not vLLM's, so verl has an environment of its own
+test-integrations: install
+	deploy/install.sh .venv-verl verl
+	.venv-verl/bin/python -m pytest -q tests/integrations/test_verl.py
+	$(PYTEST) tests/integrations

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs frpo into a virtual environment: deploy/install.sh [VENV=.venv] [EXTRAS=serve,eval,fetch,dev]
 # CPU or GPU is decided here, once: an NVIDIA driver means plain vllm and the torch it brings, else the CPU builds.
+# EXTRAS=verl is an environment for frpo.integrations.verl: verl and what its trainer imports, frpo without its own dependencies.
 # Does nothing when pyproject.toml and the extras are those of the last successful call.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,5 +27,10 @@ if [ "$accelerator" = cpu ]; then
   # "+cpu" is never on PyPI, so the plain call fails at once where no local wheel has it; only then PyTorch's own CPU index.
   uv --quiet "torch==2.13.0+cpu" 2>/dev/null || uv --torch-backend cpu "torch==2.13.0"
 fi
-uv --editable ".[$accelerator,$extras]"
+if [ "$extras" = verl ]; then
+  uv verl==0.9.1 cachetools TransferQueue fastapi uvicorn pytest pytest-timeout
+  uv --no-deps --editable .
+else
+  uv --editable ".[$accelerator,$extras]"
+fi
 echo "$stamp" >"$venv/.frpo-installed"

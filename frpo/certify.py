@@ -21,6 +21,8 @@ class CertificateFile(Record):
     weights_sha256: str
     prompts: str
     reward: str
+    prompt_token_ids: tuple[tuple[int, ...], ...]
+    """Of every certified prompt, as the policy saw it."""
     max_new_tokens: int
     seed: int
     certificates: tuple[Certificate, ...]
@@ -84,7 +86,7 @@ def run(model: Path, config: Config) -> Path:
         result = CertificateFile(
             model=str(model), weights_sha256=folder_sha256(model), prompts=config.data.heldout[0].path,
             reward=reward.path if isinstance(reward, ModelReward) else getattr(reward, "function", reward.name), max_new_tokens=config.rollout.max_new_tokens,
-            seed=config.seed, certificates=found,
+            prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts), seed=config.seed, certificates=found,
         )  # fmt: skip
         (out / "certificate.json").write_text(result.model_dump_json(indent=1))
         certificates(found, out / "certificate.png")

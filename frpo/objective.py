@@ -85,7 +85,11 @@ def tilt(rewards: Tensor, lam: float, mask: Tensor | None = None) -> tuple[Tenso
     return n.log() + torch.xlogy(p, p).sum(dim=1), 1 / p.square().sum(dim=1)
 
 
-def lam_of_radius(rewards: Tensor, rho: float, *, floor: float, mask: Tensor | None = None) -> float:
+LAM_FLOOR = 0.02
+"""Reward units: lam goes no lower where a batch cannot reach its radius."""
+
+
+def lam_of_radius(rewards: Tensor, rho: float, *, floor: float = LAM_FLOOR, mask: Tensor | None = None) -> float:
     """The lam at which the mean over groups of KL(p || uniform) is rho nats (radius mode), by bisection in log lam.
 
     The KL falls as lam grows. Where the batch cannot reach rho (ties for the least reward, equal groups), lam is `floor`.

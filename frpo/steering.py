@@ -14,8 +14,6 @@ from frpo.config import LearnerConfig, ObjectiveConfig
 from frpo.objective import lam_of_radius
 from frpo.types import Steering
 
-LAM_FLOOR = 0.02
-"""Reward units: lam goes no lower where a batch cannot reach rho."""
 SMOOTHING = 0.2
 """Weight of the newest batch in log lam."""
 INTEGRAL, REACTION = 0.1, 2.0
@@ -36,7 +34,7 @@ def lam_for(rewards: torch.Tensor, mask: torch.Tensor, objective: ObjectiveConfi
     """The temperature of this batch: the given one, or in radius mode the batch's own, smoothed with those before."""
     if objective.rho is None:
         return objective.lam
-    own = lam_of_radius(rewards, objective.rho, floor=LAM_FLOOR, mask=mask)
+    own = lam_of_radius(rewards, objective.rho, mask=mask)
     if state.lam is None:
         return own
     return math.exp((1 - SMOOTHING) * math.log(state.lam) + SMOOTHING * math.log(own))

@@ -1,0 +1,153 @@
+"""A guard for whoever fine-tunes a certified policy later, with any Hugging Face trainer: how far it has gone, and what is still promised.
+
+guard = FinetuneGuard(trainer, "certificate/certificate.json", radius=0.5, every=50)
+trainer.add_callback(guard)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from frpo.certify import CertificateFile
+from frpo.checkpoint import folder_sha256
+from frpo.logprobs import Scorer, completion_logprobs
+from frpo.types import Sequences
+
+log = logging.getLogger("frpo.guard")
+BUDGET_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Measured:
+    step: int
+    kl: float
+    """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts."""
+    se: float
+    """Its standard error over prompts."""
+    certified: float
+    """Mean reward certified at the upper end of its 95 % interval."""
+
+
+class FinetuneGuard(TrainerCallback):
+    """Every `every` steps, and at the end, samples `completions` per certified prompt from the model in training and measures KL(Q || pi).
+
+    Logs guard/kl, guard/kl_se and guard/certified_reward by the trainer; outside `radius` nats (its 95 % interval included) it
+    warns, or ends the training (action="stop"). Prompts are shared out over processes. Not for ZeRO-3, whose weights no single
+    process can sample from.
+
+    Raises ValueError when the policy's folder is not the one that was certified, FileNotFoundError when a file is missing.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        certificate: str | Path,
+        *,
+        radius: float,
+        every: int = 50,
+        completions: int = 4,
+        action: Literal["warn", "stop"] = "warn",
+        policy: str | Path | None = None,
+    ) -> None:
+        self.file = CertificateFile.model_validate_json(Path(certificate).read_text())
+        folder = Path(policy or self.file.model)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"certificate: the certified policy {folder} is not here; give policy=its folder")
+        if folder_sha256(folder) != self.file.weights_sha256:
+            raise ValueError(f"certificate: {folder} holds other weights than those that {certificate} certifies")
+        self.trainer, self.radius, self.every, self.completions, self.action = trainer, radius, every, completions, action
+        self.policy: Any = Scorer(_load(folder)).eval()
+        self.found: list[Measured] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.check(state.global_step, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.found or self.found[-1].step != state.global_step:
+            self.check(state.global_step, control)
+
+    def check(self, step: int, control: Any) -> None:
+        kl, se = self.measure(step)
+        found = Measured(step, kl, se, certified_at(self.file, kl + 1.96 * se))
+        self.found.append(found)
+        self.trainer.log({"guard/kl": kl, "guard/kl_se": se, "guard/certified_reward": found.certified})
+        if kl + 1.96 * se > self.radius:
+            log.warning(
+                "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",
+                step, kl, 1.96 * se, self.radius, found.certified,
+            )  # fmt: skip
+            control.should_training_stop |= self.action == "stop"
+
+    @torch.no_grad()
+    def measure(self, step: int) -> tuple[float, float]:
+        """KL in nats per completion and its standard error, from fresh completions at temperature 1."""
+        accelerator = self.trainer.accelerator
+        model = accelerator.unwrap_model(self.trainer.model)
+        device = next(model.parameters()).device
+        rank, world = accelerator.process_index, accelerator.num_processes
+        prompts = self.file.prompt_token_ids
+        was_training = model.training
+        model.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.file.seed + step)
+            drawn = [self._draw(model, list(prompts[i]), device) for i in range(rank, len(prompts), world)]
+        scorers = Scorer(model), self.policy.to(device)
+        sequences = [_sequences(prompt, texts) for prompt, texts in drawn]
+        ratios = []
+        for found in sequences:
+            q, p = (completion_logprobs(s, found, temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device) for s in scorers)
+            ratios.append(float((q.astype(np.float64) - p).sum()) / self.completions)
+        model.train(was_training)
+        padded = ratios + [math.nan] * (math.ceil(len(prompts) / world) - len(ratios))
+        everyone = accelerator.gather(torch.tensor(padded, dtype=torch.float64, device=device)).cpu().numpy()
+        values = everyone[~np.isnan(everyone)]
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+    def _draw(self, model: Any, prompt: list[int], device: torch.device) -> tuple[list[int], list[list[int]]]:
+        ids = torch.tensor([prompt] * self.completions, device=device)
+        ends = model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list) else [ends])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            max_new_tokens=self.file.max_new_tokens,
+        )  # fmt: skip
+        texts = []
+        for row in out[:, len(prompt) :].tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+            texts.append(row[:end])
+        return prompt, texts
+
+
+def _load(folder: Path) -> Any:
+    if (folder / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+
+def _sequences(prompt: list[int], texts: list[list[int]]) -> Sequences:
+    rows = [np.array(prompt + text, dtype=np.int32) for text in texts]
+    return Sequences(
+        tokens=np.concatenate(rows),
+        prompt_lengths=np.full(len(rows), len(prompt), dtype=np.int32),
+        lengths=np.array([len(r) for r in rows], dtype=np.int32),
+    )
+
+
+def certified_at(file: CertificateFile, kl: float) -> float:
+    """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the last."""
+    found = []
+    for c in file.certificates:
+        inside = [lower for radius, lower in zip(c.radii, c.certified, strict=True) if radius >= kl]
+        found.append(inside[0] if inside else c.floor)
+    return float(np.mean(found))

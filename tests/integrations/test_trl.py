@@ -1,0 +1,119 @@
+"""FRPO inside TRL's GRPOTrainer, on the testbed's model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frpo import testbed
+from frpo.objective import frpo_advantages, lam_of_radius
+
+trl = pytest.importorskip("trl", reason="trl is not installed")
+
+K, PROMPTS = 4, 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trl") / "model"
+    testbed.write_model(folder, seed=0)
+    return folder
+
+
+def make(model: Path, out: Path, reward: Any, settings: dict[str, Any], **args: Any) -> Any:
+    import datasets
+    from transformers import AutoTokenizer
+
+    from frpo.integrations.trl import FrpoSettings, FRPOTrainer
+
+    data = datasets.Dataset.from_list([{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless())[:64]])
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": K * PROMPTS, "num_generations": K, "max_completion_length": 7, "max_steps": 3, "learning_rate": 1e-3,
+        "report_to": [], "use_cpu": True, "beta": 0.0, "logging_steps": 1, "save_strategy": "no", "seed": 0,
+    } | args  # fmt: skip
+    return FRPOTrainer(
+        str(model), reward, args=trl.GRPOConfig(output_dir=str(out), **options), train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model), frpo=FrpoSettings(**settings),
+    )  # fmt: skip
+
+
+def words(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+    """Something that differs inside a group; None for some."""
+    return [None if "sorry" in c else (len(c) % 5) / 4 for c in completions]
+
+
+@pytest.mark.parametrize("settings", [{"lam": 0.5}, {"rho": 0.3, "scale": "exact", "jackknife": False}])
+def test_each_batch_has_our_advantages(model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    trainer = make(model, tmp_path, words, settings)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    inner = trainer._generate_and_score_completions
+
+    def watched(inputs: Any) -> Any:
+        found = inner(inputs)
+        seen.append((trainer._rewards[:, 0].clone(), found["advantages"].clone()))
+        assert list(trainer._logs["advantages"])[-len(inputs) :] == found["advantages"].tolist()
+        return found
+
+    trainer._generate_and_score_completions = watched
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert len(seen) == 3
+    for rewards, advantages in seen:
+        groups = rewards.view(PROMPTS, K)
+        mask = ~groups.isnan()
+        values = groups.nan_to_num(0.0)
+        lam = settings.get("lam") or lam_of_radius(values, settings["rho"], mask=mask)
+        expected = frpo_advantages(values, lam, jackknife=settings.get("jackknife", True), scale=settings.get("scale", "code"), mask=mask)
+        assert advantages.tolist() == pytest.approx(expected.view(-1).tolist(), abs=1e-6)
+        assert all(a == 0 for a, r in zip(advantages.tolist(), rewards.tolist(), strict=True) if r != r)
+    assert any(a.abs().max() > 0 for _, a in seen)
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+def test_what_frpo_cannot_mean_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="FRPO needs sum_then_normalize"):
+        make(model, tmp_path, words, {"lam": 0.5}, multi_objective_aggregation="normalize_then_sum")
+
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from tests.integrations.test_trl import K, make
+from frpo.objective import frpo_advantages
+
+def marked(prompts, completions, **_):
+    return [float(len(c)) for c in completions]
+
+trainer = make(Path(sys.argv[1]), Path(sys.argv[2]), marked, {"lam": 2.0}, per_device_train_batch_size=2, max_steps=2)
+inner = trainer._generate_and_score_completions
+
+def watched(inputs):
+    found = inner(inputs)
+    rewards = trainer._rewards[:, 0]
+    assert len(rewards) == 2 * len(inputs) == K, (len(rewards), len(inputs))  # one group over two processes
+    expected = frpo_advantages(rewards.view(1, K), 2.0, jackknife=True, scale="code").view(-1)
+    rank = trainer.accelerator.process_index
+    torch.testing.assert_close(found["advantages"], expected[rank * len(inputs) : (rank + 1) * len(inputs)])
+    Path(f"{sys.argv[2]}-{rank}").touch()
+    return found
+
+trainer._generate_and_score_completions = watched
+trainer.train()
+"""
+
+
+@pytest.mark.slow
+def test_a_group_over_two_processes_is_one_group(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "two.py")]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
+    done = subprocess.run([*command, str(model), str(tmp_path / "out")], cwd=root, env=env, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"out-{rank}").exists() for rank in range(3)] == [True, True, False]
