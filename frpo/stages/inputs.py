@@ -27,7 +27,7 @@ def resolve(config: Config) -> Config:
             return {k: walk(v) for k, v in node.items()}
         if isinstance(node, list):
             return [walk(v) for v in node]
-        return testbed.resolve(node, folder) if isinstance(node, str) else node
+        return testbed.resolve(node, folder, config.seed) if isinstance(node, str) else node
 
     return Config.model_validate(walk(json.loads(text)))
 

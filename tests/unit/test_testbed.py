@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from frpo import testbed
+from frpo.config import ConfigError
 
 
 def test_counts() -> None:
@@ -64,3 +65,14 @@ def test_a_batch_sees_the_harmless_families_alike() -> None:
     families = {i.prompt: i.family for i in testbed.harmless()}
     counts = Counter(families[r["prompt"]] for r in testbed._prompt_rows() if r["task"] == "harmless")
     assert max(counts.values()) / min(counts.values()) < 1.35
+
+
+def test_a_base_that_refuses_more(tmp_path: Path) -> None:
+    file = testbed.resolve("testbed:base?refusal=0.9", tmp_path, 1)
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    refused = [r["completion"] in testbed.REFUSALS for r in rows if r["task"] == "harmful"]
+    assert sum(refused) / len(refused) == pytest.approx(0.84, abs=0.04)  # clipped at 0.95
+    assert rows == list(testbed.base_rows(random.Random(1), 0.9))
+    for path in ("testbed:base?rate=1", "testbed:base?refusal=often", "testbed:prompts?refusal=0.9"):
+        with pytest.raises(ConfigError, match=r"write testbed:base\?refusal=0\.9"):
+            testbed.resolve(path, tmp_path, 1)

@@ -1,0 +1,93 @@
+"""Where FRPO pays on the testbed: GRPO and three lambdas, steered to one KL to the reference, in several settings.
+
+    python benchmarks/map.py runs/map --seeds 5 --out docs/results
+
+Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped. Writes
+testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a roomy KL budget with the reverse penalty, the tight one with k3, a base
+that fails rarely, a reward with a risky and a safe way (recipes/studies/risky.py), and a third of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPE = "recipes/studies/testbed_k3.yaml"
+RISKY = 'rewards=[{kind: function, name: answer, function: "recipes/studies/risky.py:risky"}]'
+SETTINGS: dict[str, tuple[str, float, str, tuple[str, ...]]] = {
+    "tight": ("KL 0.3", 0.3, "reverse", ()),
+    "tight-k3": ("KL 0.3, k3", 0.3, "k3", ()),
+    "roomy": ("KL 0.6", 0.6, "reverse", ()),
+    "rare": ("failures rare, KL 0.1", 0.1, "reverse", ("base.data.0.path=testbed:base?refusal=0.9",)),
+    "risky": ("risky and safe way, KL 0.6", 0.6, "reverse", (RISKY,)),
+    "short": ("30 steps, KL 0.3", 0.3, "reverse", ("learner.num_steps=30",)),
+}
+METHODS = {
+    "grpo": "method: grpo",
+    "frpo-lam2": "method: frpo, lam: 2",
+    "frpo-lam0.5": "method: frpo, lam: 0.5",
+    "frpo-lam0.2": "method: frpo, lam: 0.2",
+}
+METRICS = ("kept after crafts-harsh", "kept after crafts-gentle", "certified", "other tasks")
+
+
+def sweep(folder: Path, seeds: int, kl: float, penalty: str, sets: tuple[str, ...]) -> dict[str, Any]:
+    arms = ", ".join(f"{{name: {n}, objective: {{{m}, penalty: {penalty}, beta: 0.2, target_kl: {kl}}}}}" for n, m in METHODS.items())
+    words = [w for s in (f"arms=[{arms}]", *sets) for w in ("--set", s)]
+    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--seeds", str(seeds), "--run-dir", str(folder), *words]
+    subprocess.run(command, check=True)
+    found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    return found
+
+
+def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(METRICS), 0.55 * len(SETTINGS) * 3 + 1), layout="constrained")
+    axes = figure.subplots(1, len(METRICS), sharey=True)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for i, name in enumerate(SETTINGS):
+            for j, arm in enumerate(list(METHODS)[1:]):
+                row = next((c for c in comparisons if (c["setting"], c["metric"], c["a"]) == (name, metric, arm)), None)
+                if row:
+                    y = -(i + 0.2 * (j - 1))
+                    axis.errorbar(row["difference"], y, xerr=[[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]], fmt="o", color=f"C{j}",
+                                  label=arm.removeprefix("frpo-lam") if i == 0 else None, capsize=2)  # fmt: skip
+        axis.axvline(0, color="grey", lw=0.8)
+        axis.set_title(metric)
+        axis.set_xlabel("FRPO - GRPO")
+    axes[0].set_yticks([-i for i in range(len(SETTINGS))], [s[0] for s in SETTINGS.values()])
+    axes[0].legend(title="λ", loc="best")
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    given = parser.parse_args()
+    comparisons: list[dict[str, Any]] = []
+    arms: list[dict[str, Any]] = []
+    seeds: list[int] = []
+    for name, (label, kl, penalty, sets) in SETTINGS.items():
+        found = sweep(given.folder / name, given.seeds, kl, penalty, sets)
+        seeds = found["seeds"]
+        arms += [{"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]]
+        # both were steered to one KL; how near they came to each other stands in kl_difference
+        comparisons += [
+            {"setting": name, "label": label, **c, "matched_by": "kl", "at_kl": kl}
+            for c in found["comparisons"]
+            if c["matched_by"] == "steps"
+        ]
+        result = {"study": "testbed_map", "seeds": seeds, "comparisons": comparisons, "arms": arms}
+        (given.out / "testbed_map.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(comparisons, given.out / "testbed_map.png")
+
+
+if __name__ == "__main__":
+    main()
