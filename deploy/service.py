@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from frpo.cluster import join, threads
 from frpo.config import RewardConfig, ServeReward
 from frpo.config.service import ReplicaConfig, ServiceConfig
+from frpo.preflight import check_rewards
+from frpo.recipe import read
 from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, total
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.types import Reward
@@ -143,6 +146,13 @@ def build(config: ServiceConfig) -> Any:
 
     ingress: Any = serve.deployment(serve.ingress(app)(Gateway))
     return ingress.options(name="gateway", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0.25}).bind(*children)
+
+
+def application(args: dict[str, str]) -> Any:
+    """For Serve's own configuration files (`serve deploy`, RayService): `config` is the path of the service's YAML. Raises ConfigError."""
+    config = read(Path(args["config"]), (), ServiceConfig)
+    check_rewards(config.rewards)
+    return build(config)
 
 
 def _deployment(reward: str) -> str:

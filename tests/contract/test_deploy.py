@@ -1,0 +1,217 @@
+"""The deployment files against the schemas of those who read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from frpo.config.service import ServiceConfig
+
+ROOT = Path(__file__).parents[2]
+KUBERAY = ROOT / "deploy" / "kuberay"
+KUBERNETES = "1.31"
+FILES = sorted(KUBERAY.glob("*.yaml"))
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return [d for d in yaml.safe_load_all(file.read_text()) if d]
+
+
+# ---- ray.io/v1 as KubeRay publishes it (docs.ray.io, KubeRay CRD API reference): the fields that may stand in a specification
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class AuthOptions(Spec):
+    mode: Literal["token", "disabled"]
+    secretName: str | None = None
+    enableK8sTokenAuth: bool | None = None
+
+
+class AutoscalerOptions(Spec):
+    resources: dict[str, Any] | None = None
+    image: str | None = None
+    imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    env: list[dict[str, Any]] | None = None
+    envFrom: list[dict[str, Any]] | None = None
+    volumeMounts: list[dict[str, Any]] | None = None
+    securityContext: dict[str, Any] | None = None
+    idleTimeoutSeconds: int | None = Field(None, ge=0)
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
+    version: Literal["v1", "v2"] | None = None
+
+
+class PodTemplate(Spec):
+    metadata: dict[str, Any] = {}
+    spec: dict[str, Any]
+
+
+class HeadGroup(Spec):
+    template: PodTemplate
+    rayStartParams: dict[str, str]
+    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
+    headService: dict[str, Any] | None = None
+    enableIngress: bool | None = None
+
+
+class WorkerGroup(Spec):
+    groupName: str
+    template: PodTemplate
+    rayStartParams: dict[str, str]
+    replicas: int | None = Field(None, ge=0)
+    minReplicas: int = Field(ge=0)
+    maxReplicas: int = Field(ge=0)
+    idleTimeoutSeconds: int | None = None
+    numOfHosts: int = 1
+    suspend: bool | None = None
+    scaleStrategy: dict[str, list[str]] | None = None
+
+
+class RayCluster(Spec):
+    rayVersion: str
+    headGroupSpec: HeadGroup
+    workerGroupSpecs: list[WorkerGroup] = []
+    authOptions: AuthOptions | None = None
+    enableInTreeAutoscaling: bool | None = None
+    autoscalerOptions: AutoscalerOptions | None = None
+    headServiceAnnotations: dict[str, str] | None = None
+    gcsFaultToleranceOptions: dict[str, Any] | None = None
+    suspend: bool | None = None
+
+
+class RayJob(Spec):
+    entrypoint: str
+    rayClusterSpec: RayCluster | None = None
+    clusterSelector: dict[str, str] | None = None
+    runtimeEnvYAML: str | None = None
+    jobId: str | None = None
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"] = "K8sJobMode"
+    shutdownAfterJobFinishes: bool = False
+    ttlSecondsAfterFinished: int = 0
+    activeDeadlineSeconds: int | None = Field(None, gt=0)
+    backoffLimit: int = Field(0, ge=0)
+    submitterPodTemplate: PodTemplate | None = None
+    metadata: dict[str, str] | None = None
+    entrypointNumCpus: float | None = None
+    entrypointNumGpus: float | None = None
+    entrypointResources: str | None = None
+    suspend: bool | None = None
+
+
+class RayService(Spec):
+    serveConfigV2: str
+    rayClusterConfig: RayCluster
+    serveService: dict[str, Any] | None = None
+    upgradeStrategy: dict[str, Any] | None = None
+    excludeHeadPodFromServeSvc: bool | None = None
+
+
+CUSTOM: dict[str, type[Spec]] = {"RayCluster": RayCluster, "RayJob": RayJob, "RayService": RayService}
+
+
+def cluster_of(document: dict[str, Any]) -> RayCluster | None:
+    if document["kind"] not in CUSTOM:
+        return None
+    found: Any = CUSTOM[document["kind"]].model_validate(document["spec"])
+    return found if isinstance(found, RayCluster) else found.rayClusterSpec if isinstance(found, RayJob) else found.rayClusterConfig
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
+def test_kubernetes_takes_every_object_and_every_pod(file: Path) -> None:
+    pods = 0
+    for document in documents(file):
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+            continue
+        assert document["apiVersion"] == "ray.io/v1"
+        cluster = cluster_of(document)
+        assert cluster
+        for name, group in [("head", cluster.headGroupSpec), *((w.groupName, w) for w in cluster.workerGroupSpecs)]:
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **group.template.metadata}, "spec": group.template.spec}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+            pods += 1
+            mounts = {m["name"] for c in group.template.spec["containers"] for m in c["volumeMounts"]}
+            assert mounts == {v["name"] for v in group.template.spec["volumes"]}
+            assert group.template.spec["securityContext"]["runAsNonRoot"] is True
+        assert cluster.authOptions
+        assert cluster.authOptions.mode == "token"
+        assert all(w.minReplicas <= (w.replicas or 0) <= w.maxReplicas for w in cluster.workerGroupSpecs)
+    assert (pods > 0) == (file.name != "storage.yaml")
+
+
+def test_a_field_that_kuberay_does_not_know_is_found() -> None:
+    (document,) = documents(KUBERAY / "raycluster.yaml")
+    document["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    with pytest.raises(ValueError, match=r"workerGroupSpecs\.0\.maxReplica"):
+        cluster_of(document)
+
+
+def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
+    from frpo.planning import plan
+    from frpo.recipe import load
+
+    (document,) = documents(KUBERAY / "rayjob.yaml")
+    job = RayJob.model_validate(document["spec"])
+    recipe = ROOT / "recipes" / Path(job.entrypoint.split()[4]).name
+    assert job.entrypoint.split()[:4] == ["python", "-m", "frpo", "run"]
+    asked = plan(load(recipe, ()))
+    assert job.rayClusterSpec
+    limits = [w.template.spec["containers"][0]["resources"]["limits"] for w in job.rayClusterSpec.workerGroupSpecs]
+    assert asked.num_gpus <= sum(float(found["nvidia.com/gpu"]) for found in limits)
+    assert asked.num_cpus <= sum(float(found["cpu"]) for found in limits)
+    assert "--run-dir /shared/" in job.entrypoint
+
+
+def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    import deploy.service
+
+    rewards, document = documents(KUBERAY / "rayservice.yaml")
+    service = RayService.model_validate(document["spec"])
+    found = ServeDeploySchema.model_validate(yaml.safe_load(service.serveConfigV2))
+    (app,) = found.applications
+    assert callable(getattr(deploy.service, app.import_path.rpartition(":")[2]))
+    monkeypatch.setenv("FRPO_SERVICE_TOKEN", "x")
+    config = ServiceConfig.model_validate(yaml.safe_load(rewards["data"][Path(app.args["config"]).name]))
+    assert [r.name for r in config.rewards] == ["helpful", "refusal"]
+    monkeypatch.delenv("FRPO_SERVICE_TOKEN")
+    with pytest.raises(ValueError, match="set a token"):  # it binds every address: not without one
+        ServiceConfig.model_validate(yaml.safe_load(rewards["data"]["rewards.yaml"]))
+    for group in (service.rayClusterConfig.headGroupSpec, *service.rayClusterConfig.workerGroupSpecs):
+        names = {e["name"]: e["valueFrom"]["secretKeyRef"]["name"] for e in group.template.spec["containers"][0]["env"]}
+        assert names == {"FRPO_SERVICE_TOKEN": "frpo-service"}
+
+
+def test_the_cluster_launcher_takes_cluster_yaml() -> None:
+    import ray.autoscaler
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+    assert all("RAY_AUTH_MODE=token" in c for kind in ("head", "worker") for c in config[f"{kind}_start_ray_commands"] if "ray start" in c)
+    assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()
+    assert config["max_workers"] >= sum(t.get("min_workers", 0) for t in config["available_node_types"].values())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config | {"max_worker": 3}, schema)
+
+
+def test_the_image_follows_the_install_recipe_and_is_not_root() -> None:
+    lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+    users = [i for i, line in enumerate(lines) if line.startswith("USER ")]
+    installs = [i for i, line in enumerate(lines) if "deploy/install.sh" in line]
+    assert [lines[i] for i in users] == ["USER frpo"]
+    assert len(installs) == 1
+    assert users[0] < installs[0]
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]}
+    assert {"pyproject.toml", "README.md", "frpo", "actors", "deploy", "recipes"} <= copied
