@@ -60,6 +60,19 @@ class WeightLoader:
         self.frpo_load(_weights.receive(meta, self.frpo_groups[name], self.device))  # type: ignore[attr-defined]
 
 
+def _export_stats(engine: Any) -> None:
+    """Put vLLM's own gauges (ray_vllm_*: queue, KV cache, prefix cache) on the cluster's metrics port. Only what the scheduler tells at
+    each engine step: the histograms of single requests would cost more than the testbed's whole step."""
+    from vllm.v1.metrics.loggers import StatLoggerManager
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    class SchedulerStats(RayPrometheusStatLogger):
+        def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+            super().record(scheduler_stats, None, None, engine_idx)
+
+    engine.logger_manager = StatLoggerManager(engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False)
+
+
 class Sampler:
     """One engine. `max_model_len` is the longest prompt + completion, tokens."""
 
@@ -85,11 +98,12 @@ class Sampler:
             max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
             max_num_seqs=rollout.max_num_seqs,
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled; "raw" ignores the temperature
-            disable_log_stats=True,
+            disable_log_stats=False,
             seed=0,
             worker_extension_cls="actors._sampler.WeightLoader",
             **place,
         )
+        _export_stats(self.llm.llm_engine)
 
     def generate(
         self, prompts: Sequence[Prompt], indices: Sequence[int], seeds: Sequence[int], sampling: Sampling, policy_version: int

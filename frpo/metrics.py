@@ -231,7 +231,7 @@ class TensorBoard:
 
 
 COUNTED = {
-    "failed_rewards", "dropped_groups", "num_prompts", "num_completions", "num_tokens",
+    "num_prompts", "num_completions", "num_tokens",
     "generate_s", "score_s", "update_s", "publish_s", "step_s", "driver_s",
 }  # fmt: skip
 """Exported as counters: their means are ratios of two counters."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from frpo import testbed
+from tests.ray.heads import Head, started
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
     testbed.write_model(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with started(tmp_path_factory.mktemp("head")) as found:
+        yield found
