@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastapi import FastAPI, Request
+
 WORDS = ["the", "a", "lock", "door", "key", "how", "open", "what", "safe", "can", "not", "help", "with", "this", "answer", "is", "and", "then", "turn", "use", "tool", "on", "it", "careful", "never", "always"]  # fmt: skip
 
 
@@ -88,7 +90,6 @@ def plain(folder: Path, port: int) -> None:
     """One process, no batching across requests, the forward pass in the handler."""
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
 
     from frpo.config import ModelReward
     from frpo.scoring import Item, ModelScorer
@@ -169,7 +170,11 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
                 request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
                 urllib.request.urlopen(request, timeout=30).close()
                 break
-            except (urllib.error.URLError, OSError):
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise
+                time.sleep(0.5)
+            except OSError:
                 time.sleep(0.5)
         yield url
     finally:

@@ -5,6 +5,7 @@ Imports torch and numpy alone; the model is any causal language model of transfo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +36,22 @@ class MicroBatch:
     """[B] int64"""
 
 
-def micro_batches(lengths: Sequence[int] | NDArray[Any], budget_tokens: int) -> list[Rows]:
-    """Cut sequences, sorted by length, into batches of at most `budget_tokens` padded tokens (at least one sequence)."""
+ENOUGH_TOKENS = 512
+"""From here on a batch fills a core; a longer one gains less than its padding costs."""
+
+
+def micro_batches(lengths: Sequence[int] | NDArray[Any], budget_tokens: int, *, stretch: float = math.inf) -> list[Rows]:
+    """Cut sequences, sorted by length, into batches of at most `budget_tokens` padded tokens (at least one sequence).
+
+    A batch that padding to the next sequence would bring to ENOUGH_TOKENS takes none that is more than `stretch` times as long as its
+    shortest.
+    """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []
     for row in order:
         longest = int(lengths[row])  # ascending: the newest is the longest
-        if batches and (len(batches[-1]) + 1) * longest <= budget_tokens:
+        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget_tokens
+        if fits and (len(batches[-1]) * longest < ENOUGH_TOKENS or longest <= stretch * int(lengths[batches[-1][0]])):
             batches[-1].append(int(row))
         else:
             batches.append([int(row)])

@@ -33,6 +33,9 @@ class Item:
     """Special tokens after the completion, where a caller sent them: models read them, functions do not."""
 
 
+STRETCH = 1.15
+"""Of a reward model's batches; see `logprobs.micro_batches`."""
+
 Part = tuple[float | None, str | None]
 """A value, or None and why."""
 
@@ -228,7 +231,7 @@ class ModelScorer:
         texts = map(self.text, items)
         rows = [self.tokenizer(t, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for t, special in texts]
         scores: list[Any] = [None] * len(items)
-        for batch in micro_batches([len(r["input_ids"]) for r in rows], self.reward.batch_tokens):
+        for batch in micro_batches([len(r["input_ids"]) for r in rows], self.reward.batch_tokens, stretch=STRETCH):
             padded = self.tokenizer.pad([rows[i] for i in batch], return_tensors="pt").to(self.device)
             with torch.no_grad():
                 logits = self.model(**padded).logits[:, 0].float()

@@ -104,6 +104,15 @@ def test_cuts_cover_every_sequence_once_and_keep_the_budget(lengths: list[int], 
     assert max(loads) - min(loads) <= max(lengths)
 
 
+def test_a_batch_that_is_large_enough_is_not_stretched() -> None:
+    lengths = [50] * 20 + [100] * 20 + [400]
+    assert [len(b) for b in micro_batches(lengths, 100_000)] == [41]
+    found = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
+    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in found] == [(20, 50, 50), (20, 100, 100), (1, 400, 400)]
+    assert [len(b) for b in micro_batches([10, 12, 300], 100_000, stretch=1.15)] == [2, 1]
+    assert [len(b) for b in micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [3]  # too few tokens to be worth a batch
+
+
 def test_models_that_reshape_their_logits_are_refused(model: LlamaForCausalLM) -> None:
     model.config.final_logit_softcapping = 30.0
     try:
