@@ -106,7 +106,13 @@ def build(config: ServiceConfig) -> Any:
     scale: dict[str, Any] = (
         {"num_replicas": r.min_replicas}
         if r.min_replicas == r.max_replicas
-        else {"autoscaling_config": {"min_replicas": r.min_replicas, "max_replicas": r.max_replicas}}
+        else {
+            "autoscaling_config": {
+                "min_replicas": r.min_replicas,
+                "max_replicas": r.max_replicas,
+                "target_ongoing_requests": r.max_batch_requests,  # another replica where more wait than one batch takes
+            }
+        }
     )
     actor = {
         "num_cpus": r.num_cpus,
@@ -118,7 +124,8 @@ def build(config: ServiceConfig) -> Any:
         replica.options(
             name=_deployment(reward.name),
             ray_actor_options=actor,
-            max_ongoing_requests=2 * r.max_batch_requests,  # one batch is scored while the next comes together
+            # they wait inside the replica: what waits before it is asked for again and again, with pauses that leave the model idle
+            max_ongoing_requests=r.max_batch_requests + r.max_queued_requests,
             max_queued_requests=r.max_queued_requests,
             **scale,
         ).bind(reward, r)

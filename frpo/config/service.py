@@ -28,7 +28,7 @@ class ReplicaConfig(Section):
     batch_wait_s: NotNegative = 0.005
     """How long the first request of a batch waits for others, seconds."""
     max_queued_requests: Positive = 256
-    """Requests of one reward that may wait; more are answered 503 at once."""
+    """Requests that may wait in a process, and as many before all of a reward's; more are answered 503 at once."""
 
 
 class LimitsConfig(Section):
