@@ -35,13 +35,22 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
             assert callable(load_function(reward.function))
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "studies").glob("testbed_*.yaml")), ids=lambda p: p.stem)
 def test_a_study_is_the_testbed_with_other_arms(recipe: Path) -> None:
     """So that its figures speak of the demo: what is trained, on what and how long, is the same."""
     study, testbed = load(recipe), load(ROOT / "recipes" / "testbed.yaml")
     assert study.name == recipe.stem
     for part in ("model", "base", "data", "rewards", "rollout", "learner"):
         assert getattr(study, part) == getattr(testbed, part), part
+
+
+def test_the_arms_of_the_smollm2_study_are_steered_to_one_kl() -> None:
+    study = load(ROOT / "recipes" / "studies" / "smollm2_kl.yaml")
+    assert {a.objective.target_kl for a in study.arms} == {2.5}
+    assert [a.objective.method for a in study.arms] == ["grpo", "frpo"]
+    assert [d.marks for d in study.downstream] == [(6, 12), (6, 12)]  # and the last step: three marks
+    assert (study.evaluate.completions_per_prompt, study.certify and study.certify.completions_per_prompt) == (16, 64)
+    assert plan(study).num_cpus == 1  # two seeds side by side on two cores
 
 
 def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
