@@ -194,10 +194,12 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
 
 def test_the_cluster_launcher_takes_cluster_yaml() -> None:
     import ray.autoscaler
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(config, schema)
+    validate_config(prepare_config(config))
     assert config["head_node_type"] in config["available_node_types"]
     assert all("RAY_AUTH_MODE=token" in c for kind in ("head", "worker") for c in config[f"{kind}_start_ray_commands"] if "ray start" in c)
     assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()

@@ -71,17 +71,8 @@ def test_the_papers_ladder_is_as_published() -> None:
 
 
 def test_every_yaml_parses() -> None:
-    skipped = {".venv", "runs", ".git"}
+    skipped = {".venv", ".venv-verl", "runs", ".git"}
     found = [p for p in ROOT.rglob("*.y*ml") if not skipped & set(p.relative_to(ROOT).parts)]
     assert len(found) >= 6
     for path in found:
         assert list(yaml.safe_load_all(path.read_text())), path
-
-
-def test_cluster_yaml_is_valid_by_rays_schema() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(config)
-    with pytest.raises(Exception, match="head_nod"):
-        validate_config({**config, "head_nod": 1})
