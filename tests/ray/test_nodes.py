@@ -107,7 +107,7 @@ def test_a_node_that_dies_takes_its_workers_along_and_the_run_goes_on(nodes: Any
     """Its actors come back on the other nodes, and the weights are those of the undisturbed run."""
     import ray
 
-    made = {n.node_id: n for n in (add(nodes, 0.6) for _ in range(4))}
+    made = {n.node_id: n for n in (add(nodes, 1) for _ in range(3))}
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert start(whole, nodes).wait(500) == 0, whole.with_suffix(".out").read_text()[-3000:]
     process = start(torn, nodes)
