@@ -62,7 +62,7 @@ class WeightLoader:
 
 def _export_stats(engine: Any) -> None:
     """Put vLLM's own gauges (ray_vllm_*: queue, KV cache, prefix cache) on the cluster's metrics port. Only what the scheduler tells at
-    each engine step: the histograms of single requests would cost more than the testbed's whole step."""
+    each engine step: vLLM's histograms take a dozen values of every single request."""
     from vllm.v1.metrics.loggers import StatLoggerManager
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 

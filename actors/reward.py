@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +12,11 @@ from ray.exceptions import RayActorError
 
 from actors import _calls
 from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
+from frpo.rewards.http import RETRY_PAUSES_S, pauses
 from frpo.roles import Pending
 from frpo.scoring import Item, Scorer
 from frpo.types import Group, Reward
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 ANSWER_LIMIT_S = 30.0
 
 
@@ -30,16 +29,16 @@ class ServedReward:
         self.reward, self.handle = reward, serve.get_app_handle(reward.app)
 
     def __call__(self, items: list[Item]) -> list[Reward]:
-        deadline, pause = time.monotonic() + self.reward.timeout_s, FIRST_PAUSE_S
-        while True:
+        deadline = time.monotonic() + self.reward.timeout_s
+        for pause in pauses(*RETRY_PAUSES_S):
             try:
                 answer: Any = self.handle.score.remote(items, self.reward.rewards)
                 return list(answer.result(timeout_s=deadline - time.monotonic()))
             except RayActorError:
                 if time.monotonic() + pause > deadline:
                     raise
-                time.sleep(random.uniform(0.5, 1.0) * pause)
-                pause = min(LONGEST_PAUSE_S, 2 * pause)
+                time.sleep(pause)
+        raise AssertionError("the pauses have no end")
 
 
 def check_served(rewards: Sequence[RewardConfig]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,13 @@ from frpo.config import RewardConfig, ServeReward
 from frpo.config.service import ReplicaConfig, ServiceConfig
 from frpo.preflight import check_rewards
 from frpo.recipe import read
-from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, total
+from frpo.rewards.http import RETRY_PAUSES_S, pauses
+from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, together
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.types import Reward
 
 APP = "frpo-rewards"
 OBJECT_STORE_BYTES = 2**28
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-"""A request whose replica dies is asked again until its time is up: scoring is idempotent."""
 
 
 class RewardReplica:
@@ -71,18 +69,14 @@ class Handles:
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
         asked = [r for r in self.config.rewards if r.name in names]
-        rows = {r.name: routed(r, items) for r in asked}
-        needed = [r.name for r in asked if rows[r.name]]
-        answers = await asyncio.gather(*(self._ask(n, [items[i] for i in rows[n]]) for n in needed))
-        parts: list[dict[str, Part]] = [{} for _ in items]
-        for name, found in zip(needed, answers, strict=True):
-            for i, part in zip(rows[name], found, strict=True):
-                parts[i][name] = part
-        return [total(asked, self.config.combine, item, p) for item, p in zip(items, parts, strict=True)]
+        mine = {r.name: [items[i] for i in routed(r, items)] for r in asked}
+        needed = [name for name, chosen in mine.items() if chosen]
+        answers = await asyncio.gather(*(self._ask(name, mine[name]) for name in needed))
+        return together(asked, self.config.combine, items, dict(zip(needed, answers, strict=True)))
 
     async def _ask(self, name: str, items: list[Item]) -> list[Part]:
-        pause = FIRST_PAUSE_S
-        while True:
+        """A request whose replica dies is asked again until its time is up: scoring is idempotent."""
+        for pause in pauses(*RETRY_PAUSES_S):
             try:
                 found: list[Part] = await self.handles[name].score.remote(items)
                 return found
@@ -90,10 +84,10 @@ class Handles:
                 waiting = self.config.replicas.max_queued_requests
                 raise Overloaded(f"{waiting} requests wait for the reward {name!r} (replicas.max_queued_requests)") from None
             except (RayActorError, DeploymentUnavailableError):
-                await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
-                pause = min(LONGEST_PAUSE_S, 2 * pause)
+                await asyncio.sleep(pause)
             except RayTaskError as error:
                 raise Unavailable(f"the reward {name!r} failed: {type(error.cause).__name__}") from None
+        raise AssertionError("the pauses have no end")
 
     async def ready(self) -> bool:
         status = (await asyncio.to_thread(serve.status)).applications.get(APP)

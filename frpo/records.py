@@ -9,6 +9,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
+Z95 = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
+
 class Estimate(Record):
     """A mean and its standard error over prompts."""
 

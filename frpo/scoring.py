@@ -68,19 +68,23 @@ class Scorer:
 
     def score(self, items: Sequence[Item]) -> list[Reward]:
         """One Reward per item, in order."""
-        parts: list[dict[str, Part]] = [{} for _ in items]
-        for reward in self.rewards:
-            mine = routed(reward, items)
-            if mine:
-                found = guarded(self.run[reward.name], [items[i] for i in mine], reward)
-                for i, part in zip(mine, found, strict=True):
-                    parts[i][reward.name] = part
-        return [total(self.rewards, self.combine, item, p) for item, p in zip(items, parts, strict=True)]
+        asked = {r.name: (r, [items[i] for i in routed(r, items)]) for r in self.rewards}
+        found = {name: guarded(self.run[name], mine, reward) for name, (reward, mine) in asked.items() if mine}
+        return together(self.rewards, self.combine, items, found)
 
 
 def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
     """Positions of the items whose task the reward applies to."""
     return [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
+
+
+def together(rewards: Sequence[RewardConfig], combine: Combine, items: Sequence[Item], found: Mapping[str, Sequence[Part]]) -> list[Reward]:
+    """One Reward per item, from what each reward found for the items that it applies to."""
+    parts: list[dict[str, Part]] = [{} for _ in items]
+    for reward in rewards:
+        for i, part in zip(routed(reward, items), found.get(reward.name, ()), strict=True):
+            parts[i][reward.name] = part
+    return [total(rewards, combine, item, p) for item, p in zip(items, parts, strict=True)]
 
 
 def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]) -> Reward:
@@ -95,8 +99,8 @@ def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: 
     if combine == "product":
         return Reward(math.prod(found.values()), values)
     weights = {r.name: r.weight for r in rewards if r.name in found}
-    together = sum(weights[name] * value for name, value in found.items())
-    return Reward(together / sum(weights.values()) if combine == "mean" else together, values)
+    weighted = sum(weights[name] * value for name, value in found.items())
+    return Reward(weighted / sum(weights.values()) if combine == "mean" else weighted, values)
 
 
 def scorer_of(reward: FunctionReward | ModelReward | UrlReward, field: str) -> FunctionScorer | ModelScorer | UrlScorer:

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from frpo.batching import flatten
 from frpo.certify import CertificateFile
 from frpo.checkpoint import folder_sha256
+from frpo.evaluation import estimate
 from frpo.logprobs import Scorer, completion_logprobs
-from frpo.types import Sequences
+from frpo.records import Z95, Estimate
+from frpo.types import Ints
 
 log = logging.getLogger("frpo.guard")
 BUDGET_TOKENS = 4096
@@ -76,20 +79,21 @@ class FinetuneGuard(TrainerCallback):
             self.check(state.global_step, control)
 
     def check(self, step: int, control: Any) -> None:
-        kl, se = self.measure(step)
-        found = Measured(step, kl, se, certified_at(self.file, kl + 1.96 * se))
+        kl = self.measure(step)
+        half = Z95 * kl.se
+        found = Measured(step, kl.mean, kl.se, certified_at(self.file, kl.mean + half))
         self.found.append(found)
-        self.trainer.log({"guard/kl": kl, "guard/kl_se": se, "guard/certified_reward": found.certified})
-        if kl + 1.96 * se > self.radius:
+        self.trainer.log({"guard/kl": kl.mean, "guard/kl_se": kl.se, "guard/certified_reward": found.certified})
+        if kl.mean + half > self.radius:
             log.warning(
                 "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",
-                step, kl, 1.96 * se, self.radius, found.certified,
+                step, kl.mean, half, self.radius, found.certified,
             )  # fmt: skip
             control.should_training_stop |= self.action == "stop"
 
     @torch.no_grad()
-    def measure(self, step: int) -> tuple[float, float]:
-        """KL in nats per completion and its standard error, from fresh completions at temperature 1."""
+    def measure(self, step: int) -> Estimate:
+        """KL in nats per completion, from fresh completions at temperature 1."""
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(self.trainer.model)
         device = next(model.parameters()).device
@@ -100,19 +104,18 @@ class FinetuneGuard(TrainerCallback):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.file.seed + step)
             drawn = [self._draw(model, list(prompts[i]), device) for i in range(rank, len(prompts), world)]
+        pairs = [pair for group in drawn for pair in group]
         scorers = Scorer(model), self.policy.to(device)
-        sequences = [_sequences(prompt, texts) for prompt, texts in drawn]
-        ratios = []
-        for found in sequences:
-            q, p = (completion_logprobs(s, found, temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device) for s in scorers)
-            ratios.append(float((q.astype(np.float64) - p).sum()) / self.completions)
+        q, p = (completion_logprobs(s, flatten(pairs), temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device) for s in scorers)
         model.train(was_training)
+        ends = np.cumsum([sum(len(text) for _, text in group) for group in drawn])[:-1]
+        ratios = [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)] if drawn else []
         padded = ratios + [math.nan] * (math.ceil(len(prompts) / world) - len(ratios))
         everyone = accelerator.gather(torch.tensor(padded, dtype=torch.float64, device=device)).cpu().numpy()
-        values = everyone[~np.isnan(everyone)]
-        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+        return estimate(everyone[~np.isnan(everyone)])
 
-    def _draw(self, model: Any, prompt: list[int], device: torch.device) -> tuple[list[int], list[list[int]]]:
+    def _draw(self, model: Any, prompt: list[int], device: torch.device) -> list[tuple[Ints, Ints]]:
+        """Prompt and completion of each draw."""
         ids = torch.tensor([prompt] * self.completions, device=device)
         ends = model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
@@ -120,11 +123,11 @@ class FinetuneGuard(TrainerCallback):
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             max_new_tokens=self.file.max_new_tokens,
         )  # fmt: skip
-        texts = []
+        pairs = []
         for row in out[:, len(prompt) :].tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-            texts.append(row[:end])
-        return prompt, texts
+            pairs.append((np.array(prompt, dtype=np.int32), np.array(row[:end], dtype=np.int32)))
+        return pairs
 
 
 def _load(folder: Path) -> Any:
@@ -133,15 +136,6 @@ def _load(folder: Path) -> Any:
 
         return AutoPeftModelForCausalLM.from_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-
-
-def _sequences(prompt: list[int], texts: list[list[int]]) -> Sequences:
-    rows = [np.array(prompt + text, dtype=np.int32) for text in texts]
-    return Sequences(
-        tokens=np.concatenate(rows),
-        prompt_lengths=np.full(len(rows), len(prompt), dtype=np.int32),
-        lengths=np.array([len(r) for r in rows], dtype=np.int32),
-    )
 
 
 def certified_at(file: CertificateFile, kl: float) -> float:

@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 
 from frpo.metrics import read_steps
-from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Record, StageResult, TaskReward
+from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Record, StageResult, TaskReward
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
-Z95 = 1.96
 MANY_ARMS = 4
 """From here on the headline names the two best, the last and the first arm alone; the tables have all."""
 

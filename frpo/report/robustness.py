@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from frpo.certificate import Point, reward_lower_bound, violates, worst_case_reward
-from frpo.records import Certificate, Estimate, Evaluation, Record, StageResult
-
-Z95 = 1.96
+from frpo.records import Z95, Certificate, Estimate, Evaluation, Record, StageResult
 
 
 class Measured(Record):

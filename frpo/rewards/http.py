@@ -8,11 +8,20 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+URL_PAUSES_S, RETRY_PAUSES_S = (1.0, 10.0), (0.1, 2.0)
+"""First and longest pause before a URL, and before a process of the same cluster, is asked again."""
+
+
+def pauses(first_s: float, longest_s: float) -> Iterator[float]:
+    """Jittered seconds before each further try, twice as long each time; without end."""
+    pause = first_s
+    while True:
+        yield random.uniform(0.5, 1.0) * pause
+        pause = min(longest_s, 2 * pause)
 
 
 def post(urls: str | Sequence[str], body: dict[str, Any], *, api_key_env: str, timeout_s: float = 30.0, tries: int = 4) -> Any:
@@ -24,11 +33,11 @@ def post(urls: str | Sequence[str], body: dict[str, Any], *, api_key_env: str, t
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(api_key_env):
         headers["Authorization"] = f"Bearer {key}"
-    reason, url = "", choices[0]
+    reason, url, between = "", choices[0], pauses(*URL_PAUSES_S)
     for attempt in range(tries * len(choices)):
         round_, turn = divmod(attempt, len(choices))
         if round_ and turn == 0:
-            time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**round_))
+            time.sleep(next(between))
         url = choices[turn]
         try:
             request = urllib.request.Request(url, json.dumps(body).encode(), headers)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from frpo import testbed
+from tests.ray import runs
 from tests.ray.heads import Head, started
 
 
@@ -15,12 +16,7 @@ from tests.ray.heads import Head, started
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    options = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
-    try:
-        ray.init(address="local", **options)
-    except RuntimeError:  # a cold disk
-        ray.shutdown()
-        ray.init(address="local", **options)
+    runs.start_ray()
     yield
     ray.shutdown()
 

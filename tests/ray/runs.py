@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +57,27 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], ti
         assert process.poll() is None, f"the run ended with {process.returncode} before what the test waits for"
         assert time.monotonic() < deadline, "the run did not come to what the test waits for"
         time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Processes of a deployment of the reward service."""
+    name = f"ServeReplica:frpo-rewards:{deployment}"
+    return [p for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or [])]
+
+
+def start_ray() -> None:
+    """The Ray that the tests of actors share, in this process."""
+    import ray
+
+    options = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
+    try:
+        ray.init(address="local", **options)
+    except RuntimeError:  # a cold disk
+        ray.shutdown()
+        ray.init(address="local", **options)

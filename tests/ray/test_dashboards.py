@@ -20,7 +20,7 @@ import yaml
 from frpo.metrics import read_steps
 from frpo.preflight import num_gpus
 from tests.ray import runs
-from tests.ray.heads import Head, free_port
+from tests.ray.heads import Head
 
 GRAFANA = runs.ROOT / "deploy" / "grafana"
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here; apt-get install prometheus")
@@ -82,7 +82,7 @@ def live(head: Head, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def prometheus(head: Head, tmp_path: Path) -> Iterator[str]:
-    port = free_port()
+    port = runs.free_port()
     config = yaml.safe_load((GRAFANA / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
     listed = Path(config["scrape_configs"][0]["file_sd_configs"][0]["files"][0]).name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,9 +45,7 @@ def write_judge(folder: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("judge")
     write_judge(folder / "model")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = runs.free_port()
     options = {
         "--model": str(folder / "model"), "--served-model-name": "judge", "--host": "127.0.0.1", "--port": str(port), "--dtype": "float32",
         "--max-model-len": "1024", "--api-key": "s3cret",

@@ -40,7 +40,7 @@ def nodes(ray_cluster: None) -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
-    ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
+    runs.start_ray()
 
 
 def add(nodes: Any, cpus: float) -> Any:

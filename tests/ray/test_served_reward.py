@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from frpo.config import ConfigError, FunctionReward, ServeReward
 from frpo.config.service import ServiceConfig
 from frpo.scoring import Item, Scorer
 from frpo.types import Completion, Group, Prompt
+from tests.ray import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -28,9 +27,7 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
 
     from deploy.service import start
 
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = runs.free_port()
     rewards = [
         {"kind": "function", "name": "right", "function": "frpo.rewards:exact_answer", "weight": 2.0, "tasks": ["sum"]},
         {"kind": "function", "name": "short", "function": "frpo.rewards:length", "arguments": {"max_words": 2}},
@@ -70,7 +67,7 @@ def test_it_scores_as_the_same_rewards_do_in_the_run(service: ServiceConfig) -> 
 def test_a_killed_gateway_loses_nothing(service: ServiceConfig) -> None:
     asked = pool(ServeReward(kind="serve", name="far"))
     assert [r.total for r in asked.score(group(0, "sum", "2")).result()] == [3.0]
-    (gateway,) = [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:frpo-rewards:gateway" in " ".join(p.info["cmdline"] or [])]
+    (gateway,) = runs.replicas("gateway")
     os.kill(gateway.pid, signal.SIGKILL)
     calls = []
     for i in range(10):

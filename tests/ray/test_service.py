@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from typing import Any
 
 import aiohttp
 import httpx
-import psutil
 import pytest
 
 from tests.ray import runs
@@ -44,9 +42,7 @@ TOKEN = "s3cret-of-the-test"
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, subprocess.Popen[str], Path]]:
     folder = tmp_path_factory.mktemp("service")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = runs.free_port()
     (folder / "slow.py").write_text(SLOW)
     (folder / "service.yaml").write_text(SERVICE.format(file=folder / "slow.py", port=port))
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"FRPO_SERVICE_TOKEN": TOKEN, "RAY_AUTH_MODE": "disabled"}
@@ -58,10 +54,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
         yield client, process, folder / "out"
     if process.poll() is None:
         process.kill()
-
-
-def replicas() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:frpo-rewards:reward-slow" in " ".join(p.info["cmdline"] or [])]
 
 
 def slow(client: httpx.Client, text: str) -> httpx.Response:
@@ -113,7 +105,7 @@ def test_openrlhf_trains_against_it(service: tuple[httpx.Client, subprocess.Pope
 def test_no_request_is_lost_when_a_replica_is_killed(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
     """Every request is answered by its own right score."""
     client, *_ = service
-    (replica,) = replicas()
+    (replica,) = runs.replicas("reward-slow")
     texts = ["x" * n for n in range(1, 25)]
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(slow, client, text) for text in texts]
@@ -142,18 +134,18 @@ def test_overload_is_answered_at_once(service: tuple[httpx.Client, subprocess.Po
 def test_a_second_replica_comes_when_requests_wait(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
     """Serve waits for 30 s of load before it adds one."""
     client, *_ = service
-    assert len(replicas()) == 1
+    assert len(runs.replicas("reward-slow")) == 1
     until = time.monotonic() + 150
     with ThreadPoolExecutor(12) as pool:
 
         def ask(_: int) -> int:
             count = 0
-            while time.monotonic() < until and len(replicas()) < 2:
+            while time.monotonic() < until and len(runs.replicas("reward-slow")) < 2:
                 count += slow(client, "abc").status_code == 200
             return count
 
         assert min(pool.map(ask, range(12))) > 3
-    assert len(replicas()) == 2
+    assert len(runs.replicas("reward-slow")) == 2
     assert slow(client, "abc").json() == 3.0
 
 
