@@ -5,11 +5,9 @@ Heavy libraries are imported in processes of their own, with a time limit: a bro
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,8 +150,6 @@ def model(config: Config) -> Finding:
     try:
         preflight.check_model("model.path", path)
         preflight.check_head_dim(config)
-        if torn := _torn(Path(path)):
-            return Finding("model", torn, "download or save it again")
     except ConfigError as error:
         return Finding("model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path")
     code = (
@@ -163,30 +159,6 @@ def model(config: Config) -> Finding:
     )
     asked = _ask(code, IMPORT_LIMIT_S)
     return Finding("model", f"{path}: {asked.text}", "" if asked.ok else "choose a model that transformers and vLLM both know")
-
-
-def _torn(folder: Path) -> str:
-    """A safetensors file that is shorter than its header says, or a shard that is not there."""
-    index = folder / "model.safetensors.index.json"
-    shards = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if index.is_file()
-        else [f.name for f in folder.glob("*.safetensors")]
-    )
-    for name in shards:
-        file = folder / name
-        if not file.is_file():
-            return f"{folder} lacks {name}, which its index names"
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))
-            header = opened.read(length)
-        try:
-            ends = [entry["data_offsets"][1] for key, entry in json.loads(header).items() if key != "__metadata__"]
-        except (ValueError, KeyError):
-            return f"{file} has no readable header"
-        if file.stat().st_size < 8 + length + max(ends, default=0):
-            return f"{file} ends before its last tensor"
-    return ""
 
 
 @dataclass(frozen=True)

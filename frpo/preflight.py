@@ -15,6 +15,8 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from frpo import prompts
 from frpo.config import (
     Config,
@@ -87,10 +89,25 @@ def check_model(field: str, path: str) -> None:
             raise ConfigError(f"{field}: {path} has no config.json; give a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True")
+        check_weights(field, folder)
     elif not HUB_NAME.match(path) or folder.exists():
         raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
     elif os.environ.get("HF_HUB_OFFLINE") == "1":
         raise ConfigError(f"{field}: {path} is a hub name, but HF_HUB_OFFLINE=1; unset it or give a folder")
+
+
+def check_weights(field: str, folder: Path) -> None:
+    """That no shard is missing or shorter than its header says. Reads the headers alone."""
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    for name in sorted(named | {f.name for f in folder.glob("*.safetensors")}):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{field}: {folder} lacks {name}, which its index names; download or save the model again")
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ConfigError(f"{field}: {folder / name} is torn ({error}); download or save the model again") from None
 
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)

@@ -61,6 +61,7 @@ def test_plan_of_a_valid_recipe_that_cannot_run_here_exits_0_and_run_exits_2(tmp
     assert not (tmp_path / "run").exists()
 
 
+NO_TENSORS = len(b"{}").to_bytes(8, "little") + b"{}"  # a safetensors file of none
 ROWS = '{"prompt": "a", "task": "t"}\n{"prompt": "b", "task": "t"}\n'
 
 MISTAKES = [
@@ -92,6 +93,7 @@ MISTAKES = [
     (("--set", "data.train.0.path={bad}"), "bad.jsonl:3: column 'prompt' is 7; it must be a non-empty string or a list of chat messages"),
     (("--set", "data.train.0.path={torn}"), "torn.jsonl:2: not valid JSON"),
     (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
+    (("--set", "model.path={cut}"), "cut/model.safetensors is torn ("),
     (("--set", "model.path={odd}"), "has head_dim 48; vLLM on the CPU serves 32, 64"),
     (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
 ]  # fmt: skip
@@ -104,8 +106,11 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(args: t
         (tmp_path / f"{name}.jsonl").write_text(text)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"hidden_size": 384, "num_attention_heads": 8}')
-    (tmp_path / "odd" / "model.safetensors").touch()
-    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {"odd": str(tmp_path / "odd")}
+    (tmp_path / "odd" / "model.safetensors").write_bytes(NO_TENSORS)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.json").write_text("{}")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(NO_TENSORS[:-1])
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {name: str(tmp_path / name) for name in ("odd", "cut")}
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
     done = frpo("run", TESTBED, *filled, *folder)
@@ -152,7 +157,7 @@ def test_mistakes_of_certify(args: tuple[str, ...], message: str, tmp_path: Path
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"head_dim": 64}')
-    (tmp_path / "odd" / "model.safetensors").touch()
+    (tmp_path / "odd" / "model.safetensors").write_bytes(NO_TENSORS)
     places = {n: str(tmp_path / n) for n in ("missing", "odd")} | {"rows": str(tmp_path / "rows.jsonl")}
     done = frpo("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
     assert done.returncode == 2, done.stdout + done.stderr

@@ -62,9 +62,11 @@ def test_a_model_that_is_not_whole(tmp_path: Path) -> None:
     assert doctor.model(config) == doctor.Finding("model", f"{folder}: LlamaForCausalLM")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert doctor.model(config) == doctor.Finding("model", f"{weights} ends before its last tensor", "download or save it again")
+    torn = doctor.model(config)
+    assert torn.found.startswith(f"model.path: {weights} is torn (")
+    assert torn.remedy == "download or save the model again"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
-    assert doctor.model(config).found == f"{folder} lacks model-2.safetensors, which its index names"
+    assert doctor.model(config).found == f"model.path: {folder} lacks model-2.safetensors, which its index names"
     missing = doctor.model(load(RECIPE, ("model.path=/no/such/model",)))
     assert (missing.found, missing.remedy) == (
         "model.path: no such folder /no/such/model", "give a Hugging Face folder or a hub name (organisation/name)"
