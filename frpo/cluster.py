@@ -192,6 +192,8 @@ class Spawner:
         return [
             remote(cls)
             .options(
+                name=f"{self.config.folder.name} {role} {i}",  # what the dashboard shows
+                namespace=self.group.id.hex(),
                 num_cpus=actor.num_cpus,
                 num_gpus=actor.num_gpus,
                 max_restarts=restarts,
@@ -199,7 +201,7 @@ class Spawner:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
             )
             .remote(*given)
-            for bundle, given in zip(actor.bundles, arguments, strict=True)
+            for i, (bundle, given) in enumerate(zip(actor.bundles, arguments, strict=True))
         ]
 
     def _actor(self, role: str) -> Actor:
