@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Arm(Record):
     """Objective in words."""
     family: str
     """The same without the penalty's weight."""
+    penalty: str
     beta: float
     lam: float | None
     """For FRPO with a given lambda."""
@@ -207,7 +208,8 @@ def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str],
     settings, family = settings_of(objective)
     lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
-        name=name, settings=settings, family=family, beta=float(objective["beta"]), lam=lam, evaluation=start, summary=result.arm, kept=kept
+        name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]), lam=lam,
+        evaluation=start, summary=result.arm, kept=kept,
     )  # fmt: skip
 
 
@@ -231,24 +233,28 @@ def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
     return max(measured, key=lambda t: measured[t]) if measured else None
 
 
+def rivals(penalties: Sequence[str]) -> list[tuple[int, int]]:
+    """Which arms are compared, (a, b): each with the first of its own penalty, and that one with the first of all."""
+    return [(a, penalties.index(p) if penalties.index(p) < a else 0) for a, p in enumerate(penalties) if a]
+
+
 def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]:
-    """Every later arm against the first, on the focus task."""
+    """On the focus task."""
     found = []
-    for b in arms[:1]:
-        for a in arms[1:]:
-            for ka in a.kept:
-                for kb in b.kept:
-                    if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
-                        difference = ka.after.mean - kb.after.mean
-                        half = Z95 * _paired_se(ka, kb)
-                        kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
-                        found.append(
-                            Comparison(
-                                downstream=ka.downstream, task=ka.task, a=a.name, b=b.name, difference=difference,
-                                lo=difference - half, hi=difference + half,
-                                kl_a=kl_a.mean if kl_a else None, kl_b=kl_b.mean if kl_b else None,
-                            )
-                        )  # fmt: skip
+    for a, b in ((arms[i], arms[j]) for i, j in rivals([arm.penalty for arm in arms])):
+        for ka in a.kept:
+            for kb in b.kept:
+                if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
+                    difference = ka.after.mean - kb.after.mean
+                    half = Z95 * _paired_se(ka, kb)
+                    kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
+                    found.append(
+                        Comparison(
+                            downstream=ka.downstream, task=ka.task, a=a.name, b=b.name, difference=difference,
+                            lo=difference - half, hi=difference + half,
+                            kl_a=kl_a.mean if kl_a else None, kl_b=kl_b.mean if kl_b else None,
+                        )
+                    )  # fmt: skip
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from frpo.config import ConfigError
 from frpo.records import Evaluation, Record
 from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
-from frpo.report.data import Report, collect, reward_of
+from frpo.report.data import Report, collect, reward_of, rivals
 
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""
@@ -37,6 +37,7 @@ class ArmOverSeeds(Record):
     family: str
     """Method and penalty in words, the penalty's weight left out."""
     settings: str
+    penalty: str
     beta: float
     lam: float | None
     """For FRPO with a given lambda."""
@@ -181,8 +182,8 @@ def _arms(table: Table) -> tuple[ArmOverSeeds, ...]:
         arm = table.reports[0].arms[i]
         found.append(
             ArmOverSeeds(
-                arm=name, family=arm.family, settings=arm.settings, beta=arm.beta,
-                lam=arm.lam, num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
+                arm=name, family=arm.family, settings=arm.settings, penalty=arm.penalty, beta=arm.beta, lam=arm.lam,
+                num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
                 seconds=float(np.mean([r.arms[i].summary.seconds for r in table.reports])),
                 kl=table.interval(kl[i]), before=table.interval(before[i]), others=table.interval(other[i]) if others else None,
                 kept=kept[i], others_kept=others_kept[i] if others else {}, score=score[i] if untrained else {},
@@ -269,21 +270,21 @@ def _metrics(table: Table) -> dict[str, Doubles]:
 
 
 def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
-    """Every later arm against the first, whatever their KL."""
-    kl = table.of(_kl)
-    apart = [table.interval(kl[i] - kl[0]) for i in range(len(table.arms))]
+    """Arms as they are, whatever their KL."""
+    kl, pairs = table.of(_kl), rivals([a.penalty for a in table.reports[0].arms])
+    apart = [table.interval(kl[a] - kl[b]) for a, b in pairs]
     return _comparisons(
         table,
         [
-            _Gap(metric, table.arms[i], table.arms[0], table.draws(values[i] - values[0]), kl_difference=apart[i])
+            _Gap(metric, table.arms[a], table.arms[b], table.draws(values[a] - values[b]), kl_difference=kls)
             for metric, values in metrics.items()
-            for i in range(1, len(table.arms))
+            for (a, b), kls in zip(pairs, apart, strict=True)
         ],
     )
 
 
 def _at_equal_kl(table: Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
-    """Every family of at least two weights against the first such family, where their mean curves overlap in KL.
+    """Families of at least two weights of the penalty, where their mean curves overlap in KL.
 
     A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
     """
@@ -294,11 +295,12 @@ def _at_equal_kl(table: Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[st
     if len(curves) < 2:
         return ()
     kl = table.draws(table.of(_kl))
-    first, *rest = curves
+    names = list(curves)
+    pairs = [(names[a], names[b]) for a, b in rivals([arms[curves[f][0]].penalty for f in names])]
     gaps = []
     for metric, values in metrics.items():
         drawn = table.draws(values)
-        for other in rest:
+        for other, first in pairs:
             spans = [(kl[curves[f], 0].min(), kl[curves[f], 0].max()) for f in (first, other)]
             low, high = max(s[0] for s in spans), min(s[1] for s in spans)
             if low >= high:
@@ -326,14 +328,15 @@ def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...
         where = "at equal KL to the reference" if rows[0].matched_by == "kl" else "whatever their KL to the reference"
         more, less, open_ = (sum(r.verdict == v for r in rows) for v in (1, -1, 0))
         words.append(
-            f"Against {rows[0].b}, {where}: of {len(rows)} comparisons of kept reward, {more} show more and {less} less; in {open_} the "
+            f"Against {' and '.join(dict.fromkeys(r.b for r in rows))}, {where}: of {len(rows)} comparisons of kept reward, {more} show more and {less} less; in {open_} the "
             "interval, corrected for their number, contains 0."
         )
-    for pair in dict.fromkeys(r.a for r in rows):
-        mine = [r for r in rows if (r.a, r.metric) == (pair, f"kept after {harshest}")]
+    several = len({r.b for r in rows}) > 1
+    for a, b in dict.fromkeys((r.a, r.b) for r in rows):
+        mine = [r for r in rows if (r.a, r.metric) == (a, f"kept after {harshest}")]
         said = "; ".join(f"{r.difference:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}] at KL {_where(r)}{'*' * abs(r.verdict)}" for r in mine)
         if said:
-            words.append(f"{pair}, after {harshest}: {said}.")
+            words.append(f"{a}{f' against {b}' if several else ''}, after {harshest}: {said}.")
     words.append(
         f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by "
         "both; * where the corrected interval leaves 0 out."

@@ -13,6 +13,7 @@ from frpo.recipe import dump, load
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build as build_report
 from frpo.report import build_sweep
+from frpo.report.data import rivals
 from frpo.report.sweep import gather
 from frpo.sweep import expand, seeds_of, split
 
@@ -113,6 +114,11 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
     assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
     assert page.count("<svg") == 1
     assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
+
+
+def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
+    assert rivals(["k3"]) == []
+    assert rivals(["k3", "k3", "reverse", "reverse", "k3"]) == [(1, 0), (2, 0), (3, 2), (4, 0)]
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
