@@ -289,9 +289,6 @@ class PromptStream:
         self.per_step = prompts_per_step
         tasks = sorted(mix) if mix else [""]
         self.rows = {t: [p for p in prompts if not mix or p.task == t] for t in tasks}
-        for task, rows in self.rows.items():
-            if not rows:
-                raise ConfigError(f"data.mix.{task}: no training prompt has this task; the tasks are {sorted({p.task for p in prompts})}")
         weights = [mix[t] if mix else 1.0 for t in tasks]
         self.tasks, self.weights = tasks, [w / sum(weights) for w in weights]
         self.orders = {t: Shuffled(len(self.rows[t]), seed + i) for i, t in enumerate(tasks)}

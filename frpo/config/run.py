@@ -49,6 +49,8 @@ class AttackConfig(Section):
     """KL to the arm's policy at which each attack is steered to end, nats per completion."""
     num_steps: Positive
     """Steps of each attack; all else is the arm's learner."""
+    mix: dict[str, PositiveFloat] = {}
+    """As data.mix, of the attack's batches; empty: data.mix. A task left out is not attacked, and none of the KL is spent on it."""
 
 
 class HarnessConfig(Section):

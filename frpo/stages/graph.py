@@ -59,7 +59,10 @@ def stages_of(config: Config) -> list[Stage]:
             if harness:
                 found.append(Stage(f"harness/{arm.name}/{task.name}", _hash(found[-1].inputs, benchmarks), arm.name, task.name))
         if attack := config.attack:
-            found += [Stage(f"attack/{arm.name}/{r:g}", _hash(rlhf.inputs, attack.num_steps, r), arm.name, radius=r) for r in attack.radii]
+            found += [
+                Stage(f"attack/{arm.name}/{r:g}", _hash(rlhf.inputs, attack.num_steps, attack.mix, r), arm.name, radius=r)
+                for r in attack.radii
+            ]
     return found
 
 

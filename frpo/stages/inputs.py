@@ -39,6 +39,9 @@ class Inputs:
         self.config, self.log = config, log
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.train = self.prompts("data.train", config.data.train)
+        for field, mix in (("data.mix", config.data.mix), ("attack.mix", config.attack.mix if config.attack else {})):
+            if unknown := sorted(set(mix) - (known := {p.task for p in self.train})):
+                raise ConfigError(f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}")
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:

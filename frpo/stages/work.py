@@ -139,8 +139,8 @@ class Work:
         learner = arm.learner.model_copy(update={"num_steps": self.config.attack.num_steps, "stop_at_reward": None})
         spec = ArmConfig(name=f"attack-{radius:g}", objective=objective, learner=learner)
         measure = self.measure_at(stage, arm, f"attack {radius:g}", (learner.num_steps // 2,))
-        rewards = Opposite(self.team.rewards)
-        found = self.loop(stage, folder, spec, self.arm_policy(arm), self.inputs.train, self.config.data.mix, rewards, measure)
+        rewards, mix = Opposite(self.team.rewards), self.config.attack.mix or self.config.data.mix
+        found = self.loop(stage, folder, spec, self.arm_policy(arm), self.inputs.train, mix, rewards, measure)
         return _result(stage, began, *found)
 
     # ---- training

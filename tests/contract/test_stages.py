@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from frpo.config import DownstreamRl
+from frpo.config import ConfigError, DownstreamRl
+from frpo.metrics import RunLog
+from frpo.prompts import PromptStream
 from frpo.recipe import load
 from frpo.stages import stages_of
+from frpo.stages.inputs import Inputs, resolve
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 ARMS = ("grpo", "frpo", "frpo-reverse")
@@ -82,3 +85,19 @@ def test_data_files_count_by_content(tmp_path: Path) -> None:
         inputs.append({s.name: s.inputs for s in stages_of(config)})
     assert inputs[0]["base"] == inputs[1]["base"]
     assert inputs[0]["rlhf/frpo"] != inputs[1]["rlhf/frpo"]
+
+
+def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
+    attack = "attack={radii: [0.2], num_steps: 5, mix: {harmful: 1.0}}"
+    assert {s.inputs for s in stages_of(load(TESTBED, (attack,)))} - {s.inputs for s in stages_of(load(TESTBED, (attack, "attack.mix={}")))}
+    config = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}")))
+    assert config.attack
+    with RunLog(tmp_path, config) as log:
+        stream = PromptStream(Inputs(config, log).train, config.attack.mix, 0, 24)
+        assert {p.task for step in range(3) for p in stream.take(step)} == {"harmful"}
+        for field in ("data.mix", "attack.mix"):
+            wrong = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}")))
+            with pytest.raises(
+                ConfigError, match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]"
+            ):
+                Inputs(wrong, log)

@@ -171,11 +171,6 @@ def test_a_mix_keeps_its_shares_in_every_batch(per_step: int, seed: int) -> None
         assert all(sorted(seen[i : i + n]) == sorted(set(seen[i : i + n])) for i in range(0, len(seen) - n + 1, n))
 
 
-def test_a_mix_of_an_unknown_task_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"data.mix.z: no training prompt has this task; the tasks are \['a'\]"):
-        PromptStream(prompts_of({"a": 2}), {"z": 1.0}, 0, 2)
-
-
 def test_example_stream_in_order_and_shuffled() -> None:
     pairs = tuple((np.array([i], np.int32), np.array([100 + i], np.int32)) for i in range(6))
     ordered = ExampleStream(Examples(pairs), 4, 0, True)
