@@ -155,16 +155,16 @@ def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of sweeps", metavar="DIR...")],
-    out: Annotated[Path, typer.Option(help="folder of a comparison's sweep.json and sweep.html")] = Path("comparison"),
+    out: Annotated[Path | None, typer.Option(help="folder of the page; default: DIR itself, ./comparison for several")] = None,
 ) -> None:
     """Write the report of a run or of a sweep again; several folders are compared on one page."""
     from frpo.report import build, build_sweep
 
     if len(folders) > 1:
-        print(build_sweep(folders, out))
+        print(build_sweep(folders, out or Path("comparison")))
     else:
         (folder,) = folders
-        print(build_sweep(folders, folder) if list(folder.glob("seed-*")) else build(folder))
+        print(build_sweep(folders, out or folder) if list(folder.glob("seed-*")) else build(folder, out))
 
 
 @app.command()

@@ -11,21 +11,23 @@ from frpo.config import ConfigError
 __all__ = ["build", "build_sweep"]
 
 
-def build(folder: Path) -> Path:
-    """Write report.json and report.html; returns the page. Raises ConfigError when the folder holds no finished stage."""
+def build(folder: Path, out: Path | None = None) -> Path:
+    """Write report.json and report.html of a run into `out`, by default its own folder; returns the page. Raises ConfigError when the folder holds no finished stage."""
     from frpo.report.data import Report, collect
     from frpo.report.page import render
 
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"report: {folder} is no run folder (no config.yaml); give the folder that `frpo run` wrote")
-    (folder / "report.json").write_text(collect(folder).model_dump_json(indent=1))
-    read_back = Report.model_validate(json.loads((folder / "report.json").read_text()))
-    (folder / "report.html").write_text(render(read_back))
-    return folder / "report.html"
+    out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(collect(folder).model_dump_json(indent=1))
+    read_back = Report.model_validate(json.loads((out / "report.json").read_text()))
+    (out / "report.html").write_text(render(read_back))
+    return out / "report.html"
 
 
 def build_sweep(folders: Sequence[Path], out: Path) -> Path:
-    """Write sweep.json, sweep.html and trade_off.png of the finished runs in `folders` (runs or sweeps); returns the page.
+    """Write sweep.json, sweep.html and their pictures of the finished runs in `folders` (runs or sweeps); returns the page.
 
     Raises ConfigError when none is finished, or they can't be compared.
     """

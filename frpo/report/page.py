@@ -39,4 +39,5 @@ def render(report: Report) -> str:
 
 
 def render_sweep(sweep: Sweep) -> str:
-    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=plots.trade_off(sweep), over_lam=plots.over_lam(sweep))
+    drawings = {name: getattr(plots, name)(sweep) for name in ("trade_off", "over_lam", "coverage")}
+    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)

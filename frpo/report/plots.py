@@ -198,13 +198,55 @@ def trade_off(found: Sweep) -> str:
         return _svg(_trade_off(found), "Kept reward over KL")
 
 
+def coverage(found: Sweep) -> str:
+    """Reward over KL(Q || the arm's policy), means over seeds, an arm a panel: certified, plug-in, fine-tunes, attacks."""
+    if not any(a.coverage for a in found.arms):
+        return ""
+    with plt.rc_context(STYLE):
+        return _svg(_coverage(found), "Certificate and measured policies over seeds")
+
+
 def pictures(found: Sweep, folder: Path) -> None:
-    """The same as PNG: trade_off.png."""
-    if found.arms[0].kept:
-        with plt.rc_context(PAPER):
-            figure = _trade_off(found)
-            figure.savefig(folder / "trade_off.png", dpi=130, bbox_inches="tight")
-            plt.close(figure)
+    """The same as PNG: trade_off.png, coverage.png."""
+    with plt.rc_context(PAPER):
+        covered = any(a.coverage for a in found.arms)
+        for name, there, draw in (("trade_off", found.arms[0].kept, _trade_off), ("coverage", covered, _coverage)):
+            if there:
+                figure = draw(found)
+                figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+                plt.close(figure)
+
+
+def _coverage(found: Sweep) -> Figure:
+    mine = [(a.arm, a.coverage) for a in found.arms if a.coverage]
+    columns = min(4, len(mine))
+    rows = -(-len(mine) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.7 * rows), squeeze=False, sharex=True, sharey=True)
+    for spare in grid.flat[len(mine) :]:
+        spare.set_visible(False)
+    for axes, (name, c) in zip(grid.flat, mine, strict=False):
+        axes.plot(c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate")
+        axes.plot(c.radii, c.certified, color=colour(0), label="certified")
+        for attack, marker, label in ((False, "o", "fine-tunes"), (True, "X", "attacks")):
+            shown = [p for p in c.policies if p.attack == attack and p.kl.mean <= 1.1 * c.radii[-1]]
+            axes.errorbar(
+                [p.kl.mean for p in shown], [p.reward.mean for p in shown], xerr=_bars([p.kl for p in shown]),
+                yerr=_bars([p.reward for p in shown]), color=colour(1 + attack), marker=marker, markersize=6, linestyle="none",
+                elinewidth=0.8, label=label,
+            )  # fmt: skip
+        beyond = sum(p.kl.mean > 1.1 * c.radii[-1] for p in c.policies)
+        axes.set(title=name + (f" ({beyond} further out)" if beyond else ""), xlim=(0, 1.1 * c.radii[-1]), ylim=(0, 1.02))
+    for axes in grid[-1]:
+        axes.set_xlabel("KL(Q || policy), nats")
+    for row in grid:
+        row[0].set_ylabel(f"reward, {found.focus}")
+    figure.tight_layout()
+    _legend(grid[0][0])
+    return figure
+
+
+def _bars(values: Sequence[Interval]) -> list[list[float]]:
+    return [[v.mean - v.lo for v in values], [v.hi - v.mean for v in values]]
 
 
 def _trade_off(found: Sweep) -> Figure:
@@ -217,7 +259,7 @@ def _trade_off(found: Sweep) -> Figure:
             x, y = [a.kl for a in arms], [a.kept[finetune] for a in arms]
             axes.errorbar(
                 [v.mean for v in x], [v.mean for v in y],
-                xerr=[[v.mean - v.lo for v in x], [v.hi - v.mean for v in x]], yerr=[[v.mean - v.lo for v in y], [v.hi - v.mean for v in y]],
+                xerr=_bars(x), yerr=_bars(y),
                 color=colour(i), marker=MARKERS[i % 8], markersize=6, elinewidth=0.8, linewidth=1.4, label=family,
             )  # fmt: skip
         axes.set(title=f"after {finetune}", xlabel="KL to the reference, nats per completion")
@@ -246,10 +288,8 @@ def over_lam(found: Sweep) -> str:
         for axes, (title, value) in zip(grid[0], panels, strict=True):
             for i, ((_, label), arms) in enumerate(sorted(lines.items())):
                 points = [(a.lam, v) for a in arms if (v := value(a))]
-                y = [v.mean for _, v in points]
-                bars = [[v.mean - v.lo for _, v in points], [v.hi - v.mean for _, v in points]]
                 axes.errorbar(
-                    [x for x, _ in points], y, yerr=bars, color=colour(i), marker=MARKERS[i % 8], markersize=5, elinewidth=0.8,
+                    [x for x, _ in points], [v.mean for _, v in points], yerr=_bars([v for _, v in points]), color=colour(i), marker=MARKERS[i % 8], markersize=5, elinewidth=0.8,
                     linewidth=1.4, label=label,
                 )  # fmt: skip
             axes.set(title=title, xlabel="λ, reward units", xscale="log")

@@ -18,6 +18,7 @@ from frpo.metrics import RunLog
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
 from frpo.report.data import Report, collect
+from frpo.report.sweep import gather
 from frpo.types import Reward
 from tests.unit.test_metrics import metrics
 
@@ -139,6 +140,14 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     page = report.build(run).read_text()
     assert page.count("<svg") == 5
     assert "attack 0.5" in page
+    coverage = gather([run]).arms[1].coverage
+    assert coverage
+    assert (coverage.certified, coverage.plug_in) == (found.certified, found.plug_in)
+    assert [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified.mean, p.plug_in.mean) for p in coverage.policies] == [
+        (p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in found.points
+    ]
+    assert report.build_sweep([run], run / "sweep").read_text().count("<svg") == 2
+    assert (run / "sweep" / "coverage.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
 
 
