@@ -1,9 +1,10 @@
 """What FRPO costs beside GRPO: seconds per step of both, in turns, in one run on the same engines.
 
-    python benchmarks/cost.py recipes/testbed.yaml --blocks 10 --steps 22
+    python benchmarks/cost.py recipes/testbed.yaml --blocks 30 --steps 22
 
-Every block starts again from the base policy, with the same settings but the method; the first two steps of a block, and the
-first pair of blocks, are left out. Prints one JSON line: seconds per step of both (mean of the blocks' medians), their ratio with its 95 % interval (bootstrap over pairs of neighbouring
+Every block starts again from the base policy, with the same settings but the method, and a learning rate that moves no weight: both methods
+draw, score and train on the same completions, step for step, where policies of their own would draw longer or shorter ones. The first two
+steps of a block, and the first pair of blocks, are left out. Prints one JSON line: seconds per step of both (mean of the blocks' medians), their ratio with its 95 % interval (bootstrap over pairs of neighbouring
 blocks), and the driver's CPU time as a share of the step.
 """
 
@@ -19,6 +20,8 @@ import numpy as np
 
 METHODS = {"grpo": {"method": "grpo"}, "frpo": {"method": "frpo", "lam": 0.5}}
 LEFT_OUT = 2
+NO_STEP = 1e-30
+"""Below the spacing of float32 around any weight."""
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
         for name, objective in list(METHODS.items())[:: 1 if block % 2 else -1]  # neither is always the first
     ]
     sets = [
-        *args.sets, f"arms={json.dumps(arms)}", f"learner.num_steps={args.steps}", "downstream=[]", "evaluate.validate_every=1000000",
+        *args.sets, f"arms={json.dumps(arms)}", f"learner.num_steps={args.steps}", f"learner.learning_rate={NO_STEP}", "downstream=[]", "evaluate.validate_every=1000000",
         "evaluate.completions_per_prompt=1", "checkpoint.every=1000000",
     ]  # fmt: skip
     words = [w for s in sets for w in ("--set", s)]
