@@ -1,10 +1,10 @@
 """Where FRPO pays on the testbed: GRPO and three lambdas, steered to one KL to the reference, in several settings.
 
-    python benchmarks/map.py runs/map --seeds 5 --out docs/results
+    python benchmarks/map.py runs/map --seeds 6 --out docs/results
 
 Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped. Writes
 testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a roomy KL budget with the reverse penalty, the tight one with k3, a base
-that fails rarely, a reward with a risky and a safe way (recipes/studies/risky.py), and a third of the steps.
+that fails rarely, a reward with a risky and a safe way (recipes/studies/risky.py), a third of the steps, twice as many of half the size, and larger groups.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ SETTINGS: dict[str, tuple[str, float, str, tuple[str, ...]]] = {
     "rare": ("failures rare, KL 0.1", 0.1, "reverse", ("base.data.0.path=testbed:base?refusal=0.9",)),
     "risky": ("risky and safe way, KL 0.6", 0.6, "reverse", (RISKY,)),
     "short": ("30 steps, KL 0.3", 0.3, "reverse", ("learner.num_steps=30",)),
+    "groups": ("groups of 16, KL 0.3", 0.3, "reverse", ("rollout.group_size=16", "rollout.prompts_per_step=12")),
+    "small-steps": ("200 smaller steps, KL 0.3", 0.3, "reverse", ("learner.num_steps=200", "learner.learning_rate=5.0e-4")),
 }
 METHODS = {
     "grpo": "method: grpo",
@@ -68,7 +70,7 @@ def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
     comparisons: list[dict[str, Any]] = []
