@@ -36,7 +36,7 @@ class Arm(Record):
     settings: str
     """Objective in words."""
     family: str
-    """The same without the penalty's weight."""
+    """The same without the penalty's weight: what stands on one curve over KL."""
     penalty: str
     beta: float
     lam: float | None
@@ -145,7 +145,8 @@ def collect(folder: Path) -> Report:
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
     tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
     finetunes = [d["name"] for d in config["downstream"]]
-    arms = tuple(_arm(a, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
+    usual = config["learner"]["num_steps"]
+    arms = tuple(_arm(a, usual, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
     runs = tuple(
         Downstream(arm=a.name, task=d["name"], evaluations=results[stage].evaluations)
         for a in arms
@@ -192,7 +193,7 @@ def _results(folder: Path) -> list[Path]:
     ]
 
 
-def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
+def _arm(arm: dict[str, Any], usual_steps: int, results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
     name = str(arm["name"])
     result = results[f"rlhf/{name}"]
     assert result.arm is not None
@@ -206,6 +207,8 @@ def _arm(arm: dict[str, Any], results: dict[str, StageResult], tasks: list[str],
     )
     objective = arm["objective"]
     settings, family = settings_of(objective)
+    if (steps := arm["learner"]["num_steps"]) != usual_steps:
+        settings, family = f"{settings}, {steps} steps", f"{family}, {steps} steps"
     lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
         name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]), lam=lam,

@@ -47,13 +47,19 @@ LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
 
-def made_up(folder: Path, seed: int, lead: float, name: str = "testbed") -> None:
+def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: str) -> None:
     """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.15)
     config = load(
         TESTBED,
-        (ARMS, f"name={name}", f"seed={seed}", "downstream=[{name: d, data: [{path: x.jsonl, task: t, completion: c}], num_steps: 1}]"),
+        (
+            ARMS,
+            f"name={name}",
+            f"seed={seed}",
+            "downstream=[{name: d, data: [{path: x.jsonl, task: t, completion: c}], num_steps: 1}]",
+            *sets,
+        ),
     )
     run = folder / f"seed-{seed:03d}"
     run.mkdir(parents=True)
@@ -119,6 +125,14 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
 def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
     assert rivals(["k3"]) == []
     assert rivals(["k3", "k3", "reverse", "reverse", "k3"]) == [(1, 0), (2, 0), (3, 2), (4, 0)]
+
+
+def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
+    made_up(tmp_path, 0, 0.0, "testbed", "arms.2.learner.num_steps=300")
+    found = gather([tmp_path])
+    assert [a.family for a in found.arms[:3]] == ["GRPO without std, reverse"] * 2 + ["GRPO without std, reverse, 300 steps"]
+    assert found.arms[2].settings == "GRPO without std, β 0.6 reverse, 300 steps"
+    assert {c.a for c in found.comparisons if c.matched_by == "kl"} == {"FRPO λ 0.5, reverse"}
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
