@@ -39,5 +39,5 @@ def render(report: Report) -> str:
 
 
 def render_sweep(sweep: Sweep) -> str:
-    drawings = {name: getattr(plots, name)(sweep) for name in ("trade_off", "over_lam", "coverage")}
+    drawings = {name: getattr(plots, name)(sweep) for name in ("trade_off", "differences", "over_lam", "coverage")}
     return _environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)

@@ -198,6 +198,38 @@ def trade_off(found: Sweep) -> str:
         return _svg(_trade_off(found), "Kept reward over KL")
 
 
+def differences(found: Sweep) -> str:
+    """Methods at equal KL: a metric a panel, a pair a row, a KL a point, with its interval and, thin, the corrected one."""
+    rows = [c for c in found.comparisons if c.matched_by == "kl"]
+    if not rows:
+        return ""
+    metrics, pairs = list(dict.fromkeys(c.metric for c in rows)), list(dict.fromkeys((c.a, c.b) for c in rows))
+    several = len({b for _, b in pairs}) > 1
+    names = [f"{a}\n− {b}" if several else a for a, b in pairs]
+    families = list(dict.fromkeys(a.family for a in found.arms))
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1, len(metrics), figsize=(1.6 + 2.1 * len(metrics), 1.1 + 0.62 * len(pairs)), squeeze=False, sharey=True
+        )
+        for axes, metric in zip(grid[0], metrics, strict=True):
+            axes.axvline(0, color=INK, linewidth=0.8)
+            for i, pair in enumerate(pairs):
+                mine = sorted((c for c in rows if (c.metric, c.a, c.b) == (metric, *pair)), key=lambda c: c.at_kl or 0.0)
+                own = families.index(pair[0])
+                for j, c in enumerate(mine):
+                    y = i + 0.2 * (j - (len(mine) - 1) / 2)
+                    axes.plot([c.corrected_lo, c.corrected_hi], [y, y], color=colour(own), linewidth=0.8)
+                    axes.plot([c.lo, c.hi], [y, y], color=colour(own), linewidth=2.4, solid_capstyle="butt")
+                    axes.plot([c.difference], [y], color=colour(own), marker=MARKERS[own % 8], markersize=5)
+            axes.set(title=metric)
+            axes.locator_params(axis="x", nbins=4)
+        grid[0][0].set_yticks(range(len(pairs)), names)
+        grid[0][0].set_ylim(len(pairs) - 0.5, -0.5)
+        figure.supxlabel("difference" if several else f"more than {pairs[0][1]}", fontsize=10)
+        figure.tight_layout()
+        return _svg(figure, "Differences at equal KL")
+
+
 def coverage(found: Sweep) -> str:
     """Reward over KL(Q || the arm's policy), means over seeds, an arm a panel: certified, plug-in, fine-tunes, attacks."""
     if not any(a.coverage for a in found.arms):
