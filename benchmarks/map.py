@@ -49,10 +49,11 @@ def sweep(folder: Path, seeds: int, kl: float, penalty: str, sets: tuple[str, ..
 def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(METRICS), 0.55 * len(SETTINGS) * 3 + 1), layout="constrained")
+    done = [name for name in SETTINGS if any(c["setting"] == name for c in comparisons)]
+    figure = Figure(figsize=(3 * len(METRICS), 0.7 * len(done) + 1.2), layout="constrained")
     axes = figure.subplots(1, len(METRICS), sharey=True)
     for axis, metric in zip(axes, METRICS, strict=True):
-        for i, name in enumerate(SETTINGS):
+        for i, name in enumerate(done):
             for j, arm in enumerate(list(METHODS)[1:]):
                 row = next((c for c in comparisons if (c["setting"], c["metric"], c["a"]) == (name, metric, arm)), None)
                 if row:
@@ -62,8 +63,9 @@ def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
         axis.axvline(0, color="grey", lw=0.8)
         axis.set_title(metric)
         axis.set_xlabel("FRPO - GRPO")
-    axes[0].set_yticks([-i for i in range(len(SETTINGS))], [s[0] for s in SETTINGS.values()])
-    axes[0].legend(title="λ", loc="best")
+    axes[0].set_yticks([-i for i in range(len(done))], [SETTINGS[name][0] for name in done])
+    axes[0].set_ylim(0.5 - len(done), 0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), title="λ", loc="outside right")
     figure.savefig(out, dpi=110)
 
 
