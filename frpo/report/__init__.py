@@ -32,8 +32,8 @@ def build_sweep(folders: Sequence[Path], out: Path) -> Path:
     Raises ConfigError when none is finished, or they can't be compared.
     """
     from frpo.report.page import render_sweep
-    from frpo.report.plots import pictures
     from frpo.report.sweep import Sweep, gather
+    from frpo.report.sweep_plots import pictures
 
     found = gather(folders)
     out.mkdir(parents=True, exist_ok=True)

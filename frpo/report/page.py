@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader
 
 from frpo.records import Estimate
-from frpo.report import plots
+from frpo.report import plots, sweep_plots
 from frpo.report.bootstrap import Interval
 from frpo.report.data import Report, reward_of
 from frpo.report.sweep import Sweep
@@ -39,5 +39,5 @@ def render(report: Report) -> str:
 
 
 def render_sweep(sweep: Sweep) -> str:
-    drawings = {name: getattr(plots, name)(sweep) for name in ("trade_off", "differences", "over_lam", "coverage")}
+    drawings = {name: getattr(sweep_plots, name)(sweep) for name in ("trade_off", "differences", "over_lam", "coverage")}
     return _environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)
