@@ -2,8 +2,8 @@
 
     python benchmarks/map.py runs/map --seeds 6 --out docs/results
 
-Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped. Writes
-testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a roomy KL budget with the reverse penalty, the tight one with k3, a base
+Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped, and leaves out the settings that
+testbed_map.json holds already. Writes testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a roomy KL budget with the reverse penalty, the tight one with k3, a base
 that fails rarely, a reward with a risky and a safe way (recipes/studies/risky.py), a third of the steps, twice as many of half the size, and larger groups.
 """
 
@@ -75,22 +75,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
-    comparisons: list[dict[str, Any]] = []
-    arms: list[dict[str, Any]] = []
-    seeds: list[int] = []
+    kept = given.out / "testbed_map.json"
+    result: dict[str, Any] = (
+        json.loads(kept.read_text()) if kept.is_file() else {"study": "testbed_map", "seeds": [], "comparisons": [], "arms": []}
+    )
     for name, (label, kl, penalty, sets) in SETTINGS.items():
+        if any(a["setting"] == name for a in result["arms"]):
+            continue
         found = sweep(given.folder / name, given.seeds, kl, penalty, sets)
-        seeds = found["seeds"]
-        arms += [{"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]]
+        result["seeds"] = found["seeds"]
+        result["arms"] += [{"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]]
         # both were steered to one KL; how near they came to each other stands in kl_difference
-        comparisons += [
+        result["comparisons"] += [
             {"setting": name, "label": label, **c, "matched_by": "kl", "at_kl": kl}
             for c in found["comparisons"]
             if c["matched_by"] == "steps"
         ]
-        result = {"study": "testbed_map", "seeds": seeds, "comparisons": comparisons, "arms": arms}
-        (given.out / "testbed_map.json").write_text(json.dumps(result, indent=1) + "\n")
-        draw(comparisons, given.out / "testbed_map.png")
+        kept.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result["comparisons"], given.out / "testbed_map.png")
 
 
 if __name__ == "__main__":
