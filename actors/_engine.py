@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from actors import _dist
 from frpo.config import ModelConfig, TrainConfig
-from frpo.logprobs import MicroBatch, Rows, Scorer, TokenLogprobs, completion_logprobs, micro_batches, split_ranks
+from frpo.logprobs import Scorer, TokenLogprobs, completion_logprobs
+from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
 from frpo.types import Floats, Sequences
 
 TAG = "engine"
@@ -142,30 +144,31 @@ class Engine:
 
     # ---- training
 
-    def share(self, sequences: Sequences, rows: Rows | None = None) -> list[tuple[Rows, float]]:
-        """This rank's micro-batches of the batch: rows and a weight of 1, or 0 for one that only keeps ranks in step.
+    def share(self, sequences: Sequences, rows: Rows | None = None) -> list[tuple[list[Pack], float]]:
+        """This rank's micro-batches of the batch: packs and a weight of 1, or 0 for one that only keeps ranks in step.
 
-        Every rank has as many, since under ZeRO-2 and 3 each backward pass is a collective.
+        Every rank has as many, since under ZeRO-2 and 3 each backward pass is a collective. No pack is more than half of a rank's
+        part, so that whole packs can be dealt evenly.
         """
-        rows = rows if rows is not None else split_ranks(sequences.lengths, 1)[0]
-        lengths = sequences.lengths[rows]
-        cuts = [
-            [rows[mine[b]] for b in micro_batches(lengths[mine], self.train.micro_batch_tokens)]
-            for mine in split_ranks(lengths, self.world_size)
-        ]
-        mine = [(b, 1.0) for b in cuts[self.rank]]
-        return mine + [(rows[:1], 0.0)] * (max(map(len, cuts)) - len(mine))
+        rows = rows if rows is not None else np.arange(len(sequences))
+        budget = self.train.micro_batch_tokens
+        half = int(sequences.lengths[rows].sum()) // (2 * self.world_size)
+        packs = packs_of(sequences, rows, budget_tokens=min(budget, half) if self.world_size > 1 else budget, reach=self.ds.module.reach())
+        lengths = pack_lengths(sequences, packs)
+        cuts = [[mine[b] for b in micro_batches(lengths[mine], budget)] for mine in split_ranks(lengths, self.world_size)]
+        parts = [([packs[i] for i in cut], 1.0) for cut in cuts[self.rank]]
+        return parts + [([rows[:1]], 0.0)] * (max(map(len, cuts)) - len(parts))
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         found: TokenLogprobs = self.ds(batch, temperature)
         return found
 
-    def step(self, share: Sequence[tuple[Rows, float]], loss: Callable[[Rows, float], Tensor]) -> StepResult:
-        """One optimiser update. `loss(rows, weight)` gives the part of the global loss that the rows contribute; it must
+    def step(self, share: Sequence[tuple[list[Pack], float]], loss: Callable[[list[Pack], float], Tensor]) -> StepResult:
+        """One optimiser update. `loss(packs, weight)` gives the part of the global loss that the packs contribute; it must
         count nothing where the weight is 0."""
         self.ds.train()
-        for rows, weight in share:
-            value = loss(rows, weight) * weight * self.world_size  # DeepSpeed averages over ranks, the loss is a global sum
+        for packs, weight in share:
+            value = loss(packs, weight) * weight * self.world_size  # DeepSpeed averages over ranks, the loss is a global sum
             self.ds.backward(value, scale_wrt_gas=False)
         rate = float(self.ds.get_lr()[0])
         self.ds.step()

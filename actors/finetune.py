@@ -38,7 +38,7 @@ class FinetuneWorker(TrainWorker):
         """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the batch."""
         import torch
 
-        from frpo.logprobs import pad
+        from frpo.packing import Pack, pad
 
         began = time.perf_counter()
         engine = self._engine()
@@ -46,9 +46,9 @@ class FinetuneWorker(TrainWorker):
             sequences = whole(sequences)
         total = 0.0
 
-        def loss(rows: np.ndarray, weight: float) -> torch.Tensor:  # type: ignore[type-arg]
+        def loss(packs: list[Pack], weight: float) -> torch.Tensor:
             nonlocal total
-            value = -engine.forward(pad(sequences, rows, engine.device)).logprobs.sum() / sequences.num_completion_tokens
+            value = -engine.forward(pad(sequences, packs, engine.device)).logprobs.sum() / sequences.num_completion_tokens
             total += float(value.detach()) * weight
             return value
 

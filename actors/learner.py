@@ -29,7 +29,7 @@ class Sums:
     tokens: float = 0.0
     """Completion tokens."""
     computed: float = field(default=0.0)
-    """Tokens, prompts included."""
+    """Tokens, prompts included, each as often as it was computed."""
 
     def values(self) -> list[float]:
         return [self.loss, self.penalty, self.entropy, self.clipped, self.mismatch, self.tokens, self.computed]
@@ -72,17 +72,18 @@ class LearnerWorker(TrainWorker):
         )
 
     def _loss(self, batch: RolloutBatch, part: np.ndarray, old: Floats | None, sums: Sums):  # type: ignore[no-untyped-def, type-arg]
-        """The loss of one update as a function of rows, with the denominators of the whole part."""
+        """The loss of one update as a function of packs, with the denominators of the whole part."""
         import torch
 
-        from frpo.logprobs import pad, pad_values
         from frpo.objective import policy_loss
+        from frpo.packing import Pack, pack_lengths, pad, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
         num_tokens = int((sequences.lengths - sequences.prompt_lengths)[part].sum())
 
-        def loss(rows: np.ndarray, weight: float) -> torch.Tensor:  # type: ignore[type-arg]
-            now = engine.forward(pad(sequences, rows, engine.device), self.rollout.temperature)
+        def loss(packs: list[Pack], weight: float) -> torch.Tensor:
+            now = engine.forward(pad(sequences, packs, engine.device), self.rollout.temperature)
+            rows = np.concatenate(packs)
 
             def values(flat: Floats) -> torch.Tensor:
                 return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
@@ -115,7 +116,7 @@ class LearnerWorker(TrainWorker):
                 # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
                 sums.mismatch += float((torch.exp(-gap) - 1 + gap).sum())
                 sums.tokens += float(now.mask.sum())
-                sums.computed += float(sequences.lengths[rows].sum())
+                sums.computed += float(pack_lengths(sequences, packs).sum())
             return terms.loss
 
         return loss

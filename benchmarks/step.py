@@ -81,8 +81,7 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     import torch
     from transformers import AutoModelForCausalLM
 
-    from frpo.batching import flatten
-    from frpo.logprobs import micro_batches, pad
+    from frpo.packing import micro_batches
 
     torch.set_num_threads(config.learner.num_threads)
     model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
@@ -94,14 +93,17 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     seconds = []
     for row in drawn:
-        data = flatten([(np.array(p), np.array(c)) for p, c in row["pairs"]])
+        pairs = row["pairs"]
+        lengths = [len(p) + len(c) for p, c in pairs]
         began = time.perf_counter()
-        for rows in micro_batches(data.lengths, config.learner.micro_batch_tokens):
-            batch = pad(data, rows)
-            labels = batch.tokens.clone()
-            position = torch.arange(labels.shape[1])[None]
-            labels[(position < batch.prompt_lengths[:, None]) | (position >= batch.lengths[:, None])] = -100
-            model(input_ids=batch.tokens, labels=labels).loss.backward()
+        for rows in micro_batches(lengths, config.learner.micro_batch_tokens):
+            tokens = np.zeros((len(rows), max(lengths[i] for i in rows)), dtype=np.int64)
+            labels = np.full_like(tokens, -100)
+            for at, i in enumerate(rows):
+                prompt, completion = pairs[i]
+                tokens[at, : lengths[i]] = prompt + completion
+                labels[at, len(prompt) : lengths[i]] = completion
+            model(input_ids=torch.from_numpy(tokens), labels=torch.from_numpy(labels)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)

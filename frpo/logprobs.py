@@ -1,102 +1,36 @@
-"""The one place where a log-prob of a completion is computed, and how sequences are cut into micro-batches for it.
+"""The one place where a log-prob of a completion is computed.
 
 Imports torch and numpy alone; the model is any causal language model of transformers, plain or wrapped by peft.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from frpo.packing import MicroBatch, micro_batches, pack_lengths, packs_of, pad
 from frpo.types import Floats, Sequences
-
-Rows = NDArray[np.int64]
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits computed at once (positions x vocabulary): 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """B sequences padded on the right, L the longest of them."""
-
-    tokens: Tensor
-    """[B, L] int64"""
-    prompt_lengths: Tensor
-    """[B] int64"""
-    lengths: Tensor
-    """[B] int64"""
-
-
-ENOUGH_TOKENS = 512
-"""From here on a batch fills a core; a longer one gains less than its padding costs."""
-
-
-def micro_batches(lengths: Sequence[int] | NDArray[Any], budget_tokens: int, *, stretch: float = math.inf) -> list[Rows]:
-    """Cut sequences, sorted by length, into batches of at most `budget_tokens` padded tokens (at least one sequence).
-
-    A batch that padding to the next sequence would bring to ENOUGH_TOKENS takes none that is more than `stretch` times as long as its
-    shortest.
-    """
-    order = np.argsort(np.asarray(lengths), kind="stable")
-    batches: list[list[int]] = []
-    for row in order:
-        longest = int(lengths[row])  # ascending: the newest is the longest
-        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget_tokens
-        if fits and (len(batches[-1]) * longest < ENOUGH_TOKENS or longest <= stretch * int(lengths[batches[-1][0]])):
-            batches[-1].append(int(row))
-        else:
-            batches.append([int(row)])
-    return [np.array(b, dtype=np.int64) for b in batches]
-
-
-def split_ranks(lengths: Sequence[int] | NDArray[Any], world_size: int) -> list[Rows]:
-    """Deal sequences to ranks, longest first and back and forth, so that all get about as many tokens."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    turn = np.arange(len(order)) % (2 * world_size)
-    owner = np.minimum(turn, 2 * world_size - 1 - turn)
-    return [np.sort(order[owner == rank]) for rank in range(world_size)]
-
-
-def pad(sequences: Sequences, rows: Rows, device: torch.device | str = "cpu") -> MicroBatch:
-    """The chosen sequences as one padded batch (padding is token 0 and never attended to by a real token)."""
-    ends = np.cumsum(sequences.lengths)
-    lengths = sequences.lengths[rows].astype(np.int64)
-    tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    for i, row in enumerate(rows):
-        tokens[i, : lengths[i]] = sequences.tokens[ends[row] - lengths[i] : ends[row]]
-    prompts = sequences.prompt_lengths[rows].astype(np.int64)
-    return MicroBatch(*(torch.from_numpy(a).to(device) for a in (tokens, prompts, lengths)))
-
-
-def pad_values(values: Floats, sequences: Sequences, rows: Rows, width: int) -> Tensor:
-    """Per-token values `[sum of completion lengths]` of the chosen sequences as `[B, width]`, 0 beyond each end."""
-    counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)
-    ends = np.cumsum(counts)
-    out = np.zeros((len(rows), width), dtype=np.float32)
-    for i, row in enumerate(rows):
-        out[i, : counts[row]] = values[ends[row] - counts[row] : ends[row]]
-    return torch.from_numpy(out)
-
-
-@dataclass(frozen=True)
 class TokenLogprobs:
-    """Completion tokens of B sequences, T the longest completion."""
+    """Tokens of N completions, T the longest of them."""
 
     logprobs: Tensor
-    """[B, T] float32, nats; 0 where not `mask`"""
+    """[N, T] float32, nats; 0 where not `mask`"""
     entropy: Tensor
-    """[B, T] float32, nats, detached; 0 where not `mask`"""
+    """[N, T] float32, nats, detached; 0 where not `mask`"""
     mask: Tensor
-    """[B, T] bool"""
+    """[N, T] bool"""
 
 
 class Scorer(nn.Module):
@@ -119,20 +53,39 @@ class Scorer(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
+    def reach(self) -> int:
+        """How much masked attention a prompt token is worth (see `packing.packs_of`), 0 for a model whose completions cannot share a prompt.
+
+        Per token and layer the weights cost about 24 hidden^2 operations and a pair of positions 8 hidden, there and back in attention.
+        A mask of one's own needs transformers' attention interface, given positions, and layers that all attend to everything before them.
+        """
+        causal = self.causal()
+        config, body = causal.config, getattr(causal, causal.base_model_prefix)
+        able = (
+            config._attn_implementation in ("sdpa", "eager")
+            and getattr(causal, "_supports_attention_backend", False)
+            and not getattr(causal, "_is_stateful", False)
+            and getattr(config, "sliding_window", None) is None
+            and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+            and "position_ids" in inspect.signature(body.forward).parameters
+        )
+        return 3 * int(config.hidden_size) if able else 0
+
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         causal = self.causal()
-        # padding stands on the right, where causal attention never looks: no attention mask is needed
-        hidden = getattr(causal, causal.base_model_prefix)(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        width = int((batch.lengths - batch.prompt_lengths).max())
-        offset = torch.arange(width, device=batch.tokens.device)[None]
-        mask = offset < (batch.lengths - batch.prompt_lengths)[:, None]
-        target_at = (batch.prompt_lengths[:, None] + offset).clamp(max=batch.tokens.shape[1] - 1)
-        rows, columns = mask.nonzero(as_tuple=True)
-        positions = target_at[rows, columns]
-        states, targets = hidden[rows, positions - 1], batch.tokens[rows, positions]
-        values, entropies = self._chunked(causal.get_output_embeddings(), states, targets, temperature)
-        empty = torch.zeros(mask.shape, device=values.device)
-        return TokenLogprobs(empty.index_put((rows, columns), values), empty.index_put((rows, columns), entropies), mask)
+        body = getattr(causal, causal.base_model_prefix)
+        layout: dict[str, Tensor | None] = {}
+        visible = batch.visible()
+        if visible is not None:  # else padding stands on the right, where causal attention never looks: no mask is needed
+            dtype = next(body.parameters()).dtype
+            hidden_from = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+            layout = {"attention_mask": hidden_from, "position_ids": batch.positions}
+        hidden = body(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
+        states = hidden.flatten(0, 1)[batch.source]
+        values, entropies = self._chunked(causal.get_output_embeddings(), states, batch.targets, temperature)
+        empty = torch.zeros(batch.mask.shape, device=values.device)
+        where = batch.mask.nonzero(as_tuple=True)
+        return TokenLogprobs(empty.index_put(where, values), empty.index_put(where, entropies), batch.mask)
 
     @staticmethod
     def _chunked(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -156,13 +109,15 @@ def completion_logprobs(
 ) -> Floats:
     """Log-probs of all completion tokens, `[sum of completion lengths]` in the order of the sequences.
 
-    `scorer` is a Scorer, or an engine around one.
+    `scorer` is a Scorer, or an engine around one. Neighbours with the same prompt share its computation.
     """
     counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)
     starts = np.cumsum(counts) - counts
     out = np.zeros(int(counts.sum()), dtype=np.float32)
-    for rows in micro_batches(sequences.lengths, budget_tokens):
-        found = scorer(pad(sequences, rows, device), temperature).logprobs.cpu().numpy()
-        for i, row in enumerate(rows):
-            out[starts[row] : starts[row] + counts[row]] = found[i, : counts[row]]
+    packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=scorer.reach())
+    for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens):
+        chosen = [packs[i] for i in batch]
+        found = scorer(pad(sequences, chosen, device), temperature).logprobs.cpu().numpy()
+        for values, row in zip(found, np.concatenate(chosen), strict=True):
+            out[starts[row] : starts[row] + counts[row]] = values[: counts[row]]
     return out

@@ -34,7 +34,7 @@ class Item:
 
 
 STRETCH = 1.15
-"""Of a reward model's batches; see `logprobs.micro_batches`."""
+"""Of a reward model's batches; see `packing.micro_batches`."""
 
 Part = tuple[float | None, str | None]
 """A value, or None and why."""
@@ -229,7 +229,7 @@ class ModelScorer:
     def __call__(self, items: list[Item]) -> list[Any]:
         import torch
 
-        from frpo.logprobs import micro_batches
+        from frpo.packing import micro_batches
 
         self.load()
         texts = map(self.text, items)

@@ -154,7 +154,7 @@ class UpdateStats:
     mismatch_kl: float
     """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical policies."""
     num_tokens: int
-    """Tokens computed, prompts included."""
+    """Tokens computed, prompts included: once for all completions that share its computation."""
     seconds: float
 
 

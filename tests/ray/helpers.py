@@ -35,17 +35,11 @@ def prompts(tokenizer: Any, count: int) -> list[Prompt]:
     ]
 
 
-def sequences(count: int, seed: int = 0, vocabulary: int = 190) -> Sequences:
-    """Random sequences of uneven lengths: prompts of 2-9 tokens, completions of 1-7."""
+def sequences(count: int, seed: int = 0, vocabulary: int = 190, group: int = 1) -> Sequences:
+    """Random sequences of uneven lengths: prompts of 2-9 tokens, `group` neighbours to each, completions of 1-7."""
     rng = np.random.default_rng(seed)
-    pairs = [
-        (
-            rng.integers(4, vocabulary, rng.integers(2, 10)).astype(np.int32),
-            rng.integers(4, vocabulary, rng.integers(1, 8)).astype(np.int32),
-        )
-        for _ in range(count)
-    ]
-    return flatten(pairs)
+    prompts = [rng.integers(4, vocabulary, rng.integers(2, 10)).astype(np.int32) for _ in range(-(-count // group))]
+    return flatten([(prompts[i // group], rng.integers(4, vocabulary, rng.integers(1, 8)).astype(np.int32)) for i in range(count)])
 
 
 def naive_logprobs(model: Any, data: Sequences) -> Floats:

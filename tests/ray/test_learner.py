@@ -15,8 +15,9 @@ import torch
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.learner import LearnerPool, LearnerWorker
 from frpo.config import Config, FinetuneConfig, LearnerConfig, LoraConfig, ModelConfig, ObjectiveConfig
-from frpo.logprobs import Scorer, pad, pad_values
+from frpo.logprobs import Scorer
 from frpo.objective import policy_loss
+from frpo.packing import pad, pad_values
 from frpo.types import RolloutBatch
 from tests.ray import helpers
 
@@ -58,9 +59,9 @@ def finetune(ray_cluster: None) -> Iterator[FinetunePool]:
     stop(pool)
 
 
-def batch(count: int = 23, seed: int = 0) -> RolloutBatch:
-    """Uneven sequences; behaviour and reference near a uniform policy."""
-    data, rng = helpers.sequences(count, seed), np.random.default_rng(seed)
+def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
+    """Uneven sequences, `group` to a prompt; behaviour and reference near a uniform policy."""
+    data, rng = helpers.sequences(count, seed, group=group), np.random.default_rng(seed)
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
     return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), near(), OBJECTIVE.beta)
@@ -89,16 +90,16 @@ def digest(pool: Any) -> str:
     return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in sorted(weights(pool).items()))).hexdigest()
 
 
-def plain_torch(policy: Path, learner: LearnerConfig, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same steps by hand: one padded batch, torch AdamW, torch clipping."""
+def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch clipping."""
     model, _ = helpers.load_hf(policy)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learner.learning_rate, weight_decay=learner.weight_decay)
     norms = []
     for step in range(steps):
-        b = batch(seed=step)
+        b = batch(seed=step, group=group)
         rows = np.arange(len(b.sequences))
-        now = Scorer(model)(pad(b.sequences, rows))
+        now = Scorer(model)(pad(b.sequences, list(rows[:, None])))
         values = [pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)]
         terms = policy_loss(
             now.logprobs, now.logprobs.detach(), *values, torch.from_numpy(b.advantages), now.mask, beta=0.1, ratio="token", clip_low=0.2,
@@ -133,6 +134,22 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
     assert stats[0].penalty == pytest.approx(k3(batch().reference - now), rel=1e-4)
     assert 4.5 < stats[0].entropy < np.log(192)
     assert stats[0].clip_share == 0
+
+
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_completions_that_share_a_prompt_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
+    truth, norms = plain_torch(tiny_model, settings(), 2, group=6)
+    for budget in (60, 100_000):
+        start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage, micro_batch_tokens=budget))
+        stats = [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
+        assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
+        assert_equal(weights(two_ranks), truth)
+    sequences = batch(group=6).sequences
+    assert stats[0].num_tokens < 0.7 * sequences.lengths.sum()
+    found = two_ranks.logprobs(sequences)
+    start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage))
+    [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
+    np.testing.assert_array_equal(two_ranks.logprobs(sequences), found)
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])

@@ -1,17 +1,23 @@
-"""Log-probs against the plain formula, and cuts of a batch that change nothing."""
+"""Log-probs against the plain formula; neither cuts of a batch nor a shared prompt change anything."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from frpo import logprobs
-from frpo.logprobs import Scorer, completion_logprobs, micro_batches, pad, pad_values, split_ranks
+from frpo.logprobs import Scorer, completion_logprobs
+from frpo.packing import micro_batches, pack_lengths, packs_of, pad, pad_values, split_ranks
 from tests.ray.helpers import naive_logprobs, sequences
+
+APART = np.arange(80)[:, None]
+"""Every row a pack of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +29,9 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def test_equal_to_plain_log_softmax_for_any_budget(model: LlamaForCausalLM) -> None:
-    data = sequences(20)
+@pytest.mark.parametrize("group", [1, 4])
+def test_equal_to_plain_log_softmax_for_any_budget(model: LlamaForCausalLM, group: int) -> None:
+    data = sequences(20, group=group)
     truth = naive_logprobs(model, data)
     for budget in (1, 40, 10_000):
         found = completion_logprobs(Scorer(model), data, temperature=1.0, budget_tokens=budget)
@@ -33,7 +40,7 @@ def test_equal_to_plain_log_softmax_for_any_budget(model: LlamaForCausalLM) -> N
 
 def test_temperature_and_entropy(model: LlamaForCausalLM) -> None:
     data = sequences(3, seed=4)
-    found = Scorer(model)(pad(data, np.arange(3)), 0.7)
+    found = Scorer(model)(pad(data, list(APART[:3])), 0.7)
     ids = torch.from_numpy(data.tokens[: data.lengths[0]].astype(np.int64))
     logp = torch.log_softmax(model(ids[None]).logits[0] / 0.7, -1)
     at = int(data.prompt_lengths[0])
@@ -50,7 +57,7 @@ def test_chunks_with_recomputation_give_the_same_gradient(model: LlamaForCausalL
 
     def gradient() -> torch.Tensor:
         model.zero_grad()
-        found = Scorer(model)(pad(data, np.arange(80)))
+        found = Scorer(model)(pad(data, list(APART)))
         (found.logprobs * weights[:, : found.mask.shape[1]]).sum().backward()
         return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
@@ -59,9 +66,66 @@ def test_chunks_with_recomputation_give_the_same_gradient(model: LlamaForCausalL
     torch.testing.assert_close(gradient(), whole, rtol=1e-4, atol=1e-5)
 
 
+SMALL = {
+    "vocab_size": 190,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}
+GPT2 = {"vocab_size": 190, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+SHARING = {
+    "Llama": SMALL,
+    "Mistral": {**SMALL, "sliding_window": None},
+    "Qwen2": SMALL,
+    "Qwen3": {**SMALL, "head_dim": 16},
+    "Gemma": {**SMALL, "head_dim": 16},
+    "Phi3": {**SMALL, "pad_token_id": 0},
+    "Olmo2": SMALL,
+    "GPT2": GPT2,
+}
+APART_ONLY = {
+    "Mistral": {**SMALL, "sliding_window": 4},
+    "Gemma3Text": {**SMALL, "head_dim": 16},
+    "Mamba": {"vocab_size": 190, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4},
+    "Bloom": {"vocab_size": 190, "hidden_size": 32, "n_layer": 1, "n_head": 2},
+}
+
+
+def build(kind: str, settings: dict[str, Any], attention: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    net = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(4)  # so that what is attended to decides the numbers
+    return net
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", SHARING)
+def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention: str) -> None:
+    net = build(kind, SHARING[kind], attention)
+    data = sequences(24, group=6)
+    packs = packs_of(data, np.arange(24), budget_tokens=100, reach=Scorer(net).reach())
+    assert [len(p) for p in packs] == [6, 6, 6, 6]
+    truth = naive_logprobs(net, data)
+    np.testing.assert_allclose(completion_logprobs(Scorer(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4)
+    batch = pad(data, packs)
+    unmasked = Scorer(net)(replace(batch, segments=None)).logprobs[batch.mask].detach().numpy()
+    assert np.abs(unmasked - truth).max() > 0.1  # completions that see each other have other numbers: the mask is at work
+
+
+@pytest.mark.parametrize("kind", APART_ONLY)
+def test_models_that_cannot_share_a_prompt_do_not(kind: str) -> None:
+    assert Scorer(build(kind, APART_ONLY[kind], "eager")).reach() == 0
+
+
+@pytest.mark.parametrize("group", [1, 6])
 @pytest.mark.parametrize("cut", [1, 30, 90, 100_000])
-def test_any_cut_gives_the_same_gradient_in_float64(cut: int) -> None:
-    """The whole path: ranks, micro-batches, model, loss."""
+def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> None:
+    """The whole path: packs, ranks, micro-batches, model, loss; the truth has every sequence apart, in one batch."""
     from frpo.objective import policy_loss
 
     torch.manual_seed(1)
@@ -69,16 +133,19 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int) -> None:
         vocab_size=190, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16
     )
     net = LlamaForCausalLM(config).double()
-    data, rng = sequences(24), np.random.default_rng(0)
+    data, rng = sequences(24, group=group), np.random.default_rng(0)
     advantages = rng.normal(size=24).astype(np.float32)
     behaviour = -rng.random(data.num_completion_tokens).astype(np.float32)
 
-    def gradient(budget: int, ranks: int) -> torch.Tensor:
+    def gradient(budget: int, ranks: int, reach: int) -> torch.Tensor:
         net.zero_grad()
-        for mine in split_ranks(data.lengths, ranks):
-            for batch in micro_batches(data.lengths[mine], budget):
-                rows = mine[batch]
-                now = Scorer(net)(pad(data, rows))
+        packs = packs_of(data, np.arange(24), budget_tokens=budget, reach=reach)
+        lengths = pack_lengths(data, packs)
+        for mine in split_ranks(lengths, ranks):
+            for batch in micro_batches(lengths[mine], budget):
+                chosen = [packs[i] for i in mine[batch]]
+                rows = np.concatenate(chosen)
+                now = Scorer(net)(pad(data, chosen))
                 logp = now.logprobs.double()
                 policy_loss(
                     logp, logp.detach(), pad_values(behaviour, data, rows, now.mask.shape[1]).double(), None,
@@ -87,30 +154,9 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int) -> None:
                 ).loss.backward()  # fmt: skip
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
 
-    whole = gradient(100_000, 1)
-    relative = (gradient(cut, 3) - whole).norm() / whole.norm()
+    whole = gradient(100_000, 1, 0)
+    relative = (gradient(cut, 3, Scorer(net).reach()) - whole).norm() / whole.norm()
     assert relative < 1e-6
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.integers(1, 5))
-def test_cuts_cover_every_sequence_once_and_keep_the_budget(lengths: list[int], budget: int, ranks: int) -> None:
-    batches = micro_batches(lengths, budget)
-    assert sorted(int(i) for b in batches for i in b) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
-    shares = split_ranks(lengths, ranks)
-    assert sorted(int(i) for s in shares for i in s) == list(range(len(lengths)))
-    loads = [sum(lengths[i] for i in s) for s in shares]
-    assert max(loads) - min(loads) <= max(lengths)
-
-
-def test_a_batch_that_is_large_enough_is_not_stretched() -> None:
-    lengths = [50] * 20 + [100] * 20 + [400]
-    assert [len(b) for b in micro_batches(lengths, 100_000)] == [41]
-    found = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
-    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in found] == [(20, 50, 50), (20, 100, 100), (1, 400, 400)]
-    assert [len(b) for b in micro_batches([10, 12, 300], 100_000, stretch=1.15)] == [2, 1]
-    assert [len(b) for b in micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [3]  # too few tokens to be worth a batch
 
 
 def test_models_that_reshape_their_logits_are_refused(model: LlamaForCausalLM) -> None:
