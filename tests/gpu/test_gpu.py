@@ -38,12 +38,13 @@ def start(pool: LearnerPool, policy: Path, model: ModelConfig, **fields: Any) ->
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize("group", [1, 6])
+def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention: str, checkpointing: bool, group: int) -> None:
     start(learner, tiny_model, ModelConfig(path=str(tiny_model)))
-    exact = learner.update(batch())
+    exact = learner.update(batch(group=group))
     fields: dict[str, Any] = {"dtype": "bfloat16", "attention": attention, "gradient_checkpointing": checkpointing}
     start(learner, tiny_model, ModelConfig(path=str(tiny_model), **fields))
-    found = learner.update(batch())
+    found = learner.update(batch(group=group))
     assert found.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
     assert found.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)
 
