@@ -6,6 +6,7 @@ process; `close` frees one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -279,6 +280,9 @@ class Engine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        # glibc keeps what was freed: 2.8 GiB after two updates of SmolLM2-135M, while other roles work
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _plain_name(name: str) -> str:

@@ -127,11 +127,11 @@ def join(address: str | None, object_store: int) -> None:
         signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
 
 
-def object_store_bytes(config: Config) -> int:
-    """One version of the weights lies there at a time; a store that is too small spills it to disk at each publish."""
+def object_store_bytes(config: Config, teams: int = 1) -> int:
+    """One version of each team's weights lies there at a time; a store that is too small spills it to disk at each publish."""
     if config.cluster.object_store_gib is not None:
         return int(config.cluster.object_store_gib * 2**30)
-    return 2**29 + weight_bytes(config.model)
+    return teams * (2**29 + weight_bytes(config.model))
 
 
 def refuse_if_too_small(asked: Plan) -> None:
@@ -147,9 +147,10 @@ def refuse_if_too_small(asked: Plan) -> None:
 
 
 @contextmanager
-def shared(config: Config) -> Iterator[str]:
-    """One Ray for several processes, each with a team of its own: gives the address to join."""
-    connect(config)
+def shared(config: Config, most: int) -> Iterator[str]:
+    """One Ray for several processes, each with a team of its own, at most `most`: gives the address to join."""
+    teams = min(most, max(1, int((os.cpu_count() or 1) / plan(config).num_cpus)))
+    join(config.cluster.address, object_store_bytes(config, teams))
     try:
         yield str(ray.get_runtime_context().gcs_address)
     finally:

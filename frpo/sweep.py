@@ -83,7 +83,7 @@ def run(config: Config, count: int, folder: Path) -> Path:
 
     left = [one for one in seeds_of(config, count, folder) if not finished(one)]
     if left:
-        with cluster.shared(config) as address:
+        with cluster.shared(config, len(left)) as address:
             teams = min(len(left), cluster.teams_that_fit(plan(config)))
             print(f"{len(left)} seeds to do, {teams} at a time", flush=True)
             failed = walk_in_processes(teams, config, count, folder, address)
