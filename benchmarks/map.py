@@ -2,9 +2,10 @@
 
     python benchmarks/map.py runs/map --seeds 6 --out docs/results
 
-Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped, and leaves out the settings that
-testbed_map.json holds already. Writes testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a roomy KL budget with the reverse penalty, the tight one with k3, a base
-that fails rarely, a reward with a risky and a safe way (recipes/studies/risky.py), a third of the steps, twice as many of half the size, and larger groups.
+Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped, and leaves out
+the settings that testbed_map.json holds already. Writes testbed_map.json (the studies' format) and testbed_map.png. Settings: a tight and a
+roomy KL budget with the reverse penalty, the tight one with k3, a base that fails rarely, a reward with a risky and a safe way
+(recipes/studies/risky.py), a base that refuses rarely, a third of the steps, twice as many of half the size, and larger groups.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SETTINGS: dict[str, tuple[str, float, str, tuple[str, ...]]] = {
     "roomy": ("KL 0.6", 0.6, "reverse", ()),
     "rare": ("failures rare, KL 0.1", 0.1, "reverse", ("base.data.0.path=testbed:base?refusal=0.9",)),
     "risky": ("risky and safe way, KL 0.6", 0.6, "reverse", (RISKY,)),
+    "hard": ("base refuses rarely, KL 0.6", 0.6, "reverse", ("base.data.0.path=testbed:base?refusal=0.25",)),
     "short": ("30 steps, KL 0.3", 0.3, "reverse", ("learner.num_steps=30",)),
     "groups": ("groups of 16, KL 0.3", 0.3, "reverse", ("rollout.group_size=16", "rollout.prompts_per_step=12")),
     "small-steps": ("200 smaller steps, KL 0.3", 0.3, "reverse", ("learner.num_steps=200", "learner.learning_rate=5.0e-4")),
