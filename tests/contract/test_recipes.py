@@ -50,7 +50,7 @@ def test_the_arms_of_the_smollm2_study_are_steered_to_one_kl() -> None:
     assert [a.objective.method for a in study.arms] == ["grpo", "frpo"]
     assert [d.marks for d in study.downstream] == [(6, 12), (6, 12)]  # and the last step: three marks
     assert (study.evaluate.completions_per_prompt, study.certify and study.certify.completions_per_prompt) == (16, 64)
-    assert plan(study).num_cpus == 1  # two seeds side by side on two cores
+    assert plan(study).num_cpus == 2  # one seed at a time on two cores: a team takes 14 GiB
 
 
 def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
