@@ -186,3 +186,11 @@ def test_a_prompt_can_be_a_template_of_columns(tmp_path: Path) -> None:
     assert set(row.columns) == {"Body", "q"}
     with pytest.raises(ConfigError, match=r"r.jsonl:1: no column 'body'; it has Body, q"):
         list(read_rows(DatasetConfig(path=path, task="t", prompt="{body}")))
+
+
+def test_an_empty_last_column_keeps_a_row_on_its_side_of_the_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"ask": f"Write poem {i}.", "input": ""} for i in range(40)])
+    split = {"path": path, "task": "t", "heldout_share": 0.5, "part": "heldout"}
+    plain, filled = ([r.text for r in read_rows(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}"))
+    assert 10 < len(plain) < 30
+    assert plain == filled
