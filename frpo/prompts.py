@@ -169,9 +169,10 @@ def _row(source: DatasetConfig, raw: Mapping[str, Any], where: str) -> Row:
 
 
 def _filled(template: str, raw: Mapping[str, Any], where: str) -> str:
-    """The template with the row's columns; dotted paths inside braces work as elsewhere. An empty last column leaves no blank end, so
-    the row's text, and with it its side of the held-out split, is that of the template without it."""
-    return re.sub(r"\{([^{}]+)\}", lambda m: str(_column(raw, m[1], where)), template).strip()
+    """The template with the row's columns; dotted paths inside braces work as elsewhere. A template that ends with a column has no
+    blank end: where that column is empty, the row's text, and with it its side of the held-out split, is that of the template without it."""
+    filled = re.sub(r"\{([^{}]+)\}", lambda m: str(_column(raw, m[1], where)), template)
+    return filled.rstrip() if template.endswith("}") else filled
 
 
 def _prompt(value: Any, column: str, where: str) -> str | tuple[Mapping[str, str], ...]:

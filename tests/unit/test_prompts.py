@@ -194,3 +194,9 @@ def test_an_empty_last_column_keeps_a_row_on_its_side_of_the_split(tmp_path: Pat
     plain, filled = ([r.text for r in read_rows(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}"))
     assert 10 < len(plain) < 30
     assert plain == filled
+
+
+def test_a_template_that_ends_with_words_keeps_its_blanks(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"ask": "How many?"}])
+    (row,) = read_rows(DatasetConfig(path=path, task="t", prompt=" Q: {ask}\nA: "))
+    assert row.prompt == " Q: How many?\nA: "
