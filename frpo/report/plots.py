@@ -50,6 +50,8 @@ PAPER: Any = STYLE | {
 """For pictures that stand alone."""
 PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
 NUM_COLOURS = len(PALETTE)
+KINDS = ((False, "o", "fine-tunes"), (True, "X", "attacks"))
+"""Of measured policies: whether an attack, marker, name."""
 MARKERS = "osD^vPX*"
 
 
@@ -155,7 +157,7 @@ def certificate(report: Report) -> str:
             axes.plot(r.radii, r.plug_in, color=own, linewidth=1.2, linestyle="--", label="plug-in estimate" if i == 0 else None)
             axes.fill_between(r.radii, r.lo, r.hi, color=own, alpha=0.15, linewidth=0)
             axes.plot(r.radii, r.certified, color=own, label="certified" if i == 0 else None)
-            for attack, marker, label in ((False, "o", "fine-tunes"), (True, "X", "attacks")):
+            for attack, marker, label in KINDS[: 1 + any(p.attack for r in mine for p in r.points)]:
                 points = [p for p in r.points if p.attack == attack and p.kl.mean <= 1.1 * r.radii[-1]]
                 axes.errorbar(
                     [p.kl.mean for p in points], [p.reward.mean for p in points], xerr=[1.96 * p.kl.se for p in points],

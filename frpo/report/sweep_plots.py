@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from frpo.report.bootstrap import Interval
-from frpo.report.plots import INK, MARKERS, PAPER, STYLE, colour, legend, panels, svg
+from frpo.report.plots import INK, KINDS, MARKERS, PAPER, STYLE, colour, legend, panels, svg
 from frpo.report.sweep import ArmOverSeeds, Sweep
 
 
@@ -79,7 +79,7 @@ def _coverage(found: Sweep) -> Figure:
     for axes, (name, c) in zip(grid.flat, mine, strict=False):
         axes.plot(c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate")
         axes.plot(c.radii, c.certified, color=colour(0), label="certified")
-        for attack, marker, label in ((False, "o", "fine-tunes"), (True, "X", "attacks")):
+        for attack, marker, label in KINDS[: 1 + any(c.attacks for _, c in mine)]:
             shown = [p for p in c.policies if p.attack == attack and p.kl.mean <= 1.1 * c.radii[-1]]
             axes.errorbar(
                 [p.kl.mean for p in shown], [p.reward.mean for p in shown], xerr=_bars([p.kl for p in shown]),

@@ -46,7 +46,8 @@ def test_a_study_is_the_testbed_with_other_arms(recipe: Path) -> None:
 
 def test_the_methods_of_the_smollm2_study_are_steered_to_kls_that_overlap() -> None:
     study = load(ROOT / "recipes" / "studies" / "smollm2_kl.yaml")
-    assert [(a.objective.method, a.objective.target_kl) for a in study.arms] == [("grpo", 2.5), ("frpo", 2.5), ("grpo", 1.5), ("frpo", 3.5)]
+    aims = [(a.objective.method, a.objective.target_kl) for a in study.arms]
+    assert aims == [("grpo", 2.5), ("frpo", 2.5), ("grpo", 1.5), ("frpo", 3.5), ("frpo", 1.5)]
     assert [d.marks for d in study.downstream] == [(6, 12), (6, 12)]  # and the last step: three marks
     assert (study.evaluate.completions_per_prompt, study.certify and study.certify.completions_per_prompt) == (16, 64)
     assert plan(study).num_cpus == 2  # one seed at a time on two cores: a team takes 14 GiB
