@@ -18,7 +18,7 @@ lint: install
 	.venv/bin/lint-imports
 
 check: lint
-	$(PYTEST) tests/unit tests/contract
+	$(PYTEST) -n 2 tests/unit tests/contract
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu" tests
