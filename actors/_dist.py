@@ -29,8 +29,8 @@ def join(host: str, port: int, rank: int, world_size: int) -> None:
         MASTER_ADDR=host,
         MASTER_PORT=str(port),
     )
+    os.environ["DS_ACCELERATOR"] = device().type
     if device().type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     import deepspeed
     import deepspeed.ops

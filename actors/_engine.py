@@ -89,6 +89,16 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
     }
 
 
+def adamw(trained: list[torch.nn.Parameter], train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW, fused. Under ZeRO-3, DeepSpeed lets no other optimiser's states leave the GPU than its own, which it compiles at first use
+    (nvcc; `offload_states` in deepspeed/runtime/zero/stage3.py)."""
+    if device.type == "cuda" and train.zero_stage == 3 and train.offload == "none":
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(trained, lr=train.learning_rate, weight_decay=train.weight_decay)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+
+
 class Engine:
     """`num_updates` optimiser updates of the policy saved in `folder`, on this rank."""
 
@@ -106,7 +116,7 @@ class Engine:
         if model.lora:
             policy = self._with_adapters(policy, model)
         trained = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        optimizer = adamw(trained, train, self.device)
         factor = learning_rate_factor(train, num_updates)
         self.ds, *_ = deepspeed.initialize(
             model=Scorer(policy),
@@ -268,7 +278,7 @@ class Engine:
             dist.barrier()
 
     def offload(self) -> None:
-        """Move weights, gradients and optimiser to host memory (ZeRO-3), so that vLLM can have the GPU."""
+        """Move weights, gradients and optimiser to host memory, so that vLLM can have the GPU."""
         self.ds.offload_states()
 
     def reload(self) -> None:

@@ -189,8 +189,8 @@ class Config(Section):
         ):
             if batch < ranks:
                 raise ValueError(f"{where}.num_workers: {ranks} ranks share a batch of {batch}; use at most {batch}")
-        if self.rollout.sleep and (self.rollout.num_gpus == 0 or self.rollout.transport != "object_store" or self.learner.zero_stage != 3):
-            raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0, rollout.transport: object_store and learner.zero_stage: 3")
+        if self.rollout.sleep and (self.rollout.num_gpus == 0 or self.rollout.transport != "object_store"):
+            raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0 and rollout.transport: object_store")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
         for arm in self.arms:

@@ -87,7 +87,9 @@ def weights(pool: Any) -> dict[str, torch.Tensor]:
 
 
 def digest(pool: Any) -> str:
-    return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in sorted(weights(pool).items()))).hexdigest()
+    return hashlib.sha256(
+        b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for _, t in sorted(weights(pool).items()))
+    ).hexdigest()
 
 
 def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
