@@ -56,7 +56,7 @@ def versions() -> Iterator[Finding]:
     """Installed packages against what frpo asks for, the engine's extra of this machine included."""
     extra = "gpu" if preflight.num_gpus() else "cpu"
     asked = [Requirement(text) for text in metadata.requires("frpo") or []]
-    mine = [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", extra, "serve"))]
+    mine = [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", extra))]
     strictest = {r.name: r for r in sorted(mine, key=lambda r: len(r.specifier))}  # a package can stand in several extras
     for requirement in strictest.values():
         name = f"{requirement.name} {requirement.specifier}".strip()
