@@ -61,14 +61,17 @@ def configuration(
     )
 
 
-def run(model: Path, config: Config) -> Path:
-    """Draw, score and certify; returns the JSON file. Raises ConfigError before anything starts, WorkerFailed after."""
-    assert config.certify is not None
+def check(model: Path, config: Config) -> None:
+    """Raises ConfigError naming the mistake, value and remedy. Imports no ML library."""
     if not model.is_dir():
         raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder")
     preflight.check(config)
 
-    from frpo import cluster  # heavy: after what can be refused without it
+
+def run(model: Path, config: Config) -> Path:
+    """Draw, score and certify what `check` let pass; returns the JSON file. Raises WorkerFailed."""
+    assert config.certify is not None
+    from frpo import cluster  # heavy
     from frpo.evaluation import certify
     from frpo.metrics import RunLog
     from frpo.report.plots import certificates

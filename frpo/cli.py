@@ -183,7 +183,7 @@ def certify(
     seed: int = 0,
 ) -> None:
     """Bound from below what a policy's reward can fall to inside a KL ball around it."""
-    from frpo.certify import configuration, run
+    from frpo.certify import check, configuration, run
     from frpo.config import CertifyConfig, DatasetConfig
     from frpo.recipe import checked
 
@@ -193,6 +193,7 @@ def certify(
         data = DatasetConfig(path=prompts, prompt=column, task="prompts", chat=chat)
         sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         config = configuration(model, data, reward, spec, **sizes, seed=seed, out=out)
+    check(model, config)
     with resumable(config, lambda: f"certifying {model}"):
         print(run(model, config))
 

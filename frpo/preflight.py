@@ -5,6 +5,7 @@ Imports no ML library. `check` raises at the first mistake; `lacks` lists what t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -40,6 +41,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
     check_model("model.path", config.model.path)
     check_head_dim(config)
+    check_attention(config)
     check_rewards(config.rewards)
     check_cluster(config)
     sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
@@ -68,9 +70,14 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
             check_urls(f"rewards.{i}.urls", reward)
 
 
+def elsewhere(config: Config) -> bool:
+    """Whether the actors run in a cluster that is up already, maybe on other machines than this one."""
+    return bool(config.cluster.address) or "RAY_ADDRESS" in os.environ
+
+
 def check_cluster(config: Config) -> None:
     """That a reward that is served in the run's own cluster has one to be in."""
-    if config.cluster.address or "RAY_ADDRESS" in os.environ:
+    if elsewhere(config):
         return
     for i, reward in enumerate(config.rewards):
         if isinstance(reward, ServeReward):
@@ -124,6 +131,20 @@ def check_urls(field: str, reward: UrlReward) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
     raise ConfigError(f"{field}: {', '.join(reward.urls)}: no connection ({reason}); start the service, or mend the address")
+
+
+def check_attention(config: Config) -> None:
+    """That flash attention 2 has a GPU, and its package where that is this machine's."""
+    if config.model.attention != "flash_attention_2":
+        return
+    if config.learner.num_gpus == 0:
+        raise ConfigError(
+            "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0; use sdpa, or give the learner a GPU"
+        )
+    if not elsewhere(config) and importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(
+            "model.attention: flash_attention_2 needs the package flash_attn, which is not installed; use sdpa, or install it"
+        )
 
 
 def check_head_dim(config: Config) -> None:

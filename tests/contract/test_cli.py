@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frpo.config import ModelConfig
-from frpo.preflight import weight_bytes
+from frpo.cli import main
+from frpo.config import ConfigError, ModelConfig
+from frpo.preflight import check_attention, weight_bytes
 from frpo.recipe import load
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,30 @@ HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "datasets", "ray"
 def frpo(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "COLUMNS": "200"}
     return subprocess.run([sys.executable, "-m", "frpo", *args], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env)
+
+
+class Refusal:
+    """The command line in this process, for mistakes that it must find before anything starts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("COLUMNS", "200")
+
+    def __call__(self, *args: str) -> str:
+        """What it wrote to stderr. Asserts exit code 2 and no traceback."""
+        self.monkeypatch.setattr(sys, "argv", ["frpo", *args])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = self.capsys.readouterr()
+        assert end.value.code == 2, printed
+        assert "Traceback" not in printed.err + printed.out
+        return printed.err
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    return Refusal(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("command", ["config", "plan"])
@@ -95,12 +121,15 @@ MISTAKES = [
     (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
     (("--set", "model.path={cut}"), "cut/model.safetensors is torn ("),
     (("--set", "model.path={odd}"), "has head_dim 48; vLLM on the CPU serves 32, 64"),
+    (("--set", "model.attention=flash_attention_2"), "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0"),
     (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[m[:40] for _, m in MISTAKES])
-def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
+    args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal
+) -> None:
     files = {"rows": ROWS, "bad": ROWS + '{"prompt": 7, "task": "t"}\n', "torn": ROWS[:40]}
     for name, text in files.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
@@ -113,11 +142,17 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(args: t
     places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {name: str(tmp_path / name) for name in ("odd", "cut")}
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
-    done = frpo("run", TESTBED, *filled, *folder)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    assert message in refusal("run", TESTBED, *filled, *folder)
     assert not (tmp_path / "run").exists()
+
+
+def test_flash_attention_without_its_package_is_refused() -> None:
+    config = load(Path(TESTBED), ("model.attention=flash_attention_2", "learner.num_gpus=1"))
+    if importlib.util.find_spec("flash_attn"):
+        check_attention(config)
+    else:
+        with pytest.raises(ConfigError, match=r"model\.attention: flash_attention_2 needs the package flash_attn"):
+            check_attention(config)
 
 
 def test_a_missing_recipe() -> None:
@@ -153,14 +188,11 @@ def test_the_size_of_a_model_is_that_of_its_loaded_weights(tmp_path: Path, saved
         (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--radius", "wide"), "Invalid value for '--radius'"),
     ],
 )
-def test_mistakes_of_certify(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_mistakes_of_certify(args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"head_dim": 64}')
     (tmp_path / "odd" / "model.safetensors").write_bytes(NO_TENSORS)
     places = {n: str(tmp_path / n) for n in ("missing", "odd")} | {"rows": str(tmp_path / "rows.jsonl")}
-    done = frpo("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert message in refusal("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
