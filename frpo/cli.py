@@ -47,12 +47,14 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
 
     Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
     """
+    from frpo.preflight import elsewhere
+
     again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
     again = again.replace("'python -m frpo'", "python -m frpo")
     logger = logging.getLogger("frpo")
     signal.signal(signal.SIGTERM, _on_sigterm)
     logger.info("started: %s", again)
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    if not elsewhere(config):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
     from frpo.driver import RunStopped
     from frpo.roles import WorkerFailed

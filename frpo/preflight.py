@@ -185,7 +185,7 @@ def check_folder(folder: Path) -> None:
 def lacks(config: Config, asked: Plan) -> list[str]:
     """What this machine is short of, one line each; empty when a cluster is joined (it is asked at the start)."""
     found = []
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    if not elsewhere(config):
         cpus, gpus = os.cpu_count() or 1, num_gpus()
         if asked.num_cpus > cpus:
             found.append(
