@@ -39,6 +39,9 @@ class Arm(Record):
     """The same without the penalty's weight: what stands on one curve over KL."""
     penalty: str
     beta: float
+    """Of the penalty; where it is steered, the weight it began with."""
+    target_kl: float | None
+    """The KL that the weight is steered to."""
     lam: float | None
     """For FRPO with a given lambda."""
     evaluation: Evaluation
@@ -211,8 +214,8 @@ def _arm(arm: dict[str, Any], usual_steps: int, results: dict[str, StageResult],
         settings, family = f"{settings}, {steps} steps", f"{family}, {steps} steps"
     lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
-        name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]), lam=lam,
-        evaluation=start, summary=result.arm, kept=kept,
+        name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]),
+        target_kl=objective["target_kl"], lam=lam, evaluation=start, summary=result.arm, kept=kept,
     )  # fmt: skip
 
 

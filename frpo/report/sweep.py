@@ -57,13 +57,15 @@ class Comparison(Record):
     fine-tune; "certified": within the radius nearest to 0.5 nats."""
     a: str
     b: str
-    matched_by: Literal["kl", "steps"]
-    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. steps: two arms as they
-    are, each at its own KL."""
+    matched_by: Literal["kl", "beta", "steps"]
+    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. beta: two methods under one
+    weight of one penalty, as published comparisons have it, each at its own KL. steps: two arms as they are, each at its own KL."""
     at_kl: float | None
     """Nats per completion, for those matched by it."""
+    at_beta: float | None
+    """For those matched by it."""
     kl_difference: Interval | None
-    """For those matched by steps."""
+    """For those not matched by KL."""
     num_seeds: int
     difference: float
     lo: float
@@ -125,7 +127,7 @@ def gather(folders: Sequence[Path]) -> Sweep:
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
     table = Table(reports, focus)
     arms, metrics = _arms(table), _metrics(table)
-    comparisons = (*_at_equal_kl(table, arms, metrics), *_arm_by_arm(table, metrics))
+    comparisons = (*_at_equal_kl(table, arms, metrics), *_at_equal_beta(table, metrics), *_arm_by_arm(table, metrics))
     headline = _headline(table, comparisons)
     return Sweep(study=" + ".join(sorted(names)), seeds=tuple(whole), focus=focus, headline=headline, arms=arms, comparisons=comparisons)
 
@@ -206,7 +208,12 @@ class _Gap:
     b: str
     draws: Doubles
     at_kl: float | None = None
+    at_beta: float | None = None
     kl_difference: Interval | None = None
+
+    @property
+    def matched_by(self) -> Literal["kl", "beta", "steps"]:
+        return "kl" if self.at_kl is not None else "steps" if self.at_beta is None else "beta"
 
     @property
     def kind(self) -> str:
@@ -221,7 +228,7 @@ def _comparisons(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
         corrected = interval_of(g.draws, 1 - (1 - CONFIDENCE) / sum(other.kind == g.kind for other in gaps))
         found.append(
             Comparison(
-                metric=g.metric, a=g.a, b=g.b, matched_by="steps" if g.at_kl is None else "kl", at_kl=g.at_kl, kl_difference=g.kl_difference,
+                metric=g.metric, a=g.a, b=g.b, matched_by=g.matched_by, at_kl=g.at_kl, at_beta=g.at_beta, kl_difference=g.kl_difference,
                 num_seeds=len(table.reports), difference=sure.mean, lo=sure.lo, hi=sure.hi, corrected_lo=corrected.lo, corrected_hi=corrected.hi,
             )
         )  # fmt: skip
@@ -249,6 +256,29 @@ def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Compariso
             for (a, b), kls in zip(pairs, apart, strict=True)
         ],
     )
+
+
+def _at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+    """Each family against the first of its own penalty, under every weight that both have; steered arms have none of their own."""
+    arms = [(i, a) for i, a in enumerate(table.reports[0].arms) if a.target_kl is None]
+    kl, firsts = table.of(_kl), {a.penalty: a.family for _, a in reversed(arms)}
+    pairs = [
+        (i, j)
+        for i, a in arms
+        for j, b in arms
+        if (a.penalty, a.beta) == (b.penalty, b.beta) and b.family == firsts[a.penalty] and a.family != b.family
+    ]
+    return _comparisons(
+        table,
+        [
+            _Gap(
+                metric, table.reports[0].arms[i].family, table.reports[0].arms[j].family, table.draws(values[i] - values[j]),
+                at_beta=table.reports[0].arms[i].beta, kl_difference=table.interval(kl[i] - kl[j]),
+            )
+            for metric, values in metrics.items()
+            for i, j in pairs
+        ],
+    )  # fmt: skip
 
 
 def _at_equal_kl(table: Table, arms: Sequence[ArmOverSeeds], metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
@@ -289,7 +319,7 @@ def _at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
 def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that cost most."""
     kept = [c for c in comparisons if c.metric.startswith("kept ")]
-    rows = [c for c in kept if c.matched_by == "kl"] or kept
+    rows = [c for c in kept if c.matched_by == "kl"] or [c for c in kept if c.matched_by == "steps"]
     harshest = min(table.finetunes, key=lambda f: float(table.of(_kept(f, table.focus)).mean()), default=None)
     words = []
     if rows:
@@ -305,6 +335,9 @@ def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...
         said = "; ".join(f"{r.difference:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}] at KL {_where(r)}{'*' * abs(r.verdict)}" for r in mine)
         if said:
             words.append(f"{a}{f' against {b}' if several else ''}, after {harshest}: {said}.")
+        beside = [c for c in kept if (c.matched_by, c.a, c.b, c.metric) == ("beta", a, b, f"kept after {harshest}")]
+        if beside:
+            words.append(f"The same at equal β, each at its own KL: {'; '.join(map(_at_beta, beside))}.")
     words.append(
         f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by "
         "both; * where the corrected interval leaves 0 out."
@@ -312,6 +345,11 @@ def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...
     if len(table.reports) == 1:
         words.append("This is one seed, and one seed proves nothing: these intervals are over prompts alone.")
     return tuple(words)
+
+
+def _at_beta(row: Comparison) -> str:
+    away = f"{row.kl_difference.mean:+.2f} nats away" if row.kl_difference else ""
+    return f"{row.difference:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}] at β {row.at_beta:g}, {away}{'*' * abs(row.verdict)}"
 
 
 def _where(row: Comparison) -> str:

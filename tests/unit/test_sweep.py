@@ -108,6 +108,12 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
             assert e.difference == pytest.approx(lead, abs=0.02)  # though FRPO's arms all moved 0.1 nats further
             assert e.corrected_lo <= e.lo <= e.difference <= e.hi <= e.corrected_hi
             assert e.verdict == (lead > 0)
+        same = [c for c in found.comparisons if c.matched_by == "beta" and c.metric == "kept after d"]
+        assert [(c.a, c.b, c.at_beta) for c in same] == [("FRPO λ 0.5, reverse", "GRPO without std, reverse", b) for b in (0.1, 0.3, 0.6)]
+        for c in same:  # at equal β the 0.1 nats that FRPO moved further count as its lead
+            assert c.kl_difference is not None
+            assert c.kl_difference.mean == pytest.approx(0.1)
+            assert c.difference == pytest.approx(0.05 + lead, abs=0.02)
         assert {c.difference for c in found.comparisons if c.metric == "other tasks"} == {0.0}
         frpo = next(c for c in found.comparisons if (c.matched_by, c.a, c.metric) == ("steps", "frpo-0.1", "kept after d"))
         assert frpo.kl_difference is not None
@@ -118,6 +124,8 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
     page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
     assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
     assert page.count("<svg") == 2
+    assert "The same at equal β, each at its own KL: +0.0" in page
+    assert "The 6 comparisons under one weight of the penalty" in page
     assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
 
 
