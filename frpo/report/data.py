@@ -16,6 +16,8 @@ from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, 
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
+NAMED = {"method", "normalize_std", "lam", "rho", "jackknife", "beta", "target_kl", "penalty"}
+"""Fields of the objective that stand in an arm's settings anyhow."""
 MANY_ARMS = 4
 """From here on the headline names the two best, the last and the first arm alone; the tables have all."""
 
@@ -148,8 +150,7 @@ def collect(folder: Path) -> Report:
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
     tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
     finetunes = [d["name"] for d in config["downstream"]]
-    usual = config["learner"]["num_steps"]
-    arms = tuple(_arm(a, usual, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
+    arms = tuple(_arm(a, config, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
     runs = tuple(
         Downstream(arm=a.name, task=d["name"], evaluations=results[stage].evaluations)
         for a in arms
@@ -196,7 +197,7 @@ def _results(folder: Path) -> list[Path]:
     ]
 
 
-def _arm(arm: dict[str, Any], usual_steps: int, results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
+def _arm(arm: dict[str, Any], config: dict[str, Any], results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
     name = str(arm["name"])
     result = results[f"rlhf/{name}"]
     assert result.arm is not None
@@ -209,14 +210,21 @@ def _arm(arm: dict[str, Any], usual_steps: int, results: dict[str, StageResult],
         if (before := reward_of(start, task)) and (after := task_of(stage.evaluations[-1], task))
     )
     objective = arm["objective"]
-    settings, family = settings_of(objective)
-    if (steps := arm["learner"]["num_steps"]) != usual_steps:
-        settings, family = f"{settings}, {steps} steps", f"{family}, {steps} steps"
+    unlike = "".join(f", {words}" for words in _unlike(arm, config))
+    settings, family = (f"{words}{unlike}" for words in settings_of(objective))
     lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
         name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]),
         target_kl=objective["target_kl"], lam=lam, evaluation=start, summary=result.arm, kept=kept,
     )  # fmt: skip
+
+
+def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """What an arm has otherwise than the run, beyond method and penalty: arms that differ in it stand on curves of their own."""
+    for section in ("objective", "learner"):
+        for field, value in arm[section].items():
+            if field not in NAMED and value != config[section][field]:
+                yield f"{value} steps" if field == "num_steps" else f"{field} {value}"
 
 
 def settings_of(objective: dict[str, Any]) -> tuple[str, str]:
