@@ -46,7 +46,7 @@ def differences(found: Sweep) -> str:
                     axes.plot([c.lo, c.hi], [y, y], color=colour(own), linewidth=2.4, solid_capstyle="butt")
                     axes.plot([c.difference], [y], color=colour(own), marker=MARKERS[own % 8], markersize=5)
             axes.set(title=metric)
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=3)
         grid[0][0].set_yticks(range(len(pairs)), names)
         grid[0][0].set_ylim(len(pairs) - 0.5, -0.5)
         figure.supxlabel("difference" if several else f"more than {pairs[0][1]}", fontsize=10)
