@@ -183,3 +183,14 @@ def test_the_schema_in_docs_is_current() -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
         report.build(tmp_path)
+
+
+def test_the_tables_in_docs_say_what_the_studies_say() -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "results" / "tables.md").read_text() == module.tables(ROOT / "docs" / "results")
