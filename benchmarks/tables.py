@@ -15,7 +15,8 @@ from typing import Any
 
 Row = dict[str, Any]
 STUDIES = (
-    "testbed_k3", "testbed_k3_more", "testbed_reverse", "testbed_reverse_more", "testbed_penalties", "testbed_attack", "testbed_map", "smollm2_kl",
+    "testbed_k3", "testbed_k3_beta",
+    "testbed_k3_more", "testbed_reverse", "testbed_reverse_more", "testbed_penalties", "testbed_attack", "testbed_map", "smollm2_kl",
 )  # fmt: skip
 
 
