@@ -1,81 +1,78 @@
-"""Every number of the studies in docs/results with its interval, as tables.
+"""Every number of the sweeps in docs/results with its interval, as tables.
 
     python benchmarks/tables.py docs/results
 
-Writes tables.md from the studies' JSON files alone.
+Writes tables.md from the JSON files of all studies that have arms.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
-STUDIES = (
-    "testbed_k3", "testbed_k3_beta",
-    "testbed_k3_more", "testbed_reverse", "testbed_reverse_more", "testbed_penalties", "testbed_attack", "testbed_map", "smollm2_kl",
-)  # fmt: skip
+from frpo.report import page
+from frpo.report.bootstrap import Interval
+
+Found = dict[str, Any]
+"""An arm or a comparison as it was kept: older studies lack the newer fields."""
+Row = dict[str, str]
+"""Cells by title."""
 
 
-def level(found: Row | None) -> str:
-    return f"{found['mean']:.2f} [{found['lo']:.2f}, {found['hi']:.2f}]" if found else ""
+def level(found: Found | None) -> str:
+    return page.level(Interval(**found)) if found else ""
 
 
-def gap(mean: float, lo: float, hi: float) -> str:
-    return f"{mean:+.3f} [{lo:+.3f}, {hi:+.3f}]"
+def arm_row(arm: Found) -> Row:
+    """A fine-tune has a column for each thing that is measured after it."""
+    row = {"arm": arm["arm"], "settings": arm["settings"], "steps": str(arm["num_steps"])}
+    row |= {"KL to the reference": level(arm["kl"]), "before": level(arm["before"])}
+    row |= {f"kept, {finetune}": level(v) for finetune, v in arm["kept"].items()}
+    row |= {"other tasks before": level(arm["others"])}
+    row |= {
+        f"{title}, {finetune}": level(v)
+        for title, key in (("other tasks", "others_kept"), ("score", "score"))
+        for finetune, v in arm[key].items()
+    }
+    row |= {"certified at 0.5 nats": level(arm["certified"])}
+    if covered := arm.get("coverage"):
+        inside, fine_tunes = covered["inside"], covered["fine_tunes"]
+        row |= {
+            "inside its radius": "" if inside is None else f"{inside} of {fine_tunes}",
+            "below the certificate": f"{covered['below']} of {fine_tunes + covered['attacks']}",
+            "fine-tunes above it by": level(covered["above_certified"]),
+            "attacks above it by": level(covered["attack_above_certified"]),
+        }
+    return row
 
 
-def columns(arms: Sequence[Row]) -> Iterator[tuple[str, Callable[[Row], str]]]:
-    """Title and cell of every column; a fine-tune has one per thing measured after it."""
-    yield "arm", lambda a: a["arm"]
-    yield "settings", lambda a: a["settings"]
-    yield "steps", lambda a: str(a["num_steps"])
-    yield "KL to the reference", lambda a: level(a["kl"])
-    yield "before", lambda a: level(a["before"])
-    for finetune in arms[0]["kept"]:
-        yield f"kept, {finetune}", lambda a, f=finetune: level(a["kept"][f])  # type: ignore[misc]
-    yield "other tasks before", lambda a: level(a["others"])
-    for title, key in (("other tasks", "others_kept"), ("score", "score")):
-        for finetune in arms[0][key]:
-            yield f"{title}, {finetune}", lambda a, k=key, f=finetune: level(a[k][f])  # type: ignore[misc]
-    yield "certified at 0.5 nats", lambda a: level(a["certified"])
-    yield (
-        "inside its radius",
-        lambda a: f"{c['inside']} of {c['fine_tunes']}" if (c := a.get("coverage")) and c["inside"] is not None else "",
-    )
-    yield "below the certificate", lambda a: f"{c['below']} of {c['fine_tunes'] + c['attacks']}" if (c := a.get("coverage")) else ""
-    yield "fine-tunes above it by", lambda a: level((a.get("coverage") or {}).get("above_certified"))
-    yield "attacks above it by", lambda a: level((a.get("coverage") or {}).get("attack_above_certified"))
+def comparison_row(c: Found) -> Row:
+    match c["matched_by"]:
+        case "kl":
+            at = f"KL {c['at_kl']:.2f}"
+        case "beta":
+            at = f"β {c['at_beta']:g}"
+        case _:
+            at = "steps"
+    away = c["kl_difference"]
+    return {
+        "compared": f"{c['a']} − {c['b']}",
+        "metric": c["metric"],
+        "at equal": f"{at}, {away['mean']:+.2f} nats away" if away else at,
+        "difference": page.difference(Interval(mean=c["difference"], lo=c["lo"], hi=c["hi"])),
+        "corrected": f"[{c['corrected_lo']:+.3f}, {c['corrected_hi']:+.3f}]",
+    }
 
 
-def where(comparison: Row) -> str:
-    away = comparison["kl_difference"]
-    at = {"kl": f"KL {comparison['at_kl'] or 0:.2f}", "beta": f"β {comparison.get('at_beta') or 0:g}", "steps": "steps"}[
-        comparison["matched_by"]
-    ]
-    return f"{at}, {away['mean']:+.2f} nats away" if away else at
-
-
-COMPARED: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("compared", lambda c: f"{c['a']} − {c['b']}"),
-    ("metric", lambda c: c["metric"]),
-    ("at equal", where),
-    ("difference", lambda c: gap(c["difference"], c["lo"], c["hi"])),
-    ("corrected", lambda c: f"[{c['corrected_lo']:+.3f}, {c['corrected_hi']:+.3f}]"),
-)
-
-
-def table(rows: Sequence[Row], columns: Sequence[tuple[str, Callable[[Row], str]]]) -> Iterator[str]:
+def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown; columns that are empty in every row are left out."""
-    cells = [(title, [cell(r) for r in rows]) for title, cell in columns]
-    shown = [(title, found) for title, found in cells if any(found)]
-    yield "| " + " | ".join(title for title, _ in shown) + " |"
-    yield "|" + " --- |" * len(shown)
-    for line in zip(*(found for _, found in shown), strict=True):
-        yield "| " + " | ".join(line) + " |"
+    titles = [t for t in dict.fromkeys(t for r in rows for t in r) if any(r.get(t) for r in rows)]
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + " --- |" * len(titles)
+    yield from (f"| {' | '.join(r.get(t, '') for t in titles)} |" for r in rows)
     yield ""
 
 
@@ -87,14 +84,16 @@ def tables(folder: Path) -> str:
         "all comparisons of their kind of metric at once. What they mean stands in README.md.",
         "",
     ]
-    for study in STUDIES:
-        found = json.loads((folder / f"{study}.json").read_text())
-        words += [f"## {study}, {len(found['seeds'])} seeds", ""]
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text())
+        if "arms" not in found:
+            continue
+        words += [f"## {found['study']}, {len(found['seeds'])} seeds", ""]
         for setting in dict.fromkeys(a.get("setting") for a in found["arms"]):
             arms = [a for a in found["arms"] if a.get("setting") == setting]
             compared = [c for c in found["comparisons"] if c.get("setting") == setting]
             words += [f"### {compared[0]['label']}", ""] if setting else []
-            words += [*table(arms, list(columns(arms))), *table(compared, COMPARED)]
+            words += [*table([arm_row(a) for a in arms]), *table([comparison_row(c) for c in compared])]
     return "\n".join(words)
 
 

@@ -134,17 +134,18 @@ def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
     assert rivals(["k3", "k3", "reverse", "reverse", "k3"]) == [(1, 0), (2, 0), (3, 2), (4, 0)]
 
 
-def test_an_arm_with_other_steps_or_fields_stands_on_no_curve_of_theirs(tmp_path: Path) -> None:
-    sets = (
-        "arms.2.learner.num_steps=300",
-        "arms.4.objective.scale=exact",
-        "arms.5.objective.scale=exact",
-        "arms.5.learner.learning_rate=0.002",
-    )
-    made_up(tmp_path, 0, 0.0, "testbed", *sets)
+def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
+    made_up(tmp_path, 0, 0.0, "testbed", "arms.2.learner.num_steps=300")
     found = gather([tmp_path])
     assert [a.family for a in found.arms[:3]] == ["GRPO without std, reverse"] * 2 + ["GRPO without std, reverse, 300 steps"]
     assert found.arms[2].settings == "GRPO without std, β 0.6 reverse, 300 steps"
+    assert {c.a for c in found.comparisons if c.matched_by == "kl"} == {"FRPO λ 0.5, reverse"}
+
+
+def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path: Path) -> None:
+    sets = ("arms.4.objective.scale=exact", "arms.5.objective.scale=exact", "arms.5.learner.learning_rate=0.002")
+    made_up(tmp_path, 0, 0.0, "testbed", *sets)
+    found = gather([tmp_path])
     frpo = [a.family.removeprefix("FRPO λ 0.5, reverse") for a in found.arms[3:]]
     assert frpo == ["", ", scale exact", ", scale exact, learning_rate 0.002"]
     assert not [c for c in found.comparisons if c.matched_by == "kl"]  # no method but GRPO has two arms on one curve
