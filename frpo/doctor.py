@@ -150,6 +150,7 @@ def model(config: Config) -> Finding:
     try:
         preflight.check_model("model.path", path)
         preflight.check_head_dim(config)
+        preflight.check_context(config)
     except ConfigError as error:
         return Finding("model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path")
     code = (

@@ -15,6 +15,7 @@ import subprocess
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -41,6 +42,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
     check_model("model.path", config.model.path)
     check_head_dim(config)
+    check_context(config)
     check_attention(config)
     check_rewards(config.rewards)
     check_cluster(config)
@@ -147,11 +149,17 @@ def check_attention(config: Config) -> None:
         )
 
 
-def check_head_dim(config: Config) -> None:
+def _architecture(config: Config) -> dict[str, Any]:
+    """config.json of the model; empty where it is not on this machine (a hub name, a model that the run makes)."""
     file = Path(config.model.path) / "config.json"
-    if config.rollout.num_gpus > 0 or not file.is_file():
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+def check_head_dim(config: Config) -> None:
+    if config.rollout.num_gpus > 0:
         return
-    model = json.loads(file.read_text())
+    model = _architecture(config)
     heads = model.get("num_attention_heads")
     size = model.get("head_dim") or (model["hidden_size"] // heads if heads and "hidden_size" in model else None)
     if size is not None and size not in CPU_HEAD_DIMS:
@@ -159,6 +167,22 @@ def check_head_dim(config: Config) -> None:
             f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves {', '.join(map(str, CPU_HEAD_DIMS))}: "
             "choose another model, or a GPU (rollout.num_gpus)"
         )
+
+
+def check_context(config: Config) -> None:
+    """That the longest prompt and completion fit the model's positions, with the one token that a log-prob request draws.
+
+    Models that stretch their positions (YaRN and the like) are left to vLLM, which knows by how much.
+    """
+    model = _architecture(config)
+    positions, rope = model.get("max_position_embeddings"), model.get("rope_parameters") or model.get("rope_scaling") or {}
+    if positions is None or rope.get("rope_type", rope.get("type", "default")) != "default" or config.num_tokens_limit < positions:
+        return
+    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    field, asked = "data.max_prompt_tokens + rollout.max_new_tokens", f"{prompt} + {completion}"
+    if config.num_tokens_limit > prompt + completion:
+        field, asked = "harness.max_tokens", str(config.num_tokens_limit)
+    raise ConfigError(f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; lower it")
 
 
 def check_tasks(config: Config) -> None:

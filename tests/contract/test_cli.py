@@ -121,6 +121,8 @@ MISTAKES = [
     (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
     (("--set", "model.path={cut}"), "cut/model.safetensors is torn ("),
     (("--set", "model.path={odd}"), "has head_dim 48; vLLM on the CPU serves 32, 64"),
+    (("--set", "model.path={short}", "--set", "data.max_prompt_tokens=30"), "rollout.max_new_tokens: 30 + 7 and one more token do not fit the 37 positions"),
+    (("--set", "model.path={short}", "--set", "harness={{tasks: [gsm8k], max_tokens: 99}}"), "harness.max_tokens: 99 and one more token do not fit"),
     (("--set", "model.attention=flash_attention_2"), "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0"),
     (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
 ]  # fmt: skip
@@ -139,7 +141,10 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "config.json").write_text("{}")
     (tmp_path / "cut" / "model.safetensors").write_bytes(NO_TENSORS[:-1])
-    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {name: str(tmp_path / name) for name in ("odd", "cut")}
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "config.json").write_text('{"max_position_embeddings": 37}')
+    (tmp_path / "short" / "model.safetensors").write_bytes(NO_TENSORS)
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {name: str(tmp_path / name) for name in ("odd", "cut", "short")}
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
     assert message in refusal("run", TESTBED, *filled, *folder)
