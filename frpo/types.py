@@ -33,6 +33,10 @@ class Prompt:
     """Routes rewards and mixes data sets."""
     columns: Mapping[str, Any]
     """Every other column of the row, as reward functions receive it."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The whole conversation (role, content), where the prompt was made of one; empty for plain strings."""
+    conversational: bool = False
+    """Whether the row itself holds chat messages: functions then get TRL's conversational shape. False for strings under chat: true."""
 
 
 @dataclass(frozen=True)
