@@ -31,7 +31,7 @@ TAG = "engine"
 @dataclass(frozen=True)
 class StepResult:
     grad_norm: float
-    """L2 over all parameters and ranks, before clipping"""
+    """L2 over all parameters and ranks, before clipping; nan where a gradient is not finite"""
     learning_rate: float
 
 
@@ -92,11 +92,27 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
 def adamw(trained: list[torch.nn.Parameter], train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW, fused. Under ZeRO-3, DeepSpeed lets no other optimiser's states leave the GPU than its own, which it compiles at first use
     (nvcc; `offload_states` in deepspeed/runtime/zero/stage3.py)."""
+    groups = decay_groups(trained, train.weight_decay)
     if device.type == "cuda" and train.zero_stage == 3 and train.offload == "none":
         from deepspeed.ops.adam import FusedAdam
 
-        return FusedAdam(trained, lr=train.learning_rate, weight_decay=train.weight_decay)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        return FusedAdam(groups, lr=train.learning_rate)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+
+
+def decay_groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: norms and biases (one dimension) do not decay, matrices and embeddings do. Without decay there is one group,
+    and no group is empty, which DeepSpeed does not take."""
+    decayed = [p for p in trained if p.ndim > 1 or weight_decay == 0]
+    plain = [p for p in trained if p.ndim <= 1 and weight_decay > 0]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
+
+
+def norm_of(found: float | Tensor | None) -> float:
+    """DeepSpeed's gradient norm; nan where it has none, or gives its marks of an overflow (-1, infinity; the update is left out)."""
+    norm = math.nan if found is None else float(found)
+    return norm if 0 <= norm < math.inf else math.nan
 
 
 class Engine:
@@ -183,7 +199,7 @@ class Engine:
             self.ds.backward(value, scale_wrt_gas=False)
         rate = float(self.ds.get_lr()[0])
         self.ds.step()
-        return StepResult(float(self.ds.get_global_grad_norm()), rate)
+        return StepResult(norm_of(self.ds.get_global_grad_norm()), rate)
 
     def reduce(self, values: Sequence[float]) -> list[float]:
         """Sum over ranks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,14 @@ class BatchStats:
     cut_share: float
     failed_rewards: int
     dropped_groups: int
+    """Left with fewer than two completions that train."""
+    num_groups: int
     num_completions: int
     num_tokens: int
     parts: dict[str, float]
     tasks: dict[str, float]
     errors: tuple[str, ...]
+    """The first different reasons why rewards failed."""
 
 
 def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Sequences:
@@ -88,10 +91,8 @@ def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles:
     )
 
 
-def advantages(
-    rewards: Doubles, mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, lam: float, beta: float
-) -> Doubles:
-    """Advantage of each completion `[G, k]`, the reverse penalty included; 0 for those that do not train."""
+def advantages(rewards: Doubles, mask: NDArray[np.bool_], objective: ObjectiveConfig, lam: float) -> Doubles:
+    """The method's advantage of each completion `[G, k]`; 0 for those that do not train."""
     r, m = torch.from_numpy(rewards), torch.from_numpy(mask)
     if objective.method == "frpo":
         a = frpo_advantages(r, lam, jackknife=objective.jackknife, scale=objective.scale, mask=m)
@@ -99,9 +100,15 @@ def advantages(
         a = rloo_advantages(r, mask=m)
     else:
         a = grpo_advantages(r, normalize_std=objective.normalize_std, mask=m)
-    if divergence is not None and objective.penalty == "reverse" and beta > 0:
-        a = a + reverse_penalty(torch.from_numpy(divergence), beta, mask=m)
     result: Doubles = a.numpy()
+    return result
+
+
+def penalties(mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, beta: float) -> Doubles:
+    """What the reverse penalty adds to each advantage `[G, k]`; 0 where there is none."""
+    if divergence is None or objective.penalty != "reverse" or beta == 0:
+        return np.zeros(mask.shape)
+    result: Doubles = reverse_penalty(torch.from_numpy(divergence), beta, mask=torch.from_numpy(mask)).numpy()
     return result
 
 
@@ -114,7 +121,8 @@ def make_batch(
     divergence = log_ratios(scored) if all(s.reference is not None for s in scored) else None
     steering = steering or begin(objective)
     lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(mask), objective, steering)
-    values = advantages(rewards, mask, divergence, objective, lam, steering.beta)
+    own = advantages(rewards, mask, objective, lam)
+    values = own + penalties(mask, divergence, objective, steering.beta)
     mask &= mask.sum(axis=1, keepdims=True) >= 2
     pairs, kept, behaviour, reference = [], [], [], []
     for g, item in enumerate(scored):
@@ -132,7 +140,8 @@ def make_batch(
         reference=_concatenate(reference) if penalised else None,
         beta=steering.beta,
     )
-    return batch, _describe(scored, rewards, mask, values, divergence, lam if objective.method == "frpo" else None, steering.beta)
+    used = lam if objective.method == "frpo" else None
+    return batch, _describe(scored, rewards, mask, own, values, divergence, used, steering.beta)
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:
@@ -143,6 +152,7 @@ def _describe(
     scored: Sequence[ScoredGroup],
     rewards: Doubles,
     mask: NDArray[np.bool_],
+    own: Doubles,
     values: Doubles,
     divergence: Doubles | None,
     lam: float | None,
@@ -161,7 +171,7 @@ def _describe(
         group_std=float(spread.mean()) if len(spread) else 0.0,
         equal_groups=float((spread < 1e-9).mean()) if len(spread) else 1.0,
         advantage_std=float(values[mask].std()) if mask.any() else 0.0,
-        non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(values), torch.from_numpy(mask)),
+        non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(own), torch.from_numpy(mask)),
         kl=float(divergence.mean()) if divergence is not None else None,
         beta=beta,
         lam=lam,
@@ -171,14 +181,24 @@ def _describe(
         cut_share=float(np.mean([c.finish_reason == "length" for c in completions])),
         failed_rewards=sum(r.total is None for _, r in totals),
         dropped_groups=int((~whole).sum()),
+        num_groups=len(scored),
         num_completions=len(completions),
         num_tokens=sum(len(c.token_ids) for c in completions),
-        parts={p: _mean(r.parts.get(p) for _, r in totals) for p in parts},
-        tasks={t: _mean(r.total for task, r in totals if task == t) for t in sorted({t for t, _ in totals})},
-        errors=tuple(r.error for _, r in totals if r.error)[:3],
+        parts=means_of((p, r.parts.get(p)) for p in parts for _, r in totals),
+        tasks=means_of((task, r.total) for task, r in totals),
+        errors=reasons_of(r.error for _, r in totals),
     )
 
 
-def _mean(values: object) -> float:
-    found = [v for v in values if v is not None]  # type: ignore[attr-defined]
-    return float(np.mean(found)) if found else float("nan")
+def means_of(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Mean by name; a name without any value is left out."""
+    found: dict[str, list[float]] = {}
+    for name, value in values:
+        if value is not None:
+            found.setdefault(name, []).append(value)
+    return {name: float(np.mean(of)) for name, of in sorted(found.items())}
+
+
+def reasons_of(errors: Iterable[str | None], most: int = 3) -> tuple[str, ...]:
+    """The first few different reasons why rewards failed, each once and no longer than a paragraph."""
+    return tuple(dict.fromkeys(e[:300] for e in errors if e))[:most]

@@ -56,8 +56,8 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
     logger.info("started: %s", again)
     if not elsewhere(config):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
-    from frpo.driver import RunStopped
     from frpo.roles import WorkerFailed
+    from frpo.stops import RunStopped
 
     try:
         yield

@@ -18,11 +18,13 @@ from frpo.config import ArmConfig, Config
 from frpo.roles import Learner, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
 from frpo.steering import after, finished
+from frpo.stops import (
+    stop_if_batch_is_broken,
+    stop_if_engines_differ,
+    stop_if_rewards_fail,
+    stop_if_update_is_broken,
+)
 from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, Steering, StepMetrics, UpdateStats
-
-
-class RunStopped(RuntimeError):
-    """The run may not go on: too many failed rewards, or engines that do not run the learner's policy."""
 
 
 class Prompts(Protocol):
@@ -52,8 +54,8 @@ def train(
 ) -> None:
     """Run steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward. `after_step` logs, validates and saves.
 
-    The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped, or WorkerFailed
-    from a partner.
+    The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped before `after_step` is
+    called for a step that went wrong, or WorkerFailed from a partner.
     """
     partners.publisher.publish(start)
     step = start
@@ -63,23 +65,21 @@ def train(
         collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
         batch, stats = make_batch(collected.scored, arm.objective, steering)
-        stop_if_rewards_fail(config, stats, step)
+        stop_if_rewards_fail(config, stats, step + 1)
+        stop_if_batch_is_broken(batch, stats, step + 1)
         if step == start or step % config.rollout.parity_every == 0:
-            check_parity(config, partners, sample_of(collected.scored), step)
+            check_parity(config, partners, sample_of(collected.scored), step + 1)
         update = partners.learner.update(batch)
+        stop_if_update_is_broken(config, update, step + 1)
         updated_at = time.perf_counter()
-        partners.publisher.publish(step + 1)
+        step += 1
+        partners.publisher.publish(step)
         done = time.perf_counter()
         times = (collected.drawn_at - began, scored_at - collected.drawn_at, updated_at - scored_at, done - updated_at, done - began)
-        metrics = replace(describe(step + 1, collected, stats, update, times), driver_s=time.process_time() - cpu)
-        if metrics.mismatch_kl > config.rollout.max_mismatch_kl:
-            raise RunStopped(
-                f"step {step + 1}: KL(engine || learner) is {metrics.mismatch_kl:.3g} nats per token, above "
-                f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"
-            )
-        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, reward=stats.reward, done=(step + 1) / arm.learner.num_steps)
+        metrics = replace(describe(step, collected, stats, update, times), driver_s=time.process_time() - cpu)
+        share = step / arm.learner.num_steps
+        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, reward=stats.reward, done=share)
         after_step(metrics, steering)
-        step += 1
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,9 @@ def sample_of(scored: Sequence[ScoredGroup], count: int = 8) -> Sequences:
     return flatten([(g.prompt.token_ids, g.completions[0].token_ids) for g in groups])
 
 
-def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
-    share = stats.failed_rewards / stats.num_completions
-    if share > config.max_failed_rewards or stats.dropped_groups == config.rollout.prompts_per_step:
-        reasons = "; ".join(stats.errors) or "every group was left with fewer than two rewards"
-        raise RunStopped(
-            f"step {step + 1}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
-            f"(max_failed_rewards = {config.max_failed_rewards:g}): {reasons}"
-        )
-
-
 def check_parity(config: Config, partners: Partners, sequences: Sequences, step: int) -> None:
     """The engines and the learner must give the same log-probs to the same tokens."""
-    gap = float(abs(partners.rollouts.logprobs(sequences) - partners.learner.logprobs(sequences)).max())
-    if not gap <= config.rollout.parity_tolerance:
-        raise RunStopped(
-            f"step {step + 1}: engine and learner differ by {gap:.3g} nats on the same token (rollout.parity_tolerance = "
-            f"{config.rollout.parity_tolerance:g}): publishing the weights does not reach every layer of the engine"
-        )
+    stop_if_engines_differ(config, partners.rollouts.logprobs(sequences), partners.learner.logprobs(sequences), step)
 
 
 def describe(

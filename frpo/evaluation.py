@@ -14,11 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
+from frpo.batching import means_of, reasons_of
 from frpo.certificate import curve, tilted
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
 from frpo.records import Certificate, Estimate, Evaluation, Sample, TaskReward
 from frpo.roles import Pending, Rewards, Rollouts
 from frpo.seeds import derive
+from frpo.stops import BROKEN, SMALLER, RunStopped, stop_if_not_finite
 from frpo.types import Floats, Group, Prompt, Reward, Sampling
 
 CONFIDENCE = 0.95
@@ -55,7 +57,7 @@ def evaluate(
     """Measure the policy that the rollouts run now, published as `version`.
 
     `reference` and `policy` are the saved policies to measure KL against, None to leave that KL out; the evaluation's own
-    KL is that on the prompts of `trained_tasks`.
+    KL is that on the prompts of `trained_tasks`. Raises RunStopped where every reward of a task failed, or a number is none.
     """
     began = time.perf_counter()
     seeds = [derive(seed, "evaluate", p.id) for p in prompts]
@@ -66,6 +68,10 @@ def evaluate(
     others = [scorer.submit(folder, groups) if scorer and folder else None for folder in (reference, policy)]
     scored = [(g, r.result()) for g, r in pending]
     ratios = [log_ratios(groups, other.result()) if other else None for other in others]
+    where = " ".join(["evaluation of", arm, *(["after", downstream] if downstream else []), f"at step {version}"])
+    measured = {"the KL to the reference": ratios[0], "the KL to the arm's policy": ratios[1]}
+    numbers = {name: sum(ratio) for name, ratio in measured.items() if ratio} | {"the held-out loss": downstream_loss}
+    stop_if_not_finite(where, numbers, f"the policy gives log-probs that are none: {BROKEN}")
 
     def kl(tasks: Set[str]) -> list[Estimate | None]:
         rows = [i for i, g in enumerate(groups) if g.prompt.task in tasks]
@@ -77,7 +83,7 @@ def evaluate(
         arm=arm,
         downstream=downstream,
         step=step,
-        rewards=tuple(task_reward(task, scored, *kl({task})) for task in sorted({g.prompt.task for g in groups})),
+        rewards=tuple(task_reward(where, task, scored, *kl({task})) for task in sorted({g.prompt.task for g in groups})),
         kl_reference=overall[0],
         kl_policy=overall[1],
         downstream_loss=downstream_loss,
@@ -91,8 +97,8 @@ def evaluate(
 def estimate(per_prompt: Sequence[float]) -> Estimate:
     """Mean over prompts and its standard error."""
     values = np.asarray(per_prompt, dtype=np.float64)
-    spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return Estimate(mean=float(values.mean()), se=float(spread) if np.isfinite(spread) else 0.0)
+    spread = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return Estimate(mean=float(values.mean()), se=spread)
 
 
 def log_ratios(groups: Sequence[Group], other: Sequence[tuple[Floats, ...]]) -> list[float]:
@@ -103,17 +109,19 @@ def log_ratios(groups: Sequence[Group], other: Sequence[tuple[Floats, ...]]) -> 
     ]
 
 
-def task_reward(task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None) -> TaskReward:
-    """Mean reward over prompts of a task; failed rewards are left out and counted."""
+def task_reward(where: str, task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None) -> TaskReward:
+    """Mean reward over prompts of a task; failed rewards are left out and counted. Raises RunStopped where all failed."""
     mine = [(g, rs) for g, rs in scored if g.prompt.task == task]
+    everything = [r for _, rs in mine for r in rs]
+    stop_if_all_fail(where, task, everything)
     drawn = [[r.total for r in rs if r.total is not None] for _, rs in mine]
     per_prompt = [float(np.mean(v)) if v else None for v in drawn]
-    everything = [r for _, rs in mine for r in rs]
-    parts = sorted({p for r in everything for p in r.parts})
+    means = [v for v in per_prompt if v is not None]
+    stop_if_not_finite(where, {f"the reward of task {task!r}": float(np.mean(means))}, f"rewards are too large to add up; {SMALLER}")
     return TaskReward(
         task=task,
-        reward=estimate([v for v in per_prompt if v is not None] or [float("nan")]),
-        parts={p: float(np.mean([v for r in everything if (v := r.parts.get(p)) is not None] or [float("nan")])) for p in parts},
+        reward=estimate(means),
+        parts=means_of((name, value) for r in everything for name, value in r.parts.items()),
         num_prompts=len(mine),
         num_completions=len(everything),
         failed=sum(r.total is None for r in everything),
@@ -121,6 +129,13 @@ def task_reward(task: str, scored: Scored, kl_reference: Estimate | None, kl_pol
         kl_policy=kl_policy,
         per_prompt=tuple(per_prompt),
     )
+
+
+def stop_if_all_fail(where: str, task: str, rewards: Sequence[Reward]) -> None:
+    """A task without a single reward was not measured."""
+    if all(r.total is None for r in rewards):
+        reasons = "; ".join(reasons_of(r.error for r in rewards)) or "no reason was given"
+        raise RunStopped(f"{where}: all {len(rewards)} rewards of task {task!r} failed: {reasons}")
 
 
 def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
@@ -137,13 +152,16 @@ def mean_reward(evaluation: Evaluation) -> float:
 def certify(
     rollouts: Rollouts, rewards: Rewards, prompts: Sequence[Prompt], config: Config, objective: ObjectiveConfig | None
 ) -> tuple[Certificate, ...]:
-    """The certificate of each task of `prompts`, for the policy that the rollouts run as version 0."""
+    """The certificate of each task of `prompts`, for the policy that the rollouts run as version 0. Raises RunStopped where every
+    reward of a task failed, and as `certificate` does."""
     assert config.certify is not None
     seeds = [derive(config.seed, "certify", p.id) for p in prompts]
     sampling = Sampling(config.certify.completions_per_prompt, config.rollout.max_new_tokens, stop=config.rollout.stop)
     pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, 0)]
     scored = sorted(((g, r.result()) for g, r in pending), key=lambda item: item[0].index)
     tasks = sorted({g.prompt.task for g, _ in scored})
+    for task in tasks:
+        stop_if_all_fail("certificate", task, [r for g, rs in scored if g.prompt.task == task for r in rs])
     return tuple(certificate(t, [rs for g, rs in scored if g.prompt.task == t], config.certify, objective, config.seed) for t in tasks)
 
 

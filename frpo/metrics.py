@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from frpo.advice import Adviser
 from frpo.config import Config
-from frpo.records import Evaluation
+from frpo.records import Evaluation, to_json
 from frpo.types import FinetuneStats, StepMetrics
 
 METRICS = "metrics.jsonl"
@@ -33,7 +34,7 @@ PLAIN_EVERY_S = 5.0
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows of metrics.jsonl; a last line torn by a crash is left out."""
     path = folder / METRICS
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().split("\n") if path.exists() else ():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
@@ -66,6 +67,7 @@ class RunLog:
         self.total, self.started, self.start_step, self.last_line = 0, 0.0, 0, 0.0
         self.where = "before the first stage"
         self.boards: list[Board] = []
+        self.advisers: dict[str, Adviser] = {}
 
     def __enter__(self) -> RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,9 @@ class RunLog:
     def begin(self, stage: str, total: int, start: int = 0) -> None:
         """A stage with `total` steps starts, or goes on after `start`: rows of steps that will be done again are dropped."""
         self._forget(stage, start)
+        self.advisers[stage] = Adviser(self.config.rollout.max_new_tokens)
+        for row in read_steps(self.folder, stage):
+            self.advisers[stage].see(row)  # what was told before the run was resumed
         self.total, self.started, self.start_step = total, time.perf_counter(), start
         self.where = f"{stage}, after step {start}"
         if self.rich:
@@ -142,7 +147,7 @@ class RunLog:
         rows = [r for r in read_rows(self.folder) if r["stage"] != stage or r.get("step", 0) <= start]
         self.file.close()
         aside = self.folder / f".{METRICS}.tmp"
-        aside.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        aside.write_text("".join(to_json(r) + "\n" for r in rows))
         aside.replace(self.folder / METRICS)
         self.file = (self.folder / METRICS).open("a")
 
@@ -153,6 +158,8 @@ class RunLog:
         rate = metrics.num_tokens / metrics.step_s
         status = f"reward {metrics.reward:.3f}{kl}  entropy {metrics.entropy:.2f}  {rate:.0f} tokens/s"
         self._row("step", stage, metrics.step, asdict(metrics), status)
+        for text in self.advisers[stage].see(metrics):
+            self.note(f"{stage} {text}")
 
     def finetune_step(self, stage: str, step: int, stats: FinetuneStats) -> None:
         status = f"loss {stats.loss:.4f}  {stats.num_tokens / stats.seconds:.0f} tokens/s"
@@ -165,7 +172,7 @@ class RunLog:
         self._write(kind, stage, {**values, "step": step})
         with (self.folder / SAMPLES).open("a") as file:
             for sample in evaluation.samples:
-                file.write(json.dumps({"stage": stage, "step": step, **sample.model_dump()}, ensure_ascii=False) + "\n")
+                file.write(to_json({"stage": stage, "step": step, **sample.model_dump()}) + "\n")
         self._boards(stage, step, {f"{kind}/{t.task}": t.reward.mean for t in evaluation.rewards})
         self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
 
@@ -183,7 +190,7 @@ class RunLog:
         self.logger.info("%s step %d/%d: %s", stage, step, self.total, status)
 
     def _write(self, kind: str, stage: str, values: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, "stage": stage, "time": time.time(), **values}) + "\n")
+        self.file.write(to_json({"kind": kind, "stage": stage, "time": time.time(), **values}) + "\n")
         self.file.flush()
 
     def _boards(self, stage: str, step: int, values: Mapping[str, float]) -> None:

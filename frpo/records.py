@@ -1,12 +1,40 @@
-"""The records that are written to the run folder and read back by the report. Pydantic, frozen, JSON."""
+"""The records that are written to the run folder and read back by the report. Pydantic, frozen, JSON.
+
+No file holds NaN or infinity, which are no JSON: what may have no value is null.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    """Refuses NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of NaN and infinity, in mappings and lists too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of JSON; null in place of NaN and infinity."""
+    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False)
+
+
+Maybe = Annotated[float | None, BeforeValidator(finite)]
+"""A number, or None where there is none: NaN and infinity become None."""
 
 
 Z95 = 1.96
@@ -17,7 +45,13 @@ class Estimate(Record):
     """A mean and its standard error over prompts."""
 
     mean: float
-    se: float
+    se: Maybe
+    """None for a single prompt, which says nothing of others: there is no interval."""
+
+    @property
+    def half(self) -> float | None:
+        """Of the 95 % interval."""
+        return None if self.se is None else Z95 * self.se
 
 
 class TaskReward(Record):
@@ -25,8 +59,8 @@ class TaskReward(Record):
 
     task: str
     reward: Estimate
-    parts: dict[str, float]
-    """Mean of each reward part."""
+    parts: dict[str, Maybe]
+    """Mean of each reward part over the completions that have it."""
     num_prompts: int
     num_completions: int
     failed: int
@@ -100,8 +134,8 @@ class BenchmarkScore(Record):
     metric: str
     filter: str
     """How the answer was taken out of the completion; "none" where it was not."""
-    value: float
-    se: float | None
+    value: Maybe
+    se: Maybe
     num_examples: int | None
 
 

@@ -129,9 +129,9 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
     os.environ["RAY_ADDRESS"] = address
     from frpo import cluster, stages
     from frpo.checkpoint import InUse, hold
-    from frpo.driver import RunStopped
     from frpo.metrics import RunLog
     from frpo.roles import WorkerFailed
+    from frpo.stops import RunStopped
 
     with ExitStack() as stack:
         teams: list[cluster.Team] = []

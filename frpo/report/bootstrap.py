@@ -57,6 +57,10 @@ class Table:
         """values [seeds, prompts]"""
         return interval_of(self.draws(values), confidence)
 
+    def measured(self, values: Doubles) -> Interval | None:
+        """The same; None where a seed has no number."""
+        return self.interval(values) if np.isfinite(values).all() else None
+
 
 def _shares(rng: np.random.Generator, count: int) -> Doubles:
     """[1 + DRAWS, count]: how much of each draw an item makes up; the first row is the sample itself."""

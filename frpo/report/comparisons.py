@@ -129,9 +129,9 @@ def _metrics(table: Table) -> dict[str, Doubles]:
     """What is compared, [arms, seeds, prompts]."""
     others = [t for t in table.reports[0].tasks if t != table.focus]
     found = {f"kept after {f}": table.of(kept_after(f, table.focus)) for f in table.finetunes}
-    found |= {"other tasks": table.of(lambda r, i: mean_of(r.arms[i].evaluation, others))} if others else {}
-    certified = table.of(certified_at(table.focus))
-    return found | ({"certified": certified} if np.isfinite(certified).all() else {})
+    found["other tasks"] = table.of(lambda r, i: mean_of(r.arms[i].evaluation, others))
+    found["certified"] = table.of(certified_at(table.focus))
+    return {metric: values for metric, values in found.items() if np.isfinite(values).all()}
 
 
 def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
@@ -155,7 +155,7 @@ def _at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Compar
 def _pairwise(table: Table, metrics: Mapping[str, Doubles], pairs: Sequence[tuple[int, int]], *, at_beta: bool) -> tuple[Comparison, ...]:
     """Two arms each, at the KL that each has; those at equal beta go by the names of their families."""
     arms, kl = table.reports[0].arms, table.of(kl_of)
-    apart = [table.interval(kl[a] - kl[b]) for a, b in pairs]
+    apart = [table.measured(kl[a] - kl[b]) for a, b in pairs]
     names, betas = ([a.family for a in arms], [a.beta for a in arms]) if at_beta else (table.arms, [None] * len(arms))
     return _comparisons(
         table,
@@ -177,9 +177,10 @@ def _at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparis
     for i, arm in enumerate(arms):
         families.setdefault(arm.family, []).append(i)
     curves = {f: rows for f, rows in families.items() if len(rows) >= 2}
-    if len(curves) < 2:
+    measured = table.of(kl_of)
+    if len(curves) < 2 or not np.isfinite(measured).all():
         return ()
-    kl = table.draws(table.of(kl_of))
+    kl = table.draws(measured)
     names = list(curves)
     pairs = [(names[a], names[b]) for a, b in rivals([arms[curves[f][0]].penalty for f in names])]
     gaps = []

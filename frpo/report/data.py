@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from frpo.metrics import read_steps
-from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Record, StageResult, TaskReward
+from frpo.advice import advice
+from frpo.config import ConfigError
+from frpo.metrics import read_rows, read_steps
+from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, StageResult, TaskReward
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.types import StepMetrics
 
@@ -73,11 +75,11 @@ class Training(Record):
 
     arm: str
     steps: tuple[int, ...]
-    reward: tuple[float, ...]
-    kl: tuple[float | None, ...]
-    entropy: tuple[float, ...]
-    length: tuple[float, ...]
-    equal_groups: tuple[float, ...]
+    reward: tuple[Maybe, ...]
+    kl: tuple[Maybe, ...]
+    entropy: tuple[Maybe, ...]
+    length: tuple[Maybe, ...]
+    equal_groups: tuple[Maybe, ...]
 
 
 class Comparison(Record):
@@ -88,8 +90,9 @@ class Comparison(Record):
     a: str
     b: str
     difference: float
-    lo: float
-    hi: float
+    lo: Maybe
+    hi: Maybe
+    """None where a single prompt was measured."""
     kl_a: float | None
     kl_b: float | None
 
@@ -111,6 +114,8 @@ class Report(Record):
     seed: int
     headline: tuple[str, ...]
     """Sentences; the first is the answer."""
+    warnings: tuple[str, ...]
+    """Stages that learnt little, and what to change, a line per stage and cause."""
     focus: str | None
     """Task of the rlhf stage that lost most downstream, mean over arms."""
     tasks: tuple[str, ...]
@@ -146,7 +151,7 @@ def collect(folder: Path) -> Report:
     """Read the configuration, metrics and stage results of a run."""
     text = (folder / "config.yaml").read_text()
     config = yaml.safe_load(text)
-    results = {r.stage: r for p in _results(folder) for r in [StageResult.model_validate_json(p.read_text())]}
+    results = {r.stage: r for r in map(_result, _results(folder))}
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
     tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
     finetunes = [d["name"] for d in config["downstream"]]
@@ -166,6 +171,7 @@ def collect(folder: Path) -> Report:
         name=config["name"],
         seed=config["seed"],
         headline=(*_headline(arms, comparisons, focus), *sentences(robust, focus), _caution(config["seed"])),
+        warnings=tuple(_warnings(folder, config["rollout"]["max_new_tokens"])),
         focus=focus,
         tasks=tuple(tasks),
         base=base,
@@ -183,6 +189,13 @@ def collect(folder: Path) -> Report:
     )
 
 
+def _warnings(folder: Path, max_new_tokens: int) -> Iterator[str]:
+    """Of every stage that runs the loop, in order."""
+    for stage in dict.fromkeys(row["stage"] for row in read_rows(folder) if row["kind"] == "step"):
+        for text in advice(read_steps(folder, stage), max_new_tokens):
+            yield f"{stage} {text}"
+
+
 def _benchmarks(results: dict[str, StageResult], arms: tuple[Arm, ...], finetunes: list[str]) -> Iterator[Benchmarks]:
     """Every policy in the order that it came to be."""
     for owner in ("base", *(a.name for a in arms)):
@@ -195,6 +208,13 @@ def _results(folder: Path) -> list[Path]:
     return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
         p for kind in ("rlhf", "certify", "downstream", "attack", "harness") for p in sorted((folder / kind).glob("**/done.json"))
     ]
+
+
+def _result(file: Path) -> StageResult:
+    try:
+        return StageResult.model_validate_json(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"report: {file} is no result of a stage ({str(error).splitlines()[0]}); `frpo run` makes it again") from None
 
 
 def _arm(arm: dict[str, Any], config: dict[str, Any], results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
@@ -230,11 +250,11 @@ def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
 def settings_of(objective: dict[str, Any]) -> tuple[str, str]:
     """The objective in a few words, with and without the weight of its penalty."""
     tilt = f"ρ {objective['rho']}" if objective["rho"] else f"λ {objective['lam']}"
+    method = str(objective["method"])
     words = {
         "grpo": "GRPO with std" if objective["normalize_std"] else "GRPO without std",
-        "rloo": "RLOO",
         "frpo": f"FRPO {tilt}{'' if objective['jackknife'] else ', no jackknife'}",
-    }[str(objective["method"])]
+    }.get(method, method.upper())
     family = f"{words}, {objective['penalty']}"
     if objective["target_kl"]:
         return f"{family} steered to KL {objective['target_kl']}", family
@@ -260,22 +280,22 @@ def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]
             for kb in b.kept:
                 if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
                     difference = ka.after.mean - kb.after.mean
-                    half = Z95 * _paired_se(ka, kb)
+                    half = _half(ka, kb)
                     kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
                     found.append(
                         Comparison(
                             downstream=ka.downstream, task=ka.task, a=a.name, b=b.name, difference=difference,
-                            lo=difference - half, hi=difference + half,
+                            lo=None if half is None else difference - half, hi=None if half is None else difference + half,
                             kl_a=kl_a.mean if kl_a else None, kl_b=kl_b.mean if kl_b else None,
                         )
                     )  # fmt: skip
     return tuple(found)
 
 
-def _paired_se(a: Kept, b: Kept) -> float:
-    """Standard error of the mean over prompts of a - b; every policy answers the same prompts."""
+def _half(a: Kept, b: Kept) -> float | None:
+    """Of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts. None for fewer than two."""
     gaps = [x - y for x, y in zip(a.per_prompt, b.per_prompt, strict=True) if x is not None and y is not None]
-    return statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
 
 
 def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None) -> tuple[str, ...]:
@@ -294,11 +314,17 @@ def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus:
     words.append(f"After {worst}, {who} on {focus} prompts: {each}{'' if told == list(kept) else f' ({len(kept)} arms)'}.")
     for c in comparisons:
         if c.downstream == worst and c.a in told:
-            sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
-            words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, 95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}.")
+            words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, {_said(c)}.")
     kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference and a.name in told)
     words.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
     return tuple(words)
+
+
+def _said(c: Comparison) -> str:
+    if c.lo is None or c.hi is None:
+        return "from a single prompt, which gives no interval"
+    sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
+    return f"95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}"
 
 
 def _caution(seed: int) -> str:

@@ -16,7 +16,10 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def estimate(value: Estimate | None) -> str:
-    return "–" if value is None else f"{value.mean:.2f} ± {1.96 * value.se:.2f}"
+    """± is left out where a single prompt gives none."""
+    if value is None:
+        return "–"
+    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
 
 
 def level(value: Interval | None) -> str:

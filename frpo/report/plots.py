@@ -111,7 +111,7 @@ def downstream(report: Report) -> str:
                     run = next((d for d in report.downstream if (d.arm, d.task) == (arm.name, finetune)), None)
                     points = [(e.step, r) for e in run.evaluations if (r := reward_of(e, task))] if run else []
                     x, y = [s for s, _ in points], [r.mean for _, r in points]
-                    low, high = ([r.mean + sign * 1.96 * r.se for _, r in points] for sign in (-1, 1))
+                    low, high = ([r.mean + sign * (r.half or 0.0) for _, r in points] for sign in (-1, 1))
                     axes.plot(x, y, color=colour(i), marker=MARKERS[i % 8], markersize=5, label=arm.name)
                     axes.fill_between(x, low, high, color=colour(i), alpha=0.15, linewidth=0)
                 axes.set(title=f"{task} prompts, {finetune}", xlabel="downstream steps")
@@ -160,8 +160,8 @@ def certificate(report: Report) -> str:
             for attack, marker, label in KINDS[: 1 + any(p.attack for r in mine for p in r.points)]:
                 points = [p for p in r.points if p.attack == attack and p.kl.mean <= 1.1 * r.radii[-1]]
                 axes.errorbar(
-                    [p.kl.mean for p in points], [p.reward.mean for p in points], xerr=[1.96 * p.kl.se for p in points],
-                    yerr=[1.96 * p.reward.se for p in points], color=own, marker=marker, markersize=6, linestyle="none", elinewidth=0.7,
+                    [p.kl.mean for p in points], [p.reward.mean for p in points], xerr=[p.kl.half or 0.0 for p in points],
+                    yerr=[p.reward.half or 0.0 for p in points], color=own, marker=marker, markersize=6, linestyle="none", elinewidth=0.7,
                     label=label if i == 0 else None,
                 )  # fmt: skip
             beyond = sum(p.kl.mean > 1.1 * r.radii[-1] for p in r.points)

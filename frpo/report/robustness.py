@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frpo.certificate import Point, reward_lower_bound, violates, worst_case_reward
-from frpo.records import Z95, Certificate, Estimate, Evaluation, Record, StageResult
+from frpo.records import Certificate, Estimate, Evaluation, Record, StageResult
 
 
 class Measured(Record):
@@ -84,14 +85,12 @@ def _of_task(arm: str, found: Certificate, measured: list[tuple[str, bool, Evalu
         if task is None or task.kl_policy is None:
             continue
         kl, reward = task.kl_policy, task.reward
-        upper = max(0.0, kl.mean + Z95 * kl.se)
         points.append(
             Measured(
                 name=f"attack {name}" if attack else name, attack=attack, step=evaluation.step, kl=kl, reward=reward,
                 inside=None if found.radius is None else kl.mean <= found.radius,
-                certified=reward_lower_bound(rewards, upper, floor=found.floor, confidence=found.confidence),
-                plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
-                below=violates(Point(kl.mean, kl.se, reward.mean, reward.se), rewards, floor=found.floor, confidence=found.confidence),
+                certified=_certified(found, rewards, kl), plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
+                below=_below(found, rewards, kl, reward),
             )
         )  # fmt: skip
     return Robustness(
@@ -99,6 +98,20 @@ def _of_task(arm: str, found: Certificate, measured: list[tuple[str, bool, Evalu
         num_completions=rewards.shape[1], radii=found.radii, plug_in=found.plug_in, lo=found.lo, hi=found.hi, certified=found.certified,
         points=tuple(points),
     )  # fmt: skip
+
+
+def _certified(found: Certificate, rewards: NDArray[np.float64], kl: Estimate) -> float:
+    """At the upper 95 % limit of a KL: the floor where a single prompt gives no limit."""
+    if kl.half is None:
+        return found.floor
+    return reward_lower_bound(rewards, max(0.0, kl.mean + kl.half), floor=found.floor, confidence=found.confidence)
+
+
+def _below(found: Certificate, rewards: NDArray[np.float64], kl: Estimate, reward: Estimate) -> bool:
+    """Whether a policy violates the certificate: a single prompt proves nothing."""
+    if kl.se is None or reward.se is None:
+        return False
+    return violates(Point(kl.mean, kl.se, reward.mean, reward.se), rewards, floor=found.floor, confidence=found.confidence)
 
 
 def sentences(found: tuple[Robustness, ...], task: str | None) -> tuple[str, ...]:

@@ -28,17 +28,17 @@ class ArmOverSeeds(Record):
     num_steps: int
     seconds: float
     """Of its rlhf stage, mean over seeds."""
-    kl: Interval
-    """To the reference before downstream, nats per completion."""
-    before: Interval
+    kl: Interval | None
+    """To the reference before downstream, nats per completion; None without held-out prompts of a trained task."""
+    before: Interval | None
     """Reward on the focus task."""
     others: Interval | None
     """Mean reward on the other trained tasks, before downstream: what refusing everything would cost."""
-    kept: dict[str, Interval]
+    kept: dict[str, Interval | None]
     """Reward on the focus task after each downstream fine-tune."""
-    others_kept: dict[str, Interval]
+    others_kept: dict[str, Interval | None]
     """The same of the other trained tasks."""
-    score: dict[str, Interval]
+    score: dict[str, Interval | None]
     """Reward on the tasks that were not trained, after each downstream fine-tune: what it taught."""
     certified: Interval | None
     """Within the radius nearest to 0.5 nats."""
@@ -106,10 +106,10 @@ def _arms(table: Table) -> tuple[ArmOverSeeds, ...]:
     measured = {t.task for t in table.reports[0].arms[0].evaluation.rewards}
     others, untrained = sorted(trained - {focus}), sorted(measured - trained)
 
-    def intervals(value: Callable[[str], Value]) -> list[dict[str, Interval]]:
+    def intervals(value: Callable[[str], Value]) -> list[dict[str, Interval | None]]:
         """For each arm, of each fine-tune."""
         found = {f: table.of(value(f)) for f in table.finetunes}
-        return [{f: table.interval(v[i]) for f, v in found.items()} for i in range(len(table.arms))]
+        return [{f: table.measured(v[i]) for f, v in found.items()} for i in range(len(table.arms))]
 
     kl, before = table.of(kl_of), table.of(lambda r, i: mean_of(r.arms[i].evaluation, [focus]))
     other = table.of(lambda r, i: mean_of(r.arms[i].evaluation, others))
@@ -125,9 +125,9 @@ def _arms(table: Table) -> tuple[ArmOverSeeds, ...]:
                 arm=name, family=arm.family, settings=arm.settings, penalty=arm.penalty, beta=arm.beta, lam=arm.lam,
                 num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
                 seconds=float(np.mean([r.arms[i].summary.seconds for r in table.reports])),
-                kl=table.interval(kl[i]), before=table.interval(before[i]), others=table.interval(other[i]) if others else None,
+                kl=table.measured(kl[i]), before=table.measured(before[i]), others=table.measured(other[i]),
                 kept=kept[i], others_kept=others_kept[i] if others else {}, score=score[i] if untrained else {},
-                certified=table.interval(certified[i]) if np.isfinite(certified[i]).all() else None, coverage=coverage_of(table, name),
+                certified=table.measured(certified[i]), coverage=coverage_of(table, name),
             )
         )  # fmt: skip
     return tuple(found)

@@ -107,8 +107,9 @@ def _trade_off(found: Sweep) -> Figure:
     figure, grid = plt.subplots(1, len(finetunes), figsize=(4.6 * len(finetunes), 3.6), squeeze=False, sharey=True)
     for axes, finetune in zip(grid[0], finetunes, strict=True):
         for i, family in enumerate(families):
-            arms = sorted((a for a in found.arms if a.family == family), key=lambda a: a.kl.mean)
-            x, y = [a.kl for a in arms], [a.kept[finetune] for a in arms]
+            points = [(a.kl, a.kept[finetune]) for a in found.arms if a.family == family]
+            both = sorted(((k, v) for k, v in points if k and v), key=lambda p: p[0].mean)
+            x, y = [k for k, _ in both], [v for _, v in both]
             axes.errorbar(
                 [v.mean for v in x], [v.mean for v in y],
                 xerr=_bars(x), yerr=_bars(y),
@@ -153,5 +154,5 @@ def over_lam(found: Sweep) -> str:
         return svg(figure, "What lambda buys and costs")
 
 
-def _kept_after(finetune: str, arm: ArmOverSeeds) -> Interval:
+def _kept_after(finetune: str, arm: ArmOverSeeds) -> Interval | None:
     return arm.kept[finetune]

@@ -21,6 +21,7 @@ from frpo.seeds import derive
 from frpo.stages.graph import Stage
 from frpo.stages.inputs import Inputs
 from frpo.steering import begin, finished
+from frpo.stops import stop_if_not_finite, too_fast
 from frpo.types import Prompt, Steering, StepMetrics
 
 NUM_SAMPLES = 24
@@ -221,7 +222,10 @@ class Work:
         stream = ExampleStream(examples, spec.batch_size, derive(config.seed, "examples"), in_order)
         self.log.begin(stage.name, spec.num_steps, start)
         for step in range(start + 1, spec.num_steps + 1):
-            self.log.finetune_step(stage.name, step, worker.update(stream.take(step - 1)))
+            stats = worker.update(stream.take(step - 1))
+            found = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
+            stop_if_not_finite(f"step {step}", found, too_fast(stats.learning_rate))
+            self.log.finetune_step(stage.name, step, stats)
             if marks and (step in marks or step == spec.num_steps):
                 yield step, evaluations
             if step % config.checkpoint.every == 0 and step < spec.num_steps:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from frpo.config import Config
-from frpo.driver import Partners, RunStopped, train
+from frpo.driver import Partners, train
 from frpo.steering import begin
+from frpo.stops import RunStopped
 from frpo.types import Group, Steering, StepMetrics
 from tests.contract.fakes import (
     FakeEngine,
