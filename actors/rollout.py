@@ -143,7 +143,9 @@ class RolloutPool:
         if isinstance(error, RayTaskError) and not isinstance(error.cause, StaleWeights):
             raise _calls.failed(name, "generate", error) from None
         if isinstance(error, RayTaskError) and lives[worker] == 0:
-            raise WorkerFailed(f"{name} was given the weights {self.restarts} times and still {error.cause} (cluster.max_restarts)") from None
+            raise WorkerFailed(
+                f"{name} was given the weights {self.restarts} times and still {error.cause} (cluster.max_restarts)"
+            ) from None
         if isinstance(error, ActorDiedError) or lives[worker] == 0:
             raise WorkerFailed(f"{name} died and may not be restarted again (cluster.max_restarts = {self.restarts}): {error}") from None
         lives[worker] -= 1

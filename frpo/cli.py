@@ -24,9 +24,16 @@ from frpo.recipe import load
 app = typer.Typer(
     name="frpo", help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).", no_args_is_help=True, add_completion=False
 )
-Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/")]
+
+
+def home(path: str) -> Path:
+    """~ in a path that the shell left as it is (--run-dir=~/runs)."""
+    return Path(os.path.expanduser(path))
+
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=home, metavar="RECIPE")]
 Sets = Annotated[list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder; default runs/<name>")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder; default runs/<name>", parser=home, metavar="DIR")]
 
 
 class Stopped(BaseException):
@@ -156,8 +163,10 @@ def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of sweeps", metavar="DIR...")],
-    out: Annotated[Path | None, typer.Option(help="folder of the page; default: DIR itself, ./comparison for several")] = None,
+    folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of sweeps", parser=home, metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the page; default: DIR itself, ./comparison for several", parser=home, metavar="DIR")
+    ] = None,
 ) -> None:
     """Write the report of a run or of a sweep again; several folders are compared on one page."""
     from frpo.report import build, build_sweep
@@ -174,7 +183,9 @@ def certify(
     model: Annotated[Path, typer.Argument(help="Hugging Face or PEFT folder of the policy")],
     prompts: Annotated[str, typer.Argument(help=".jsonl, .csv or .parquet file, or a Hugging Face data set")],
     reward: Annotated[str, typer.Option(help="module:function, file.py:function, or the folder of a reward model")],
-    out: Annotated[Path, typer.Option(help="folder for certificate.json and certificate.png")] = Path("certificate"),
+    out: Annotated[Path, typer.Option(help="folder for certificate.json and certificate.png", parser=home, metavar="DIR")] = Path(
+        "certificate"
+    ),
     column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
     chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
     completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
+from frpo import tree
 from frpo.config import Config
 from frpo.planning import Plan, plan
 from frpo.preflight import check, lacks
@@ -54,7 +54,7 @@ def _yaml(value: Any) -> str:
         if value is not None and not isinstance(value, str | int | float | bool | dict | list)
         else value
     )
-    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
+    text = tree.dump(plain, default_flow_style=True, width=10_000)
     return text.removesuffix("...\n").strip()
 
 

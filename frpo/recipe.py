@@ -2,56 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from frpo import tree
 from frpo.config import Config, ConfigError, Section
+from frpo.mistakes import explain, short
 
 S = TypeVar("S", bound=Section)
 
+MOST_BYTES = 200_000
+"""Of a recipe: the largest that is read in a second."""
 
-def _set(tree: dict[str, Any], assignment: str) -> None:
-    """Apply one "a.b=c"; list items are named by position or by their `name`. The value is YAML."""
+
+def assigned(assignment: str) -> tuple[str, Any]:
+    """The path and the value of one "a.b=c"; the value is YAML. Raises ConfigError."""
     path, equals, text = assignment.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {assignment}: write it as field.path=value")
-    node: Any = tree
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"--set {assignment[:80]}: write it as field.path=value")
+    return path, tree.parse(text, f"--set {path}")
+
+
+def assign(fields: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value in its place; list items are named by position or by their `name`. Raises ConfigError."""
+    node: Any = fields
     keys = path.split(".")
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list):
-            names = [item.get("name") if isinstance(item, dict) else None for item in node]
-            if key in names:
-                index = names.index(key)
-            elif key.isdigit() and int(key) < len(node):
-                index = int(key)
-            else:
-                raise ConfigError(f"--set {path}: no item {key!r} here; choose a position or one of {names}")
-            key_: Any = index
-        elif isinstance(node, dict):
-            key_ = key
-            if not last and node.get(key) is None:
-                node[key] = {}
-        else:
+        place: int | str = _position(node, key, path) if isinstance(node, list) else key
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {path}: {'.'.join(keys[:depth])} is a value, it has no field {key!r}")
-        if last:
-            node[key_] = yaml.safe_load(text)
-        else:
-            node = node[key_]
+        if depth == len(keys) - 1:
+            node[place] = value  # type: ignore[index, call-overload]
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[place]  # type: ignore[index, call-overload]
+
+
+def _position(items: list[Any], key: str, path: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    positions = [str(i) for i in range(len(items))]
+    if key in names:
+        return names.index(key)
+    if key in positions:
+        return positions.index(key)
+    raise ConfigError(f"--set {path}: no item {key!r} here; choose a position or one of {names[:10]}")
 
 
 @contextmanager
-def checked() -> Iterator[None]:
-    """Turn what pydantic finds wrong into one ConfigError, a line per mistake."""
+def checked(kind: type[Section] = Config) -> Iterator[None]:
+    """Turn what pydantic finds wrong with a section into one ConfigError, a line per mistake."""
     try:
         yield
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(explain(error, kind)) from None
 
 
 def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
@@ -64,30 +72,37 @@ def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
+    fields = tree.parse(_text(recipe), f"recipe {recipe}")
+    if not isinstance(fields, dict):
+        found = "nothing" if fields is None else short(fields)
+        raise ConfigError(f"recipe {recipe}: expected fields with values, found {found}; see recipes/ for examples")
+    values = [assigned(a) for a in assignments]
+    check_once([path for path, _ in values])
+    for path, value in values:
+        assign(fields, path, value)
+    with checked(kind):
+        return kind.model_validate(fields)
+
+
+def check_once(paths: Sequence[str]) -> None:
+    """Raises ConfigError for a field that is assigned twice."""
+    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        raise ConfigError(f"--set {twice[0]}: given twice; keep one of them")
+
+
+def _text(recipe: Path) -> str:
     try:
-        tree = yaml.safe_load(recipe.read_text())
+        with Path(os.path.expanduser(recipe)).open("rb") as file:
+            found = file.read(MOST_BYTES + 1)
+        if len(found) > MOST_BYTES:
+            raise ConfigError(f"recipe {recipe}: more than {MOST_BYTES:,} bytes; give a YAML file, and data by its path")
+        return found.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"recipe {recipe}: {error.strerror or error}; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {recipe}: expected fields, found {type(tree).__name__}")
-    for assignment in assignments:
-        _set(tree, assignment)
-    with checked():
-        return kind.model_validate(tree)
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(p) for p in error["loc"] if p not in ("function", "model")) or "recipe"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown field (value {error['input']!r}); `frpo config` lists the fields"
-    if error["type"] == "missing":
-        return f"{where}: missing; it has no default"
-    message = error["msg"].removeprefix("Value error, ")
-    return message if error["loc"] == () else f"{where}: {message} (value {error['input']!r})"
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {recipe}: byte {error.start + 1} is no UTF-8; save it as UTF-8 text") from None
 
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back to the same tree."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return tree.dump(config.model_dump(mode="json"))

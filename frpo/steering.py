@@ -20,6 +20,8 @@ INTEGRAL, REACTION = 0.1, 2.0
 """Change of log beta when the KL is off by its whole target: for good, and for the next step alone. Without the reaction beta
 swings: a policy goes on moving for some steps after its penalty has changed (attacks on the testbed ended at 1 to 5 times the
 KL asked for; with it, a simulated policy ends within a fifth of it)."""
+BETA_RANGE = 1e4
+"""Beta stays within this factor of its given value, on either side: where the KL cannot be reached it does not run away."""
 WINDOW = 5
 """Batches that stop_at_reward looks at."""
 RAMP = 0.5
@@ -46,10 +48,14 @@ def after(state: Steering, objective: ObjectiveConfig, *, lam: float | None, kl:
     if objective.target_kl is not None and kl is not None:
         aim = objective.target_kl * min(1.0, done / RAMP)
         off = min(2.0, max(-1.0, (kl - aim) / objective.target_kl))
-        centre *= math.exp(INTEGRAL * off)
-        beta = centre * math.exp(REACTION * off)
+        centre = _bounded(centre * math.exp(INTEGRAL * off), objective.beta)
+        beta = _bounded(centre * math.exp(REACTION * off), objective.beta)
     rewards = (*state.rewards, reward)[-WINDOW:]
     return Steering(beta=beta, centre=centre, lam=lam if objective.rho is not None else None, rewards=rewards)
+
+
+def _bounded(beta: float, given: float) -> float:
+    return min(given * BETA_RANGE, max(given / BETA_RANGE, beta))
 
 
 def finished(state: Steering, learner: LearnerConfig, step: int) -> bool:

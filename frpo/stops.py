@@ -83,4 +83,3 @@ def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, ste
             f"{where}: engine and learner differ by {gap:.3g} nats on the same token (rollout.parity_tolerance = "
             f"{config.rollout.parity_tolerance:g}): publishing the weights does not reach every layer of the engine"
         )
-

@@ -19,9 +19,8 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from frpo.config import Config, ConfigError
+from frpo.recipe import assigned
 
 SWEPT = ("objective", "learner")
 FRPO_ONLY = ("lam", "rho", "jackknife", "scale")
@@ -34,10 +33,9 @@ def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, 
     """Plain `--set` assignments, and those that give a list to a field under objective or learner: its values."""
     plain, swept = [], dict[tuple[str, str], list[Any]]()
     for text in assignments:
-        path, _, value = text.partition("=")
+        path, values = assigned(text)
         part, _, field = path.partition(".")
-        values = yaml.safe_load(value) if part in SWEPT else None
-        if isinstance(values, list) and field:
+        if part in SWEPT and isinstance(values, list) and field:
             if not values:
                 raise ConfigError(f"--set {path}: an empty list; give at least one value")
             swept[part, field] = values

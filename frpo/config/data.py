@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from frpo.config.section import Positive, PositiveFloat, Section, Share
+from frpo.config.section import PathText, Positive, PositiveFloat, Section, Share
 
 
 class DatasetConfig(Section):
-    path: str
+    path: PathText
     """.jsonl, .csv or .parquet file (.gz too), a Hugging Face data set folder or hub name, testbed:<name>, or
     reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
     split: str = "train"

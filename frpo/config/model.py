@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from frpo.config.section import Positive, Section, Share
+from frpo.config.section import PathText, Positive, Section, Share
 
 
 class LoraConfig(Section):
@@ -19,7 +19,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str
+    path: PathText
     """Hugging Face folder or hub name of the base policy (the reference), or testbed:model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 is for GPUs (6 to 35 times slower than float32 on AVX2)."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from frpo.config.section import Positive, PositiveFloat, Section
+from frpo.config.section import PathText, Positive, PositiveFloat, Section
 
 Combine = Literal["weighted", "mean", "product"]
 
@@ -31,7 +32,7 @@ class Reward(Section):
 class FunctionReward(Reward):
     kind: Literal["function"]
     """A Python function."""
-    function: str
+    function: PathText
     """module:function, or file.py:function: f(prompts, completions, **columns) -> list of float or None (TRL's shape), or verl's
     compute_score, or OpenRLHF's reward_func."""
     arguments: dict[str, Any] = {}
@@ -41,7 +42,7 @@ class FunctionReward(Reward):
 class ModelReward(Reward):
     kind: Literal["model"]
     """A sequence-classification model with one label."""
-    path: str
+    path: PathText
     """Hugging Face folder or hub name."""
     squash: Literal["none", "sigmoid"] = "sigmoid"
     """sigmoid maps the logit to [0, 1], which the certificate needs."""
@@ -84,11 +85,15 @@ class ServeReward(Reward):
 RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward | ServeReward, Field(discriminator="kind")]
 
 
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Raises ValueError for a name that stands twice."""
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"{where}: the name {twice[0]!r} stands twice; give each its own")
+
+
 def check_combination(rewards: tuple[RewardConfig, ...], combine: Combine) -> None:
     """Raises ValueError for names that stand twice and for weights that would be left unused."""
-    names = [r.name for r in rewards]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"rewards: the name {twice[0]!r} stands twice; give each its own")
+    check_names("rewards", [r.name for r in rewards])
     weighed = [r for r in rewards if r.weight != 1.0]
     if combine == "mean" and (odd := [r for r in rewards if r.weight <= 0]):
         raise ValueError(f"rewards.{odd[0].name}.weight: {odd[0].weight:g} in a mean; give a weight above 0")

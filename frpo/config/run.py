@@ -11,17 +11,21 @@ from pydantic import Field, model_validator
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import Combine, RewardConfig, check_combination
-from frpo.config.section import NAME, Positive, PositiveFloat, Section, Share
+from frpo.config.section import NAME, Folder, PathText, Positive, PositiveFloat, Section, Seed, Share
 from frpo.config.training import (
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
+    DownstreamRl,
     DownstreamSft,
     LearnerConfig,
     ObjectiveConfig,
     RolloutConfig,
     Workers,
 )
+
+MOST_WORKERS = 4096
+"""Actors of one role."""
 
 
 class EvaluateConfig(Workers):
@@ -54,7 +58,7 @@ class AttackConfig(Section):
 
 
 class HarnessConfig(Section):
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[PathText, ...] = Field(min_length=1)
     """Tasks of lm-evaluation-harness: names, or paths of task files (.yaml) with local data."""
     limit: Positive | None = None
     """First examples of each task; all by default."""
@@ -95,9 +99,9 @@ class ClusterConfig(Section):
 class Config(Section):
     name: str = Field(pattern=NAME)
     """Name of the run; its folder is runs/<name> unless run_dir says otherwise."""
-    run_dir: Path | None = None
+    run_dir: Folder | None = None
     """Run folder."""
-    seed: int = 0
+    seed: Seed = 0
     """All randomness derives from it."""
     model: ModelConfig
     """The policy before training."""
@@ -143,7 +147,8 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _arms_inherit(cls, data: Any) -> Any:
-        """Give each arm the run's objective and learner with its own fields on top."""
+        """Give each arm the run's objective and learner with its own fields on top, and each downstream rl the learner, but not the
+        reward to stop at: the arm's policy has it when the fine-tune begins."""
         if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
             return data
         arms = []
@@ -157,8 +162,11 @@ class Config(Section):
             arms.append(arm)
         found = {**data, "arms": arms}
         if isinstance(data.get("downstream"), list | tuple) and isinstance(learner := data.get("learner"), dict):
+            learner = {k: v for k, v in learner.items() if k != "stop_at_reward"}
             found["downstream"] = [
-                {**d, "learner": {**learner, **(d.get("learner") or {})}} if isinstance(d, dict) and d.get("kind") == "rl" else d
+                {**d, "learner": {**learner, **own}}
+                if isinstance(d, dict) and d.get("kind") == "rl" and isinstance(own := d.get("learner") or {}, dict)
+                else d
                 for d in data["downstream"]
             ]
         return found
@@ -193,19 +201,34 @@ class Config(Section):
             raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0 and rollout.transport: object_store")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
-        for arm in self.arms:
-            if arm.objective.rho is not None and arm.objective.rho >= math.log(self.rollout.group_size):
-                raise ValueError(
-                    f"arms.{arm.name}.objective.rho: {arm.objective.rho:g} is not below log k = {math.log(self.rollout.group_size):.2f} nats, "
-                    f"the most that a group of {self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
-                )
-        limit = self.data.max_prompt_tokens + self.rollout.max_new_tokens
-        if self.learner.micro_batch_tokens < limit:
+        for where, loop in (*((f"arms.{a.name}", a) for a in self.arms), *((f"downstream.{d.name}", d) for d in self.downstream)):
+            if not isinstance(loop, DownstreamSft):
+                self._check_loop(where, loop)
+        for where, workers in (
+            ("rollout", self.rollout),
+            ("reward", self.reward),
+            ("reference", self.reference),
+            ("evaluate", self.evaluate),
+        ):
+            if workers.num_workers > MOST_WORKERS:
+                raise ValueError(f"{where}.num_workers: {workers.num_workers} actors; use at most {MOST_WORKERS}")
+        return self
+
+    def _check_loop(self, where: str, loop: ArmConfig | DownstreamRl) -> None:
+        """That groups are large enough for the radius, and micro-batches for a sequence."""
+        rho, most = loop.objective.rho, math.log(self.rollout.group_size)
+        if rho is not None and rho >= most:
             raise ValueError(
-                f"learner.micro_batch_tokens: {self.learner.micro_batch_tokens} is less than one sequence of "
+                f"{where}.objective.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group of "
+                f"{self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
+            )
+        budget, limit = loop.learner.micro_batch_tokens, self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        if budget < limit:
+            field = "learner" if budget == self.learner.micro_batch_tokens else f"{where}.learner"
+            raise ValueError(
+                f"{field}.micro_batch_tokens: {budget} is less than one sequence of "
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {limit}; raise it"
             )
-        return self
 
     @property
     def folder(self) -> Path:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +30,10 @@ class Redoes:
 NOTHING = Redoes(())
 """Changes no number: places, resources, limits, names."""
 
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a name of something else; ~ is the home folder."""
+Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # pathlib raises for ~nobody
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of what becomes a folder."""
 
@@ -35,4 +43,35 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    """NaN and infinity are no values of a field, and yes and no are no numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, data: Any) -> Any:
+        """Python takes True for 1, and YAML takes yes for True."""
+        given = {name: value for name, value in data.items() if name in cls.model_fields} if isinstance(data, dict) else {}
+        wrong: list[InitErrorDetails] = [
+            {"type": NO_NUMBER, "loc": (name,), "input": value}
+            for name, value in given.items()
+            if _holds_truth(value) and {int, float} & (kinds := _kinds(cls.model_fields[name].annotation)) and not {bool, Any} & kinds
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return data
+
+
+NO_NUMBER = PydanticCustomError("number_type", "Input should be a number, not yes or no")
+
+
+def _holds_truth(value: Any) -> bool:
+    several = list(value.values()) if isinstance(value, dict) else value
+    return any(isinstance(item, bool) for item in (several if isinstance(several, list | tuple) else [value]))
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types that an annotation is made of, those of literals too."""
+    if parts := get_args(annotation):
+        return {kind for part in parts for kind in _kinds(part)}
+    return {annotation if isinstance(annotation, type) else type(annotation)}

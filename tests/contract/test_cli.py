@@ -91,7 +91,7 @@ NO_TENSORS = len(b"{}").to_bytes(8, "little") + b"{}"  # a safetensors file of n
 ROWS = '{"prompt": "a", "task": "t"}\n{"prompt": "b", "task": "t"}\n'
 
 MISTAKES = [
-    (("--set", "rollout.temprature=1"), "rollout.temprature: unknown field (value 1)"),
+    (("--set", "rollout.temprature=1"), "rollout.temprature: unknown field (value 1); did you mean temperature?"),
     (("--set", "rewards.0.function=frpo.rewards.code:evalplus"), "rewards.0.arguments.allow_code_execution: this reward runs code"),
     (
         ("--set", "rewards=[{{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}}]"),
@@ -99,12 +99,12 @@ MISTAKES = [
     ),
     (("--set", "rewards=[{{kind: serve, name: here}}]"), "rewards.0.kind: serve needs the Ray cluster of the service"),
     (("--set", "combine=product", "--set", "rewards.0.weight=2"), "rewards.answer.weight: 2 has no meaning in a product"),
-    (("--set", "objective.lam=0"), "arms.0.objective.lam: Input should be greater than 0 (value 0)"),
+    (("--set", "objective.lam=0"), "objective.lam: Input should be greater than 0 (value 0)"),
     (("--set", "arms.frpo.objective.rho=2.2"), "arms.frpo.objective.rho: 2.2 is not below log k = 2.08 nats"),
     (("--set", "arms.grpo.objective.rho=0.3"), "rho: 0.3 is a radius of frpo, and the method is grpo"),
     (("--set", "arms.grpo.objective.target_kl=0.5", "--set", "arms.grpo.objective.beta=0"), "target_kl: 0.5 is reached by steering beta, which is 0"),
     (("--set", "attack.radii=[]", "--set", "attack.num_steps=5"), "attack.radii: Tuple should have at least 1 item"),
-    (("--set", "downstream.0.kind=dpo"), "downstream.0: Input tag 'dpo' found using _kind() does not match"),
+    (("--set", "downstream.0.kind=dpo"), "downstream.0.kind: 'dpo' is unknown; choose sft or rl"),
     (("--set", "rollout.group_size=1"), "rollout.group_size: Input should be greater than or equal to 2 (value 1)"),
     (("--set", "learner.num_workers=500"), "learner.num_workers: 500 ranks share a batch of 192"),
     (("--set", "learner.micro_batch_tokens=4"), "learner.micro_batch_tokens: 4 is less than one sequence"),

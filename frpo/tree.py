@@ -1,0 +1,123 @@
+"""YAML text -> a tree of plain values, and back. What a person may get wrong in it is one ConfigError with its line.
+
+Scalars are read as YAML 1.2 has them where 1.1 surprises: 1e-5 is a number; dates, 12:30 and 007 are strings. yes and no stay
+truth values, as people expect of PyYAML.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from frpo.config import ConfigError
+
+MOST_VALUES = 20_000
+"""Values in a file once its aliases are written out: a few nested aliases make billions."""
+
+
+DEEPEST = 100
+"""Levels of a file: a few thousand brackets take PyYAML minutes."""
+
+
+class Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes whatever string another reader could take for something else."""
+
+
+INT = re.compile(r"^[-+]?(0|[1-9][0-9]*)$|^0x[0-9a-fA-F]+$|^0o[0-7]+$")
+FLOAT = re.compile(r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+REPLACED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for reader in (Loader, Dumper):
+    reader.add_implicit_resolver(REPLACED[0], INT, list("-+0123456789"))
+    reader.add_implicit_resolver(REPLACED[1], FLOAT, list("-+.0123456789"))
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a YAML document; None for an empty one. `where` names it in messages. Raises ConfigError."""
+    loader = None
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, {})
+        return _unshared(loader.construct_document(node))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark and "\n" in text else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {_said(error)}") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{where}: not valid YAML: character {error.position + 1} is no text; save it as UTF-8 text") from None
+    except ValueError as error:  # such as a number of 5,000 digits
+        raise ConfigError(f"{where}: not valid YAML: {str(error).partition(';')[0]}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def dump(value: Any, **options: Any) -> str:
+    """YAML that `parse` and YAML 1.1 readers read back to the same value."""
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **options)
+    return text
+
+
+def _said(error: yaml.MarkedYAMLError) -> str:
+    words = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{words}; indent with blanks" if "'\\t'" in words else words
+
+
+def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Number of values below and with a node, aliases written out. Raises ConstructorError for too many, for an alias of what it
+    stands in, and for a key that stands twice, of which only the last would count."""
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise _wrong(node, "an alias stands inside what it names")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
+        below = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    sizes[id(node)] = 1 + sum(_check(part, sizes) for part in below)
+    if sizes[id(node)] > MOST_VALUES:
+        raise _wrong(node, f"more than {MOST_VALUES} values, aliases written out")
+    return sizes[id(node)]
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in lines:
+                raise _wrong(key, f"{key.value!r} stands here and in line {lines[key.value]}; keep one of them")
+            lines[key.value] = key.start_mark.line + 1
+
+
+def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what came from one anchor can be changed in one place alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
