@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +68,7 @@ def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
 
 
 def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
-    """Read a YAML file into a section and apply `--set` assignments.
+    """Read a YAML file into a section and apply `--set` assignments in their order: of two for one field the later counts.
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
@@ -76,18 +76,10 @@ def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else short(fields)
         raise ConfigError(f"recipe {recipe}: expected fields with values, found {found}; see recipes/ for examples")
-    values = [assigned(a) for a in assignments]
-    check_once([path for path, _ in values])
-    for path, value in values:
-        assign(fields, path, value)
+    for assignment in assignments:
+        assign(fields, *assigned(assignment))
     with checked(kind):
         return kind.model_validate(fields)
-
-
-def check_once(paths: Sequence[str]) -> None:
-    """Raises ConfigError for a field that is assigned twice."""
-    if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
-        raise ConfigError(f"--set {twice[0]}: given twice; keep one of them")
 
 
 def _text(recipe: Path) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from frpo.config import Config
+from frpo.config import Config, ObjectiveConfig
 from frpo.driver import Partners, train
 from frpo.steering import begin
 from frpo.stops import RunStopped
-from frpo.types import Group, Steering, StepMetrics
+from frpo.types import Completion, Group, RolloutBatch, Steering, StepMetrics, UpdateStats
 from tests.contract.fakes import (
     FakeEngine,
     FakeLearner,
@@ -122,6 +123,79 @@ def test_an_engine_that_keeps_old_weights_is_found() -> None:
     strict = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e-3})})
     with pytest.raises(RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"):
         run(strict, FakeLearner(cfg.arms[0].objective), broken=True)
+
+
+NAN = float("nan")
+
+
+class Wrong(FakeLearner):
+    """Gives numbers that are none from a step on."""
+
+    def __init__(self, objective: ObjectiveConfig, first: int, **numbers: float) -> None:
+        super().__init__(objective)
+        self.first, self.numbers = first, numbers
+
+    def update(self, batch: RolloutBatch) -> UpdateStats:
+        stats = super().update(batch)
+        return replace(stats, **self.numbers) if len(self.seen) >= self.first else stats
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("field", "name"), [("loss", "loss"), ("grad_norm", "gradient norm"), ("entropy", "entropy"), ("penalty", "penalty")]
+)
+def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(field: str, name: str, number: float) -> None:
+    cfg, rows = config(beta=0.0), list[StepMetrics]()
+    learner, engine = Wrong(cfg.arms[0].objective, 3, **{field: number}), FakeEngine()
+    partners = Partners(FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine))
+    with pytest.raises(RunStopped, match=rf"step 3: the {name} is {number}: this update broke the policy.* lower learning_rate \(here 2\)"):
+        train(cfg, cfg.arms[0], partners, start=0, steering=begin(cfg.arms[0].objective), after_step=lambda m, _: rows.append(m))
+    assert [r.step for r in rows] == [1, 2]
+    assert engine.version == 2  # and nothing broken is published
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf")])
+def test_a_mismatch_that_is_no_number_is_above_the_limit(number: float) -> None:
+    cfg = config(beta=0.0)
+    with pytest.raises(RunStopped, match=r"step 1: KL\(engine \|\| learner\) is (nan|inf) nats per token, above rollout.max_mismatch_kl"):
+        run(cfg, Wrong(cfg.arms[0].objective, 1, mismatch_kl=number))
+
+
+@pytest.mark.parametrize("who", ["engine", "learner"])
+def test_log_probs_that_are_none_are_said_of_whoever_gives_them(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = FakeEngine if who == "engine" else FakeLearner
+    monkeypatch.setattr(broken, "logprobs", lambda self, sequences: np.full(len(sequences), np.nan, np.float32))
+    cfg = config(beta=0.0)
+    with pytest.raises(RunStopped, match=rf"step 1: a log-prob of the {who} is nan: the weights or the activations left the range"):
+        run(cfg, FakeLearner(cfg.arms[0].objective))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(method="grpo", beta=0.1)
+    huge = FakeLearner(cfg.arms[0].objective)
+    with pytest.raises(RunStopped, match=r"step 1: (the mean reward|an advantage) is (inf|nan): rewards are too large to add up"):
+        run(cfg, huge, table=(1e308,) * 3 + (-1e308,) * 3)
+    with pytest.raises(RunStopped, match=r"step 1: an advantage is inf: rewards are too large"):  # beyond float32
+        run(cfg, huge, table=(1e39, 0.0, 0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(
+        FakeReference, "logprobs", lambda self, group, temperature: Now(tuple(np.full(1, np.nan) for _ in group.completions))
+    )
+    with pytest.raises(RunStopped, match=r"step 1: the KL to the reference is nan: engine or reference give log-probs that are none"):
+        run(cfg, huge)
+    assert huge.seen == []
+
+
+def test_groups_left_without_two_completions_name_what_cut_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(token: int, logp: torch.Tensor) -> Completion:
+        return Completion(np.array([token], np.int32), logp[token : token + 1].numpy().copy(), "...", "length")
+
+    monkeypatch.setattr(FakeEngine, "completion", staticmethod(cut))
+    cfg = config(beta=0.0, cut="mask")
+    with pytest.raises(
+        RunStopped, match=r"fewer than two completions that train; 100% of all are cut at rollout.max_new_tokens = 1: raise it"
+    ):
+        run(cfg, FakeLearner(cfg.arms[0].objective))
 
 
 def test_queues_are_counted_when_the_last_group_arrives() -> None:

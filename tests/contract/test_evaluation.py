@@ -11,7 +11,9 @@ import torch
 
 from frpo.certificate import tilted, worst_case_reward
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
-from frpo.evaluation import Opposite, certificate, certify, evaluate
+from frpo.evaluation import Opposite, certificate, certify, estimate, evaluate
+from frpo.records import Evaluation
+from frpo.stops import RunStopped
 from frpo.types import Floats, Group, Prompt, Reward, Sampling
 from tests.contract.fakes import ANSWERS, FakeEngine, FakePrompts, FakeRewards, Now, config
 
@@ -56,6 +58,58 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
     assert len(found.samples) == 5
 
 
+def measure(table: Sequence[float | None], *, prompts: int = 8, reason: str = "no judge", **fields: object) -> Evaluation:
+    given = {"arm": "base", "version": 0, "seed": 1, "completions": 4, "max_new_tokens": 1, "trained_tasks": {"a"}, **fields}
+    policy = engine()
+    policy.version = int(str(given["version"]))
+    return evaluate(policy, FakeRewards(table, reason), Uniform(), two_tasks(prompts), **given)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_without_a_single_reward_of_a_task_stops_the_run_with_the_reason_once() -> None:
+    with pytest.raises(RunStopped, match=r"^evaluation of base at step 0: all 16 rewards of task 'a' failed: no judge$"):
+        measure((None,) * ANSWERS)
+    with pytest.raises(RunStopped, match=r"^evaluation of frpo after crafts at step 25: all 16 rewards of task 'a' failed"):
+        measure((None,) * ANSWERS, arm="frpo", downstream="crafts", version=25)
+
+
+def test_rewards_that_fail_in_part_are_left_out_and_counted() -> None:
+    found = measure((1.0, None, None, None, None, None))
+    assert all(t.failed > 0 and t.reward.mean == 1.0 for t in found.rewards)
+    assert "NaN" not in found.model_dump_json()
+
+
+class Broken:
+    """Scorer of a policy whose weights hold NaN."""
+
+    def submit(self, policy: Path, groups: Sequence[Group]) -> Now:
+        return Now([tuple(np.full(1, np.nan, np.float32) for _ in g.completions) for g in groups])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_evaluation_never_holds_a_number_that_is_none() -> None:
+    with pytest.raises(
+        RunStopped, match=r"evaluation of base at step 0: the held-out loss is nan: the policy gives log-probs that are none"
+    ):
+        measure(TABLE, downstream_loss=float("nan"))
+    with pytest.raises(RunStopped, match=r"evaluation of base at step 0: the reward of task 'a' is inf: rewards are too large to add up"):
+        measure((1e308,) * ANSWERS)
+    with pytest.raises(RunStopped, match=r"evaluation of x at step 0: the KL to the reference is nan"):
+        evaluate(
+            engine(), FakeRewards(TABLE), Broken(), two_tasks(4), arm="x", version=0, seed=1, completions=2, max_new_tokens=1,
+            trained_tasks={"a"}, reference=Path("reference"),
+        )  # fmt: skip
+
+
+def test_a_single_prompt_gives_no_interval() -> None:
+    found = measure(TABLE, prompts=2, reference=Path("reference"))
+    for task in found.rewards:
+        assert (task.num_prompts, task.reward.se, task.reward.half) == (1, None, None)
+    assert found.kl_reference is not None
+    assert found.kl_reference.se is None
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    assert estimate([0.0, 1.0]).se == pytest.approx(0.5)
+
+
 def certifying(**fields: object) -> Config:
     return config().model_copy(
         update={"certify": CertifyConfig.model_validate({"completions_per_prompt": 64, "radii": (0.1, 0.5), **fields})}
@@ -89,6 +143,11 @@ def test_a_failed_reward_counts_as_the_floor_of_the_certificate() -> None:
     assert found.failed == 1
     with pytest.raises(ConfigError, match=r"certify.floor: 0.75 is above a reward of 0.5"):
         certificate("t", scored[1:], CertifyConfig(floor=0.75, radii=(0.1,)), None, 0)
+
+
+def test_a_certificate_of_failed_rewards_alone_stops_the_run() -> None:
+    with pytest.raises(RunStopped, match=r"certificate: all 1280 rewards of task 'a' failed: no judge"):
+        certify(engine(), FakeRewards((None,) * ANSWERS), two_tasks(40), certifying(), None)
 
 
 def test_the_opposite_of_a_failed_reward_has_failed() -> None:

@@ -68,7 +68,7 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
 
 
 def settings(**fields: Any) -> LearnerConfig:
-    return LearnerConfig(**{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.01, **fields})
+    return LearnerConfig(**{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.1, **fields})
 
 
 OBJECTIVE = ObjectiveConfig(method="grpo", beta=0.1, penalty="k3", aggregation="completion")
@@ -96,7 +96,10 @@ def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1
     """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch clipping."""
     model, _ = helpers.load_hf(policy)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learner.learning_rate, weight_decay=learner.weight_decay)
+    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": learner.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=learner.learning_rate
+    )
     norms = []
     for step in range(steps):
         b = batch(seed=step, group=group)
@@ -178,6 +181,17 @@ def test_a_checkpoint_continues_bit_for_bit(learner: LearnerPool, tiny_model: Pa
     learner.load(tmp_path)
     assert [learner.update(batch(seed=s)).learning_rate for s in (2, 3)] == rest
     assert digest(learner) == undisturbed
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_a_gradient_that_is_no_number_has_no_norm(learner: LearnerPool, tiny_model: Path, zero_stage: int, number: float) -> None:
+    start(learner, tiny_model, settings(zero_stage=zero_stage))
+    b = batch()
+    b.advantages[3] = number
+    stats = learner.update(b)
+    assert np.isnan(stats.grad_norm)
+    assert not np.isfinite(stats.loss)
 
 
 def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) -> None:

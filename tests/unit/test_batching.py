@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from frpo.batching import flatten, make_batch
+from frpo.batching import flatten, make_batch, reasons_of
 from frpo.config import ObjectiveConfig
 from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup
 
@@ -88,6 +88,24 @@ def test_equal_groups_and_non_monotone_are_counted() -> None:
     _, stats = make_batch(groups, ObjectiveConfig(method="frpo", lam=0.02, beta=0.0))
     assert stats.equal_groups == 0.5
     assert stats.non_monotone == 0.5
+
+
+def test_non_monotone_is_of_the_methods_advantages_alone() -> None:
+    scored = [group(0, [0.0, 0.5, 1.0], gap=1.0)]  # the penalty turns the order around
+    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=10.0, penalty="reverse"))
+    assert batch.advantages[0] > batch.advantages[2]
+    assert stats.non_monotone == 0.0
+
+
+def test_a_task_or_part_without_a_value_is_left_out() -> None:
+    _, stats = make_batch([group(0, [1.0, 0.5]), group(1, [None, None])], GRPO)
+    assert stats.tasks == {"even": 0.75}
+    assert (stats.dropped_groups, stats.num_groups) == (1, 2)
+
+
+def test_reasons_are_told_once_and_not_at_length() -> None:
+    errors = ["a" * 1000, None, "a" * 1000, "b", "c", "d"]
+    assert reasons_of(errors) == ("a" * 300, "b", "c")
 
 
 def test_flatten() -> None:

@@ -6,14 +6,16 @@ import io
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from frpo.advice import advice
 from frpo.config import Config
 from frpo.metrics import METRICS, SAMPLES, RunLog, flat, read_rows, read_steps
-from frpo.records import Evaluation, Sample
+from frpo.records import Evaluation, Sample, to_json
 from frpo.types import FinetuneStats, StepMetrics
 from tests.contract.fakes import config as fake_config
 
@@ -75,6 +77,47 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path, cfg: Config) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.75)]
     (row,) = [r for r in read_rows(tmp_path) if r["kind"] == "finetune"]
     assert (row["loss"], row["stage"], row["step"]) == (0.75, "downstream/arm/task", 1)
+
+
+def test_files_hold_null_in_place_of_nan_and_infinity(tmp_path: Path, cfg: Config) -> None:
+    sample = Sample(task="t", prompt="how?", completion="so", reward=None)
+    measured = Evaluation(
+        arm="arm", downstream=None, step=0, rewards=(), kl_reference=None, kl_policy=None, downstream_loss=None, length=2.0, cut_share=0.0,
+        samples=(sample,), seconds=1.0,
+    )  # fmt: skip
+    odd = replace(metrics(1), kl=float("nan"), radius=float("inf"), reward_parts={"a": float("-inf"), "b": 1.0})
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 2)
+        log.step("rlhf/arm", odd)
+        log.evaluation("rlhf/arm", measured, step=1)
+        log.begin("rlhf/arm", 2, start=1)  # writes the rows again
+    for line in [*(tmp_path / METRICS).read_text().splitlines(), *(tmp_path / SAMPLES).read_text().splitlines()]:
+        json.loads(line, parse_constant=lambda constant: pytest.fail(f"a file holds {constant}"))
+    (row,) = read_steps(tmp_path, "rlhf/arm")
+    assert (row.kl, row.radius, row.reward_parts) == (None, None, {"a": None, "b": 1.0})
+    assert advice([row], 7) == []
+
+
+def test_to_json() -> None:
+    assert (
+        to_json({"a": float("nan"), "b": [1.0, float("inf"), "x"], "c": {"d": (None, -0.5)}})
+        == '{"a": null, "b": [1.0, null, "x"], "c": {"d": [null, -0.5]}}'
+    )
+
+
+def test_what_teaches_little_is_said_once_even_over_a_resume(tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    equal = [replace(metrics(step), equal_groups=1.0) for step in range(1, 7)]
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 6)
+        for row in equal[:4]:
+            log.step("rlhf/arm", row)
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 6, start=4)
+        for row in equal[4:]:
+            log.step("rlhf/arm", row)
+    said = [line for line in capsys.readouterr().out.splitlines() if "equal rewards" in line]
+    assert len(said) == 1
+    assert said[0].startswith("rlhf/arm step 3: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder")
 
 
 def test_flat_names_and_none() -> None:

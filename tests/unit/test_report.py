@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from frpo.evaluation import certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
-from frpo.report.data import Report, collect
+from frpo.report.data import Report, collect, settings_of
 from frpo.report.sweep import gather
 from frpo.types import Reward
 from tests.unit.test_metrics import metrics
@@ -150,6 +151,76 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     assert report.build_sweep([run], run / "sweep").read_text().count("<svg") == 2
     assert (run / "sweep" / "coverage.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
+
+
+def rewrite(run: Path, stage: str, change: Callable[[Evaluation], Evaluation]) -> None:
+    file = run / stage / "done.json"
+    result = StageResult.model_validate_json(file.read_text())
+    file.write_text(result.model_copy(update={"evaluations": tuple(map(change, result.evaluations))}).model_dump_json())
+
+
+def of_one_prompt(found: Evaluation) -> Evaluation:
+    """The same from a single held-out prompt of each task."""
+    alone = [
+        t.model_copy(
+            update={"num_prompts": 1, "reward": Estimate(mean=t.reward.mean, se=None), "per_prompt": t.per_prompt[:1],
+                    "kl_policy": Estimate(mean=0.3, se=None)}
+        )
+        for t in found.rewards
+    ]  # fmt: skip
+    return found.model_copy(update={"rewards": tuple(alone)})
+
+
+def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
+    certified(run)
+    for file in [*run.glob("rlhf/*/done.json"), *run.glob("downstream/*/*/done.json"), *run.glob("attack/*/*/done.json")]:
+        rewrite(run, str(file.parent.relative_to(run)), of_one_prompt)
+    found = collect(run)
+    assert found.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
+    assert {(c.lo, c.hi) for c in found.comparisons} == {(None, None)}
+    (robust,) = found.robustness
+    assert {(p.certified, p.below) for p in robust.points} == {(robust.floor, False)}  # the KL's upper limit is not known
+    page = report.build(run).read_text()
+    assert "0.64 ±" not in page
+    assert "NaN" not in (run / "report.json").read_text()
+    assert report.build_sweep([run], run / "sweep").exists()
+    assert "NaN" not in (run / "sweep" / "sweep.json").read_text()
+
+
+def test_a_sweep_of_runs_without_a_kl_to_the_reference(run: Path) -> None:
+    for name in KEPT:
+        rewrite(run, f"rlhf/{name}", lambda e: e.model_copy(update={"kl_reference": None}))
+    assert gather([run]).arms[0].kl is None
+    assert report.build_sweep([run], run / "sweep").exists()
+    assert "NaN" not in (run / "sweep" / "sweep.json").read_text()
+
+
+def test_the_page_says_which_stages_taught_little(run: Path) -> None:
+    assert collect(run).warnings == ()
+    with RunLog(run, load(ROOT / "recipes" / "testbed.yaml")) as log:
+        log.begin("rlhf/frpo", 4)
+        for step in range(1, 5):
+            log.step("rlhf/frpo", dataclasses.replace(metrics(step), cut_share=0.8, equal_groups=1.0))
+    said = collect(run).warnings
+    assert [s.partition(":")[0] for s in said] == ["rlhf/frpo step 1", "rlhf/frpo step 3"]
+    assert "80% of the completions are cut at rollout.max_new_tokens = 7" in report.build(run).read_text()
+
+
+def test_rows_and_results_of_older_versions(run: Path) -> None:
+    """NaN in metrics.jsonl is drawn as nothing; a result with NaN is none."""
+    with (run / "metrics.jsonl").open("a") as file:
+        row = {**dataclasses.asdict(metrics(7)), "kind": "step", "stage": "rlhf/grpo", "reward": float("nan")}
+        file.write(json.dumps(row) + "\n")
+    assert collect(run).training[0].reward[-1] is None
+    assert "NaN" not in (report.build(run), (run / "report.json").read_text())[1]
+    file = run / "base" / "done.json"
+    file.write_text(file.read_text().replace('"mean":0.6', '"mean":NaN'))
+    with pytest.raises(ConfigError, match=r"base/done.json is no result of a stage .*`frpo run` makes it again"):
+        collect(run)
+
+
+def test_a_method_without_words_of_its_own_goes_by_its_name() -> None:
+    assert settings_of({**ObjectiveConfig().model_dump(), "method": "dpo", "beta": 0.0}) == ("DPO, no penalty", "DPO, reverse")
 
 
 def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Path) -> None:
