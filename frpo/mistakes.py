@@ -125,6 +125,8 @@ def short(value: Any, field: str = "") -> str:
         return "not shown"
     if isinstance(value, dict):
         return f"fields {', '.join(_name(k) for k in list(value)[:5])}{', ...' if len(value) > 5 else ''}" if value else "no fields"
+    if value is None:
+        return "null"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     text = masked(repr(value))

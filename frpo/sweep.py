@@ -19,7 +19,10 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from frpo.config import Config, ConfigError
+from frpo.mistakes import explain
 from frpo.recipe import assigned
 
 SWEPT = ("objective", "learner")
@@ -46,7 +49,9 @@ def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, 
 
 def expand(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
     """Every arm with every combination of the values, named after them; a value that an arm's method does not read leaves
-    the arm as it is. Raises pydantic's ValidationError for a value that does not fit."""
+    the arm as it is. Raises ConfigError for a value that does not fit its field, pydantic's ValidationError for one that does not
+    fit an arm."""
+    check_values(config, swept)
     tree = config.model_dump(mode="json")
     arms = []
     for arm, own in zip(tree["arms"], config.arms, strict=True):
@@ -54,12 +59,22 @@ def expand(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
         for values in itertools.product(*read.values()):
             changed = {**arm, "objective": dict(arm["objective"]), "learner": dict(arm["learner"])}
             for (part, field), value in zip(read, values, strict=True):
-                if field not in changed[part]:
-                    raise ConfigError(f"--set {part}.{field}: unknown field; `frpo config` lists the fields")
                 changed[part][field] = value
                 changed["name"] += f"-{field}{value}"
             arms.append(changed)
     return Config.model_validate({**tree, "arms": arms})
+
+
+def check_values(config: Config, swept: dict[tuple[str, str], list[Any]]) -> None:
+    """Raises ConfigError for an unknown field, or a value that does not fit it, whatever the arm."""
+    for (part, field), values in swept.items():
+        section = getattr(config, part)
+        for value in values:
+            try:
+                type(section).model_validate({**section.model_dump(), field: value})
+            except ValidationError as error:
+                if all(e["loc"] for e in error.errors()):
+                    raise ConfigError(f"--set {part}.{explain(error, type(section))}") from None
 
 
 def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:

@@ -79,7 +79,10 @@ def dump(value: Any, **options: Any) -> str:
 
 
 def _said(error: yaml.MarkedYAMLError) -> str:
-    words = ", ".join(part for part in (error.context, error.problem) if part)
+    context, mark = error.context, error.context_mark
+    if context and mark and error.problem_mark and mark.line < error.problem_mark.line:
+        context = f"{context} (line {mark.line + 1})"
+    words = ", ".join(part for part in (context, error.problem) if part)
     return f"{words}; indent with blanks" if "'\\t'" in words else words
 
 

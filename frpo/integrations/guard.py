@@ -21,7 +21,7 @@ from frpo.certify import CertificateFile
 from frpo.checkpoint import folder_sha256
 from frpo.evaluation import estimate
 from frpo.logprobs import Scorer, completion_logprobs
-from frpo.records import Z95, Estimate
+from frpo.records import Estimate
 from frpo.types import Ints
 
 log = logging.getLogger("frpo.guard")
@@ -33,8 +33,8 @@ class Measured:
     step: int
     kl: float
     """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts."""
-    se: float
-    """Its standard error over prompts."""
+    se: float | None
+    """Its standard error over prompts; None for a single one, whose KL has no upper limit."""
     certified: float
     """Mean reward certified at the upper end of its 95 % interval."""
 
@@ -80,10 +80,11 @@ class FinetuneGuard(TrainerCallback):
 
     def check(self, step: int, control: Any) -> None:
         kl = self.measure(step)
-        half = Z95 * kl.se
+        half = math.inf if kl.half is None else kl.half
         found = Measured(step, kl.mean, kl.se, certified_at(self.file, kl.mean + half))
         self.found.append(found)
-        self.trainer.log({"guard/kl": kl.mean, "guard/kl_se": kl.se, "guard/certified_reward": found.certified})
+        error = {} if kl.se is None else {"guard/kl_se": kl.se}
+        self.trainer.log({"guard/kl": kl.mean, **error, "guard/certified_reward": found.certified})
         if kl.mean + half > self.radius:
             log.warning(
                 "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",

@@ -19,6 +19,25 @@ from frpo.sweep import expand, seeds_of, split
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("objective.lam=[1, x]", "--set objective.lam: Input should be a valid number, unable to parse string as a number (value 'x')"),
+        ("objective.lamb=[1, 2]", "--set objective.lamb: unknown field (value 1); did you mean lam?"),
+        ("objective.beta=[0.1, .nan]", "--set objective.beta: Input should be a finite number (value nan)"),
+        ("learner.num_steps=[5, 0]", "--set learner.num_steps: Input should be greater than 0 (value 0)"),
+        (
+            "objective.lam=[1",
+            "--set objective.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
+        ),
+    ],
+)
+def test_a_swept_value_that_does_not_fit_is_one_line(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        expand(load(TESTBED), split([assignment])[1])
+    assert str(found.value) == message
+
+
 def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
     plain, swept = split(("objective.lam=[0.1, 0.5]", "downstream.0.marks=[5]", "learner.learning_rate=[1.0e-3]", "objective.beta=0.2"))
     assert plain == ("downstream.0.marks=[5]", "objective.beta=0.2")
