@@ -95,7 +95,8 @@ def lam_of_radius(rewards: Tensor, rho: float, *, floor: float = LAM_FLOOR, mask
     The KL falls as lam grows. Where the batch cannot reach rho (ties for the least reward, equal groups), lam is `floor`.
     """
     values, _, _ = _prepare(rewards, mask)
-    low, high = math.log(floor), math.log(floor) + 40 + math.log1p(float(values.abs().max()) if values.numel() else 0.0)
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    low, high = math.log(floor), min(700.0, math.log(floor) + 40 + math.log1p(largest))  # exp(710) is beyond a double
 
     def radius(log_lam: float) -> float:
         found = tilt(rewards, math.exp(log_lam), mask)[0]

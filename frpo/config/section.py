@@ -51,14 +51,11 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, data: Any) -> Any:
         """Python takes True for 1, and YAML takes yes for True."""
-        given = {name: value for name, value in data.items() if name in cls.model_fields} if isinstance(data, dict) else {}
-        wrong: list[InitErrorDetails] = [
-            {"type": NO_NUMBER, "loc": (name,), "input": value}
-            for name, value in given.items()
-            if _holds_truth(value) and {int, float} & (kinds := _kinds(cls.model_fields[name].annotation)) and not {bool, Any} & kinds
-        ]
+        given = data if isinstance(data, dict) else {}
+        wrong = [name for name, field in cls.model_fields.items() if _holds_truth(given.get(name)) and _is_number(field.annotation)]
         if wrong:
-            raise ValidationError.from_exception_data(cls.__name__, wrong)
+            details: list[InitErrorDetails] = [{"type": NO_NUMBER, "loc": (name,), "input": given[name]} for name in wrong]
+            raise ValidationError.from_exception_data(cls.__name__, details)
         return data
 
 
@@ -68,6 +65,12 @@ NO_NUMBER = PydanticCustomError("number_type", "Input should be a number, not ye
 def _holds_truth(value: Any) -> bool:
     several = list(value.values()) if isinstance(value, dict) else value
     return any(isinstance(item, bool) for item in (several if isinstance(several, list | tuple) else [value]))
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, or lists or names of them, and no truth values."""
+    kinds = _kinds(annotation)
+    return bool({int, float} & kinds) and not {bool, Any} & kinds
 
 
 def _kinds(annotation: Any) -> set[type]:

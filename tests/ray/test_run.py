@@ -101,3 +101,15 @@ def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp
     assert "goes on after step 2 of 6" in text or "goes on after step 4 of 6" in text
     assert folder_sha256(folder / "rlhf" / "frpo" / "policy") == folder_sha256(whole / "rlhf" / "frpo" / "policy")
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 7))
+
+
+def test_a_base_without_a_single_reward_stops_the_run_and_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("def broken(completions, **columns):\n    raise RuntimeError('the judge is out')\n")
+    reward = f"rewards=[{{kind: function, name: judge, function: '{tmp_path}/r.py:broken'}}]"
+    process = runs.start(tmp_path / "run", *runs.SHORT, *runs.ONE_ARM, "base=null", reward)
+    assert process.wait(400) == 1
+    said = (tmp_path / "run.out").read_text()
+    assert "evaluation of base at step 0: all 24 rewards of task 'downstream' failed: judge: RuntimeError: the judge is out" in said
+    assert said.count("the judge is out") == 1
+    assert "Resume with:" in said
+    assert not (tmp_path / "run" / "base" / "done.json").exists()
