@@ -75,11 +75,13 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 
 def _below(annotation: Any, part: int | str) -> Any:
-    fields = fields_of(annotation)
-    if part in fields:
+    """The type of a field, of a list's items, or of what names stand for."""
+    if part in fields_of(annotation):
         return annotation.model_fields[part].annotation
     inner = get_args(annotation)
-    return inner[0] if isinstance(part, int) and inner else inner[1] if len(inner) == 2 else Any
+    if not inner:
+        return Any
+    return inner[0] if isinstance(part, int) else inner[-1]
 
 
 def fields_of(annotation: Any) -> list[str]:

@@ -59,7 +59,7 @@ class TaskReward(Record):
 
     task: str
     reward: Estimate
-    parts: dict[str, Maybe]
+    parts: Mapping[str, Maybe]
     """Mean of each reward part over the completions that have it."""
     num_prompts: int
     num_completions: int

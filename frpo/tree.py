@@ -44,9 +44,10 @@ Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for reader in (Loader, Dumper):
-    reader.add_implicit_resolver(REPLACED[0], INT, list("-+0123456789"))
-    reader.add_implicit_resolver(REPLACED[1], FLOAT, list("-+.0123456789"))
+NUMBERS: tuple[tuple[str, re.Pattern[str], str], ...] = ((REPLACED[0], INT, "-+0123456789"), (REPLACED[1], FLOAT, "-+.0123456789"))
+for tag, pattern, beginnings in NUMBERS:
+    Loader.add_implicit_resolver(tag, pattern, list(beginnings))
+    Dumper.add_implicit_resolver(tag, pattern, list(beginnings))
 
 
 def parse(text: str, where: str) -> Any:

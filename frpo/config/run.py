@@ -201,9 +201,11 @@ class Config(Section):
             raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0 and rollout.transport: object_store")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
-        for where, loop in (*((f"arms.{a.name}", a) for a in self.arms), *((f"downstream.{d.name}", d) for d in self.downstream)):
-            if not isinstance(loop, DownstreamSft):
-                self._check_loop(where, loop)
+        for arm in self.arms:
+            self._check_loop(f"arms.{arm.name}", arm)
+        for task in self.downstream:
+            if isinstance(task, DownstreamRl):
+                self._check_loop(f"downstream.{task.name}", task)
         for where, workers in (
             ("rollout", self.rollout),
             ("reward", self.reward),
