@@ -1,0 +1,136 @@
+"""The one reader of saved policies: engines, learner, scorers, `frpo certify` and the guard all see the same weights.
+
+A policy is a Hugging Face folder, or a PEFT adapter on one, or on another adapter. peft itself applies an adapter, in float32; what it
+cannot turn into plain weights exactly is refused by name. Imports transformers and peft only when a policy is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frpo import saved
+from frpo.config import ConfigError
+
+MERGE_TOLERANCE = 1e-3
+"""Largest difference of a log-prob between an adapter applied by peft and its merged weights, float32, nats: rounding stays near 1e-5."""
+
+REMEDY = "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear layers)"
+
+
+def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
+    """The causal language model of a saved policy, on the CPU, in evaluation mode.
+
+    Adapters are merged onto their base in float32, whatever either was saved in; only then all is rounded to `dtype`.
+    Raises ConfigError naming the folder and what cannot be applied, and the keys of an adapter that the model has no place for.
+    """
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    if not saved.is_adapter(folder):
+        return _full(folder, dtype, attention)
+    policy = _merged(folder)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.data = parameter.data.to(dtype)  # not the buffers: transformers keeps rotary frequencies in float32
+    policy.config.dtype = dtype
+    policy.set_attn_implementation(attention)
+    return policy
+
+
+def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a saved policy under their Hugging Face names: those of a full folder one by one as they were saved, of an adapter
+    merged as by `load`, in `dtype`. Raises as `load` does, before the first of them."""
+    if saved.is_adapter(folder):
+        return ((name, p.data) for name, p in load(folder, dtype=dtype).named_parameters())
+    files = saved.weight_files(folder)
+    if not files:
+        raise ConfigError(f"{folder}: holds no .safetensors file; save the policy with safe_serialization=True")
+    return (pair for file in files for pair in _saved(file))
+
+
+def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
+            yield name, opened.get_tensor(name)
+
+
+def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_safetensors=True).eval()
+
+
+def _merged(folder: Path) -> Any:
+    """The adapter of `folder` in the weights of its base, float32."""
+    under = saved.parent(folder)
+    base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "sdpa")
+    names, tied = {n for n, _ in base.named_parameters()}, base.config.tie_word_embeddings
+    adapted = _adapted(base, folder)
+    tokens = torch.arange(16).remainder(base.config.vocab_size)[None]
+    before = _logprobs(adapted, tokens)
+    try:
+        policy = adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:  # prompt tuning has no such method; aLoRA and others raise
+        raise ConfigError(f"{folder}: {_kind(folder)} cannot be merged into weights ({error}); {REMEDY}") from None
+    if tied and not policy.config.tie_word_embeddings:
+        raise ConfigError(
+            f"{folder}: the adapter gives the output head weights of its own, and the base ties them to the embedding; merge it by peft "
+            "and save the whole model with tie_word_embeddings=False"
+        )
+    if changed := names.symmetric_difference(n for n, _ in policy.named_parameters()):
+        raise ConfigError(f"{folder}: {_kind(folder)} changes which weights the model has ({_some(changed)}); {REMEDY}")
+    gap = float((_logprobs(policy, tokens) - before).abs().max())
+    if not gap <= MERGE_TOLERANCE:
+        raise ConfigError(
+            f"{folder}: merged into the weights, {_kind(folder)} gives other log-probs than peft's own, by {gap:.3g} nats; {REMEDY}"
+        )
+    return policy
+
+
+def _adapted(base: Any, folder: Path) -> Any:
+    """`base` with the adapter applied by peft, unmerged, in evaluation mode.
+
+    Raises ConfigError for keys of the file that the model has no place for, keys that the file lacks, and shapes that differ.
+    """
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"{folder}: has no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    renamed = getattr(base, "_checkpoint_conversion_mapping", {})  # as from_pretrained does
+    try:
+        with warnings.catch_warnings():  # of the missing keys, which are refused below
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(base, folder, torch_device="cpu")
+            found = adapted.load_adapter(folder, "default", torch_device="cpu", key_mapping=renamed)  # again: this one tells what fits
+    except KeyError as error:
+        raise ConfigError(f"{folder}: the adapter's file lacks {error}, which its configuration names; save the adapter again") from None
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder}: peft cannot apply {_kind(folder)} to {saved.parent(folder)} ({reason[:400]}); {REMEDY}") from None
+    for keys, what in ((found.unexpected_keys, "holds weights that the model has no place for"), (found.missing_keys, "lacks weights")):
+        if keys:
+            raise ConfigError(
+                f"{folder}: the adapter's file {what}: {_some(set(keys))}; name the base that it was trained on, or save it again"
+            )
+    return adapted.eval()
+
+
+def _logprobs(model: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=tokens).logits.float(), -1)
+
+
+def _kind(folder: Path) -> str:
+    return f"the adapter of kind {saved.read_json(folder / saved.ADAPTER).get('peft_type')}"
+
+
+def _some(names: set[str], most: int = 4) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,85 @@
+"""What the folder of a saved policy tells without loading it: a model of its own, or a PEFT adapter on a base. Imports no ML library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from frpo.config import ConfigError
+
+ADAPTER = "adapter_config.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER).is_file()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises ConfigError when it holds no JSON object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); download or save it again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: holds no JSON object; download or save it again")
+    return found
+
+
+def parent(folder: Path) -> Path:
+    """The folder that an adapter stands on, which may hold an adapter again.
+
+    A relative path is taken from the working directory, as peft does, else from the adapter's own folder.
+    Raises ConfigError when there is none.
+    """
+    file = folder / ADAPTER
+    name = read_json(file).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was trained on")
+    for place in (Path(name).expanduser(), folder / name):
+        if place.is_dir():
+            return place
+    try:
+        return _from_hub(name)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: base_model_name_or_path: {error}") from None
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a hub name. Raises ConfigError when it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        raise ConfigError(f"no such folder {name}, nor can it be had from the hub ({type(error).__name__}); give a folder") from None
+
+
+def base(folder: Path) -> Path:
+    """The folder of the model under all adapters; `folder` itself where it is none. Raises ConfigError."""
+    seen = [folder.resolve()]
+    while is_adapter(folder):
+        folder = parent(folder)
+        if folder.resolve() in seen:
+            raise ConfigError(
+                f"{folder / ADAPTER}: base_model_name_or_path: the adapter stands on itself; name the model that it was trained on"
+            )
+        seen.append(folder.resolve())
+    return folder
+
+
+def tokenizer(folder: Path) -> Path:
+    """The folder whose tokenizer a policy uses: an adapter's own where it has one, else that of what it stands on."""
+    while is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        folder = parent(folder)
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors files that transformers would load: those of the index, else model.safetensors, else all (some hubs' folders hold
+    the weights a second time under other names)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
