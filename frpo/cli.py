@@ -97,13 +97,12 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 @app.command()
 def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
-    from frpo import preflight
     from frpo.checkpoint import hold
     from frpo.metrics import RunLog
 
     config = read(recipe, set, run_dir)
     print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
-    preflight.check(config, lambda count: print(f"  {count} rows read", flush=True))
+    config = with_models(config, lambda count: print(f"  {count} rows read", flush=True))
     _refuse_if_short(config)
     with hold(config.folder), RunLog(config.folder, config) as log:
         log.note("loading the libraries ...")
@@ -111,6 +110,19 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
             from frpo import stages
 
             stages.run(config, log)
+
+
+def with_models(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:
+    """The configuration, checked, with folders in place of hub names. All that can be found wrong without the models is found before
+    one is downloaded."""
+    from frpo import hub, preflight
+
+    config, missing = hub.cached(config)
+    preflight.check(config, progress)
+    if missing:
+        config = hub.resolved(config, download=True)
+        preflight.check(config)
+    return config
 
 
 def _refuse_if_short(config: Config) -> None:
@@ -129,7 +141,6 @@ def sweep(
     run_dir: RunDir = None,
 ) -> None:
     """Run a recipe over many seeds; a list given to a field under objective or learner makes an arm of each value."""
-    from frpo import preflight
     from frpo import sweep as sweeping
     from frpo.recipe import checked
 
@@ -139,7 +150,7 @@ def sweep(
         config = sweeping.expand(config, swept)
     folder = run_dir or Path("runs") / f"{config.name}-sweep"
     print(f"frpo sweep {config.name}: {len(config.arms)} arms x {seeds} seeds, folder {folder}", flush=True)
-    preflight.check(config)
+    config = with_models(config)
     _refuse_if_short(config)
     with resumable(config, lambda: f"in {folder}"):
         print(f"Sweep: {sweeping.run(config, seeds, folder)}")
@@ -218,11 +229,13 @@ def serve(
     address: Annotated[str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")] = None,
 ) -> None:
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
+    from frpo import hub
     from frpo.config.service import ServiceConfig
     from frpo.preflight import check_rewards
     from frpo.recipe import read as read_as
 
     config = read_as(service, tuple(set), ServiceConfig)
+    config = config.model_copy(update={"rewards": hub.rewards_resolved(config.rewards, download=True)})
     check_rewards(config.rewards)
     print(f"frpo serve: starting {', '.join(r.name for r in config.rewards)} (Serve takes about 20 s, then models load) ...", flush=True)
     signal.signal(signal.SIGTERM, _on_sigterm)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import preflight
+from frpo import hub, preflight
 from frpo.config import Config, ConfigError
 
 IMPORT_LIMIT_S, CLUSTER_LIMIT_S = 180, 60
@@ -35,6 +35,7 @@ class Finding:
 
 def examine(config: Config | None) -> Iterator[Finding]:
     """Cheap findings first. With a recipe also its folder, its cluster and its model."""
+    config, uncached = hub.cached(config) if config else (None, [])
     yield python()
     yield from versions()
     yield accelerators()
@@ -43,7 +44,10 @@ def examine(config: Config | None) -> Iterator[Finding]:
     yield from engines()
     yield cluster((config.cluster.address if config else None) or os.environ.get("RAY_ADDRESS"))
     if config:
-        yield model(config)
+        for error in uncached:
+            yield Finding("model", *str(error).split("; ", 1)) if isinstance(error, hub.Offline) else Finding("model", str(error))
+        if not hub.is_name(config.model.path):
+            yield model(config)
 
 
 def python() -> Finding:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from frpo import prompts
+from frpo import hub, prompts
 from frpo.config import (
     Config,
     ConfigError,
@@ -34,8 +33,6 @@ from frpo.config import (
 )
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
-
-HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
@@ -99,10 +96,8 @@ def check_model(field: str, path: str) -> None:
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True")
         check_weights(field, folder)
-    elif not HUB_NAME.match(path) or folder.exists():
+    elif not hub.is_name(path):  # one that is a name still is not in the cache
         raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
-    elif os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise ConfigError(f"{field}: {path} is a hub name, but HF_HUB_OFFLINE=1; unset it or give a folder")
 
 
 def check_weights(field: str, folder: Path) -> None:

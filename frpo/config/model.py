@@ -20,7 +20,8 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: PathText
-    """Hugging Face folder or hub name of the base policy (the reference), or testbed:model."""
+    """Hugging Face folder of the base policy (the reference), its hub name (organisation/name, or organisation/name@revision), or
+    testbed:model. Of hub names the cache comes first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 is for GPUs (6 to 35 times slower than float32 on AVX2)."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

@@ -43,7 +43,7 @@ class ModelReward(Reward):
     kind: Literal["model"]
     """A sequence-classification model with one label."""
     path: PathText
-    """Hugging Face folder or hub name."""
+    """Hugging Face folder, or hub name as for model.path."""
     squash: Literal["none", "sigmoid"] = "sigmoid"
     """sigmoid maps the logit to [0, 1], which the certificate needs."""
     max_tokens: Positive = 1024
