@@ -94,6 +94,7 @@ class Sampler:
         self.tokenizer = AutoTokenizer.from_pretrained(model_path)
         self.llm = LLM(
             model=model_path,
+            served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
             dtype=model.dtype,
             max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
             max_num_seqs=rollout.max_num_seqs,
