@@ -5,19 +5,35 @@ The JSON is all that a later fine-tune needs to know what is promised at which K
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from frpo import preflight
-from frpo.checkpoint import folder_sha256
-from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, ModelReward
+import numpy as np
+import yaml
+
+from frpo import hub, preflight, saved
+from frpo.checkpoint import folder_sha256, hold, write_text
+from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
+from frpo.evaluation import Scorer, certify
 from frpo.records import Certificate, Record
+from frpo.roles import Rollouts
+from frpo.seeds import derive
+from frpo.types import Prompt, Sampling
+
+TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+PARITY_PROMPTS = 8
+"""Completions, of as many prompts, whose log-probs are compared before anything is drawn for the certificate."""
 
 
 class CertificateFile(Record):
     """certificate.json"""
 
     model: str
+    """Folder, or hub name with the commit."""
     weights_sha256: str
     prompts: str
     reward: str
@@ -29,71 +45,181 @@ class CertificateFile(Record):
     """One per task."""
 
 
-def configuration(
-    model: Path,
-    prompts: DatasetConfig,
-    reward: str,
-    spec: CertifyConfig,
-    *,
-    max_new_tokens: int,
-    max_prompt_tokens: int,
-    seed: int,
-    out: Path,
-) -> Config:
-    """A configuration that samples and scores; nothing in it trains. Raises ConfigError for a reward or model that is not there."""
-    adapter = model / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(model)
-    kind = {"kind": "model", "path": reward} if Path(reward).is_dir() else {"kind": "function", "function": reward}
-    data = prompts.model_dump()
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    model: str
+    prompts: DatasetConfig
+    reward: FunctionReward | ModelReward
+    certify: CertifyConfig
+    max_new_tokens: int
+    max_prompt_tokens: int
+    seed: int
+    out: Path
+
+
+OPTIONS = {
+    "data.max_prompt_tokens": "--max-prompt-tokens", "rollout.max_new_tokens": "--max-new-tokens", "run_dir": "--out", "model.path": "MODEL",
+    "rewards.0.function": "--reward", "rewards.0.path": "--reward", "rewards.0.arguments": "--argument",
+    "radii": "--radius", "floor": "--floor", "completions_per_prompt": "--completions", "heldout_share": "--heldout-share",
+}  # fmt: skip
+"""Fields of the configuration by the options that fill them."""
+
+
+def in_options(error: ConfigError) -> ConfigError:
+    """The same mistakes, each line's fields named by the options."""
+    lines = [line.partition(": ") for line in str(error).splitlines()]
+    return ConfigError("\n".join(" + ".join(map(_option, head.split(" + "))) + colon + rest for head, colon, rest in lines))
+
+
+def _option(field: str) -> str:
+    whole = next((name for name in OPTIONS if field == name or field.startswith(f"{name}.")), None)
+    return OPTIONS[whole] + field.removeprefix(whole) if whole else field
+
+
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Values by key of `--option key=value`, given as often as one likes. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option} {text}: write it as key=value")
+        if key in found:
+            raise ConfigError(f"{option} {text}: {key} stands twice; give it once")
+        found[key] = value
+    return found
+
+
+def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelReward:
+    """A reward model where `spec` is a folder or a hub name, else a function with its arguments, values in YAML. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    for key, text in pairs("--argument", arguments).items():
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--argument {key}={text}: not valid YAML ({reason}); quote the value") from None
+    if not Path(spec).expanduser().is_dir() and not hub.is_name(spec):
+        return FunctionReward(kind="function", name="reward", function=spec, arguments=given)
+    if given:
+        raise ConfigError(f"--argument {next(iter(given))}: {spec} is a reward model, which takes none; leave it out")
+    return ModelReward(kind="model", name="reward", path=spec)
+
+
+def configuration(asked: Asked, base: str) -> Config:
+    """A configuration that samples and scores; nothing in it trains. Raises pydantic's ValidationError."""
     return Config.model_validate(
         {
             "name": "certify",
-            "run_dir": out,
-            "seed": seed,
+            "run_dir": asked.out,
+            "seed": asked.seed,
             "model": {"path": base},
-            "data": {"train": [data], "heldout": [data], "max_prompt_tokens": max_prompt_tokens},
-            "rewards": [{"name": "reward", **kind}],
-            "rollout": {"max_new_tokens": max_new_tokens, "max_num_seqs": 128},
+            "data": {"train": [], "heldout": [asked.prompts], "max_prompt_tokens": asked.max_prompt_tokens},
+            "rewards": [asked.reward],
+            "rollout": {"max_new_tokens": asked.max_new_tokens, "max_num_seqs": 128},
             "learner": {"num_steps": 1},
             "arms": [{"name": "policy", "objective": {"method": "grpo", "beta": 0.0}}],
-            "certify": spec,
+            "certify": asked.certify,
         }
     )
 
 
-def check(model: Path, config: Config) -> None:
-    """Raises ConfigError naming the mistake, value and remedy. Imports no ML library."""
-    if not model.is_dir():
-        raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder")
-    preflight.check(config)
+def prepare(asked: Asked) -> tuple[Path, Config]:
+    """The policy's folder, and the configuration with folders in place of hub names, checked; what can be found wrong without a model
+    is found before it is downloaded. Raises ConfigError, or pydantic's ValidationError. Imports no ML library."""
+    try:
+        policy, base = _found(asked.model, download=False)
+    except hub.NotCached as error:
+        preflight.check(hub.cached(configuration(asked, error.name))[0])
+        policy, base = _found(asked.model, download=True)
+    return policy, preflight.ready(configuration(asked, str(base)))
 
 
-def run(model: Path, config: Config) -> Path:
-    """Draw, score and certify what `check` let pass; returns the JSON file. Raises WorkerFailed."""
+def _found(model: str, *, download: bool) -> tuple[Path, Path]:
+    """The policy and the base of its adapters, absolute; twice the same for a full model. Raises ConfigError."""
+    policy = hub.local_folder(model, "MODEL", download=download)
+    if not policy.is_dir():
+        raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder, or a hub name")
+    return policy.absolute(), saved.base(policy, download=download).absolute()
+
+
+def run(policy: Path, config: Config) -> Path:
+    """Draw, score and certify what `prepare` let pass; returns the JSON file. Raises ConfigError, RunStopped or WorkerFailed."""
     assert config.certify is not None
     from frpo import cluster  # heavy
-    from frpo.evaluation import certify
     from frpo.metrics import RunLog
     from frpo.report.plots import certificates
     from frpo.stages.inputs import Inputs
 
     out = config.folder
-    with RunLog(out, config) as log:
+    with hold(out), RunLog(out, config) as log:
+        base, own = Path(config.model.path), saved.tokenizer(policy)
+        if not own.samefile(base):
+            config = hub.with_model(config, with_tokenizer(base, own, out.absolute() / ".base"))
         with log.waiting("reading the prompts"):
             prompts = Inputs(config, log).heldout
         drawing = f"drawing {len(prompts)} prompts x {config.certify.completions_per_prompt} completions"
-        with cluster.start_sampling(config, log) as (rollouts, rewards), log.waiting(drawing):
-            rollouts.load_policy(model.absolute(), 0)
-            found = certify(rollouts, rewards, prompts, config, None)
+        with cluster.start_sampling(config, log) as (rollouts, rewards, scorer):
+            rollouts.load_policy(policy, 0)
+            with log.waiting("comparing the engine with transformers"):
+                check_parity(rollouts, scorer, policy, prompts[:PARITY_PROMPTS], config)
+            with log.waiting(drawing):
+                found = certify(rollouts, rewards, prompts, config, None)
         reward = config.rewards[0]
+        assert isinstance(reward, FunctionReward | ModelReward)
         result = CertificateFile(
-            model=str(model), weights_sha256=folder_sha256(model), prompts=config.data.heldout[0].path,
-            reward=reward.path if isinstance(reward, ModelReward) else getattr(reward, "function", reward.name), max_new_tokens=config.rollout.max_new_tokens,
-            prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts), seed=config.seed, certificates=found,
+            model=hub.name_of(str(policy)) or str(policy), weights_sha256=weights_sha256(policy), prompts=config.data.heldout[0].path,
+            reward=reward.function if isinstance(reward, FunctionReward) else hub.name_of(reward.path) or reward.path,
+            max_new_tokens=config.rollout.max_new_tokens, seed=config.seed, certificates=found,
+            prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts),
         )  # fmt: skip
-        (out / "certificate.json").write_text(result.model_dump_json(indent=1))
+        write_text(out / "certificate.json", result.model_dump_json(indent=1))
         certificates(found, out / "certificate.png")
         for c in found:
             rows = "; ".join(f"{r:g} nats {lower:.3f}" for r, lower in zip(c.radii, c.certified, strict=True))
             log.note(f"{c.task}, certified at 95 %: {rows}")
     return out / "certificate.json"
+
+
+def with_tokenizer(base: Path, own: Path, folder: Path) -> Path:
+    """Fill a folder with links to the base's weights and configuration, and to the tokenizer of `own`; returns it. The engine needs
+    both in one place, and an adapter's tokenizer knows its prompts' template and where its completions end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    configuration = ("config.json", "generation_config.json", saved.ADAPTER)
+    files = [f for f in base.iterdir() if f.name in configuration or ".safetensors" in f.name]
+    files += [f for f in own.iterdir() if f.suffix in TOKENIZER_FILES and f.name not in configuration and ".safetensors" not in f.name]
+    for file in files:
+        (folder / file.name).symlink_to(file.absolute())
+    return folder
+
+
+def weights_sha256(policy: Path) -> str:
+    """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it stands on."""
+    if not saved.is_adapter(policy):
+        return folder_sha256(policy)
+    applied = saved.read_json(policy / saved.ADAPTER)
+    for key in ("base_model_name_or_path", "revision", "inference_mode"):
+        applied.pop(key, None)
+    parts = (folder_sha256(policy), weights_sha256(saved.parent(policy)), applied)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def check_parity(rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config) -> None:
+    """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run. Raises RunStopped."""
+    from frpo.batching import flatten
+    from frpo.driver import RunStopped
+
+    seeds = [derive(config.seed, "parity", p.id) for p in prompts]
+    sampling = Sampling(1, config.rollout.max_new_tokens, stop=config.rollout.stop)
+    groups = sorted(rollouts.generate(prompts, seeds, sampling, 0), key=lambda g: g.index)
+    right = np.concatenate([row for rows in scorer.submit(policy, groups).result() for row in rows])
+    found = rollouts.logprobs(flatten([(g.prompt.token_ids, g.completions[0].token_ids) for g in groups]))
+    gap = float(abs(found - right).max())
+    if not gap <= config.rollout.parity_tolerance:
+        raise RunStopped(
+            f"engine and transformers differ by {gap:.3g} nats on the same token of {policy} (rollout.parity_tolerance = "
+            f"{config.rollout.parity_tolerance:g}): the engine does not run this policy, and would certify another"
+        )

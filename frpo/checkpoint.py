@@ -36,8 +36,8 @@ def sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path, pattern: str = "*.safetensors") -> str:
-    """One digest over the names and contents of the matching files."""
-    lines = [f"{p.relative_to(folder)} {sha256(p)}" for p in sorted(folder.rglob(pattern))]
+    """One digest over the names and contents of the matching files; not of those in folders below, such as a trainer's checkpoints."""
+    lines = [f"{p.name} {sha256(p)}" for p in sorted(folder.glob(pattern))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -97,12 +97,13 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 @app.command()
 def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
+    from frpo import preflight
     from frpo.checkpoint import hold
     from frpo.metrics import RunLog
 
     config = read(recipe, set, run_dir)
     print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
-    config = with_models(config, lambda count: print(f"  {count} rows read", flush=True))
+    config = preflight.ready(config, lambda count: print(f"  {count} rows read", flush=True))
     _refuse_if_short(config)
     with hold(config.folder), RunLog(config.folder, config) as log:
         log.note("loading the libraries ...")
@@ -110,19 +111,6 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
             from frpo import stages
 
             stages.run(config, log)
-
-
-def with_models(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:
-    """The configuration, checked, with folders in place of hub names. All that can be found wrong without the models is found before
-    one is downloaded."""
-    from frpo import hub, preflight
-
-    config, missing = hub.cached(config)
-    preflight.check(config, progress)
-    if missing:
-        config = hub.resolved(config, download=True)
-        preflight.check(config)
-    return config
 
 
 def _refuse_if_short(config: Config) -> None:
@@ -141,6 +129,7 @@ def sweep(
     run_dir: RunDir = None,
 ) -> None:
     """Run a recipe over many seeds; a list given to a field under objective or learner makes an arm of each value."""
+    from frpo import preflight
     from frpo import sweep as sweeping
     from frpo.recipe import checked
 
@@ -150,7 +139,7 @@ def sweep(
         config = sweeping.expand(config, swept)
     folder = run_dir or Path("runs") / f"{config.name}-sweep"
     print(f"frpo sweep {config.name}: {len(config.arms)} arms x {seeds} seeds, folder {folder}", flush=True)
-    config = with_models(config)
+    config = preflight.ready(config)
     _refuse_if_short(config)
     with resumable(config, lambda: f"in {folder}"):
         print(f"Sweep: {sweeping.run(config, seeds, folder)}")
@@ -191,13 +180,23 @@ def report(
 
 @app.command()
 def certify(
-    model: Annotated[Path, typer.Argument(help="Hugging Face or PEFT folder of the policy")],
+    model: Annotated[str, typer.Argument(help="Hugging Face or PEFT folder of the policy, or its hub name")],
     prompts: Annotated[str, typer.Argument(help=".jsonl, .csv or .parquet file, or a Hugging Face data set")],
-    reward: Annotated[str, typer.Option(help="module:function, file.py:function, or the folder of a reward model")],
+    reward: Annotated[str, typer.Option(help="module:function, file.py:function, or the folder or hub name of a reward model")],
+    argument: Annotated[
+        list[str], typer.Option(help="of the reward function, its value in YAML, as often as you like", metavar="key=value")
+    ] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder for certificate.json and certificate.png", parser=home, metavar="DIR")] = Path(
         "certificate"
     ),
     column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
+    where: Annotated[
+        list[str], typer.Option(help="keep only rows whose column equals the value, as often as you like", metavar="column=value")
+    ] = [],  # noqa: B006
+    heldout_share: Annotated[
+        float,
+        typer.Option(help="take only this share of the rows, by a hash of the prompt: those that a run with the same share holds out"),
+    ] = 0.0,
     chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
     completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,
     radius: Annotated[list[float], typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2")] = [],  # noqa: B006
@@ -207,19 +206,21 @@ def certify(
     seed: int = 0,
 ) -> None:
     """Bound from below what a policy's reward can fall to inside a KL ball around it."""
-    from frpo.certify import check, configuration, run
+    from frpo.certify import Asked, in_options, pairs, prepare, reward_of, run
     from frpo.config import CertifyConfig, DatasetConfig
     from frpo.recipe import checked
 
-    with checked():
-        asked = {"completions_per_prompt": completions, "floor": floor, **({"radii": radius} if radius else {})}
-        spec = CertifyConfig.model_validate(asked)
-        data = DatasetConfig(path=prompts, prompt=column, task="prompts", chat=chat)
-        sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
-        config = configuration(model, data, reward, spec, **sizes, seed=seed, out=out)
-    check(model, config)
+    try:
+        with checked():
+            bounds = {"completions_per_prompt": completions, "floor": floor, **({"radii": radius} if radius else {})}
+            rows = {"where": pairs("--where", where), "heldout_share": heldout_share, "part": "heldout" if heldout_share else "all"}
+            data = DatasetConfig.model_validate({"path": prompts, "prompt": column, "task": "prompts", "chat": chat, **rows})
+            spec, by = CertifyConfig.model_validate(bounds), reward_of(reward, argument)
+            policy, config = prepare(Asked(model, data, by, spec, max_new_tokens, max_prompt_tokens, seed, out))
+    except ConfigError as error:
+        raise in_options(error) from None
     with resumable(config, lambda: f"certifying {model}"):
-        print(run(model, config))
+        print(run(policy, config))
 
 
 @app.command()

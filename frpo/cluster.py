@@ -73,11 +73,11 @@ def start(config: Config, log: RunLog) -> Iterator[Team]:
 
 
 @contextmanager
-def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool]]:
-    """As `start`, with rollout and reward actors alone."""
-    with placed(config, plan(config).only("rollout", "reward"), log) as spawner:
+def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool, EvaluatePool]]:
+    """As `start`, without what trains."""
+    with placed(config, plan(config).only("rollout", "reward", "evaluate"), log) as spawner:
         with log.waiting("starting vLLM (about half a minute)"):
-            pools = spawner.rollouts(), spawner.rewards()
+            pools = spawner.rollouts(), spawner.rewards(), spawner.scorer()
             for pool in pools:
                 pool.actors.wait_until_ready(config.cluster.start_timeout_s)
         yield pools

@@ -31,6 +31,10 @@ ANSWER_S = 5.0
 class NotCached(ConfigError):
     """A hub name whose model is not, or not wholly, in the cache: to be downloaded."""
 
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
 
 class Offline(NotCached):
     """Nor may it be downloaded."""
@@ -58,10 +62,11 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
         if is_offline_mode():
             raise Offline(
                 f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and HF_HUB_OFFLINE=1; give a folder, or download "
-                f"it without HF_HUB_OFFLINE: hf download {_parts(given)[0]}"
+                f"it without HF_HUB_OFFLINE: hf download {_parts(given)[0]}",
+                given,
             )
         if not download:
-            raise NotCached(f"{field}: {given} is not in the cache; frpo run downloads it")
+            raise NotCached(f"{field}: {given} is not in the cache; frpo run downloads it", given)
         return _download(given, field)
     except HFValidationError as error:
         raise ConfigError(
@@ -174,6 +179,11 @@ def rewards_resolved(rewards: Sequence[R], *, download: bool) -> tuple[R, ...]:
     return _rewards_with(rewards, paths)
 
 
+def with_model(config: Config, folder: Path | str) -> Config:
+    """The same with another model."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+
+
 def _named(config: Config) -> list[tuple[str, str]]:
     return [("model.path", config.model.path), *_models(config.rewards)]
 
@@ -183,8 +193,7 @@ def _models(rewards: Sequence[object]) -> list[tuple[str, str]]:
 
 
 def _with(config: Config, paths: Sequence[str]) -> Config:
-    model = config.model.model_copy(update={"path": paths[0]})
-    return config.model_copy(update={"model": model, "rewards": _rewards_with(config.rewards, paths[1:])})
+    return with_model(config, paths[0]).model_copy(update={"rewards": _rewards_with(config.rewards, paths[1:])})
 
 
 def _rewards_with(rewards: Sequence[R], paths: Sequence[str]) -> tuple[R, ...]:

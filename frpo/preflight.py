@@ -53,6 +53,17 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     return rows
 
 
+def ready(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:
+    """The configuration, checked, with folders in place of hub names. All that can be found wrong without the models is found before
+    one is downloaded. Raises ConfigError."""
+    found, uncached = hub.cached(config)
+    check(found, progress)
+    if uncached:
+        found = hub.resolved(config, download=True)
+        check(found)
+    return found
+
+
 def check_rewards(rewards: Sequence[RewardConfig]) -> None:
     """That functions are there and may run, and model folders are whole."""
     for i, reward in enumerate(rewards):

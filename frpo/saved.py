@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from frpo import hub
 from frpo.config import ConfigError
 
 ADAPTER = "adapter_config.json"
@@ -26,40 +27,31 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def parent(folder: Path) -> Path:
+def parent(folder: Path, *, download: bool = True) -> Path:
     """The folder that an adapter stands on, which may hold an adapter again.
 
-    A relative path is taken from the working directory, as peft does, else from the adapter's own folder.
-    Raises ConfigError when there is none.
+    A relative path is taken from the working directory, as peft does, else from the adapter's own folder; a hub name as everywhere.
+    Raises ConfigError when there is none, hub.NotCached when it would have to be downloaded and is not to be.
     """
     file = folder / ADAPTER
-    name = read_json(file).get("base_model_name_or_path")
+    found = read_json(file)
+    name, revision = found.get("base_model_name_or_path"), found.get("revision")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was trained on")
     for place in (Path(name).expanduser(), folder / name):
         if place.is_dir():
             return place
-    try:
-        return _from_hub(name)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: base_model_name_or_path: {error}") from None
+    given = hub.name_of(name) or (f"{name}@{revision}" if revision else name)
+    if not hub.is_name(given):
+        raise ConfigError(f"{file}: base_model_name_or_path: no such folder {name}; write there where the adapter's base is now")
+    return hub.local_folder(given, f"{file}: base_model_name_or_path", download=download)
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a hub name. Raises ConfigError when it cannot be had."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:
-        raise ConfigError(f"no such folder {name}, nor can it be had from the hub ({type(error).__name__}); give a folder") from None
-
-
-def base(folder: Path) -> Path:
-    """The folder of the model under all adapters; `folder` itself where it is none. Raises ConfigError."""
+def base(folder: Path, *, download: bool = True) -> Path:
+    """The folder of the model under all adapters; `folder` itself where it is none. Raises as `parent` does."""
     seen = [folder.resolve()]
     while is_adapter(folder):
-        folder = parent(folder)
+        folder = parent(folder, download=download)
         if folder.resolve() in seen:
             raise ConfigError(
                 f"{folder / ADAPTER}: base_model_name_or_path: the adapter stands on itself; name the model that it was trained on"

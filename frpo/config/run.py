@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
@@ -44,8 +44,17 @@ class CertifyConfig(Section):
     """Fresh completions drawn from each held-out prompt of a trained task, once the policy is finished."""
     radii: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
     """Radii certified at once, nats per completion."""
-    floor: float = 0.0
+    floor: FiniteFloat = 0.0
     """Least value that the total reward can take; failed rewards count as this."""
+
+    @field_validator("radii")
+    @classmethod
+    def _in_order(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
+        if not radii or not all(map(math.isfinite, radii)):
+            raise ValueError("give at least one radius, each a number")
+        if len(set(radii)) < len(radii):
+            raise ValueError("a radius stands twice; give each once")
+        return tuple(sorted(radii))
 
 
 class AttackConfig(Section):
