@@ -20,8 +20,6 @@ from frpo.config import ConfigError
 MERGE_TOLERANCE = 1e-3
 """Largest difference of a log-prob between an adapter applied by peft and its merged weights, float32, nats: rounding stays near 1e-5."""
 
-REMEDY = "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear layers)"
-
 
 def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
     """The causal language model of a saved policy, on the CPU, in evaluation mode.
@@ -29,15 +27,15 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     Adapters are merged onto their base in float32, whatever either was saved in; only then all is rounded to `dtype`.
     Raises ConfigError naming the folder and what cannot be applied, and the keys of an adapter that the model has no place for.
     """
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    as_type: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if not saved.is_adapter(folder):
-        return _full(folder, dtype, attention)
+        return _full(folder, as_type, attention)
+    saved.base(folder)  # raises where the chain of adapters ends nowhere
     policy = _merged(folder)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.data = parameter.data.to(dtype)  # not the buffers: transformers keeps rotary frequencies in float32
-    policy.config.dtype = dtype
+            parameter.data = parameter.data.to(as_type)  # not the buffers: transformers keeps rotary frequencies in float32
+    policy.config.dtype = as_type
     policy.set_attn_implementation(attention)
     return policy
 
@@ -69,6 +67,7 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
 
 def _merged(folder: Path) -> Any:
     """The adapter of `folder` in the weights of its base, float32."""
+    saved.check_adapter(folder)
     under = saved.parent(folder)
     base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "sdpa")
     names, tied = {n for n, _ in base.named_parameters()}, base.config.tie_word_embeddings
@@ -77,19 +76,19 @@ def _merged(folder: Path) -> Any:
     before = _logprobs(adapted, tokens)
     try:
         policy = adapted.merge_and_unload()
-    except (AttributeError, NotImplementedError, ValueError) as error:  # prompt tuning has no such method; aLoRA and others raise
-        raise ConfigError(f"{folder}: {_kind(folder)} cannot be merged into weights ({error}); {REMEDY}") from None
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ConfigError(f"{folder}: {_kind(folder)} cannot be merged into weights ({error}); {saved.REMEDY}") from None
     if tied and not policy.config.tie_word_embeddings:
         raise ConfigError(
             f"{folder}: the adapter gives the output head weights of its own, and the base ties them to the embedding; merge it by peft "
             "and save the whole model with tie_word_embeddings=False"
         )
     if changed := names.symmetric_difference(n for n, _ in policy.named_parameters()):
-        raise ConfigError(f"{folder}: {_kind(folder)} changes which weights the model has ({_some(changed)}); {REMEDY}")
+        raise ConfigError(f"{folder}: {_kind(folder)} changes which weights the model has ({_some(changed)}); {saved.REMEDY}")
     gap = float((_logprobs(policy, tokens) - before).abs().max())
     if not gap <= MERGE_TOLERANCE:
         raise ConfigError(
-            f"{folder}: merged into the weights, {_kind(folder)} gives other log-probs than peft's own, by {gap:.3g} nats; {REMEDY}"
+            f"{folder}: merged into the weights, {_kind(folder)} gives other log-probs than peft's own, by {gap:.3g} nats; {saved.REMEDY}"
         )
     return policy
 
@@ -101,8 +100,6 @@ def _adapted(base: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(f"{folder}: has no adapter_model.safetensors; save the adapter with safe_serialization=True")
     renamed = getattr(base, "_checkpoint_conversion_mapping", {})  # as from_pretrained does
     try:
         with warnings.catch_warnings():  # of the missing keys, which are refused below
@@ -113,7 +110,9 @@ def _adapted(base: Any, folder: Path) -> Any:
         raise ConfigError(f"{folder}: the adapter's file lacks {error}, which its configuration names; save the adapter again") from None
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{folder}: peft cannot apply {_kind(folder)} to {saved.parent(folder)} ({reason[:400]}); {REMEDY}") from None
+        raise ConfigError(
+            f"{folder}: peft cannot apply {_kind(folder)} to {saved.parent(folder)} ({reason[:400]}); {saved.REMEDY}"
+        ) from None
     for keys, what in ((found.unexpected_keys, "holds weights that the model has no place for"), (found.missing_keys, "lacks weights")):
         if keys:
             raise ConfigError(

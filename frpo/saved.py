@@ -10,6 +10,14 @@ from frpo import hub
 from frpo.config import ConfigError
 
 ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+NO_WEIGHTS = (
+    "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT CARTRIDGE ADAPTION_PROMPT XLORA POLY SHADOW LILY PEANUT".split()
+)
+"""Kinds of PEFT adapter that are no change of the base's weights; `frpo.policies` finds others when it merges them."""
+NO_WEIGHTS_FIELDS = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+"""Settings of a LoRA adapter with which it is none."""
+REMEDY = "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear layers)"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -25,6 +33,19 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: holds no JSON object; download or save it again")
     return found
+
+
+def check_adapter(folder: Path) -> None:
+    """That an adapter has its weights, and is of a kind that can be written into those of its base. Raises ConfigError."""
+    config = read_json(folder / ADAPTER)
+    kind = config.get("peft_type")
+    if kind in NO_WEIGHTS:
+        raise ConfigError(f"{folder / ADAPTER}: peft_type: {kind} cannot be merged into a model's weights; {REMEDY}")
+    for field in NO_WEIGHTS_FIELDS:
+        if config.get(field):
+            raise ConfigError(f"{folder / ADAPTER}: {field}: {config[field]} cannot be merged into a model's weights; {REMEDY}")
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
 
 
 def parent(folder: Path, *, download: bool = True) -> Path:
