@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import _dist
+from frpo import policies, saved
 from frpo.config import ModelConfig, TrainConfig
 from frpo.logprobs import Scorer, TokenLogprobs, completion_logprobs
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
@@ -33,23 +34,6 @@ class StepResult:
     grad_norm: float
     """L2 over all parameters and ranks, before clipping; nan where a gradient is not finite"""
     learning_rate: float
-
-
-def load_policy(folder: Path, model: ModelConfig) -> Any:
-    """The causal language model of a saved policy; a PEFT adapter is merged onto its base."""
-    from transformers import AutoModelForCausalLM
-
-    adapter = (folder / "adapter_config.json").exists()
-    if adapter:
-        from peft import PeftConfig, PeftModel
-
-        path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    else:
-        path = str(folder)
-    base = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention, use_safetensors=True
-    )
-    return PeftModel.from_pretrained(base, folder).merge_and_unload() if adapter else base
 
 
 def learning_rate_factor(config: TrainConfig, num_updates: int) -> Callable[[int], float]:
@@ -124,9 +108,9 @@ class Engine:
 
         self.folder, self.train, self.lora = folder, train, model.lora is not None
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.device()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
         torch.manual_seed(seed % 2**63)
-        policy = load_policy(folder, model)
+        policy = policies.load(folder, dtype=model.dtype, attention=model.attention)
         if model.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if model.lora:
@@ -242,7 +226,7 @@ class Engine:
     def export(self, folder: Path, *, merged: bool) -> None:
         """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder, unless
         it is to be merged; all else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
-        if self.lora and not merged and not (self.folder / "adapter_config.json").exists():
+        if self.lora and not merged and not saved.is_adapter(self.folder):
             self._export_adapter(folder)
         else:
             # vLLM and transformers restore a tied lm_head from the embedding

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors import _weights
+from frpo import policies, saved
 from frpo.config import Config, ModelConfig, RolloutConfig
 from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
 
@@ -50,7 +51,8 @@ class WeightLoader:
             head.quant_method.process_weights_after_loading(head)
 
     def frpo_load_policy(self, folder: str) -> None:
-        self.frpo_load(_weights.policy_tensors(Path(folder)))
+        dtype = self.model_runner.model_config.dtype  # type: ignore[attr-defined]
+        self.frpo_load(policies.tensors(Path(folder), dtype))
 
     def frpo_join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         groups = self.__dict__.setdefault("frpo_groups", {})
@@ -91,9 +93,11 @@ class Sampler:
             else {"enforce_eager": True, "block_size": 32}
         )
         self.max_model_len = max_model_len
-        self.tokenizer = AutoTokenizer.from_pretrained(model_path)
+        tokenizer = str(saved.tokenizer(Path(model_path)))
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.llm = LLM(
-            model=model_path,
+            model=str(saved.base(Path(model_path))),  # an adapter comes with the first load_policy
+            tokenizer=tokenizer,
             served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
             dtype=model.dtype,
             max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
@@ -143,16 +147,17 @@ class Sampler:
         while waiting:
             done: list[Any] = [o for o in engine.step() if o.finished]
             if done:
-                yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, policy_version) for o in done)
+                yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, sampling, policy_version) for o in done)
 
-    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], policy_version: int) -> Group:
+    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], sampling: Sampling, policy_version: int) -> Group:
         ids = [list(o.token_ids) for o in outputs]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # vLLM's own text ends where a stop string begins, at once or in the middle of a token
+        texts = [o.text for o in outputs] if sampling.stop else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         completions = tuple(
             Completion(
                 token_ids=np.array(tokens, dtype=np.int32),
                 logprobs=np.array([row[t].logprob for t, row in zip(tokens, o.logprobs, strict=True)], dtype=np.float32),
-                text=o.text if o.text else text,  # vLLM's own text leaves a stop string out
+                text=text,
                 finish_reason="length" if o.finish_reason == "length" else "stop",
             )
             for tokens, o, text in zip(ids, outputs, texts, strict=True)

@@ -24,9 +24,8 @@ class FrozenPolicies:
         self.loaded: dict[str, Any] = {}
 
     def _scorer(self, policy: str) -> Any:
-
         from actors._dist import device
-        from actors._engine import load_policy
+        from frpo import policies
         from frpo.logprobs import Scorer
 
         if policy in self.loaded:
@@ -34,7 +33,8 @@ class FrozenPolicies:
         else:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
-            self.loaded[policy] = Scorer(load_policy(Path(policy), self.model)).to(device()).eval()
+            model = policies.load(Path(policy), dtype=self.model.dtype, attention=self.model.attention)
+            self.loaded[policy] = Scorer(model).to(device()).eval()
         return self.loaded[policy]
 
     def logprobs(self, policy: str, groups: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:
@@ -54,5 +54,5 @@ def warm_up() -> None:
     """Do the long imports while other actors start."""
     import transformers  # noqa: F401
 
-    import actors._engine  # noqa: F401
-    import frpo.logprobs  # noqa: F401
+    import frpo.logprobs
+    import frpo.policies  # noqa: F401

@@ -6,11 +6,9 @@ standalone (gloo on the CPU, NCCL on GPUs): it never touches the default group, 
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -119,33 +117,3 @@ def receive(meta: WeightsMeta, group: Any, device: torch.device) -> Iterator[tup
         group.broadcast(flat, 0).wait()
         for (name, _, shape), part in zip(bucket, flat.split(sizes), strict=True):
             yield name, part.view(shape)
-
-
-# ---- saved policies
-
-
-def policy_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a saved policy: a Hugging Face folder, or a PEFT adapter folder merged onto its base."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.exists():
-        yield from _safetensors(folder)
-        return
-    config = json.loads(adapter.read_text())
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-    lora = dict(_safetensors(folder))
-    for name, weight in policy_tensors(Path(config["base_model_name_or_path"])):
-        key = f"base_model.model.{name.removesuffix('.weight')}"
-        a, b = lora.get(f"{key}.lora_A.weight"), lora.get(f"{key}.lora_B.weight")
-        yield name, weight if a is None or b is None else torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype), alpha=scale)
-
-
-def _safetensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no .safetensors file")
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, opened.get_tensor(name)

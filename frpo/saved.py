@@ -11,9 +11,20 @@ from frpo.config import ConfigError
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-NO_WEIGHTS = (
-    "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT CARTRIDGE ADAPTION_PROMPT XLORA POLY SHADOW LILY PEANUT".split()
-)
+NO_WEIGHTS = [
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+    "XLORA",
+    "POLY",
+    "SHADOW",
+    "LILY",
+    "PEANUT",
+]
 """Kinds of PEFT adapter that are no change of the base's weights; `frpo.policies` finds others when it merges them."""
 NO_WEIGHTS_FIELDS = ("alora_invocation_tokens", "arrow_config", "layer_replication")
 """Settings of a LoRA adapter with which it is none."""

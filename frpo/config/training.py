@@ -32,8 +32,8 @@ class RolloutConfig(Workers):
     """Sampling temperature; the learner and the reference use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus; below 1 the ratio of the policy gradient is biased (its mean is the kept mass)."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a completion."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Strings that end a completion; rewards see the text before them."""
     tensor_parallel: Positive = 1
     """GPUs of one vLLM engine."""
     max_num_seqs: Positive = 64

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from frpo import testbed
+from frpo import saved, testbed
 from frpo.config import Config, ConfigError, DatasetConfig
 from frpo.metrics import RunLog
 from frpo.prompts import Examples, load_examples, load_prompts
@@ -37,7 +38,7 @@ class Inputs:
 
     def __init__(self, config: Config, log: RunLog) -> None:
         self.config, self.log = config, log
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(Path(config.model.path)))
         self.train = self.prompts("data.train", config.data.train)
         for field, mix in (("data.mix", config.data.mix), ("attack.mix", config.attack.mix if config.attack else {})):
             if unknown := sorted(set(mix) - (known := {p.task for p in self.train})):

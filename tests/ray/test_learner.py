@@ -217,7 +217,7 @@ def test_export_loads_in_transformers_with_equal_logprobs(learner: LearnerPool, 
 def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    from actors._weights import policy_tensors
+    from frpo import policies
 
     model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
     start(learner, tiny_model, settings(), model)
@@ -227,7 +227,7 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     found = weights(learner)
     merged = PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
     assert_equal(found, dict(merged.named_parameters()), 1e-6)
-    assert_equal(dict(policy_tensors(tmp_path / "policy")), dict(merged.named_parameters()), 1e-6)
+    assert_equal(dict(policies.tensors(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6)
     base = dict(helpers.load_hf(tiny_model)[0].named_parameters())
     moved = [n for n in base if not torch.equal(base[n], found[n])]
     assert len(moved) == 14  # 7 projections of 2 layers; embeddings and norms stay
