@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Call(Generic[T]):
         return bool(ray.wait([self._ref], timeout=0)[0])
 
     def result(self) -> T:
-        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed."""
+        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed; ConfigError where the method did."""
         deadline = time.monotonic() + self.timeout_s
         for _ in range(self.restarts + 1):
             try:
@@ -68,9 +69,11 @@ class Call(Generic[T]):
         raise WorkerFailed(f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts.")
 
 
-def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed:
-    """The method raised: say what, without the remote traceback."""
+def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed | ConfigError:
+    """The method raised: say what, without the remote traceback. A mistake of the user's stays one."""
     cause = error.cause if isinstance(error.cause, BaseException) else error
+    if isinstance(cause, ConfigError):
+        return ConfigError(str(cause))
     return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
 
 

@@ -6,6 +6,7 @@ process; `close` frees one.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import math
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from actors import _dist
 from frpo import policies, saved
-from frpo.config import ModelConfig, TrainConfig
+from frpo.config import ConfigError, ModelConfig, TrainConfig
 from frpo.logprobs import Scorer, TokenLogprobs, completion_logprobs
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
 from frpo.types import Floats, Sequences
@@ -99,10 +100,24 @@ def norm_of(found: float | Tensor | None) -> float:
     return norm if 0 <= norm < math.inf else math.nan
 
 
+def without_dropout(policy: torch.nn.Module) -> None:
+    """Make every forward pass that of evaluation, so that training draws no noise: adapters' dropout, the model's own, and skipped layers.
+
+    Modules hold a rate as `p` of a Dropout, or under a name with "drop" in it; some read it from the configuration at each pass.
+    """
+    for module in policy.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
+
+
 class Engine:
     """`num_updates` optimiser updates of the policy saved in `folder`, on this rank."""
 
-    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, num_updates: int, seed: int) -> None:
+    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, num_updates: int, seed: int, *, dropout: bool) -> None:
         import deepspeed
         from transformers import AutoTokenizer
 
@@ -115,11 +130,16 @@ class Engine:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if model.lora:
             policy = self._with_adapters(policy, model)
+        scorer = Scorer(policy)
+        if not dropout:
+            exported = copy.deepcopy(scorer.causal().config)
+            without_dropout(scorer)
+            scorer.causal().config = exported  # the rates of whoever trains it next
         trained = [p for p in policy.parameters() if p.requires_grad]
         optimizer = adamw(trained, train, self.device)
         factor = learning_rate_factor(train, num_updates)
         self.ds, *_ = deepspeed.initialize(
-            model=Scorer(policy),
+            model=scorer,
             optimizer=optimizer,
             lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
             config=deepspeed_config(model, train, self.world_size),
@@ -128,7 +148,9 @@ class Engine:
             self._leave_frozen_ties_out()
 
     def _with_adapters(self, policy: Any, model: ModelConfig) -> Any:
+        """Raises ConfigError for a target that is no layer of the model, or that its weights could not be published with."""
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
 
         assert model.lora is not None
         targets = model.lora.targets if isinstance(model.lora.targets, str) else list(model.lora.targets)
@@ -137,7 +159,17 @@ class Engine:
         )
         if model.gradient_checkpointing:
             policy.enable_input_require_grads()
-        return get_peft_model(policy, config)
+        try:
+            adapted = get_peft_model(policy, config)
+        except ValueError as error:  # no target fits, or one is no linear layer
+            raise ConfigError(f"model.lora.targets: {error}") from None
+        for target in targets if isinstance(targets, list) else ():
+            if not any(f".{name}".endswith(f".{target}") for name in adapted.base_model.targeted_module_names):
+                raise ConfigError(f"model.lora.targets: {target} is no layer of {self.folder}; leave it out")
+        words = (policy.get_input_embeddings(), policy.get_output_embeddings())
+        if policy.config.tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in words):
+            raise ConfigError("model.lora.targets: embedding and output head are one weight here (tie_word_embeddings); leave them out")
+        return adapted
 
     def _leave_frozen_ties_out(self) -> None:
         """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop it."""
@@ -212,11 +244,10 @@ class Engine:
         done: set[int] = set()
         for name, module in self.ds.module.named_modules():
             if isinstance(module, LoraLayer):
-                (adapter,) = module.lora_A.keys()
-                layer: Any = module
-                a, b, w = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.get_base_layer().weight
+                a, b, w, transposed = _low_rank(module)
                 with deepspeed.zero.GatheredParameters([a, b, w], enabled=sharded):
-                    yield _plain_name(name) + ".weight", torch.addmm(w, b, a, alpha=layer.scaling[adapter])
+                    update = (a.T, b.T) if transposed else (b, a)
+                    yield _plain_name(name) + ".weight", torch.addmm(w, *update, alpha=module.scaling["default"])
                 done |= {id(a), id(b), id(w)}
         for name, parameter in self.ds.module.named_parameters():
             if id(parameter) not in done:
@@ -245,7 +276,7 @@ class Engine:
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         with deepspeed.zero.GatheredParameters(trained, enabled=self.train.zero_stage == 3):
             if self.rank == 0:
-                state = {n: t.detach().cpu().clone() for n, t in get_peft_model_state_dict(wrapped).items()}
+                state = {n: t.detach().cpu().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
                 wrapped.peft_config["default"].base_model_name_or_path = str(self.folder)
                 wrapped.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
 
@@ -293,6 +324,14 @@ class Engine:
         # glibc keeps what was freed: 2.8 GiB after two updates of SmolLM2-135M, while other roles work
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
+
+
+def _low_rank(layer: Any) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Of a layer of peft: A [r, in], B [out, r], the weight that stands under them, and whether that is [in, out] (embeddings, Conv1D)."""
+    weight = layer.get_base_layer().weight
+    if layer.lora_A:
+        return layer.lora_A["default"].weight, layer.lora_B["default"].weight, weight, layer.fan_in_fan_out
+    return layer.lora_embedding_A["default"], layer.lora_embedding_B["default"], weight, True
 
 
 def _plain_name(name: str) -> str:

@@ -32,7 +32,7 @@ class FinetuneWorker(TrainWorker):
 
         self.stop()
         self.finetune = finetune
-        self.engine = Engine(Path(policy), model, finetune, finetune.num_steps, seed)
+        self.engine = Engine(Path(policy), model, finetune, finetune.num_steps, seed, dropout=True)
 
     def update(self, sequences: Sequences) -> FinetuneStats:
         """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the batch."""

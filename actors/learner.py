@@ -46,7 +46,7 @@ class LearnerWorker(TrainWorker):
 
         self.stop()
         self.learner, self.objective, self.rollout = learner, objective, rollout
-        self.engine = Engine(Path(policy), model, learner, learner.num_steps * learner.updates_per_batch, seed)
+        self.engine = Engine(Path(policy), model, learner, learner.num_steps * learner.updates_per_batch, seed, dropout=False)
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         """All ranks: one step. The batch is cut, in its order, into `updates_per_batch` parts of one optimiser update

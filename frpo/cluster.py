@@ -27,8 +27,8 @@ from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog
+from frpo.model_checks import weight_bytes
 from frpo.planning import Actor, Plan, plan
-from frpo.preflight import weight_bytes
 from frpo.roles import Publisher, WorkerFailed
 
 remote: Any = ray.remote

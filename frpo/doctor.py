@@ -17,8 +17,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import hub, preflight
+from frpo import hub, preflight, saved
 from frpo.config import Config, ConfigError
+from frpo.model_checks import check_policy, weight_bytes
 
 IMPORT_LIMIT_S, CLUSTER_LIMIT_S = 180, 60
 LEAST_DISK_GIB, LEAST_TMP_GIB, LEAST_SHM_GIB, LEAST_MEMORY_GIB = 5.0, 3.0, 1.0, 6.0
@@ -92,7 +93,7 @@ def space(config: Config | None) -> Iterator[Finding]:
     yield _room("disk", parent, need, "choose another --run-dir, or make room")
     yield _room("temporary folder", Path("/tmp"), LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there")
     if (shared := Path("/dev/shm")).is_dir():
-        need = max(LEAST_SHM_GIB, 0.5 + preflight.weight_bytes(config.model) / 2**30 if config else 0.0)
+        need = max(LEAST_SHM_GIB, 0.5 + weight_bytes(config.model) / 2**30 if config else 0.0)
         yield _room("shared memory", shared, need, "give the container more (docker run --shm-size): Ray's object store lies there")
     import psutil
 
@@ -152,14 +153,13 @@ def model(config: Config) -> Finding:
     if path.startswith("testbed:"):
         return Finding("model", f"{path}: made by the run itself")
     try:
-        preflight.check_model("model.path", path)
-        preflight.check_head_dim(config)
-        preflight.check_context(config)
+        check_policy(config)
+        base, words = saved.base(Path(path)), saved.tokenizer(Path(path))
     except ConfigError as error:
         return Finding("model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path")
     code = (
         "from transformers import AutoConfig, AutoTokenizer; from vllm import ModelRegistry\n"
-        f"c = AutoConfig.from_pretrained({path!r}); AutoTokenizer.from_pretrained({path!r})\n"
+        f"c = AutoConfig.from_pretrained({str(base)!r}); AutoTokenizer.from_pretrained({str(words)!r})\n"
         "a = c.architectures[0]; assert a in ModelRegistry.get_supported_archs(), f'vLLM does not serve {a}'; print(a)"
     )
     asked = _ask(code, IMPORT_LIMIT_S)

@@ -1,11 +1,12 @@
 """The one place where a log-prob of a completion is computed.
 
-Imports torch and numpy alone; the model is any causal language model of transformers, plain or wrapped by peft.
+Imports torch and numpy, no model library; the model is any causal language model of transformers, plain or wrapped by peft.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from frpo.config import ConfigError
 from frpo.packing import MicroBatch, micro_batches, pack_lengths, packs_of, pad
 from frpo.types import Floats, Sequences
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits computed at once (positions x vocabulary): 64 MiB in float32."""
+CHECKED = 4
+"""Tokens whose logits are compared with the model's own when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,53 @@ class Scorer(nn.Module):
     """A causal language model whose forward pass gives completion log-probs instead of logits.
 
     Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the memory. The head
-    is called as a module: ZeRO-3 gathers its weights by a hook.
+    is called as a module: ZeRO-3 gathers its weights by a hook. The weights must be whole when it is made, for its check.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        config: Any = self.causal().config
-        for name in ("final_logit_softcapping", "logit_scale"):
-            if getattr(config, name, None) not in (None, 1, 1.0):
-                raise ValueError(f"model {config.model_type}: it reshapes its logits by {name}, which is not supported")
+        self.check()
 
     def causal(self) -> Any:
         """The transformers model inside a peft wrapper."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def body(self) -> Any:
+        """The transformers model without its head; the whole of it where it has no such part."""
+        return self.causal().base_model
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """That the head's output on the body's states are the model's own logits: a model may scale, cap or shift them under any name.
+
+        The two may be one rounding to the dtype apart, and the order of a sum of hidden_size float32 products.
+        Raises ConfigError naming the model's type and the largest difference.
+        """
+        causal, body = self.causal(), self.body()
+        kind, head = causal.config.model_type, causal.get_output_embeddings()
+        if body is causal or head is None:
+            raise ConfigError(f"model.path: a model of type {kind} has no body and head that can be called apart; choose another model")
+        tokens = torch.arange(CHECKED, device=next(causal.parameters()).device)[None] * (causal.config.vocab_size // CHECKED)
+        training, attention = self.model.training, causal.config._attn_implementation
+        self.model.eval()
+        if tokens.device.type == "cpu" and "flash" in attention:
+            causal.set_attn_implementation("eager")
+        own = causal(input_ids=tokens, use_cache=False).logits
+        states = body(input_ids=tokens, use_cache=False).last_hidden_state
+        ours = head(states)
+        if causal.config._attn_implementation != attention:
+            causal.set_attn_implementation(attention)
+        self.model.train(training)
+        largest = float(own.abs().max())
+        gap = float((ours - own).abs().max()) if ours.shape == own.shape else math.inf
+        rounding = torch.finfo(states.dtype).eps + math.sqrt(states.shape[-1]) * torch.finfo(torch.float32).eps
+        if not gap <= 4 * rounding * largest:
+            raise ConfigError(
+                f"model.path: a model of type {kind} makes its logits otherwise than by its head alone: they differ by {gap:.3g}, where the "
+                f"largest is {largest:.3g}; choose a model that does not scale or cap its logits"
+            )
 
     def reach(self) -> int:
         """How much masked attention a prompt token is worth (see `packing.packs_of`), 0 for a model whose completions cannot share a prompt.
@@ -60,7 +96,7 @@ class Scorer(nn.Module):
         A mask of one's own needs transformers' attention interface, given positions, and layers that all attend to everything before them.
         """
         causal = self.causal()
-        config, body = causal.config, getattr(causal, causal.base_model_prefix)
+        config, body = causal.config, self.body()
         able = (
             config._attn_implementation in ("sdpa", "eager")
             and getattr(causal, "_supports_attention_backend", False)
@@ -72,8 +108,7 @@ class Scorer(nn.Module):
         return 3 * int(config.hidden_size) if able else 0
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
-        causal = self.causal()
-        body = getattr(causal, causal.base_model_prefix)
+        causal, body = self.causal(), self.body()
         layout: dict[str, Tensor | None] = {}
         visible = batch.visible()
         if visible is not None:  # else padding stands on the right, where causal attention never looks: no mask is needed

@@ -30,7 +30,7 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     as_type: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if not saved.is_adapter(folder):
         return _full(folder, as_type, attention)
-    saved.base(folder)  # raises where the chain of adapters ends nowhere
+    saved.base(folder)  # raises where an adapter cannot be merged, or the chain of them ends nowhere
     policy = _merged(folder)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -67,7 +67,6 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
 
 def _merged(folder: Path) -> Any:
     """The adapter of `folder` in the weights of its base, float32."""
-    saved.check_adapter(folder)
     under = saved.parent(folder)
     base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "sdpa")
     names, tied = {n for n, _ in base.named_parameters()}, base.config.tie_word_embeddings

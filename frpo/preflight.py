@@ -6,7 +6,6 @@ Imports no ML library. `check` raises at the first mistake; `lacks` lists what t
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import socket
@@ -14,9 +13,6 @@ import subprocess
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from frpo import hub, prompts
 from frpo.config import (
@@ -25,21 +21,19 @@ from frpo.config import (
     DatasetConfig,
     DownstreamRl,
     FunctionReward,
-    ModelConfig,
     ModelReward,
     RewardConfig,
     ServeReward,
     UrlReward,
 )
+from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
     """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
-    check_model("model.path", config.model.path)
-    check_head_dim(config)
-    check_context(config)
+    check_policy(config)
     check_attention(config)
     check_rewards(config.rewards)
     check_cluster(config)
@@ -75,7 +69,7 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
                 except ConfigError as error:
                     raise ConfigError(f"rewards.{i}.{error}") from None
         elif isinstance(reward, ModelReward):
-            check_model(f"rewards.{i}.path", reward.path)
+            check_reward_model(f"rewards.{i}.path", reward.path)
         elif isinstance(reward, UrlReward):
             check_urls(f"rewards.{i}.urls", reward)
 
@@ -95,38 +89,6 @@ def check_cluster(config: Config) -> None:
                 f"rewards.{i}.kind: serve needs the Ray cluster of the service; give cluster.address, or submit the run there as a job, "
                 "or use kind: url"
             )
-
-
-def check_model(field: str, path: str) -> None:
-    if path.startswith("testbed:"):
-        return
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"{field}: {path} has no config.json; give a Hugging Face model folder")
-        if not list(folder.glob("*.safetensors")):
-            raise ConfigError(f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True")
-        check_weights(field, folder)
-    elif not hub.is_name(path):  # one that is a name still is not in the cache
-        raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
-
-
-def check_weights(field: str, folder: Path) -> None:
-    """That no shard is missing or shorter than its header says. Reads the headers alone."""
-    index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    for name in sorted(named | {f.name for f in folder.glob("*.safetensors")}):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{field}: {folder} lacks {name}, which its index names; download or save the model again")
-        try:
-            with safe_open(folder / name, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ConfigError(f"{field}: {folder / name} is torn ({error}); download or save the model again") from None
-
-
-CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""vLLM's attention kernels on the CPU; another size loads and then fails at the first token."""
 
 
 def check_urls(field: str, reward: UrlReward) -> None:
@@ -153,42 +115,6 @@ def check_attention(config: Config) -> None:
         raise ConfigError(
             "model.attention: flash_attention_2 needs the package flash_attn, which is not installed; use sdpa, or install it"
         )
-
-
-def _architecture(config: Config) -> dict[str, Any]:
-    """config.json of the model; empty where it is not on this machine (a hub name, a model that the run makes)."""
-    file = Path(config.model.path) / "config.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
-
-
-def check_head_dim(config: Config) -> None:
-    if config.rollout.num_gpus > 0:
-        return
-    model = _architecture(config)
-    heads = model.get("num_attention_heads")
-    size = model.get("head_dim") or (model["hidden_size"] // heads if heads and "hidden_size" in model else None)
-    if size is not None and size not in CPU_HEAD_DIMS:
-        raise ConfigError(
-            f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves {', '.join(map(str, CPU_HEAD_DIMS))}: "
-            "choose another model, or a GPU (rollout.num_gpus)"
-        )
-
-
-def check_context(config: Config) -> None:
-    """That the longest prompt and completion fit the model's positions, with the one token that a log-prob request draws.
-
-    Models that stretch their positions (YaRN and the like) are left to vLLM, which knows by how much.
-    """
-    model = _architecture(config)
-    positions, rope = model.get("max_position_embeddings"), model.get("rope_parameters") or model.get("rope_scaling") or {}
-    if positions is None or rope.get("rope_type", rope.get("type", "default")) != "default" or config.num_tokens_limit < positions:
-        return
-    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    field, asked = "data.max_prompt_tokens + rollout.max_new_tokens", f"{prompt} + {completion}"
-    if config.num_tokens_limit > prompt + completion:
-        field, asked = "harness.max_tokens", str(config.num_tokens_limit)
-    raise ConfigError(f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; lower it")
 
 
 def check_tasks(config: Config) -> None:
@@ -238,17 +164,6 @@ def num_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
-
-
-def weight_bytes(model: ModelConfig) -> int:
-    """Size of a model folder's weights in the dtype that they are loaded in; 0 for a hub name."""
-    folder = Path(model.path)
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    if not size:
-        return 0
-    saved = json.loads((folder / "config.json").read_text())
-    halves = "16" in str(saved.get("dtype") or saved.get("torch_dtype"))
-    return size * 2 if halves and model.dtype == "float32" else size
 
 
 def disk_bytes(config: Config) -> int:

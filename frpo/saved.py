@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from frpo import hub
 from frpo.config import ConfigError
 
@@ -57,6 +59,7 @@ def check_adapter(folder: Path) -> None:
             raise ConfigError(f"{folder / ADAPTER}: {field}: {config[field]} cannot be merged into a model's weights; {REMEDY}")
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
+    shapes(folder / WEIGHTS)
 
 
 def parent(folder: Path, *, download: bool = True) -> Path:
@@ -80,9 +83,11 @@ def parent(folder: Path, *, download: bool = True) -> Path:
 
 
 def base(folder: Path, *, download: bool = True) -> Path:
-    """The folder of the model under all adapters; `folder` itself where it is none. Raises as `parent` does."""
+    """The folder of the model under all adapters; `folder` itself where it is none. Raises as `check_adapter` and
+    `parent` do."""
     seen = [folder.resolve()]
     while is_adapter(folder):
+        check_adapter(folder)
         folder = parent(folder, download=download)
         if folder.resolve() in seen:
             raise ConfigError(
@@ -107,3 +112,12 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Of every weight in a .safetensors file, from its header. Raises ConfigError when the file is shorter than that says."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ConfigError(f"{file} is torn ({error}); download or save the model again") from None

@@ -13,9 +13,10 @@ class LoraConfig(Section):
     alpha: Positive = 16
     """Scale: the update is alpha / rank * B A."""
     dropout: Share = 0.0
-    """Dropout on the adapters' input while training."""
+    """Dropout on the adapters' input in supervised fine-tuning. Reinforcement learning has none, of adapters or of the model's own: the
+    ratio is to engines that have none."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Module names that get an adapter."""
+    """Names of linear layers that get an adapter, in full or their last parts; all-linear leaves the output head out."""
 
 
 class ModelConfig(Section):

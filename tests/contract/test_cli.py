@@ -14,7 +14,8 @@ import yaml
 
 from frpo.cli import main
 from frpo.config import ConfigError, ModelConfig
-from frpo.preflight import check_attention, weight_bytes
+from frpo.model_checks import weight_bytes
+from frpo.preflight import check_attention
 from frpo.recipe import load
 
 ROOT = Path(__file__).parents[2]

@@ -257,7 +257,7 @@ def test_every_key_of_the_adapter_is_used_or_named(base: Path, tmp_path: Path) -
     def load(change: Callable[[dict[str, Tensor]], Any]) -> None:
         policies.load(altered(write(), change), dtype="float32")
 
-    with pytest.raises(ConfigError, match="no place for: base_model.model.odd"):
+    with pytest.raises(ConfigError, match=r"no place for: base_model\.model\.odd"):
         load(lambda s: s.update({"base_model.model.odd": torch.zeros(1)}))
     with pytest.raises(ConfigError, match=r"no place for: base_model.*layers.9.self_attn"):
         load(lambda s: s.update({KEY.replace("layers.1", "layers.9"): s.pop(KEY)}))
