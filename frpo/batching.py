@@ -113,12 +113,15 @@ def penalties(mask: NDArray[np.bool_], divergence: Doubles | None, objective: Ob
 
 
 def make_batch(
-    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None
+    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None, *, top_p: float = 1.0
 ) -> tuple[RolloutBatch, BatchStats]:
-    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step."""
+    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step.
+
+    Of draws from a nucleus (`top_p` below 1) no KL is told: their log-probs are larger than the policy's by the kept mass.
+    """
     scored = sorted(scored, key=lambda s: s.group.index)
     rewards, mask = rewards_and_mask(scored, objective)
-    divergence = log_ratios(scored) if all(s.reference is not None for s in scored) else None
+    divergence = log_ratios(scored) if top_p == 1 and all(s.reference is not None for s in scored) else None
     steering = steering or begin(objective)
     lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(mask), objective, steering)
     own = advantages(rewards, mask, objective, lam)

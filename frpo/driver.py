@@ -64,7 +64,7 @@ def train(
         prompts = partners.prompts.take(step)
         collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
-        batch, stats = make_batch(collected.scored, arm.objective, steering)
+        batch, stats = make_batch(collected.scored, arm.objective, steering, top_p=config.rollout.top_p)
         stop_if_rewards_fail(config, stats, step + 1)
         stop_if_batch_is_broken(batch, stats, step + 1)
         if step == start or step % config.rollout.parity_every == 0:

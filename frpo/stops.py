@@ -57,7 +57,7 @@ def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> 
     """After the update and before anything is published, logged or saved."""
     found = {"the loss": update.loss, "the penalty": update.penalty, "the entropy": update.entropy, "the gradient norm": update.grad_norm}
     stop_if_not_finite(f"step {step}", found, too_fast(update.learning_rate))
-    if not update.mismatch_kl <= config.rollout.max_mismatch_kl:
+    if not update.mismatch_kl <= config.rollout.mismatch_limit:
         raise RunStopped(
             f"step {step}: KL(engine || learner) is {update.mismatch_kl:.3g} nats per token, above "
             f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"

@@ -198,7 +198,7 @@ class StepMetrics:
     non_monotone: float
     """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
     kl: float | None
-    """Mean over completions of log policy - log reference; None without a reference."""
+    """Mean over completions of log policy - log reference; None without a reference, or where a nucleus was drawn from."""
     beta: float
     """Weight of the KL penalty in this step."""
     lam: float | None

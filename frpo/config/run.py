@@ -210,6 +210,7 @@ class Config(Section):
             raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0 and rollout.transport: object_store")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
+        check_nucleus(self)
         for arm in self.arms:
             self._check_loop(f"arms.{arm.name}", arm)
         for task in self.downstream:
@@ -249,3 +250,21 @@ class Config(Section):
     def num_tokens_limit(self) -> int:
         """Longest sequence that any engine sees, tokens."""
         return max(self.data.max_prompt_tokens + self.rollout.max_new_tokens, self.harness.max_tokens if self.harness else 0)
+
+
+def check_nucleus(config: Config) -> None:
+    """That no penalty is made of log-probs of a nucleus. Raises ValueError."""
+    top_p = config.rollout.top_p
+    if top_p == 1:
+        return
+    remedy = f"rollout.top_p = {top_p:g}, whose log-probs are of the nucleus alone, tell no KL: set it to 1"
+    for where, objective in (
+        *((f"arms.{a.name}", a.objective) for a in config.arms),
+        *((f"downstream.{d.name}", d.objective) for d in config.downstream if isinstance(d, DownstreamRl)),
+    ):
+        if objective.draws_kl and objective.target_kl is not None:
+            raise ValueError(f"{where}.objective.target_kl: {objective.target_kl:g} is steered by a KL; {remedy}, or leave target_kl out")
+        if objective.draws_kl:
+            raise ValueError(f"{where}.objective.penalty: reverse is made of a KL; {remedy}, or use k3")
+    if config.attack:
+        raise ValueError(f"attack.radii: {config.attack.radii[0]:g} is a KL to steer to; {remedy}, or leave attack out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -31,7 +32,9 @@ class RolloutConfig(Workers):
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the learner and the reference use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus; below 1 the ratio of the policy gradient is biased (its mean is the kept mass)."""
+    """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased (its mean is the kept mass),
+    and no KL to the reference can be told from them. So penalty: reverse, target_kl and attack are refused, and kl is not measured; k3,
+    whose log-probs are the learner's, stays right."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion; rewards see the text before them."""
     tensor_parallel: Positive = 1
@@ -51,7 +54,12 @@ class RolloutConfig(Workers):
     parity_tolerance: PositiveFloat = 1e-2
     """Largest difference of a token's log-prob in that check, nats."""
     max_mismatch_kl: PositiveFloat = 0.05
-    """A step whose KL(engine || learner) per token is above this stops the run, nats."""
+    """A step whose KL(engine || learner) per token is above this stops the run, nats; what top_p adds to it is not counted."""
+
+    @property
+    def mismatch_limit(self) -> float:
+        """max_mismatch_kl and the most that a nucleus adds: its log-probs are up to -log top_p larger than the policy's (k3 of that)."""
+        return self.max_mismatch_kl + self.top_p - 1 - math.log(self.top_p)
 
 
 class ObjectiveConfig(Section):
@@ -92,6 +100,11 @@ class ObjectiveConfig(Section):
     def penalised(self) -> bool:
         """Whether it needs the reference."""
         return self.beta > 0
+
+    @property
+    def draws_kl(self) -> bool:
+        """Whether its penalty is made of the KL that the engines' own log-probs tell."""
+        return self.penalised and (self.penalty == "reverse" or self.target_kl is not None)
 
     @model_validator(mode="after")
     def _steered(self) -> ObjectiveConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from frpo import logprobs
+from frpo.config import ConfigError
 from frpo.logprobs import Scorer, completion_logprobs
 from frpo.packing import micro_batches, pack_lengths, packs_of, pad, pad_values, split_ranks
 from tests.ray.helpers import naive_logprobs, sequences
@@ -159,10 +161,32 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
     assert relative < 1e-6
 
 
-def test_models_that_reshape_their_logits_are_refused(model: LlamaForCausalLM) -> None:
-    model.config.final_logit_softcapping = 30.0
-    try:
-        with pytest.raises(ValueError, match="final_logit_softcapping"):
+GEMMA = {**SMALL, "head_dim": 16}
+SHAPED = {
+    "Granite": ({**SMALL, "logits_scaling": 8.0}, {"logits_scaling": 1.0}),
+    "Cohere": ({**SMALL, "logit_scale": 0.0625}, {"logit_scale": 1.0}),
+    "Gemma2": ({**GEMMA, "final_logit_softcapping": 1.0}, {"final_logit_softcapping": None}),
+    "FalconH1": ({**SMALL, "head_dim": 16, "lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16}, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SHAPED)
+def test_models_that_shape_their_logits_are_refused_and_their_plain_kin_are_not(kind: str, dtype: torch.dtype) -> None:
+    settings, neutral = SHAPED[kind]
+    with pytest.raises(ConfigError, match=r"^model\.path: a model of type \w+ makes its logits otherwise .* differ by \d.*; choose"):
+        Scorer(build(kind, settings).to(dtype))
+    if neutral is not None:
+        Scorer(build(kind, {**settings, **neutral, "embedding_multiplier": 12.0}).to(dtype))
+
+
+def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForCausalLM) -> None:
+    forward = model.forward
+    for shape in (lambda x: x + torch.arange(190), lambda x: x * 0.9, lambda x: x[..., :180], lambda x: x * float("nan")):
+        model.forward = lambda *a, shape=shape, **k: SimpleNamespace(logits=shape(forward(*a, **k).logits))
+        with pytest.raises(ConfigError, match="makes its logits otherwise"):
             Scorer(model)
-    finally:
-        del model.config.final_logit_softcapping
+    del model.forward
+    Scorer(model.train())
+    assert model.training
+    assert model.eval().config._attn_implementation == "sdpa"

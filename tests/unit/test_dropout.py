@@ -1,0 +1,58 @@
+"""Reinforcement learning trains without noise: a pass in training mode is that of evaluation, for all that a model or an adapter draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from actors._engine import without_dropout
+from frpo.logprobs import Scorer
+from frpo.packing import pad
+from tests.ray.helpers import sequences
+from tests.unit.test_logprobs import APART, GPT2, SMALL, build
+
+NOISY: dict[str, dict[str, Any]] = {
+    "Llama": {**SMALL, "attention_dropout": 0.5},
+    "GPT2": GPT2,  # 0.1 in four places by default
+    "OPT": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.3, "layerdrop": 0.5},
+    "Falcon": {**SMALL, "hidden_dropout": 0.3, "attention_dropout": 0.3},  # read from the configuration at each pass
+    "GPTNeoX": {**SMALL, "hidden_dropout": 0.3, "attention_dropout": 0.3},
+    "Phi": {**SMALL, "resid_pdrop": 0.3, "embd_pdrop": 0.3},
+}
+
+
+def passes(scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
+    """Two in training mode, one in evaluation mode."""
+    batch = pad(sequences(6), list(APART[:6]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return scorer.train()(batch).logprobs, scorer.train()(batch).logprobs, scorer.eval()(batch).logprobs
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_models_own_dropout(kind: str, attention: str) -> None:
+    scorer = Scorer(build(kind, NOISY[kind], attention))
+    first, second, plain = passes(scorer)
+    assert not torch.equal(first, second)  # the noise is there
+    without_dropout(scorer)
+    first, second, still = passes(scorer)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
+    assert torch.equal(still, plain)
+
+
+def test_dropout_of_adapters() -> None:
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
+    scorer = Scorer(get_peft_model(build("Llama", SMALL), config))
+    first, second, plain = passes(scorer)
+    assert not torch.equal(first, second)
+    without_dropout(scorer)
+    first, second, _ = passes(scorer)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, plain, rtol=0, atol=1e-5)
+    assert scorer.model.peft_config["default"].lora_dropout == 0.5  # as it is exported
