@@ -60,9 +60,19 @@ def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+    """Raises ConfigError for a model whose files lack some of its weights, which transformers draws at random, and for one of experts."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_safetensors=True).eval()
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+    )
+    if missing := set(found["missing_keys"]):
+        raise ConfigError(f"{folder}: its files lack weights of the model: {_some(missing)}; save it again by its ...ForCausalLM class")
+    if any(".experts." in name for name, _ in model.named_parameters()):
+        raise ConfigError(
+            f"{folder}: a mixture of experts (model_type {model.config.model_type}) cannot be published; choose a dense model"
+        )
+    return model.eval()
 
 
 def _merged(folder: Path) -> Any:

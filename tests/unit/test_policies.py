@@ -31,7 +31,7 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from frpo import policies, saved
 from frpo.config import ConfigError
@@ -47,10 +47,9 @@ SMALL = {
 TOKENS = torch.tensor([[5, 9, 2, 63, 0, 17, 31, 40]])
 
 
-def write_base(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32, cls: Any = LlamaForCausalLM) -> Path:
+def write_base(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32, config: Any = None) -> Path:
     torch.manual_seed(0)
-    config = (LlamaConfig if cls is LlamaForCausalLM else Qwen2Config)(**SMALL, tie_word_embeddings=tied)
-    model = cls(config)
+    model = AutoModelForCausalLM.from_config(config or LlamaConfig(**SMALL, tie_word_embeddings=tied))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)  # so that what is attended to decides the numbers
@@ -86,24 +85,19 @@ def lora(**fields: Any) -> LoraConfig:
 
 
 EXACT: dict[str, Callable[[], Any]] = {
-    "lora": lora,
     "all linear": lambda: lora(target_modules="all-linear"),
-    "rslora": lambda: lora(use_rslora=True),
-    "dora": lambda: lora(use_dora=True),
-    "rank_pattern": lambda: lora(rank_pattern={"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7}),
-    "alpha_pattern": lambda: lora(alpha_pattern={"q_proj": 64}),
-    "modules_to_save head": lambda: lora(modules_to_save=["lm_head"]),
-    "modules_to_save norm": lambda: lora(modules_to_save=["norm"]),
-    "embedding": lambda: lora(target_modules=["embed_tokens", "q_proj"]),
-    "head": lambda: lora(target_modules=["lm_head", "q_proj"]),
-    "embedding saved whole": lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
+    "dora": lambda: lora(use_dora=True, rank_pattern={"v_proj": 2}),
+    "patterns": lambda: lora(rank_pattern={"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7}, alpha_pattern={"q_proj": 64}, use_rslora=True),
+    "embedding and head": lambda: lora(target_modules=["embed_tokens", "lm_head", "q_proj"]),
+    "embedding and head saved whole": lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
+    "norm saved whole": lambda: lora(modules_to_save=["norm"]),
     "tokens": lambda: lora(trainable_token_indices=[3, 5]),
+}
+RARE: dict[str, Callable[[], Any]] = {
     "layers": lambda: lora(layers_to_transform=[1]),
     "exclude": lambda: lora(target_modules="all-linear", exclude_modules=["q_proj"]),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "olora": lambda: lora(init_lora_weights="olora"),
-}
-RARE: dict[str, Callable[[], Any]] = {
     "adalora": lambda: AdaLoraConfig(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"),
     "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
     "loha": lambda: LoHaConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
@@ -206,6 +200,18 @@ def test_the_tokenizer_is_the_adapters_own_or_its_bases(base: Path, tmp_path: Pa
     assert saved.tokenizer(base) == base
 
 
+def test_biases_and_transposed_weights(tmp_path: Path) -> None:
+    biased = write_base(tmp_path / "biased", config=Qwen2Config(**SMALL, tie_word_embeddings=True))
+    turned = write_base(tmp_path / "turned", config=GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32))
+    for name, base, config in (
+        ("trained", biased, lora(bias="lora_only", target_modules=["q_proj"])),
+        ("added", biased, lora(lora_bias=True, target_modules=["k_proj"])),
+        ("conv1d", turned, lora(target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True)),
+    ):
+        adapter = write_adapter(tmp_path / name, base, config)
+        assert float((logprobs(policies.load(adapter, dtype="float32")) - by_peft(adapter, base)).abs().max()) <= 1e-5
+
+
 # ---- what is refused
 
 
@@ -284,3 +290,17 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ConfigError, match="safe_serialization=True"):
         policies.load(adapter, dtype="float32")
+
+
+def test_weights_that_the_files_lack_are_named_not_drawn(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.save_pretrained(tmp_path / "headless")  # as a class without a head saves it
+    with pytest.raises(ConfigError, match=r"headless: its files lack weights of the model: lm_head\.weight; save it again"):
+        policies.load(tmp_path / "headless", dtype="float32")
+
+
+def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
+    config = Qwen3MoeConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, head_dim=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    with pytest.raises(ConfigError, match=r"moe: a mixture of experts \(model_type qwen3_moe\)"):
+        policies.load(tmp_path / "moe", dtype="float32")
