@@ -60,12 +60,18 @@ def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
-    """Raises ConfigError for a model whose files lack some of its weights, which transformers draws at random, and for one of experts."""
+    """Raises ConfigError for a model that transformers refuses, or whose files lack weights, which it would draw at random, or of experts."""
     from transformers import AutoModelForCausalLM
 
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+        )
+    except (ValueError, OSError) as error:  # no such class, no such attention, or files that are not whole
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{folder}: transformers cannot load it with attention {attention} ({reason[:300]}); see model.attention"
+        ) from None
     if missing := set(found["missing_keys"]):
         raise ConfigError(f"{folder}: its files lack weights of the model: {_some(missing)}; save it again by its ...ForCausalLM class")
     if any(".experts." in name for name, _ in model.named_parameters()):
@@ -78,7 +84,7 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
 def _merged(folder: Path) -> Any:
     """The adapter of `folder` in the weights of its base, float32."""
     under = saved.parent(folder)
-    base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "sdpa")
+    base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "eager")
     names, tied = {n for n, _ in base.named_parameters()}, base.config.tie_word_embeddings
     adapted = _adapted(base, folder)
     tokens = torch.arange(16).remainder(base.config.vocab_size)[None]

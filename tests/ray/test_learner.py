@@ -14,7 +14,7 @@ import torch
 
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.learner import LearnerPool, LearnerWorker
-from frpo.config import Config, FinetuneConfig, LearnerConfig, LoraConfig, ModelConfig, ObjectiveConfig
+from frpo.config import Config, ConfigError, FinetuneConfig, LearnerConfig, LoraConfig, ModelConfig, ObjectiveConfig
 from frpo.logprobs import Scorer
 from frpo.objective import policy_loss
 from frpo.packing import pad, pad_values
@@ -237,6 +237,31 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     learner.load(tmp_path / "checkpoint")
     learner.update(batch(seed=1))
     assert digest(learner) == after
+
+
+def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(learner: LearnerPool, finetune: FinetunePool, tiny_model: Path) -> None:
+    trained, tuned = [], []
+    for dropout in (0.0, 0.5):
+        model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8, dropout=dropout))
+        start(learner, tiny_model, settings(), model)
+        [learner.update(batch(seed=s)) for s in range(2)]
+        trained.append(digest(learner))
+        finetune.start(tiny_model, model, FinetuneConfig(num_steps=2, learning_rate=2e-2), 1)
+        [finetune.update(helpers.sequences(8)) for _ in range(2)]
+        tuned.append(digest(finetune))
+    assert trained[0] == trained[1]
+    assert tuned[0] != tuned[1]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(("q_proj", "lm_head"), "one weight here"), (("q_proj", "nothing"), "nothing is no layer"), (("norm",), "is not supported")],
+)
+def test_adapters_that_cannot_be_published_are_refused(
+    learner: LearnerPool, tiny_model: Path, targets: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.lora\.targets: .*{message}"):
+        start(learner, tiny_model, settings(), ModelConfig(path=str(tiny_model), lora=LoraConfig(targets=targets)))
 
 
 def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from peft import PeftModel, PromptTuningConfig
 
 from actors import _weights
 from actors._sampler import environment
 from actors.rollout import RolloutPool, RolloutWorker
 from frpo.batching import flatten
+from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 from frpo.seeds import derive
 from frpo.types import Group, Prompt, Sampling
 from tests.ray import helpers
+from tests.unit.test_policies import lora, write_adapter
 
 SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
 
@@ -75,6 +79,29 @@ def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_
     assert tokens(draw(pool, prompts, 3)) == tokens(groups)
     assert tokens(draw(pool, prompts, 3, seed=1)) != tokens(groups)
     assert len({tuple(t) for t in tokens(groups)}) > 20  # completions of a group are independent draws
+
+
+def test_an_adapter_is_applied_as_by_peft(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path, tmp_path: Path) -> None:
+    config = lora(use_dora=True, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64})
+    adapter = write_adapter(tmp_path / "dora", tiny_model, config)
+    data = helpers.sequences(12, seed=3)
+    truth = helpers.naive_logprobs(PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], adapter).eval(), data)
+    assert abs(truth - helpers.naive_logprobs(hf[0], data)).max() > 0.01
+    pool.load_policy(adapter, 6)
+    np.testing.assert_allclose(pool.logprobs(data), truth, atol=1e-4)
+    prompted = write_adapter(tmp_path / "prompt", tiny_model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
+        pool.load_policy(prompted, 7)
+
+
+def test_a_stop_string_hit_at_once_leaves_no_text(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+    pool.load_policy(tiny_model, 3)
+    prompts = helpers.prompts(hf[1], 2)
+    word = hf[1].decode(draw(pool, prompts, 3)[0].completions[0].token_ids[:1])
+    groups = list(pool.generate(prompts, [derive(0, i) for i in range(2)], replace(SAMPLING, stop=(word,)), 3))
+    found = [c for g in groups for c in g.completions]
+    assert ("", 1) in [(c.text, len(c.token_ids)) for c in found]
+    assert not any(word in c.text for c in found)
 
 
 @pytest.mark.parametrize("way", ["object_store", "policy_folder"])
