@@ -130,6 +130,8 @@ class Engine:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if model.lora:
             policy = self._with_adapters(policy, model)
+        if train.zero_stage < 3:  # else one device may not hold it whole
+            policy.to(self.device)
         scorer = Scorer(policy)
         if not dropout:
             exported = copy.deepcopy(scorer.causal().config)

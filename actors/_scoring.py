@@ -34,7 +34,7 @@ class FrozenPolicies:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
             model = policies.load(Path(policy), dtype=self.model.dtype, attention=self.model.attention)
-            self.loaded[policy] = Scorer(model).to(device()).eval()
+            self.loaded[policy] = Scorer(model.to(device())).eval()
         return self.loaded[policy]
 
     def logprobs(self, policy: str, groups: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:

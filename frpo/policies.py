@@ -113,12 +113,13 @@ def _adapted(base: Any, folder: Path) -> Any:
 
     Raises ConfigError for keys of the file that the model has no place for, keys that the file lacks, and shapes that differ.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     renamed = getattr(base, "_checkpoint_conversion_mapping", {})  # as from_pretrained does
     try:
         with warnings.catch_warnings():  # of the missing keys, which are refused below
             warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(folder))
             adapted = PeftModel.from_pretrained(base, folder, torch_device="cpu")
             found = adapted.load_adapter(folder, "default", torch_device="cpu", key_mapping=renamed)  # again: this one tells what fits
     except KeyError as error:
@@ -133,6 +134,9 @@ def _adapted(base: Any, folder: Path) -> Any:
             raise ConfigError(
                 f"{folder}: the adapter's file {what}: {_some(set(keys))}; name the base that it was trained on, or save it again"
             )
+    written = saved.read_json(folder / saved.ADAPTER)
+    if unknown := {name for name, value in written.items() if value and not hasattr(config, name)}:  # peft leaves them out
+        raise ConfigError(f"{folder / saved.ADAPTER}: the installed peft does not know {_some(unknown)}; {saved.REMEDY}")
     return adapted.eval()
 
 

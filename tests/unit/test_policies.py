@@ -279,6 +279,9 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", base, lora())
     file = adapter / saved.ADAPTER
     config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "use_tomorrows_variant": True, "left_out": None}))
+    with pytest.raises(ConfigError, match="the installed peft does not know use_tomorrows_variant;"):
+        policies.load(adapter, dtype="float32")
     for name, message in ((None, "is None"), (str(tmp_path / "gone"), "no such folder"), (str(adapter), "stands on itself")):
         file.write_text(json.dumps({**config, "base_model_name_or_path": name}))
         with pytest.raises(ConfigError, match=rf"adapter_config.json: base_model_name_or_path.*{message}"):
