@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, GenerationConfig, TrainerCallback
 
+from frpo import hub, policies, saved
 from frpo.batching import flatten
-from frpo.certify import CertificateFile
-from frpo.checkpoint import folder_sha256
+from frpo.certify import CertificateFile, weights_sha256
 from frpo.evaluation import estimate
 from frpo.logprobs import Scorer, completion_logprobs
 from frpo.records import Estimate
@@ -44,9 +44,11 @@ class FinetuneGuard(TrainerCallback):
 
     Logs guard/kl, guard/kl_se and guard/certified_reward by the trainer; outside `radius` nats (its 95 % interval included) it
     warns, or ends the training (action="stop"). Prompts are shared out over processes. Not for ZeRO-3, whose weights no single
-    process can sample from.
+    process can sample from. Draws are those that the certificate is about: of the plain distribution, whatever the model's
+    generation_config says, and ended by the certified policy's own end-of-sequence tokens.
 
-    Raises ValueError when the policy's folder is not the one that was certified, FileNotFoundError when a file is missing.
+    Raises ValueError when the policy's folder is not the one that was certified, FileNotFoundError when a file is missing, ConfigError
+    when the policy cannot be read.
     """
 
     def __init__(
@@ -61,13 +63,16 @@ class FinetuneGuard(TrainerCallback):
         policy: str | Path | None = None,
     ) -> None:
         self.file = CertificateFile.model_validate_json(Path(certificate).read_text())
-        folder = Path(policy or self.file.model)
+        folder = hub.local_folder(str(policy or self.file.model), "policy")
         if not folder.is_dir():
             raise FileNotFoundError(f"certificate: the certified policy {folder} is not here; give policy=its folder")
-        if folder_sha256(folder) != self.file.weights_sha256:
+        if weights_sha256(folder) != self.file.weights_sha256:
             raise ValueError(f"certificate: {folder} holds other weights than those that {certificate} certifies")
         self.trainer, self.radius, self.every, self.completions, self.action = trainer, radius, every, completions, action
-        self.policy: Any = Scorer(_load(folder)).eval()
+        # as the model in training is computed, so that the KL of a policy from itself is nought
+        dtype = next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
+        self.policy: Any = Scorer(policies.load(folder, dtype=dtype)).eval()
+        self.ends = ends_of(folder, self.policy.model.generation_config)
         self.found: list[Measured] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -85,7 +90,7 @@ class FinetuneGuard(TrainerCallback):
         self.found.append(found)
         error = {} if kl.se is None else {"guard/kl_se": kl.se}
         self.trainer.log({"guard/kl": kl.mean, **error, "guard/certified_reward": found.certified})
-        if kl.mean + half > self.radius:
+        if not kl.mean + half <= self.radius:  # also where it is no number: the training has diverged
             log.warning(
                 "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",
                 step, kl.mean, half, self.radius, found.certified,
@@ -111,38 +116,52 @@ class FinetuneGuard(TrainerCallback):
         model.train(was_training)
         ends = np.cumsum([sum(len(text) for _, text in group) for group in drawn])[:-1]
         ratios = [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)] if drawn else []
-        padded = ratios + [math.nan] * (math.ceil(len(prompts) / world) - len(ratios))
-        everyone = accelerator.gather(torch.tensor(padded, dtype=torch.float64, device=device)).cpu().numpy()
-        return estimate(everyone[~np.isnan(everyone)])
+        rows = [[ratio, 1.0] for ratio in ratios]  # gathering needs as many of every process: the others' second number is 0
+        rows += [[0.0, 0.0]] * (math.ceil(len(prompts) / world) - len(ratios))
+        everyone = accelerator.gather(torch.tensor(rows, dtype=torch.float64, device=device)).cpu().numpy()
+        return estimate(everyone[everyone[:, 1] == 1, 0])
 
     def _draw(self, model: Any, prompt: list[int], device: torch.device) -> list[tuple[Ints, Ints]]:
         """Prompt and completion of each draw."""
         ids = torch.tensor([prompt] * self.completions, device=device)
-        ends = model.generation_config.eos_token_id
-        stops = set(ends if isinstance(ends, list) else [ends])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            max_new_tokens=self.file.max_new_tokens,
-        )  # fmt: skip
+        out = plain_draws(Scorer(model).causal(), ids, self.file.max_new_tokens, self.ends)
         pairs = []
         for row in out[:, len(prompt) :].tolist():
-            end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+            end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
             pairs.append((np.array(prompt, dtype=np.int32), np.array(row[:end], dtype=np.int32)))
         return pairs
 
 
-def _load(folder: Path) -> Any:
-    if (folder / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
+def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:
+    """The tokens that end a completion of a saved policy where vLLM draws it: its generation_config's, and its tokenizer's."""
+    listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    found = {*listed, AutoTokenizer.from_pretrained(saved.tokenizer(folder)).eos_token_id}
+    return sorted(end for end in found if end is not None)
 
-        return AutoPeftModelForCausalLM.from_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[int]) -> torch.Tensor:
+    """Prompts with completions at temperature 1, `[N, prompt + completion]`, padded behind an end.
+
+    The model's own generation_config is taken off for the time: `generate` fills whatever another leaves open from it
+    (`_prepare_generation_config` in transformers/generation/utils.py).
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else None, remove_invalid_values=True,
+    )  # fmt: skip
+    try:
+        found: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids))
+    finally:
+        model.generation_config = own
+    return found
 
 
 def certified_at(file: CertificateFile, kl: float) -> float:
-    """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the last."""
+    """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the last, or where `kl` is
+    no number."""
     found = []
     for c in file.certificates:
-        inside = [lower for radius, lower in zip(c.radii, c.certified, strict=True) if radius >= kl]
-        found.append(inside[0] if inside else c.floor)
+        inside = [(radius, lower) for radius, lower in zip(c.radii, c.certified, strict=True) if radius >= kl]
+        found.append(min(inside)[1] if inside else c.floor)
     return float(np.mean(found))

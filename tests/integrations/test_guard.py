@@ -134,6 +134,111 @@ def test_only_the_certified_weights_are_guarded(certified: tuple[Path, Any], tmp
         FinetuneGuard(None, folder / "certificate.json", radius=0.5, policy=tmp_path / "nowhere")
 
 
+class Training:
+    """A trainer with a model in one process, as the guard uses it."""
+
+    def __init__(self, model: Any) -> None:
+        from accelerate import Accelerator
+
+        self.model, self.accelerator, self.logged = model, Accelerator(cpu=True), list[dict[str, float]]()
+
+    def log(self, values: dict[str, float]) -> None:
+        self.logged.append(values)
+
+
+def guard_of(certified: tuple[Path, Any], model: Any, **options: Any) -> Any:
+    from frpo.integrations.guard import FinetuneGuard
+
+    return FinetuneGuard(Training(model), certified[0] / "certificate.json", radius=0.5, **options)
+
+
+NASTY = {
+    "repetition_penalty": 1.8, "min_p": 0.3, "no_repeat_ngram_size": 1, "temperature": 0.2, "top_k": 2, "top_p": 0.4, "typical_p": 0.5,
+    "min_new_tokens": 6, "suppress_tokens": [5, 6, 7], "begin_suppress_tokens": [8], "num_beams": 3, "forced_eos_token_id": 9,
+    "bad_words_ids": [[10]], "max_new_tokens": 2, "epsilon_cutoff": 0.01, "num_return_sequences": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_is_nowhere_from_itself_whatever_its_generation_config(certified: tuple[Path, Any], dtype: str) -> None:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy", dtype=dtype)
+    model.generation_config = nasty = GenerationConfig(**NASTY, eos_token_id=[1, 2], do_sample=True)
+    kl = guard_of(certified, model, completions=16).measure(0)
+    assert (kl.mean, kl.se) == (0.0, 0.0)
+    assert model.generation_config is nasty
+
+
+def test_draws_are_of_the_plain_distribution_and_end_where_the_policy_does(certified: tuple[Path, Any]) -> None:
+    """First tokens against the softmax, by a chi-square bound; ends of the certified policy's list, not of the model in training."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from frpo.integrations.guard import plain_draws
+
+    model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy").eval()
+    model.generation_config = GenerationConfig(**NASTY, eos_token_id=[1, 2], do_sample=True)
+    guard = guard_of(certified, model)
+    prompt = torch.tensor([list(guard.file.prompt_token_ids[0])])
+    with torch.no_grad():
+        right = torch.softmax(model(prompt).logits[0, -1], -1)
+        torch.manual_seed(0)
+        drawn = plain_draws(model, prompt.repeat(4000, 1), 7, guard.ends)[:, prompt.shape[1] :]
+    counts = torch.bincount(drawn[:, 0], minlength=len(right)).double()
+    likely = right > 5 / 4000
+    expected = 4000 * right[likely].double()
+    chi, freedom = float(((counts[likely] - expected) ** 2 / expected).sum()), int(likely.sum())
+    assert chi < freedom + 4 * (2 * freedom) ** 0.5
+    assert guard.ends == [certified[1].eos_token_id]
+    assert drawn.shape[1] == 7
+
+
+def test_a_training_that_diverged_is_outside(certified: tuple[Path, Any], caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import AutoModelForCausalLM, TrainerControl
+
+    model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy")
+    guard, control = guard_of(certified, model, action="stop"), TrainerControl()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    guard.check(7, control)
+    assert control.should_training_stop
+    assert guard.found[-1].certified == 0.1  # the floor
+    assert "KL nan" in caplog.text
+
+
+def test_an_adapter_is_guarded_as_it_was_certified(certified: tuple[Path, Any], tmp_path: Path) -> None:
+    """Its base, and how strongly it is applied, are part of what the certificate names."""
+    from frpo.certify import weights_sha256
+    from frpo.integrations.guard import FinetuneGuard
+
+    adapted = adapter(certified[0] / "policy", tmp_path / "adapter")
+    file = CertificateFile.model_validate_json((certified[0] / "certificate.json").read_text())
+    named = file.model_copy(update={"model": str(tmp_path / "adapter"), "weights_sha256": weights_sha256(tmp_path / "adapter")})
+    (tmp_path / "certificate.json").write_text(named.model_dump_json())
+    guard = FinetuneGuard(Training(adapted), tmp_path / "certificate.json", radius=0.5)
+    assert abs(guard.measure(0).mean) < 1e-5
+    configuration = tmp_path / "adapter" / "adapter_config.json"
+    configuration.write_text(configuration.read_text().replace('"lora_alpha": 32', '"lora_alpha": 16'))
+    with pytest.raises(ValueError, match="holds other weights"):
+        FinetuneGuard(Training(adapted), tmp_path / "certificate.json", radius=0.5)
+
+
+def adapter(base: Path, folder: Path) -> Any:
+    """A rank-4 adapter that moves the policy, saved; the model with it applied."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
 def test_the_integrations_import_without_ray_and_vllm() -> None:
     code = "import frpo.integrations.guard, frpo.integrations.settings, sys; print([m for m in ('ray', 'vllm', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
