@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from frpo import hub, preflight, saved
+from frpo import hub, saved
 from frpo.checkpoint import folder_sha256, hold, write_text
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.evaluation import Scorer, certify
@@ -24,7 +23,6 @@ from frpo.roles import Rollouts
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
-TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 PARITY_PROMPTS = 8
 """Completions, of as many prompts, whose log-probs are compared before anything is drawn for the certificate."""
 
@@ -43,20 +41,6 @@ class CertificateFile(Record):
     seed: int
     certificates: tuple[Certificate, ...]
     """One per task."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line asks for."""
-
-    model: str
-    prompts: DatasetConfig
-    reward: FunctionReward | ModelReward
-    certify: CertifyConfig
-    max_new_tokens: int
-    max_prompt_tokens: int
-    seed: int
-    out: Path
 
 
 OPTIONS = {
@@ -107,56 +91,44 @@ def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelRewa
     return ModelReward(kind="model", name="reward", path=spec)
 
 
-def configuration(asked: Asked, base: str) -> Config:
+def configuration(
+    model: str,
+    prompts: DatasetConfig,
+    reward: FunctionReward | ModelReward,
+    certify: CertifyConfig,
+    *,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+    seed: int,
+    out: Path,
+) -> Config:
     """A configuration that samples and scores; nothing in it trains. Raises pydantic's ValidationError."""
     return Config.model_validate(
         {
             "name": "certify",
-            "run_dir": asked.out,
-            "seed": asked.seed,
-            "model": {"path": base},
-            "data": {"train": [], "heldout": [asked.prompts], "max_prompt_tokens": asked.max_prompt_tokens},
-            "rewards": [asked.reward],
-            "rollout": {"max_new_tokens": asked.max_new_tokens, "max_num_seqs": 128},
+            "run_dir": out,
+            "seed": seed,
+            "model": {"path": model},
+            "data": {"train": [], "heldout": [prompts], "max_prompt_tokens": max_prompt_tokens},
+            "rewards": [reward],
+            "rollout": {"max_new_tokens": max_new_tokens, "max_num_seqs": 128},
             "learner": {"num_steps": 1},
             "arms": [{"name": "policy", "objective": {"method": "grpo", "beta": 0.0}}],
-            "certify": asked.certify,
+            "certify": certify,
         }
     )
 
 
-def prepare(asked: Asked) -> tuple[Path, Config]:
-    """The policy's folder, and the configuration with folders in place of hub names, checked; what can be found wrong without a model
-    is found before it is downloaded. Raises ConfigError, or pydantic's ValidationError. Imports no ML library."""
-    try:
-        policy, base = _found(asked.model, download=False)
-    except hub.NotCached as error:
-        preflight.check(hub.cached(configuration(asked, error.name))[0])
-        policy, base = _found(asked.model, download=True)
-    return policy, preflight.ready(configuration(asked, str(base)))
-
-
-def _found(model: str, *, download: bool) -> tuple[Path, Path]:
-    """The policy and the base of its adapters, absolute; twice the same for a full model. Raises ConfigError."""
-    policy = hub.local_folder(model, "MODEL", download=download)
-    if not policy.is_dir():
-        raise ConfigError(f"MODEL: no such folder {model}; give a Hugging Face or PEFT folder, or a hub name")
-    return policy.absolute(), saved.base(policy, download=download).absolute()
-
-
-def run(policy: Path, config: Config) -> Path:
-    """Draw, score and certify what `prepare` let pass; returns the JSON file. Raises ConfigError, RunStopped or WorkerFailed."""
+def run(config: Config) -> Path:
+    """Draw, score and certify what `preflight.ready` let pass; returns the JSON file. Raises ConfigError, RunStopped or WorkerFailed."""
     assert config.certify is not None
     from frpo import cluster  # heavy
     from frpo.metrics import RunLog
     from frpo.report.plots import certificates
     from frpo.stages.inputs import Inputs
 
-    out = config.folder
+    policy, out = Path(config.model.path).absolute(), config.folder
     with hold(out), RunLog(out, config) as log:
-        base, own = Path(config.model.path), saved.tokenizer(policy)
-        if not own.samefile(base):
-            config = hub.with_model(config, with_tokenizer(base, own, out.absolute() / ".base"))
         with log.waiting("reading the prompts"):
             prompts = Inputs(config, log).heldout
         drawing = f"drawing {len(prompts)} prompts x {config.certify.completions_per_prompt} completions"
@@ -180,20 +152,6 @@ def run(policy: Path, config: Config) -> Path:
             rows = "; ".join(f"{r:g} nats {lower:.3f}" for r, lower in zip(c.radii, c.certified, strict=True))
             log.note(f"{c.task}, certified at 95 %: {rows}")
     return out / "certificate.json"
-
-
-def with_tokenizer(base: Path, own: Path, folder: Path) -> Path:
-    """Fill a folder with links to the base's weights and configuration, and to the tokenizer of `own`; returns it. The engine needs
-    both in one place, and an adapter's tokenizer knows its prompts' template and where its completions end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    configuration = ("config.json", "generation_config.json", saved.ADAPTER)
-    files = [f for f in base.iterdir() if f.name in configuration or ".safetensors" in f.name]
-    files += [f for f in own.iterdir() if f.suffix in TOKENIZER_FILES and f.name not in configuration and ".safetensors" not in f.name]
-    for file in files:
-        (folder / file.name).symlink_to(file.absolute())
-    return folder
 
 
 def weights_sha256(policy: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from frpo import hub
+from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
 from frpo.records import Evaluation, StageResult
@@ -86,7 +86,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 def describe(folder: Path, config: Config) -> None:
     """Write the configuration, models of the hub by name and commit, and the versions of what runs it."""
-    write_text(folder / "config.yaml", dump(hub.named(config)))
+    write_text(folder / "config.yaml", dump(models.named(config)))
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

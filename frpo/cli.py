@@ -206,7 +206,8 @@ def certify(
     seed: int = 0,
 ) -> None:
     """Bound from below what a policy's reward can fall to inside a KL ball around it."""
-    from frpo.certify import Asked, in_options, pairs, prepare, reward_of, run
+    from frpo import preflight
+    from frpo.certify import configuration, in_options, pairs, reward_of, run
     from frpo.config import CertifyConfig, DatasetConfig
     from frpo.recipe import checked
 
@@ -216,11 +217,12 @@ def certify(
             rows = {"where": pairs("--where", where), "heldout_share": heldout_share, "part": "heldout" if heldout_share else "all"}
             data = DatasetConfig.model_validate({"path": prompts, "prompt": column, "task": "prompts", "chat": chat, **rows})
             spec, by = CertifyConfig.model_validate(bounds), reward_of(reward, argument)
-            policy, config = prepare(Asked(model, data, by, spec, max_new_tokens, max_prompt_tokens, seed, out))
+            sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
+            config = preflight.ready(configuration(model, data, by, spec, **sizes, seed=seed, out=out))
     except ConfigError as error:
         raise in_options(error) from None
     with resumable(config, lambda: f"certifying {model}"):
-        print(run(policy, config))
+        print(run(config))
 
 
 @app.command()
@@ -230,13 +232,13 @@ def serve(
     address: Annotated[str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")] = None,
 ) -> None:
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
-    from frpo import hub
+    from frpo import models
     from frpo.config.service import ServiceConfig
     from frpo.preflight import check_rewards
     from frpo.recipe import read as read_as
 
     config = read_as(service, tuple(set), ServiceConfig)
-    config = config.model_copy(update={"rewards": hub.rewards_resolved(config.rewards, download=True)})
+    config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
     check_rewards(config.rewards)
     print(f"frpo serve: starting {', '.join(r.name for r in config.rewards)} (Serve takes about 20 s, then models load) ...", flush=True)
     signal.signal(signal.SIGTERM, _on_sigterm)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import hub, preflight, saved
+from frpo import hub, models, preflight, saved
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, weight_bytes
 
@@ -36,7 +36,7 @@ class Finding:
 
 def examine(config: Config | None) -> Iterator[Finding]:
     """Cheap findings first. With a recipe also its folder, its cluster and its model."""
-    config, uncached = hub.cached(config) if config else (None, [])
+    config, uncached = models.cached(config) if config else (None, [])
     yield python()
     yield from versions()
     yield accelerators()

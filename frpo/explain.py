@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
-from frpo import hub, tree
+from frpo import models, tree
 from frpo.config import Config
 from frpo.planning import Plan, plan
 from frpo.preflight import check, lacks
@@ -60,7 +60,7 @@ def _yaml(value: Any) -> str:
 
 def print_plan(config: Config, console: Console) -> None:
     """Actors, sizes and stages; then what is missing. Raises ConfigError for a configuration that cannot run anywhere."""
-    config, uncached = hub.cached(config)
+    config, uncached = models.cached(config)
     asked = plan(config)
     console.print(_actors(asked))
     prompts, k = config.rollout.prompts_per_step, config.rollout.group_size

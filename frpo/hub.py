@@ -1,6 +1,6 @@
-"""Hub names: found once, before anything is planned, in the cache that this node's Hugging Face libraries use, or downloaded into it.
+"""Hub names become folders: in the cache that this node's Hugging Face libraries use, or downloaded into it.
 
-What comes after sees folders alone. One that lies in the cache of another node is found again here by its name and commit.
+A folder that lies in the cache of another node is found again here by its name and commit.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ import errno
 import json
 import platform
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from frpo.config import Config, ConfigError, ModelReward
-
-R = TypeVar("R")
+from frpo.config import ConfigError
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 SNAPSHOT = re.compile(r"/models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
@@ -120,7 +116,7 @@ def _download(given: str, field: str) -> Path:
     )
 
     name, revision = _parts(given)
-    print(f"{field}: {given} is not in the cache; downloading it to {_cache()}", flush=True)
+    print(f"{given} is not in the cache; downloading it to {_cache()}", flush=True)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=ANSWER_S))
     except GatedRepoError:
@@ -146,59 +142,6 @@ def _download(given: str, field: str) -> Path:
             )
         return folder
     raise ConfigError(f"{field}: {given} {reason}") from None
-
-
-# ---- configurations
-
-
-def resolved(config: Config, *, download: bool) -> Config:
-    """Folders in place of hub names. Raises as `local_folder`."""
-    return _with(config, [str(local_folder(given, field, download=download)) for field, given in _named(config)])
-
-
-def cached(config: Config) -> tuple[Config, list[NotCached]]:
-    """The same with what is in the cache, and what to say of each name that is not, which stays as it is. Downloads nothing."""
-    paths, missing = list[str](), list[NotCached]()
-    for field, given in _named(config):
-        try:
-            paths.append(str(local_folder(given, field, download=False)))
-        except NotCached as error:
-            paths.append(given)
-            missing.append(error)
-    return _with(config, paths), missing
-
-
-def named(config: Config) -> Config:
-    """The other way round, for people and other nodes: organisation/name@commit in place of folders in a cache."""
-    return _with(config, [name_of(path) or path for _, path in _named(config)])
-
-
-def rewards_resolved(rewards: Sequence[R], *, download: bool) -> tuple[R, ...]:
-    """Folders in place of the hub names of reward models."""
-    paths = [str(local_folder(given, field, download=download)) for field, given in _models(rewards)]
-    return _rewards_with(rewards, paths)
-
-
-def with_model(config: Config, folder: Path | str) -> Config:
-    """The same with another model."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
-
-
-def _named(config: Config) -> list[tuple[str, str]]:
-    return [("model.path", config.model.path), *_models(config.rewards)]
-
-
-def _models(rewards: Sequence[object]) -> list[tuple[str, str]]:
-    return [(f"rewards.{i}.path", r.path) for i, r in enumerate(rewards) if isinstance(r, ModelReward)]
-
-
-def _with(config: Config, paths: Sequence[str]) -> Config:
-    return with_model(config, paths[0]).model_copy(update={"rewards": _rewards_with(config.rewards, paths[1:])})
-
-
-def _rewards_with(rewards: Sequence[R], paths: Sequence[str]) -> tuple[R, ...]:
-    left = iter(paths)
-    return tuple(r.model_copy(update={"path": next(left)}) if isinstance(r, ModelReward) else r for r in rewards)
 
 
 # ---- other nodes

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from frpo import hub, prompts
+from frpo import models, prompts
 from frpo.config import (
     Config,
     ConfigError,
@@ -50,10 +50,10 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
 def ready(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:
     """The configuration, checked, with folders in place of hub names. All that can be found wrong without the models is found before
     one is downloaded. Raises ConfigError."""
-    found, uncached = hub.cached(config)
+    found, uncached = models.cached(config)
     check(found, progress)
     if uncached:
-        found = hub.resolved(config, download=True)
+        found = models.resolved(config)
         check(found)
     return found
 

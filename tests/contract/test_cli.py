@@ -183,22 +183,45 @@ def test_the_size_of_a_model_is_that_of_its_loaded_weights(tmp_path: Path, saved
     assert weight_bytes(ModelConfig(path="organisation/name")) == 0
 
 
+LENGTH = ("--reward", "frpo.rewards:length")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("{missing}", "{rows}", "--reward", "frpo.rewards:length"), "MODEL: no such folder"),
-        (("{odd}", "nowhere.jsonl", "--reward", "frpo.rewards:length"), "data set nowhere.jsonl: no such file"),
-        (("{odd}", "{rows}", "--reward", "frpo.rewards:nothing"), "rewards.0.function: frpo.rewards has no function 'nothing'"),
-        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--radius", "-1"), "radii.0: Input should be greater than 0 (value -1.0)"),
-        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--completions", "1"), "completions_per_prompt: Input should be greater"),
-        (("{odd}", "{rows}", "--reward", "frpo.rewards:length", "--radius", "wide"), "Invalid value for '--radius'"),
+        (("{missing}", "{rows}", *LENGTH), "MODEL: no such folder"),
+        (("no/where", "{rows}", *LENGTH), "MODEL: no/where is neither a folder here nor whole in the cache"),
+        (("{astray}", "{rows}", *LENGTH), "adapter_config.json: base_model_name_or_path: no such folder /moved/base; write there where"),
+        (("{odd}", "nowhere.jsonl", *LENGTH), "data set nowhere.jsonl: no such file"),
+        (("{odd}", "{rows}", "--reward", "frpo.rewards:nothing"), "--reward: frpo.rewards has no function 'nothing'"),
+        (("{odd}", "{rows}", "--reward", "no/where"), "--reward: no/where is neither a folder here nor whole in the cache"),
+        (("{odd}", "{rows}", "--reward", "{odd}", "--argument", "a=1"), "odd is a reward model, which takes none; leave it out"),
+        (("{odd}", "{rows}", *LENGTH, "--argument", "scale"), "--argument scale: write it as key=value"),
+        (("{odd}", "{rows}", *LENGTH, "--argument", "a={{1"), "--argument a={1: not valid YAML"),
+        (("{odd}", "{rows}", *LENGTH, "--argument", "a=1", "--argument", "a=2"), "--argument a=2: a stands twice; give it once"),
+        (("{odd}", "{rows}", *LENGTH, "--where", "=x"), "--where =x: write it as key=value"),
+        (("{odd}", "{rows}", *LENGTH, "--where", "task=other"), "rows.jsonl: no row left after where"),
+        (("{odd}", "{rows}", *LENGTH, "--heldout-share", "2"), "--heldout-share: Input should be less than or equal to 1 (value 2.0)"),
+        (("{odd}", "{rows}", *LENGTH, "--radius", "-1"), "--radius.0: Input should be greater than 0 (value -1.0)"),
+        (("{odd}", "{rows}", *LENGTH, "--radius", "1", "--radius", "1.0"), "--radius: a radius stands twice; give each once"),
+        (("{odd}", "{rows}", *LENGTH, "--radius", "inf"), "--radius: give at least one radius, each a number"),
+        (("{odd}", "{rows}", *LENGTH, "--floor", "nan"), "--floor: Input should be a finite number"),
+        (("{odd}", "{rows}", *LENGTH, "--completions", "1"), "--completions: Input should be greater"),
+        (("{odd}", "{rows}", *LENGTH, "--max-new-tokens", "0"), "--max-new-tokens: Input should be greater than 0 (value 0)"),
+        (("{odd}", "{rows}", *LENGTH, "--radius", "wide"), "Invalid value for '--radius'"),
     ],
 )
-def test_mistakes_of_certify(args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal) -> None:
+def test_mistakes_of_certify(
+    args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"head_dim": 64}')
     (tmp_path / "odd" / "model.safetensors").write_bytes(NO_TENSORS)
-    places = {n: str(tmp_path / n) for n in ("missing", "odd")} | {"rows": str(tmp_path / "rows.jsonl")}
+    (tmp_path / "astray").mkdir()
+    (tmp_path / "astray" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/moved/base"}')
+    (tmp_path / "astray" / "adapter_model.safetensors").write_bytes(NO_TENSORS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    places = {n: str(tmp_path / n) for n in ("missing", "odd", "astray")} | {"rows": str(tmp_path / "rows.jsonl")}
     assert message in refusal("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

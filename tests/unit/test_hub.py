@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from frpo import hub
+from frpo import hub, models
 from frpo.checkpoint import describe
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
@@ -156,19 +156,19 @@ def configuration(*sets: str) -> Config:
 def test_the_configuration_holds_folders_and_its_file_the_names(cache: Path, model: Path, tmp_path: Path) -> None:
     policy, judge = hubs.cache(cache, "org/policy", model), hubs.cache(cache, "org/judge", model)
     given = configuration()
-    found = hub.resolved(given, download=False)
+    found = models.resolved(given)
     assert found.model.path == str(policy)
     assert found.rewards[0].path == str(judge)  # type: ignore[union-attr]
     (tmp_path / "run").mkdir()
     describe(tmp_path / "run", found)
     kept = load(tmp_path / "run" / "config.yaml")
     assert kept.model.path == f"org/policy@{policy.name}"
-    assert hub.resolved(kept, download=False) == found
+    assert models.resolved(kept) == found
 
 
 def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: Path) -> None:
     policy = hubs.cache(cache, "org/policy", model)
-    found, missing = hub.cached(configuration())
+    found, missing = models.cached(configuration())
     assert found.model.path == str(policy)
     assert found.rewards == configuration().rewards
     assert [str(m).partition(";")[0][:60] for m in missing] == ["rewards.0.path: org/judge is neither a folder here nor whole i"[:60]]
