@@ -10,6 +10,7 @@ import copy
 import ctypes
 import gc
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import _dist
-from frpo import policies, saved
+from frpo import hub, policies, saved
 from frpo.config import ConfigError, ModelConfig, TrainConfig
 from frpo.logprobs import Scorer, TokenLogprobs, completion_logprobs
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
@@ -121,6 +122,7 @@ class Engine:
         import deepspeed
         from transformers import AutoTokenizer
 
+        folder = hub.on_this_node(folder)
         self.folder, self.train, self.lora = folder, train, model.lora is not None
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.device()
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
@@ -266,6 +268,7 @@ class Engine:
             state = {n: t.cpu().clone() for n, t in self.named_weights()}
             if self.rank == 0:
                 self._unwrapped().save_pretrained(folder, state_dict=state, safe_serialization=True)
+                self._keep_generation_config(folder)
         if self.rank == 0:
             self.tokenizer.save_pretrained(folder)
         self._barrier()
@@ -279,16 +282,27 @@ class Engine:
         with deepspeed.zero.GatheredParameters(trained, enabled=self.train.zero_stage == 3):
             if self.rank == 0:
                 state = {n: t.detach().cpu().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
-                wrapped.peft_config["default"].base_model_name_or_path = str(self.folder)
+                config, name = wrapped.peft_config["default"], hub.name_of(str(self.folder))
+                config.base_model_name_or_path, config.revision = name.split("@") if name else (str(self.folder), None)
                 wrapped.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
 
     def _unwrapped(self) -> Any:
         """A transformers model to call save_pretrained on; its own weights do not matter."""
+        from transformers import GenerationConfig
+
         causal = self.ds.module.causal()
-        if not self.lora:
-            return causal
-        with torch.device("meta"):
-            return type(causal)(causal.config)
+        if self.lora:
+            with torch.device("meta"):
+                causal = type(causal)(causal.config)
+        causal.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
+        return causal
+
+    def _keep_generation_config(self, folder: Path) -> None:
+        """As the model came with it, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence tokens."""
+        own, written = saved.base(self.folder) / "generation_config.json", folder / "generation_config.json"
+        written.unlink()
+        if own.is_file():
+            shutil.copyfile(own, written)
 
     # ---- checkpoints
 

@@ -12,7 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoTokenizer
 
 from actors.rollout import RolloutPool
-from frpo import saved
+from frpo import hub, saved
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
@@ -27,7 +27,7 @@ class EngineLM(TemplateLM):
     def __init__(self, pool: RolloutPool, policy: str, limit: int, seed: int) -> None:
         super().__init__()
         self.pool, self.policy, self.limit, self.seed = pool, policy, limit, seed
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(saved.tokenizer(Path(policy)))
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(saved.tokenizer(hub.on_this_node(policy)))
 
     @property
     def eot_token_id(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors import _weights
-from frpo import policies, saved
+from frpo import hub, policies, saved
 from frpo.config import Config, ModelConfig, RolloutConfig
 from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
 
@@ -32,7 +32,8 @@ def environment(config: Config) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
             "OMP_NUM_THREADS": str(config.rollout.num_threads),
         }
-    if Path(config.model.path).is_dir():
+    base = saved.base(Path(config.model.path))
+    if base.is_dir() and hub.name_of(str(base)) is None:  # one of the hub may have to be downloaded on the worker's node
         env["HF_HUB_OFFLINE"] = "1"
     return env
 
@@ -52,7 +53,7 @@ class WeightLoader:
 
     def frpo_load_policy(self, folder: str) -> None:
         dtype = self.model_runner.model_config.dtype  # type: ignore[attr-defined]
-        self.frpo_load(policies.tensors(Path(folder), dtype))
+        self.frpo_load(policies.tensors(hub.on_this_node(folder), dtype))
 
     def frpo_join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         groups = self.__dict__.setdefault("frpo_groups", {})
@@ -93,10 +94,11 @@ class Sampler:
             else {"enforce_eager": True, "block_size": 32}
         )
         self.max_model_len = max_model_len
-        tokenizer = str(saved.tokenizer(Path(model_path)))
+        folder = hub.on_this_node(model_path)
+        tokenizer = str(saved.tokenizer(folder))
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.llm = LLM(
-            model=str(saved.base(Path(model_path))),  # an adapter comes with the first load_policy
+            model=str(saved.base(folder)),  # an adapter comes with the first load_policy
             tokenizer=tokenizer,
             served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
             dtype=model.dtype,

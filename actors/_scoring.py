@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ class FrozenPolicies:
 
     def _scorer(self, policy: str) -> Any:
         from actors._dist import device
-        from frpo import policies
+        from frpo import hub, policies
         from frpo.logprobs import Scorer
 
         if policy in self.loaded:
@@ -33,7 +32,7 @@ class FrozenPolicies:
         else:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
-            model = policies.load(Path(policy), dtype=self.model.dtype, attention=self.model.attention)
+            model = policies.load(hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention)
             self.loaded[policy] = Scorer(model.to(device())).eval()
         return self.loaded[policy]
 

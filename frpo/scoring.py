@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frpo import hub
 from frpo.config import Combine, ConfigError, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.rewards.foreign import adapted
 from frpo.rewards.http import post
@@ -206,8 +207,9 @@ class ModelScorer:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(self.reward.path, truncation_side="left", padding_side="right")
-        model = AutoModelForSequenceClassification.from_pretrained(self.reward.path, use_safetensors=True)
+        folder = hub.on_this_node(self.reward.path)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left", padding_side="right")
+        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
         if model.config.num_labels != 1:
             raise ValueError(f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one")
         if model.config.pad_token_id is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,39 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
     finetune.export(tmp_path / "policy")
     hf, _ = helpers.load_hf(tmp_path / "policy")
     assert -float(helpers.naive_logprobs(hf, data).mean()) == pytest.approx(finetune.loss(data), abs=1e-4)
+
+
+ODD = '{"eos_token_id": [1, 2, 9], "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "do_sample": false, "of_the_maker": [1]}'
+
+
+def test_every_full_folder_keeps_how_the_model_generates_and_is_spoken_to(
+    finetune: FinetunePool, learner: LearnerPool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """generation_config to the byte, one that transformers refuses to save included; chat template and special tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "generation_config.json").write_text(ODD)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}<ans>{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(base)
+    lora = ModelConfig(path=str(base), lora=LoraConfig(rank=4, alpha=8))
+    start(learner, base, settings())
+    learner.export(tmp_path / "full")
+    start(learner, base, settings(), lora)
+    learner.export(tmp_path / "adapter")
+    finetune.start(tmp_path / "adapter", lora, FinetuneConfig(num_steps=1), 1)
+    finetune.export(tmp_path / "merged")
+    for folder in (tmp_path / "full", tmp_path / "merged"):
+        assert (folder / "generation_config.json").read_text() == ODD
+        assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == [1, 2, 9]
+        kept = AutoTokenizer.from_pretrained(folder)
+        assert kept.chat_template == tokenizer.chat_template
+        assert kept.all_special_tokens == tokenizer.all_special_tokens
+    (base / "generation_config.json").unlink()
+    start(learner, base, settings())
+    learner.export(tmp_path / "without")
+    assert not (tmp_path / "without" / "generation_config.json").exists()
 
 
 def test_the_reference_gives_the_learners_logprobs_before_the_first_step(learner: LearnerPool, tiny_model: Path) -> None:
