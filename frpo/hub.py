@@ -57,8 +57,8 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
             return cached
         if is_offline_mode():
             raise Offline(
-                f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and HF_HUB_OFFLINE=1; give a folder, or download "
-                f"it without HF_HUB_OFFLINE: hf download {_parts(given)[0]}",
+                f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and HF_HUB_OFFLINE (or "
+                f"TRANSFORMERS_OFFLINE) is set; give a folder, or unset it",
                 given,
             )
         if not download:
@@ -85,12 +85,11 @@ def _cache() -> str:
 def _cached(given: str) -> Path | None:
     """The snapshot of the name in the cache, where nothing of it is missing."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, revision = _parts(given)
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except LocalEntryNotFoundError:
+    except OSError:  # LocalEntryNotFoundError is one
         return None
     return folder if _whole(folder) else None
 

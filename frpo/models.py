@@ -44,7 +44,7 @@ def rewards_resolved(rewards: Sequence[R]) -> tuple[R, ...]:
 def _folder(given: str, field: str, *, download: bool) -> str:
     folder = hub.local_folder(given, field, download=download)
     saved.base(folder, download=download)
-    return str(folder)
+    return str(folder) if hub.is_name(given) or given.startswith("~") else given
 
 
 def _named(config: Config) -> list[tuple[str, str]]:

@@ -82,7 +82,7 @@ def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, mod
         (model / missing).write_bytes(EMPTY)
     hubs.cache(cache, "org/name", model, leave_out=(missing,))
     with pytest.raises(
-        hub.Offline, match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE=1; give"
+        hub.Offline, match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give"
     ):
         hub.local_folder("org/name")
 
@@ -164,6 +164,15 @@ def test_the_configuration_holds_folders_and_its_file_the_names(cache: Path, mod
     kept = load(tmp_path / "run" / "config.yaml")
     assert kept.model.path == f"org/policy@{policy.name}"
     assert models.resolved(kept) == found
+
+
+def test_paths_stay_as_they_are_written(cache: Path) -> None:
+    for path in ("https://huggingface.co/org/name", "/nowhere//x/", "testbed:model"):
+        assert (
+            models.resolved(configuration(f"model.path={path}", "rewards=[{kind: function, name: f, function: 'm:f'}]")).model.path == path
+        )
+    with pytest.raises(ConfigError, match=r"path: String should have at least 1 character"):
+        configuration("model.path=''")
 
 
 def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: Path) -> None:
