@@ -95,13 +95,16 @@ def _cached(given: str) -> Path | None:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether configuration and all weights are there: a tool may have fetched a few files alone."""
+    """Whether weights, configuration and tokenizer are there: a tool may have fetched a few files alone, and links may have lost what
+    they link to."""
     try:
         shards = set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError):  # no index; of one that is torn, preflight says so
         shards = set()
-    described = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    return described and any(folder.glob("*.safetensors")) and all((folder / name).is_file() for name in shards)
+    names = {f.name for f in folder.iterdir() if f.is_file()}
+    weights = shards <= names and any(name.endswith(".safetensors") for name in names)
+    spoken = any(name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".tiktoken")) for name in names)
+    return weights and ("adapter_config.json" in names or ("config.json" in names and spoken))
 
 
 def _download(given: str, field: str) -> Path:
@@ -137,10 +140,10 @@ def _download(given: str, field: str) -> Path:
     else:
         if not _whole(folder):
             raise ConfigError(
-                f"{field}: {given} holds no model in .safetensors files; choose another, or save it so (safe_serialization=True)"
+                f"{field}: {given} lacks config.json, .safetensors files or a tokenizer; choose another, or save it with them"
             )
         return folder
-    raise ConfigError(f"{field}: {given} {reason}") from None
+    raise ConfigError(f"{field}: {given} {' '.join(reason.split())}") from None
 
 
 # ---- other nodes

@@ -34,6 +34,7 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"head_dim": 64}')
     (folder / "model.safetensors").write_bytes(EMPTY)
+    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
@@ -75,7 +76,7 @@ def test_a_revision_is_its_own_snapshot(cache: Path, model: Path) -> None:
     assert (hub.local_folder("org/name"), hub.local_folder("org/name@v1")) == (main, old)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json", "model-00002-of-00002.safetensors"])
 def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, model: Path) -> None:
     if missing.startswith("model-"):
         (model / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": "model.safetensors", "b": "{missing}"}}}}')
@@ -84,6 +85,13 @@ def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, mod
     with pytest.raises(
         hub.Offline, match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give"
     ):
+        hub.local_folder("org/name")
+
+
+def test_links_to_pruned_blobs_do_not_count(cache: Path, model: Path) -> None:
+    snapshot = hubs.cache(cache, "org/name", model)
+    (snapshot / "model.safetensors").resolve().unlink()
+    with pytest.raises(hub.Offline):
         hub.local_folder("org/name")
 
 
@@ -113,6 +121,7 @@ REFUSED: list[tuple[Exception, str]] = [
     (errors.LocalEntryNotFoundError("down"), "org/name is neither a folder here nor in the cache, and the hub does not answer"),
     (OSError(errno.ENOSPC, "No space left on device"), r"was not written to .*cache \(No space left on device\); make room, or set HF_HUB_CACHE"),
     (PermissionError(errno.EACCES, "Permission denied"), r"was not written to .*cache \(Permission denied\); look at the cache's folder"),
+    (RuntimeError("Xet:\n  broken pipe"), r"org/name was not downloaded \(RuntimeError: Xet: broken pipe\); look at the network"),
     (httpx2.ProxyError("407"), r"org/name was not downloaded \(ProxyError: 407\); look at the network"),
 ]  # fmt: skip
 
@@ -145,7 +154,7 @@ def test_pickles_alone_are_refused(cache: Path, model: Path, monkeypatch: pytest
     (model / "model.safetensors").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", online(lambda: model))
-    with pytest.raises(ConfigError, match=r"org/name holds no model in \.safetensors files; choose another"):
+    with pytest.raises(ConfigError, match=r"org/name lacks config\.json, \.safetensors files or a tokenizer; choose another"):
         hub.local_folder("org/name")
 
 
