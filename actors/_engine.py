@@ -300,7 +300,7 @@ class Engine:
     def _keep_generation_config(self, folder: Path) -> None:
         """As the model came with it, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence tokens."""
         own, written = saved.base(self.folder) / "generation_config.json", folder / "generation_config.json"
-        written.unlink()
+        written.unlink(missing_ok=True)
         if own.is_file():
             shutil.copyfile(own, written)
 
