@@ -30,7 +30,7 @@ class Redoes:
 NOTHING = Redoes(())
 """Changes no number: places, resources, limits, names."""
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """A path, or a name of something else; ~ is the home folder."""
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # pathlib raises for ~nobody
 
