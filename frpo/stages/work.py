@@ -223,8 +223,8 @@ class Work:
         self.log.begin(stage.name, spec.num_steps, start)
         for step in range(start + 1, spec.num_steps + 1):
             stats = worker.update(stream.take(step - 1))
-            found = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
-            stop_if_not_finite(f"step {step}", found, too_fast(stats.learning_rate))
+            numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
+            stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
             self.log.finetune_step(stage.name, step, stats)
             if marks and (step in marks or step == spec.num_steps):
                 yield step, evaluations
