@@ -70,6 +70,8 @@ class UrlReward(Reward):
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
+            if "@" in url.split("/")[2]:
+                raise ValueError("an address with a password ends up in logs and run folders; put it where token_env says")
         return urls
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import math
 import os
 import random
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 URL_PAUSES_S, RETRY_PAUSES_S = (1.0, 10.0), (0.1, 2.0)
 """First and longest pause before a URL, and before a process of the same cluster, is asked again."""
+MAX_ANSWER = 2**26
+"""Bytes of an answer."""
 
 
 def pauses(first_s: float, longest_s: float) -> Iterator[float]:
@@ -24,29 +30,99 @@ def pauses(first_s: float, longest_s: float) -> Iterator[float]:
         pause = min(longest_s, 2 * pause)
 
 
-def post(urls: str | Sequence[str], body: dict[str, Any], *, api_key_env: str, timeout_s: float = 30.0, tries: int = 4) -> Any:
+class Again(Exception):
+    """A try failed in a way that another may not. `pause_s`: how long the server asks to wait, seconds (Retry-After)."""
+
+    def __init__(self, reason: str, pause_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+def post(
+    urls: str | Sequence[str],
+    body: dict[str, Any],
+    *,
+    api_key_env: str,
+    timeout_s: float = 30.0,
+    tries: int = 4,
+    deadline_s: float = math.inf,
+) -> Any:
     """POST JSON to the first URL that answers. Raises RuntimeError with the last URL, its status and what it said.
 
+    `timeout_s` is that of one try, `deadline_s` that of them all, the pauses included: the last reason is raised before it passes.
     A pause, longer each time, comes before a URL is asked again; the next URL is tried at once.
     """
     choices = [urls] if isinstance(urls, str) else list(urls)
-    headers = {"Content-Type": "application/json"}
+    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
     if key := os.environ.get(api_key_env):
         headers["Authorization"] = f"Bearer {key}"
-    reason, url, between = "", choices[0], pauses(*URL_PAUSES_S)
+    until, between, asked_pause_s = time.monotonic() + deadline_s, pauses(*URL_PAUSES_S), 0.0
+    reason, url, made = f"no time left of {deadline_s:g} s", choices[0], 0
     for attempt in range(tries * len(choices)):
-        round_, turn = divmod(attempt, len(choices))
-        if round_ and turn == 0:
-            time.sleep(next(between))
-        url = choices[turn]
+        pause, turn = 0.0, attempt % len(choices)
+        if attempt and turn == 0:
+            pause, asked_pause_s = max(next(between), asked_pause_s), 0.0
+        if time.monotonic() + pause >= until:
+            break
+        if pause:
+            time.sleep(pause)
+        url, made = choices[turn], made + 1
         try:
-            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            reason = f"{error.code} {error.reason} {error.read(300).decode(errors='replace')}".strip()
-            if error.code not in RETRY_STATUS:
-                break
-        except (urllib.error.URLError, TimeoutError, ConnectionError, json.JSONDecodeError) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-    raise RuntimeError(f"{url}: {reason} after {attempt + 1} tries")
+            return _answer(urllib.request.Request(url, data, headers), min(timeout_s, until - time.monotonic()))
+        except Again as error:
+            reason, asked_pause_s = str(error), max(asked_pause_s, error.pause_s)
+    raise RuntimeError(f"{url}: {reason} after {made} tries")
+
+
+def _answer(request: urllib.request.Request, timeout_s: float) -> Any:
+    """Raises Again, or RuntimeError for what another try can't mend."""
+    try:
+        with opener(request.full_url).open(request, timeout=timeout_s) as answer:
+            read = _whole(answer, time.monotonic() + timeout_s)
+    except urllib.error.HTTPError as error:
+        reason = f"{error.code} {error.reason} {error.read(300).decode(errors='replace')}".strip()
+        if 300 <= error.code < 400:
+            raise RuntimeError(f"{request.full_url}: {reason} to {error.headers.get('Location')}; give that address") from None
+        if error.code not in RETRY_STATUS:
+            raise RuntimeError(f"{request.full_url}: {reason}") from None
+        after = error.headers.get("Retry-After", "")
+        raise Again(reason, float(after) if after.isdigit() else 0.0) from None
+    except (urllib.error.URLError, OSError, HTTPException) as error:
+        raise Again(str(getattr(error, "reason", error)) or type(error).__name__) from None
+    try:
+        return json.loads(read)
+    except ValueError:
+        raise Again(f"the answer is no JSON: {bytes(read[:60])!r}") from None
+
+
+def _whole(answer: HTTPResponse, until: float) -> bytearray:
+    """The body. Raises OSError where it does not come in time, or is too long."""
+    read = bytearray()
+    while piece := answer.read1(2**16):
+        read += piece
+        if len(read) > MAX_ANSWER:
+            raise OSError(f"the answer is longer than {MAX_ANSWER} bytes")
+        if time.monotonic() > until:
+            raise TimeoutError("the answer did not come in time")
+    return read
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: none keeps a POST's body, and the token is not for another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def opener(url: str) -> urllib.request.OpenerDirector:
+    """By the proxy of the environment, loopback never: a proxy can't reach it."""
+    direct = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    return urllib.request.build_opener(NoRedirect, *direct)
+
+
+def is_loopback(url: str) -> bool:
+    host = (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
@@ -101,3 +102,89 @@ def test_a_dead_endpoint_raises_what_the_scorer_turns_into_none(monkeypatch: pyt
 )  # fmt: skip
 def test_strongreject_score(reply: str, score: float | None) -> None:
     assert judge.strongreject_score(reply) == score
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers of servers that are not what they should be, by path."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Odd.seen.append(f"{self.path} {self.headers.get('Authorization')}")
+        kind, _, port = self.path[1:].partition("/")
+        status, headers = {
+            "ok": (200, {}),
+            "redirect": (307, {"Location": f"http://localhost:{port}/ok"}),
+            "later": (429, {"Retry-After": "2"}),
+            "much-later": (503, {"Retry-After": "3600"}),
+        }.get(kind, (200, {}))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if kind == "drip":
+            self.drip()
+        self.wfile.write({"html": b"<html>", "ok": b"[1]"}.get(kind, b""))
+
+    def drip(self) -> None:
+        for _ in range(20):
+            try:
+                self.wfile.write(b" ")
+                self.wfile.flush()
+            except OSError:
+                return
+            time.sleep(0.1)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Odd.seen = []
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_loopback_is_never_asked_through_a_proxy(odd: str) -> None:
+    for host in (odd, odd.replace("127.0.0.1", "localhost"), odd.replace("127.0.0.1", "LOCALHOST")):
+        assert http.post(f"http://{host}/ok", {}, api_key_env="JUDGE_KEY", tries=1) == [1]
+    with pytest.raises(RuntimeError, match="Connection refused after 1 tries"):  # by the proxy, which is dead
+        http.post("http://judge.example/ok", {}, api_key_env="JUDGE_KEY", tries=1)
+    assert [http.is_loopback(u) for u in ("http://[::1]:80/", "http://127.8.8.8", "http://a.localhost/", "http://127.0.0.1.example/", "http://10.0.0.1")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_token_follows_no_redirect(odd: str) -> None:
+    with pytest.raises(RuntimeError, match=r"307 Temporary Redirect to http://localhost:\d+/ok; give that address"):
+        http.post(f"http://{odd}/redirect/{odd.partition(':')[2]}", {}, api_key_env="JUDGE_KEY")
+    assert len(Odd.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "limits", "most_s", "said"),
+    [
+        ("later", {"deadline_s": 30.0, "tries": 2}, 4.0, "429 Too Many Requests after 2 tries"),  # waits as asked
+        ("much-later", {"deadline_s": 30.0}, 1.0, "503 Service Unavailable after 1 tries"),  # does not wait for what is too late
+        ("drip", {"deadline_s": 1.0, "timeout_s": 0.5}, 1.5, "the answer did not come in time"),
+        ("html", {"deadline_s": 0.2}, 1.0, "the answer is no JSON: b'<html>' after 1 tries"),
+    ],
+)
+def test_the_last_reason_is_told_before_the_time_is_up(odd: str, path: str, limits: dict[str, Any], most_s: float, said: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError) as error:
+        http.post(f"http://{odd}/{path}", {}, api_key_env="JUDGE_KEY", **limits)
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+    took = time.monotonic() - began
+    assert took < most_s + 1
+    assert (took >= 2) == (path == "later")
