@@ -19,9 +19,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from frpo.cluster import join, threads
 from frpo.config import RewardConfig, ServeReward
 from frpo.config.service import ReplicaConfig, ServiceConfig
+from frpo.joining import join
+from frpo.planning import threads
 from frpo.preflight import check_rewards
 from frpo.recipe import read
 from frpo.rewards.http import RETRY_PAUSES_S, pauses

@@ -114,11 +114,14 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
 
 
 def _refuse_if_short(config: Config) -> None:
+    from frpo.joining import named, refuse_unreachable
     from frpo.planning import plan
     from frpo.preflight import lacks
 
     if short := lacks(config, plan(config)):
         raise ConfigError("\n".join(short))
+    if cluster := named(config.cluster.address):
+        refuse_unreachable(*cluster)
 
 
 @app.command()

@@ -1,10 +1,8 @@
-"""Starts Ray, places the actors of a run and hands out their pools. The only place where classes become actors."""
+"""Places the actors of a run on Ray and hands out their pools. The only place where classes become actors."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,18 +24,14 @@ from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
 from frpo.config import Config, ConfigError
+from frpo.joining import join
 from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
-from frpo.planning import Actor, Plan, plan
+from frpo.planning import Actor, Plan, plan, threads
 from frpo.roles import Publisher, WorkerFailed
 
 remote: Any = ray.remote
 Handle = ActorHandle[Any]
-
-
-def threads(count: int) -> dict[str, str]:
-    """Environment of actors that share cores."""
-    return {"OMP_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Limits(TypedDict):
@@ -86,7 +80,7 @@ def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, R
 @contextmanager
 def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
     with log.waiting("starting Ray"):
-        connect(config)
+        join(config.cluster.address, object_store_bytes(config))
     try:
         refuse_if_too_small(asked)
         check_served(config.rewards)
@@ -98,33 +92,6 @@ def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
             remove_placement_group(group)
     finally:
         ray.shutdown()
-
-
-def connect(config: Config) -> None:
-    join(config.cluster.address, object_store_bytes(config))
-
-
-def join(address: str | None, object_store: int) -> None:
-    """Join the cluster of the job or of the address, else start one on this machine, bound to loopback."""
-    existing = address or os.environ.get("RAY_ADDRESS")
-    handler = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if existing:
-        ray.init(address=existing, **options)
-    else:
-        options |= {
-            "num_cpus": os.cpu_count(),
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",  # else its servers listen on every interface
-            "object_store_memory": object_store,
-        }
-        try:
-            ray.init(address="local", **options)
-        except RuntimeError:  # reading Ray from a cold disk can take longer than the 30 s that it grants itself
-            ray.shutdown()
-            ray.init(address="local", **options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
 
 
 def object_store_bytes(config: Config, teams: int = 1) -> int:

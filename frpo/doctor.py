@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import hub, models, preflight, saved
+from frpo import hub, joining, models, preflight, saved
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, weight_bytes
 
@@ -91,7 +90,7 @@ def space(config: Config | None) -> Iterator[Finding]:
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     need = max(LEAST_DISK_GIB, preflight.disk_bytes(config) / 2**30 if config else 0.0)
     yield _room("disk", parent, need, "choose another --run-dir, or make room")
-    yield _room("temporary folder", Path("/tmp"), LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there")
+    yield ray_folder()
     if (shared := Path("/dev/shm")).is_dir():
         need = max(LEAST_SHM_GIB, 0.5 + weight_bytes(config.model) / 2**30 if config else 0.0)
         yield _room("shared memory", shared, need, "give the container more (docker run --shm-size): Ray's object store lies there")
@@ -106,6 +105,19 @@ def space(config: Config | None) -> Iterator[Finding]:
 def _room(what: str, folder: Path, need: float, remedy: str) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     return Finding(what, f"{free:.1f} GiB free in {folder}", "" if free >= need else f"{need:.1f} GiB are needed: {remedy}")
+
+
+def ray_folder() -> Finding:
+    """Where a Ray that a run starts keeps its logs, its sockets and spilled objects."""
+    try:
+        folder = joining.temporary_folder()
+    except ConfigError as error:
+        return _finding("temporary folder", error)
+    room = _room("temporary folder", folder, LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there")
+    asked = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+    if asked and not folder.is_relative_to(asked):
+        return replace(room, found=f"{asked} is too long; Ray's sockets go to {folder}: {room.found}")
+    return room
 
 
 def token() -> Finding:
@@ -133,18 +145,21 @@ def engines() -> Iterator[Finding]:
 def cluster(address: str | None) -> Finding:
     if address is None:
         return Finding("cluster", "none named: a run starts Ray on this machine")
-    remedy = "is the head up, the address right, and the token that of the head?"
-    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if port.isdigit():
-            socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        return Finding("cluster", f"{address}: no connection ({error.strerror or error})", remedy)
-    code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR'); print(ray.cluster_resources())"
+        joining.refuse_unreachable(address, "cluster")
+    except ConfigError as error:
+        return _finding("cluster", error)
+    code = f"import ray; from frpo import joining; joining.connect({address!r}, 'cluster'); print(ray.cluster_resources())"
     asked = _ask(code, CLUSTER_LIMIT_S)
     if asked.ok:
         return Finding("cluster", f"{address}: {asked.text}")
-    return Finding("cluster", f"{address}: {asked.text}", remedy)
+    return _finding("cluster", ConfigError(asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"))
+
+
+def _finding(what: str, error: ConfigError) -> Finding:
+    """Of a message "field: value; remedy"."""
+    found, _, remedy = str(error).removeprefix(f"{what}: ").partition("; ")
+    return Finding(what, found, remedy or "mend it")
 
 
 def model(config: Config) -> Finding:

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 from frpo.config import Config, DownstreamRl
 
 
+def threads(count: int) -> dict[str, str]:
+    """Environment of actors that share cores."""
+    return {"OMP_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
+
+
 @dataclass(frozen=True)
 class Actor:
     """The workers of one role."""

@@ -69,7 +69,7 @@ def started(folder: Path) -> Iterator[Head]:
     dashboard, port = free_port(), free_port()
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FRPO_"))}
     env |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -92,7 +92,7 @@ def started(folder: Path) -> Iterator[Head]:
 
     found, process = Head(env, metrics, f"127.0.0.1:{port}", temporary), start()
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not found.ready():
             assert time.monotonic() < deadline, "the head did not answer"
             if process.poll() is not None:  # on a busy machine its parts can take longer than the limits that it sets itself
