@@ -18,14 +18,24 @@ from actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
 from frpo.harness import tasks_of
 from frpo.records import BenchmarkScore
+from frpo.secrets import NO_SECRETS, Secrets
 
 
 class HarnessWorker:
     """`rollouts` are the handles of the rollout workers; `limit` is their longest sequence, tokens."""
 
     def __init__(
-        self, rollouts: Sequence[ActorHandle[Any]], tensor_parallel: int, timeout_s: float, restarts: int, harness: HarnessConfig, limit: int, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        rollouts: Sequence[ActorHandle[Any]],
+        tensor_parallel: int,
+        timeout_s: float,
+        restarts: int,
+        harness: HarnessConfig,
+        limit: int,
+        seed: int,
+        secrets: Secrets = NO_SECRETS,
+    ) -> None:
+        secrets.place()
         self.pool = RolloutPool(rollouts, timeout_s=timeout_s, restarts=restarts, tensor_parallel=tensor_parallel)
         self.harness, self.limit, self.seed = harness, limit, seed
 

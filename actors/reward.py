@@ -15,6 +15,7 @@ from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
 from frpo.roles import Pending
 from frpo.scoring import Item, Scorer
+from frpo.secrets import NO_SECRETS, Secrets
 from frpo.types import Group, Reward
 
 ANSWER_LIMIT_S = 30.0
@@ -64,7 +65,8 @@ def check_served(rewards: Sequence[RewardConfig]) -> None:
 class RewardWorker:
     """All rewards of the run."""
 
-    def __init__(self, rewards: tuple[RewardConfig, ...], combine: Combine) -> None:
+    def __init__(self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS) -> None:
+        secrets.place()
         self.scorer = Scorer(rewards, combine, handle=ServedReward)
 
     def ping(self) -> int:

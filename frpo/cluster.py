@@ -29,6 +29,7 @@ from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
 from frpo.planning import Actor, Plan, plan, threads
 from frpo.roles import Publisher, WorkerFailed
+from frpo.secrets import secrets_of
 
 remote: Any = ray.remote
 Handle = ActorHandle[Any]
@@ -191,7 +192,8 @@ class Spawner:
 
     def rewards(self) -> RewardPool:
         c = self.config
-        return RewardPool(self._alike("reward", RewardWorker, c.rewards, c.combine, env=threads(c.reward.num_threads)), **self.limits)
+        given = (c.rewards, c.combine, secrets_of(c.rewards))
+        return RewardPool(self._alike("reward", RewardWorker, *given, env=threads(c.reward.num_threads)), **self.limits)
 
     def reference(self) -> ReferencePool | None:
         if all(a.role != "reference" for a in self.asked.actors):
@@ -210,7 +212,8 @@ class Spawner:
         if c.harness is None:
             return None
         given = (list(rollouts.actors.handles), rollouts.tensor_parallel, self.limits["timeout_s"], self.limits["restarts"])
-        workers = self._alike("harness", HarnessWorker, *given, c.harness, c.num_tokens_limit, c.seed, env=threads(c.evaluate.num_threads))
+        settings = (c.harness, c.num_tokens_limit, c.seed, secrets_of(()))
+        workers = self._alike("harness", HarnessWorker, *given, *settings, env=threads(c.evaluate.num_threads))
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
     def learner(self) -> LearnerPool:

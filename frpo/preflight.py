@@ -29,6 +29,7 @@ from frpo.config import (
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.planning import Plan
 from frpo.rewards.loading import load_function
+from frpo.secrets import secrets_of
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
@@ -59,7 +60,7 @@ def ready(config: Config, progress: Callable[[int], None] = lambda count: None) 
 
 
 def check_rewards(rewards: Sequence[RewardConfig]) -> None:
-    """That functions are there and may run, and model folders are whole."""
+    """That functions are there and may run, model folders are whole, and the secrets that are named are here."""
     for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionReward):
             function = load_function(reward.function, f"rewards.{i}.function")
@@ -72,6 +73,7 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
             check_reward_model(f"rewards.{i}.path", reward.path)
         elif isinstance(reward, UrlReward):
             check_urls(f"rewards.{i}.urls", reward)
+    secrets_of(rewards)
 
 
 def elsewhere(config: Config) -> bool:
