@@ -9,35 +9,44 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
+from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
-from frpo.config import RewardConfig, ServeReward
-from frpo.config.service import ReplicaConfig, ServiceConfig
-from frpo.joining import join
+from frpo.config import ConfigError, RewardConfig, ServeReward
+from frpo.config.service import ReplicaConfig, ServiceConfig, token_digest
+from frpo.joining import join, named
 from frpo.planning import threads
 from frpo.preflight import check_rewards
 from frpo.recipe import read
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
+from frpo.roles import WorkerFailed
 from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, together
+from frpo.secrets import NO_SECRETS, Secrets, secrets_of
 from frpo.service.app import Overloaded, Unavailable, make_app
+from frpo.service.port import held_port
 from frpo.types import Reward
 
-APP = "frpo-rewards"
 OBJECT_STORE_BYTES = 2**28
+START_LIMIT_S = 600
+"""Longest wait for all rewards to be up."""
 
 
 class RewardReplica:
     """One reward in one process. Requests that wait together are scored together."""
 
-    def __init__(self, reward: RewardConfig, replicas: ReplicaConfig) -> None:
+    def __init__(self, reward: RewardConfig, replicas: ReplicaConfig, secrets: Secrets = NO_SECRETS) -> None:
+        secrets.place()
         self.reward = reward
         assert not isinstance(reward, ServeReward)  # refused by ServiceConfig
         self.scorer = scorer_of(reward, f"rewards.{reward.name}")
@@ -63,10 +72,11 @@ class RewardReplica:
 
 
 class Handles:
-    """A service.app.Backend over the replicas."""
+    """A service.app.Backend over the replicas of the Serve application `app`."""
 
-    def __init__(self, config: ServiceConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
-        self.config, self.handles = config, handles
+    def __init__(self, config: ServiceConfig, app: str) -> None:
+        self.config, self.app = config, app
+        self.handles = {r.name: serve.get_deployment_handle(_deployment(r.name), app) for r in config.rewards}
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
         asked = [r for r in self.config.rewards if r.name in names]
@@ -91,12 +101,15 @@ class Handles:
         raise AssertionError("the pauses have no end")
 
     async def ready(self) -> bool:
-        status = (await asyncio.to_thread(serve.status)).applications.get(APP)
+        status = (await asyncio.to_thread(serve.status)).applications.get(self.app)
         return status is not None and all(d.status == "HEALTHY" for d in status.deployments.values())
 
 
-def build(config: ServiceConfig) -> Any:
-    """The Serve application. The token is read where the gateway runs, never sent through Ray."""
+def build(config: ServiceConfig, digest: bytes | None) -> Any:
+    """The Serve application. `digest` is the SHA-256 of its token, 32 bytes: the gateway's process may lack the variable.
+
+    The keys of the rewards are taken from this process's environment.
+    """
     r = config.replicas
     scale: dict[str, Any] = (
         {"num_replicas": r.min_replicas}
@@ -123,59 +136,145 @@ def build(config: ServiceConfig) -> Any:
             max_ongoing_requests=r.max_batch_requests + r.max_queued_requests,
             max_queued_requests=r.max_queued_requests,
             **scale,
-        ).bind(reward, r)
+        ).bind(reward, r, secrets_of([reward]))
         for reward in config.rewards
     ]
 
-    def handles() -> Handles:
-        found = {reward.name: serve.get_deployment_handle(_deployment(reward.name), APP) for reward in config.rewards}
-        return Handles(config, found)
+    ingress: Any = serve.deployment(serve.ingress()(Gateway))
+    options = {"name": "gateway", "max_ongoing_requests": 1024, "ray_actor_options": {"num_cpus": 0.25}}
+    return ingress.options(**options).bind(config, digest, *children)
 
-    def app() -> Any:
-        return make_app(config, handles())
 
-    class Gateway:
-        def __init__(self, *children: DeploymentHandle[Any]) -> None:
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its access log
-            self.backend = handles()
+class Gateway:
+    """The HTTP side, and what `kind: serve` calls. `digest` is the SHA-256 of the token, 32 bytes, or None."""
 
-        async def score(self, items: list[Item], names: Sequence[str]) -> list[Reward]:
-            """For callers in the same Ray cluster (kind: serve), who wait as long as they like."""
-            return await self.backend.score(items, names or self.names())
+    def __init__(self, config: ServiceConfig, digest: bytes | None, *children: DeploymentHandle[Any]) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its access log
+        self.config, self.digest = config, digest
+        self.backend = Handles(config, serve.get_replica_context().app_name)
 
-        def names(self) -> list[str]:
-            return [r.name for r in config.rewards]
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self.config, self.backend, self.digest)
 
-    ingress: Any = serve.deployment(serve.ingress(app)(Gateway))
-    return ingress.options(name="gateway", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0.25}).bind(*children)
+    async def score(self, items: list[Item], names: Sequence[str]) -> list[Reward]:
+        """For callers in the same Ray cluster, who wait as long as they like."""
+        return await self.backend.score(items, names or self.names())
+
+    def names(self) -> list[str]:
+        return [r.name for r in self.config.rewards]
 
 
 def application(args: dict[str, str]) -> Any:
-    """For Serve's own configuration files (`serve deploy`, RayService): `config` is the path of the service's YAML. Raises ConfigError."""
+    """For Serve's own configuration files (`serve deploy`, RayService): `config` is the path of the service's YAML.
+
+    Built in a process of the cluster, which must know the token. Raises ConfigError.
+    """
     config = read(Path(args["config"]), (), ServiceConfig)
     check_rewards(config.rewards)
-    return build(config)
+    return build(config, token_digest(config, joined=True))
 
 
 def _deployment(reward: str) -> str:
     return f"reward-{reward}"
 
 
-def start(config: ServiceConfig) -> str:
-    """Serve on a Ray cluster that is connected already; returns the URL. Waits until every reward is up."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": config.host, "port": config.port})
-    serve.run(build(config), name=APP, route_prefix="/")
-    return f"http://{config.host}:{config.port}"
+class Holder:
+    """An actor whose name is that of a service: it is there for as long as the `frpo serve` that made it."""
+
+    def here(self) -> bool:
+        return True
 
 
-def serve_forever(config: ServiceConfig, address: str | None) -> None:
-    """Join or start Ray, serve, and wait for a signal; the application goes down with it, its last requests answered."""
-    join(address, OBJECT_STORE_BYTES)
+def hold_name(config: ServiceConfig) -> Any:
+    """Take the service's name in this cluster, for as long as what is returned. Raises ConfigError when it is taken."""
+    remote: Any = ray.remote(Holder)
     try:
-        print(f"Serving at {start(config)}{'' if config.token else ', without a token'}. Ctrl-C stops it.", flush=True)
-        while True:
-            time.sleep(3600)
+        holder = remote.options(name=config.name, namespace="frpo-services", num_cpus=0).remote()
+        ray.get(holder.here.remote(), timeout=START_LIMIT_S)  # of two at the same moment, the later hears of it here
+    except (ValueError, RayActorError):
+        raise ConfigError(_taken(config)) from None
+    return holder
+
+
+def _taken(config: ServiceConfig) -> str:
+    return f"name: {config.name} is served on this cluster already; give this service a name and a route_prefix of its own"
+
+
+def refuse_if_taken(config: ServiceConfig) -> None:
+    """That nothing on this cluster would be replaced or left unheard. Raises ConfigError.
+
+    Serve itself replaces an application of the same name, and keeps the first host and port without a word. An
+    application that its `frpo serve` left behind, by a kill, is replaced.
+    """
+    client = running()
+    if client is None:
+        return
+    at = client.http_config
+    for field, mine, theirs in (("host", config.host, at.host), ("port", config.port, at.port)):
+        if mine != theirs:
+            raise ConfigError(f"{field}: this cluster serves at {at.host}:{at.port} already; use that, and a route_prefix")
+    for app in client.get_serve_details()["applications"].values():
+        if app["name"] == config.name and not (app["source"] == "imperative" and "gateway" in app["deployments"]):
+            raise ConfigError(_taken(config))
+        if app["name"] != config.name and app["route_prefix"] == config.route_prefix:
+            taken = f"{config.route_prefix} is that of {app['name']} on this cluster"
+            raise ConfigError(f"route_prefix: {taken}; choose another, such as /{config.name}")
+
+
+def running() -> Any:
+    """The client of what Serve runs on this cluster; None where it does not run."""
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def deploy(config: ServiceConfig, digest: bytes | None) -> None:
+    """Wait until every reward is up.
+
+    Raises ConfigError when another service took the route at the same moment, WorkerFailed that names the rewards that
+    do not come up.
+    """
+    target = serve.RunTarget(build(config, digest), name=config.name, route_prefix=config.route_prefix)
+    try:
+        serve.run_many([target], wait_for_applications_running=False)
+    except RayServeException as error:
+        raise ConfigError(f"route_prefix: {error}") from None
+    until = time.monotonic() + START_LIMIT_S
+    while (app := serve.status().applications[config.name]).status != ApplicationStatus.RUNNING:
+        if app.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > until:
+            lacking = [f"{name}: {d.message or d.status}" for name, d in app.deployments.items() if d.status != "HEALTHY"]
+            raise WorkerFailed(f"The service {config.name} did not come up within {START_LIMIT_S} s. " + "\n".join([app.message, *lacking]))
+        time.sleep(0.2)
+
+
+@contextmanager
+def serving(config: ServiceConfig, digest: bytes | None) -> Iterator[str]:
+    """Serve on a Ray cluster that is connected already; gives the URL when every reward is up.
+
+    At the end the application is taken down, its last requests answered. Raises ConfigError with nothing of others
+    touched, WorkerFailed when a reward does not come up.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    holder = hold_name(config)
+    refuse_if_taken(config)
+    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        deploy(config, digest)
+        yield config.url
     finally:
-        serve.delete(APP)
+        serve.delete(config.name)
+        ray.kill(holder)
+
+
+def serve_forever(config: ServiceConfig, address: str | None, digest: bytes | None) -> None:
+    """Join or start Ray, serve, and wait for a signal.
+
+    Raises ConfigError, WorkerFailed when Ray does not start.
+    """
+    join(address, OBJECT_STORE_BYTES, "--address")
+    first = named(address) is not None and running() is None  # where Ray is started here, the caller holds the port
+    try:
+        with held_port(config) if first else nullcontext(), serving(config, digest) as url:
+            print(f"Serving at {url}{'' if digest else ', without a token'}. Ctrl-C stops it.", flush=True)
+            while True:
+                time.sleep(3600)
+    finally:
         ray.shutdown()

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -236,21 +236,35 @@ def serve(
 ) -> None:
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
     from frpo import models
-    from frpo.config.service import ServiceConfig
+    from frpo.config.service import ServiceConfig, token_digest
+    from frpo.joining import named, refuse_unreachable, temporary_folder
     from frpo.preflight import check_rewards
     from frpo.recipe import read as read_as
+    from frpo.roles import WorkerFailed
+    from frpo.service.port import held_port
 
     config = read_as(service, tuple(set), ServiceConfig)
+    joined = named(address, "--address")
+    digest = token_digest(config, joined=joined is not None)
     config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
     check_rewards(config.rewards)
-    print(f"frpo serve: starting {', '.join(r.name for r in config.rewards)} (Serve takes about 20 s, then models load) ...", flush=True)
+    if joined:
+        refuse_unreachable(*joined)
+    else:
+        temporary_folder()
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
     signal.signal(signal.SIGTERM, _on_sigterm)
-    from deploy.service import serve_forever
-
+    names = ", ".join(r.name for r in config.rewards)
     try:
-        serve_forever(config, address)
+        with nullcontext() if joined else held_port(config):
+            print(f"frpo serve: starting {names} (Serve takes about 20 s, then models load) ...", flush=True)
+            from deploy.service import serve_forever
+
+            serve_forever(config, address, digest)
     except (KeyboardInterrupt, Stopped):
         print("Stopped.", flush=True)
+    except WorkerFailed as error:
+        _fail(str(error), 1)
 
 
 @app.command()

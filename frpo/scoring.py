@@ -32,6 +32,10 @@ class Item:
     columns: Mapping[str, Any]
     ending: str = ""
     """Special tokens after the completion, where a caller sent them: models read them, functions do not."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The whole conversation up to the completion, where the prompt was made of one; empty for plain strings."""
+    conversational: bool = False
+    """Whether the caller's row holds chat messages: functions then get TRL's conversational shape."""
 
 
 STRETCH = 1.15

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
+import re
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from frpo.config.rewards import Combine, RewardConfig, ServeReward, check_combination
-from frpo.config.section import NotNegative, Positive, PositiveFloat, Section
+from frpo.config.section import NAME, ConfigError, NotNegative, Positive, PositiveFloat, Section
+
+ROUTE = r"^(/|(/[A-Za-z0-9][A-Za-z0-9._~-]*)+)$"
+BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""What a header can carry (RFC 6750, 2.1)."""
 
 
 class ReplicaConfig(Section):
@@ -45,24 +51,30 @@ class LimitsConfig(Section):
 
 
 class ServiceConfig(Section):
+    name: str = Field("frpo-rewards", pattern=NAME)
+    """Name of the Serve application; several services in one cluster have a name and a route_prefix each."""
+    route_prefix: str = Field("/", pattern=ROUTE)
+    """Path under which it answers, such as /safety; the services of a cluster share host and port."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     """The rewards by name; a request that names none is scored by all that apply to its task."""
     combine: Combine = "weighted"
     """The score: weighted sum, weighted mean, or product of those rewards."""
     host: str = "127.0.0.1"
-    """Address to bind. Anything but loopback needs a token."""
+    """Address to bind. Anything but loopback, and every cluster that is joined, needs a token."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port."""
     token_env: str = "FRPO_SERVICE_TOKEN"
-    """Environment variable with the bearer token that callers must send; empty or unset asks for none."""
+    """Environment variable, of the process that starts the service, with the bearer token that callers must send;
+    "" asks for none, on loopback alone."""
     replicas: ReplicaConfig = ReplicaConfig()
     """Processes behind each reward."""
     limits: LimitsConfig = LimitsConfig()
     """What one request may ask for."""
 
     @property
-    def token(self) -> str | None:
-        return os.environ.get(self.token_env) or None
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}{self.route_prefix.rstrip('/')}"
 
     @property
     def is_loopback(self) -> bool:
@@ -78,6 +90,26 @@ class ServiceConfig(Section):
             raise ValueError(f"rewards.{asking[0]}.kind: a service does not ask another by handle; name its rewards here, or use kind: url")
         if self.replicas.max_replicas < self.replicas.min_replicas:
             raise ValueError(f"replicas.max_replicas: {self.replicas.max_replicas} is below min_replicas {self.replicas.min_replicas}")
-        if not self.is_loopback and not self.token:
-            raise ValueError(f"host: {self.host} can be reached from outside; set a token in the environment variable {self.token_env}")
+        if not self.is_loopback and not self.token_env:
+            raise ValueError(f"token_env: '' serves everybody who reaches {self.host}; name an environment variable that holds a token")
         return self
+
+
+def token_digest(config: ServiceConfig, *, joined: bool) -> bytes | None:
+    """SHA-256 of the token in this process's environment, 32 bytes; None where the service may go without one.
+
+    That is by `token_env: ""`, and with a variable that the file does not name and that is not set, where frpo serve
+    starts Ray itself on loopback. `joined`: whether it runs in a cluster that others use too. Raises ConfigError when a
+    token is missing, or is none that a header can carry.
+    """
+    name = config.token_env
+    token = os.environ.get(name, "").strip() if name else ""
+    if token:
+        if not BEARER.fullmatch(token):
+            raise ConfigError(f"token_env: {name} holds characters that no bearer token has; use letters, digits and -._~+/=")
+        return hashlib.sha256(token.encode()).digest()
+    if name and (joined or not config.is_loopback or "token_env" in config.model_fields_set):
+        where = "a cluster that others reach" if joined else config.host
+        remedy = "export it where you start the service" + (", or write token_env: '' to serve everybody" if config.is_loopback else "")
+        raise ConfigError(f"token_env: {name} is not set, and the service on {where} must know its token; {remedy}")
+    return None

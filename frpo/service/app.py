@@ -1,20 +1,18 @@
 """The reward service as a FastAPI application over any Backend. Limits, errors and formats are decided here, scores are not.
 
-Errors have a JSON body {"error": {"type", "message"}} that never repeats the request: 401 no or wrong token, 413 body too
-large, 422 not as the schema says, 429 too much at once from all callers, 503 overloaded or a reward that failed (for formats
-that have no null), 504 no scores in time. 429 and 503 carry Retry-After (RFC 9110, 10.2.3).
+Errors have a JSON body {"error": {"type", "message"}} that never repeats the request: 401 no or wrong token, 408 a
+body that does not come, 413 one too large, 415 compressed or no JSON, 422 not as the schema says, 429 too much at once
+from all callers, 503 overloaded or a reward that failed (for formats that have no null), 504 no scores in time. 429 and
+503 carry Retry-After (RFC 9110, 10.2.3).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
@@ -22,20 +20,15 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frpo.config.service import ServiceConfig
 from frpo.scoring import Item
 from frpo.service import wire
+from frpo.service.door import TYPES, Door, problem
+from frpo.service.reading import places, strict_route
 from frpo.types import Reward
 
 log = logging.getLogger("frpo.service")
-OPEN_PATHS = ("/healthz", "/readyz")
-RETRY_AFTER_S = 1
-TYPES = {
-    400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 422: "invalid",
-    429: "too_many", 500: "internal", 503: "unavailable", 504: "timeout",
-}  # fmt: skip
 
 
 class Overloaded(Exception):
@@ -56,64 +49,6 @@ class Backend(Protocol):
         ...
 
 
-def problem(status: int, message: str, given: Mapping[str, str] | None = None) -> JSONResponse:
-    headers = dict(given or {}) | ({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})
-    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse({"error": {"type": TYPES.get(status, "error"), "message": message}}, status, headers)
-
-
-class Door:
-    """Token and body size, before anything is parsed."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int) -> None:
-        self.app, self.token, self.max_body = app, token, max_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {k.lower(): v for k, v in scope["headers"]}
-        if self.token and scope["path"] not in OPEN_PATHS and not self._known(headers.get(b"authorization", b"")):
-            await problem(401, "send the service's token: Authorization: Bearer <token>")(scope, receive, send)
-            return
-        too_large = problem(413, f"the body is larger than {self.max_body} bytes (limits.max_body_mib); send fewer items at once")
-        if headers.get(b"content-length", b"0").isdigit() and int(headers.get(b"content-length", b"0")) > self.max_body:
-            await too_large(scope, receive, send)
-            return
-        body, more = b"", True
-        while more:  # read here: a body without a length must not grow without bound either
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self.max_body:
-                await too_large(scope, receive, send)
-                return
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, again, send)
-
-    def _known(self, header: bytes) -> bool:
-        """Bearer (RFC 6750), or the password of Basic (RFC 7617): clients that know only a URL write http://frpo:TOKEN@host/..."""
-        scheme, _, value = header.partition(b" ")
-        assert self.token is not None
-        if scheme.lower() == b"basic":
-            try:
-                value = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-            except binascii.Error:
-                return False
-        elif scheme.lower() != b"bearer":
-            return False
-        return hmac.compare_digest(value.strip(), self.token.encode())
-
-
 class Desk:
     """Checks a request against the limits, asks the backend, and waits no longer than it may."""
 
@@ -128,10 +63,10 @@ class Desk:
                 422, f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send several requests"
             )
         for i, item in enumerate(items):
-            if (size := len(item.prompt) + len(item.completion)) > limits.max_characters:
+            if (size := wire.size_of(item)) > limits.max_characters:
                 raise HTTPException(422, f"item {i} has {size} characters, at most {limits.max_characters} (limits.max_characters)")
         if unknown := sorted(set(names or ()) - set(self.names)):
-            raise HTTPException(422, f"no reward is called {unknown[0]!r}; GET /v1/rewards lists them")
+            raise HTTPException(422, f"no reward is called {unknown[0][:40]!r}; GET /v1/rewards lists them")
         if not items:
             return []
         if self.in_flight + len(items) > limits.max_items_in_flight:
@@ -157,10 +92,13 @@ class Desk:
         return rewards
 
 
+aside = asyncio.to_thread
+"""What takes seconds for the largest body that is let in keeps no other request waiting."""
+
 Task = Annotated[str, Query(description="task of every item, as in a recipe: routes rewards")]
 Name = Annotated[str | None, Query(description="a reward's name; all that apply without it")]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")} for code in (400, 401, 413, 422, 429, 503, 504)
+    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")} for code in (401, 408, 413, 415, 422, 429, 503, 504)
 }
 
 
@@ -169,8 +107,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        places = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
-        return problem(422, "; ".join(places))
+        return problem(422, places(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -182,18 +119,21 @@ def answer_errors(app: FastAPI) -> None:
         return problem(500, "the service failed; its log has more")
 
 
-def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
+def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> FastAPI:
+    """`digest` is the SHA-256 of the token that callers must send; None asks for none."""
     app = FastAPI(title="frpo reward service", version="1", docs_url=None, redoc_url=None)
-    desk = Desk(config, backend)
-    app.add_middleware(Door, token=config.token, max_body=int(config.limits.max_body_mib * 2**20))
-
+    app.router.route_class = strict_route(config.limits)
+    app.add_middleware(Door, digest=digest, limits=config.limits)
     answer_errors(app)
+    desk = Desk(config, backend)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses={503: ERRORS[503]})
     async def readyz() -> dict[str, str]:
         """Every reward has a process that answers."""
@@ -201,6 +141,7 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
             raise HTTPException(503, "not every reward is up yet")
         return {"status": "ready"}
 
+    @app.head("/v1/rewards", include_in_schema=False)
     @app.get("/v1/rewards", responses={401: ERRORS[401]})
     async def rewards() -> wire.RewardsResponse:
         """What is served."""
@@ -210,26 +151,28 @@ def make_app(config: ServiceConfig, backend: Backend) -> FastAPI:
     @app.post("/v1/score", responses=ERRORS)
     async def score(request: wire.ScoreRequest) -> wire.ScoreResponse:
         """Any number of items with chat messages, tasks and columns; a failed score is null, with the reason."""
-        return wire.score_response(await desk.score(wire.items_of_score(request), request.rewards))
+        return wire.score_response(await desk.score(await aside(wire.items_of_score, request), request.rewards))
 
     @app.post("/get_reward", responses=ERRORS)
     async def get_reward(request: wire.GetRewardRequest, task: Task = "", reward: Name = None) -> wire.GetRewardResponse:
         """OpenRLHF's format."""
-        items = [_with_task(i, task) for i in wire.items_of_get_reward(request)]
+        items = [_with_task(i, task) for i in await aside(wire.items_of_get_reward, request)]
         return wire.get_reward_response(await desk.whole(items, [reward] if reward else None))
 
     @app.post("/classify", responses=ERRORS)
     async def classify(request: wire.ClassifyRequest, task: Task = "") -> wire.ClassifyResponse:
         """vLLM's format: the score of each text stands in probs."""
         name = request.model if request.model in desk.names else None
-        found = await desk.whole([_with_task(i, task) for i in wire.items_of_classify(request)], [name] if name else None)
+        items = [_with_task(i, task) for i in wire.items_of_classify(request)]
+        found = await desk.whole(items, [name] if name else None)
         data = [wire.Classification(index=i, label="score", probs=[r.total or 0.0]) for i, r in enumerate(found)]
         return wire.ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=name or "all", data=data)
 
     @app.post("/slime", responses=ERRORS)
     async def slime(request: wire.SlimeRequest, task: Task = "", reward: Name = None) -> float:
         """slime's format: one completion, one number."""
-        (found,) = await desk.whole([_with_task(wire.item_of_slime(request), task)], [reward] if reward else None)
+        item = _with_task(await aside(wire.item_of_slime, request), task)
+        (found,) = await desk.whole([item], [reward] if reward else None)
         return found.total or 0.0
 
     return app

@@ -5,11 +5,10 @@ Every format becomes Items and comes back from Rewards; nothing else knows the d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from frpo.scoring import Item
 from frpo.types import Reward
@@ -35,11 +34,15 @@ class Message(Loose):
     content: str
 
 
+Conversation = Annotated[list[Message], Field(min_length=1, max_length=1024)]
+"""Up to the completion, oldest first."""
+
+
 class ScoreItem(Wire):
-    prompt: str | list[Message]
-    """A string, or chat messages; functions and models see the last user message."""
+    prompt: str | Conversation
+    """A string, or chat messages: models and functions see the whole conversation."""
     completion: str
-    task: str = ""
+    task: str = Field("", max_length=256)
     """Routes rewards, as in a recipe."""
     columns: Columns = {}
     """What the reward functions ask for besides: answer, label, ..."""
@@ -74,14 +77,25 @@ class RewardsResponse(Wire):
     rewards: list[RewardInfo]
 
 
-def text_of(prompt: str | list[Message]) -> str:
+def item_of(prompt: str | list[Message], completion: str, task: str, columns: Columns) -> Item:
     if isinstance(prompt, str):
-        return prompt
-    return next((m.content for m in reversed(prompt) if m.role == "user"), "")
+        return Item(prompt, completion, task, columns)
+    last = next((m.content for m in reversed(prompt) if m.role == "user"), "")
+    return Item(last, completion, task, columns, messages=conversation(prompt), conversational=True)
+
+
+def conversation(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
+    return tuple({"role": m.role, "content": m.content} for m in messages)
+
+
+def size_of(item: Item) -> int:
+    """Characters of its prompt, or of its whole conversation, and of its completion."""
+    asked = sum(len(m["content"]) for m in item.messages) if item.messages else len(item.prompt)
+    return asked + len(item.completion) + len(item.ending)
 
 
 def items_of_score(request: ScoreRequest) -> list[Item]:
-    return [Item(text_of(i.prompt), i.completion, i.task, i.columns) for i in request.items]
+    return [item_of(i.prompt, i.completion, i.task, i.columns) for i in request.items]
 
 
 def score_response(rewards: Sequence[Reward]) -> ScoreResponse:
@@ -98,10 +112,12 @@ class GetRewardRequest(Loose):
     """Cut from the front of each query, where it stands there."""
     labels: list[Any] | None = None
     """Reach reward functions as columns label and answer."""
+    messages: list[Conversation | None] | None = None
+    """frpo's own addition: the conversation before each completion, or null for a plain prompt."""
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> GetRewardRequest:
-        for name, column in (("prompts", self.prompts), ("labels", self.labels)):
+        for name, column in (("prompts", self.prompts), ("labels", self.labels), ("messages", self.messages)):
             if column is not None and len(column) != len(self.query):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.query)} queries")
         return self
@@ -117,19 +133,50 @@ class GetRewardResponse(Wire):
 def items_of_get_reward(request: GetRewardRequest) -> list[Item]:
     count = len(request.query)
     prompts, labels = request.prompts or [""] * count, request.labels or [None] * count
-    return [_openrlhf_item(q, p, label) for q, p, label in zip(request.query, prompts, labels, strict=True)]
+    messages = request.messages or [None] * count
+    return [_openrlhf_item(*given) for given in zip(request.query, prompts, labels, messages, strict=True)]
 
 
-ENDING = re.compile(r"(?:\s*(?:<[|｜][^<>]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
-"""End-of-text tokens of the common tokenizers: OpenRLHF sends what it decoded with them."""
-
-
-def _openrlhf_item(query: str, prompt: str, label: Any) -> Item:
+def _openrlhf_item(query: str, prompt: str, label: Any, messages: list[Message] | None) -> Item:
     columns = {} if label is None else {"label": label, "answer": label}
     completion = query.removeprefix(prompt)
-    end = ENDING.search(completion)
-    cut = end.start() if end else len(completion)
-    return Item(prompt, completion[:cut], "", columns, completion[cut:])
+    cut = ending_at(completion)
+    return Item(prompt, completion[:cut], "", columns, completion[cut:], messages=conversation(messages or ()))
+
+
+ENDINGS = ("</s>", "<eos>", "<end_of_turn>")
+BARS = "|｜"
+LONGEST_NAME = 40
+
+
+def ending_at(text: str) -> int:
+    """Where the end-of-text tokens at the end begin, white space around them included; len(text) where there are none.
+
+    OpenRLHF sends what it decoded with them. Those of the common tokenizers are known: ENDINGS, and <|a name|> with bars of
+    either width. Looks at each character of them once, from the end.
+    """
+    cut = len(text)
+    end = _without_space(text, cut)
+    while size := _token_before(text, end):
+        cut = end = _without_space(text, end - size)
+    return cut
+
+
+def _without_space(text: str, end: int) -> int:
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def _token_before(text: str, end: int) -> int:
+    """Length of the token that ends there; 0 without one."""
+    for token in ENDINGS:
+        if text.endswith(token, 0, end):
+            return len(token)
+    begin = text.rfind("<", max(0, end - LONGEST_NAME - 4), end)
+    barred = begin >= 0 and text[end - 1] == ">" and text[end - 2] in BARS and text[begin + 1] in BARS
+    name = text[begin + 2 : end - 2] if barred else ""
+    return end - begin if name and ">" not in name else 0
 
 
 def get_reward_response(rewards: Sequence[Reward]) -> GetRewardResponse:
@@ -179,14 +226,14 @@ def items_of_classify(request: ClassifyRequest) -> list[Item]:
 
 
 class SlimeRequest(Loose):
-    prompt: str | list[Message]
+    prompt: str | Conversation
     response: str
     label: Any = None
 
 
 def item_of_slime(request: SlimeRequest) -> Item:
     columns = {} if request.label is None else {"label": request.label, "answer": request.label}
-    return Item(text_of(request.prompt), request.response, "", columns)
+    return item_of(request.prompt, request.response, "", columns)
 
 
 class ProblemDetail(Wire):

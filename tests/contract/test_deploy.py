@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jsonschema
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +173,7 @@ def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
     assert "--run-dir /shared/" in job.entrypoint
 
 
-def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     import deploy.service
@@ -184,9 +186,16 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FRPO_SERVICE_TOKEN", "x")
     config = ServiceConfig.model_validate(yaml.safe_load(rewards["data"][Path(app.args["config"]).name]))
     assert [r.name for r in config.rewards] == ["helpful", "refusal"]
+    file = tmp_path / "rewards.yaml"
+    file.write_text("rewards: [{kind: function, name: brief, function: 'frpo.rewards:length'}]")
+    assert deploy.service.application({"config": str(file)})
     monkeypatch.delenv("FRPO_SERVICE_TOKEN")
-    with pytest.raises(ValueError, match="set a token"):  # it binds every address: not without one
-        ServiceConfig.model_validate(yaml.safe_load(rewards["data"]["rewards.yaml"]))
+    with pytest.raises(
+        ConfigError, match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token"
+    ):
+        deploy.service.application({"config": str(file)})
+    file.write_text(file.read_text() + "\ntoken_env: ''")
+    assert deploy.service.application({"config": str(file)})
     for group in (service.rayClusterConfig.headGroupSpec, *service.rayClusterConfig.workerGroupSpecs):
         names = {e["name"]: e["valueFrom"]["secretKeyRef"]["name"] for e in group.template.spec["containers"][0]["env"]}
         assert names == {"FRPO_SERVICE_TOKEN": "frpo-service"}
@@ -217,3 +226,48 @@ def test_the_image_follows_the_install_recipe_and_is_not_root() -> None:
     assert users[0] < installs[0]
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]}
     assert {"pyproject.toml", "README.md", "frpo", "actors", "deploy", "recipes"} <= copied
+
+
+class Cluster:
+    """What Serve runs on a cluster, as its client tells it."""
+
+    http_config = SimpleNamespace(host="127.0.0.1", port=8000)
+
+    def __init__(self, *apps: tuple[str, str, str, str]) -> None:
+        self.apps = {
+            name: {"name": name, "route_prefix": route, "source": source, "deployments": {part: {}}} for name, route, source, part in apps
+        }
+
+    def get_serve_details(self) -> dict[str, Any]:
+        return {"applications": self.apps}
+
+
+FIRST = ("frpo-rewards", "/", "imperative", "gateway")
+
+
+@pytest.mark.parametrize(
+    ("apps", "fields", "said"),
+    [
+        (None, {}, None),
+        ([], {}, None),
+        ([FIRST], {"name": "second", "route_prefix": "/second"}, None),
+        ([FIRST], {}, None),  # whose frpo serve was killed: its name is free
+        ([FIRST], {"name": "second"}, "route_prefix: / is that of frpo-rewards on this cluster; choose another, such as /second"),
+        ([FIRST], {"name": "second", "route_prefix": "/b", "port": 8001}, "port: this cluster serves at 127.0.0.1:8000 already"),
+        ([], {"host": "0.0.0.0"}, "host: this cluster serves at 127.0.0.1:8000 already"),
+        ([("frpo-rewards", "/", "declarative", "gateway")], {}, "name: frpo-rewards is served on this cluster already"),
+        ([("frpo-rewards", "/", "imperative", "Other")], {}, "name: frpo-rewards is served on this cluster already"),
+    ],
+)  # fmt: skip
+def test_a_service_takes_nothing_from_another(apps: Any, fields: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import deploy.service
+
+    monkeypatch.setattr(deploy.service, "running", lambda: None if apps is None else Cluster(*apps))
+    rewards = [{"kind": "function", "name": "brief", "function": "frpo.rewards:length"}]
+    config = ServiceConfig.model_validate({"rewards": rewards, **fields})
+    if said is None:
+        deploy.service.refuse_if_taken(config)
+    else:
+        with pytest.raises(ConfigError) as error:
+            deploy.service.refuse_if_taken(config)
+        assert str(error.value).startswith(said)

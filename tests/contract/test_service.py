@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import json
+import re
+import time
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import lists, sampled_from
 from starlette.testclient import TestClient
 
-from frpo.config.service import ServiceConfig
+from frpo.config import ConfigError
+from frpo.config.service import ServiceConfig, token_digest
 from frpo.scoring import Item, Scorer
 from frpo.service.app import Overloaded, Unavailable, make_app
-from frpo.service.wire import GetRewardRequest, items_of_get_reward
+from frpo.service.wire import (
+    GetRewardRequest,
+    ScoreRequest,
+    SlimeRequest,
+    ending_at,
+    item_of_slime,
+    items_of_get_reward,
+    items_of_score,
+)
 from frpo.types import Reward
 
 REWARDS: list[dict[str, Any]] = [
@@ -53,9 +69,9 @@ def config(**fields: Any) -> ServiceConfig:
     return ServiceConfig.model_validate({"rewards": REWARDS, **fields})
 
 
-def client(cfg: ServiceConfig | None = None, backend: Any = None) -> TestClient:
+def client(cfg: ServiceConfig | None = None, backend: Any = None, digest: bytes | None = None) -> TestClient:
     cfg = cfg or config()
-    return TestClient(make_app(cfg, backend or Here(cfg)), raise_server_exceptions=False)
+    return TestClient(make_app(cfg, backend or Here(cfg), digest), raise_server_exceptions=False)
 
 
 def test_our_own_format_gives_parts_and_null_for_what_failed() -> None:
@@ -158,27 +174,207 @@ def test_what_goes_wrong_behind_it(error: Exception | None, status: int, said: s
     assert "a secret prompt" not in caplog.text
 
 
-def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FRPO_SERVICE_TOKEN", "s3cret")
-    asked = client()
+def test_the_token() -> None:
+    asked = client(digest=hashlib.sha256(b"s3cret").digest())
     assert asked.get("/healthz").status_code == 200
-    for path in ("/v1/rewards", "/openapi.json"):
+    for path in ("/v1/rewards", "/openapi.json", "/nowhere"):
         found = asked.get(path)
         assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer")
+        known = 404 if path == "/nowhere" else 200
         assert asked.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
-        assert asked.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
-        assert asked.get(path, auth=("anybody", "s3cret")).status_code == 200  # http://anybody:s3cret@host/...
+        assert asked.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == known
+        assert asked.get(path, auth=("anybody", "s3cret")).status_code == known  # http://anybody:s3cret@host/...
         assert asked.get(path, auth=("s3cret", "wrong")).status_code == 401
         assert asked.get(path, headers={"Authorization": "Basic no-base64!"}).status_code == 401
-    assert "s3cret" not in json.dumps(config().model_dump(mode="json"))
+    big = asked.post("/v1/score", content=b"x" * (9 << 20))  # nothing of it is read
+    assert big.status_code == 401
 
 
-def test_nothing_but_loopback_is_bound_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/a/healthz", "/a/v1/rewards", "/healthz/../v1/rewards", "//healthz"])
+def test_under_a_route_prefix_the_same_paths_are_open(path: str) -> None:
+    cfg = config()
+    asked = TestClient(make_app(cfg, Here(cfg), hashlib.sha256(b"s3cret").digest()), root_path="/a", raise_server_exceptions=False)
+    assert asked.get(path).status_code == (200 if path == "/a/healthz" else 401)
+
+
+SET, OPEN = {"FRPO_SERVICE_TOKEN": "s3cret\n"}, {"host": "0.0.0.0"}
+MISSING = "token_env: FRPO_SERVICE_TOKEN is not set, and the service on "
+
+
+@pytest.mark.parametrize(
+    ("env", "fields", "joined", "found"),
+    [
+        (SET, {}, False, "s3cret"),
+        (SET, OPEN, True, "s3cret"),
+        ({"MINE": "other"} | SET, {"token_env": "MINE"}, True, "other"),
+        (SET, {"token_env": ""}, True, None),
+        ({}, {}, False, None),
+        ({"FRPO_SERVICE_TOKEN": " "}, {}, True, f"{MISSING}a cluster that others reach must know its token; export it where you start the service, or"),
+        ({}, OPEN, False, f"{MISSING}0.0.0.0 must know its token; export it where you start the service"),
+        ({}, {"token_env": "FRPO_SERVICE_TOKEN"}, False, f"{MISSING}127.0.0.1 must know"),
+        ({"FRPO_SERVICE_TOKEN": "pass word"}, {}, True, "holds characters that no bearer token has"),
+        ({"FRPO_SERVICE_TOKEN": "pässword"}, {}, True, "holds characters that no bearer token has"),
+    ],
+)  # fmt: skip
+def test_a_service_that_cannot_know_its_token_does_not_start(
+    env: dict[str, str], fields: dict[str, Any], joined: bool, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FRPO_SERVICE_TOKEN", raising=False)
-    with pytest.raises(ValueError, match=r"host: 0\.0\.0\.0 can be reached from outside; set a token"):
-        config(host="0.0.0.0")
-    monkeypatch.setenv("FRPO_SERVICE_TOKEN", "s3cret")
-    assert config(host="0.0.0.0").token == "s3cret"
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if found and found not in ("s3cret", "other"):
+        with pytest.raises(ConfigError) as said:
+            token_digest(config(**fields), joined=joined)
+        assert found in str(said.value)
+    else:
+        assert token_digest(config(**fields), joined=joined) == (hashlib.sha256(found.encode()).digest() if found else None)
+    assert "s3cret" not in json.dumps(config(**fields).model_dump(mode="json"))
+
+
+def test_where_it_answers() -> None:
+    assert config().url == "http://127.0.0.1:8000"
+    assert config(host="::1", port=81, route_prefix="/a").url == "http://[::1]:81/a"
+
+
+def test_no_token_on_every_interface_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"token_env: '' serves everybody who reaches 0\.0\.0\.0"):
+        config(host="0.0.0.0", token_env="")
+    for wrong in ("safety", "/safety/", "/a b", "/../x", "/{x}", "//"):
+        with pytest.raises(ValueError, match="route_prefix"):
+            config(route_prefix=wrong)
+
+
+JSON = {"Content-Type": "application/json"}
+ITEM = '{"prompt": "p", "completion": "c"}'
+DEEP = "[" * 100 + "]" * 100
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "said"),
+    [
+        (gzip.compress(b"{}", mtime=0), JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding: gzip is not read here; send the body as it is"),
+        (b"{}", {}, 415, "send the header Content-Type: application/json"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "send the header Content-Type"),
+        (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "send the header Content-Type"),
+        (b"{}", {"Content-Type": "application/json; charset=utf-16"}, 415, "must be JSON in UTF-8"),
+        (b"{}", {"Content-Type": "application/json; charset=UTF-8", "Content-Encoding": "identity"}, 422, "body.items: Field required"),
+        (b"{}", {"Content-Type": "application/vnd.api+json"}, 422, "body.items: Field required"),
+        (b"", JSON, 422, "body: Field required"),
+        (b"{", JSON, 422, "body: no JSON: Expecting property name"),
+        (b"[" * 60_000, JSON, 422, "body: nested deeper than 64 levels"),
+        (b'{"items": [' + b"[]," * 2_000_000 + b"[]]}", JSON, 422, "body: more than 187500 lists and objects"),
+        (f'{{"items": [{{"prompt": "p", "completion": "c", "columns": {{"a": {DEEP}}}}}]}}', JSON, 422, "body: nested deeper than 64 levels"),
+        ('{"items": [], "items": []}', JSON, 422, "body: an object has the same key twice"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": NaN}}}}]}}', JSON, 422, "body: NaN is no JSON number"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": -Infinity}}}}]}}', JSON, 422, "body: -Infinity is no JSON number"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": 1e999}}}}]}}', JSON, 422, "body: a number is larger than a double holds"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": {"1" * 5000}}}}}]}}', JSON, 422, "body: a number has too many digits"),
+        ('{"items": [{"prompt": "\\ud83d", "completion": ""}]}', JSON, 422, "body: a string holds half of a surrogate pair"),
+        ('{"items": [{"prompt": "", "completion": "", "columns": {"\\uDFFF": 1}}]}', JSON, 422, "body: a string holds half of a surrogate"),
+        (b'{"items": [{"prompt": "\xff", "completion": ""}]}', JSON, 422, "body: byte 23 is not UTF-8"),
+        ('{"items": [{"prompt": [{"role": "user", "content": ["hi"]}], "completion": ""}]}', JSON, 422, "content: Input should be a valid string"),
+        ('{"items": [{"prompt": [], "completion": ""}]}', JSON, 422, "should have at least 1 item"),
+        ("[1]", JSON, 422, "body: Input should be a valid dictionary"),
+        (f'{{"items": [{", ".join([ITEM] * 1025)}]}}', JSON, 422, "body: items: 1025 items in one request, at most 1024"),
+    ],
+    ids=map(str, count()),  # the bodies are long
+)  # fmt: skip
+def test_what_is_no_json_is_told_by_its_own_name(body: str | bytes, headers: dict[str, str], status: int, said: str) -> None:
+    found = client().post("/v1/score", content=body, headers=headers)
+    assert (found.status_code, found.json()["error"]["type"]) == (status, {415: "unsupported", 422: "invalid"}[status])
+    assert said in found.json()["error"]["message"]
+
+
+def test_a_smiley_in_two_escapes_is_one_character() -> None:
+    body = b'{"items": [{"prompt": "\\ud83d\\ude00", "completion": "a \\\\ud800 b"}]}'
+    assert client().post("/v1/score", content=body, headers=JSON).json()["scores"][0]["parts"]["short"] == 0.5
+
+
+def test_paths_and_methods_that_are_not_there() -> None:
+    asked = client()
+    for method, path, status, kind in (
+        ("GET", "/nowhere", 404, "not_found"), ("POST", "/nowhere", 404, "not_found"), ("GET", "/v1/score", 405, "method_not_allowed"),
+        ("DELETE", "/healthz", 405, "method_not_allowed"), ("POST", "/v1/rewards", 405, "method_not_allowed"),
+    ):  # fmt: skip
+        found = asked.request(method, path)
+        assert (found.status_code, found.json()["error"]["type"]) == (status, kind)
+    for path in ("/healthz", "/readyz", "/v1/rewards"):
+        assert (asked.head(path).status_code, asked.head(path).content) == (200, b"")
+
+
+def test_the_whole_conversation_reaches_the_rewards() -> None:
+    talk = [{"role": "system", "content": "brief"}, {"role": "user", "content": "1 + 1?"}]
+    (item,) = items_of_score(ScoreRequest.model_validate({"items": [{"prompt": talk, "completion": "2"}]}))
+    assert (item.prompt, item.messages, item.conversational) == ("1 + 1?", tuple(talk), True)
+    asked = GetRewardRequest.model_validate({"query": ["a b", "c"], "prompts": ["a ", ""], "messages": [talk, None]})
+    first, second = items_of_get_reward(asked)
+    assert (first.prompt, first.completion, first.messages, first.conversational) == ("a ", "b", tuple(talk), False)
+    assert (second.messages, second.conversational) == ((), False)
+    slime = SlimeRequest.model_validate({"prompt": talk, "response": "2", "tokens": list(range(5000))})
+    assert item_of_slime(slime).messages == tuple(talk)
+    body = {"items": [{"prompt": [{"role": "user", "content": "x"}] * 50 + talk, "completion": "c"}]}
+    found = client(config(limits={"max_characters": 61})).post("/v1/score", json=body)
+    assert "item 0 has 62 characters, at most 61" in found.json()["error"]["message"]
+    many = {"prompt": "p", "response": "a", "tokens": list(range(5000))}
+    assert client().post("/slime?reward=short", json=many).json() == 1.0
+
+
+@pytest.mark.parametrize("piece", [" ", "</s>", "\n</s>", "<|im_end|>", "<", "|>", "<|", "<|a", "\u3000"])
+def test_the_end_of_a_text_is_found_in_linear_time(piece: str) -> None:
+    text = "a" + piece * 60_000
+    began = time.perf_counter()
+    cut = ending_at(text), ending_at(text + "x")
+    assert time.perf_counter() - began < 5  # 0.3 s; the backtracking regex took 26 s for a hundredth of it
+    ends = piece.strip() in ("</s>", "<|im_end|>")
+    assert cut == (1 if ends else len(text), len(text) + 1)
+
+
+BACKTRACKING = re.compile(r"(?:\s*(?:<[|｜][^<>]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>))+\s*$")
+PIECES = [
+    "<|im_end|>",
+    "</s>",
+    "<eos>",
+    "<end_of_turn>",
+    " ",
+    "\n",
+    "a",
+    "<",
+    "|",
+    ">",
+    "｜",
+    "<||>",
+    "<|" + "x" * 40 + "|>",
+    "<|" + "x" * 41 + "|>",
+]
+
+
+@given(lists(sampled_from(PIECES), max_size=7).map("".join))
+def test_the_end_of_a_text_is_where_the_expression_finds_it(text: str) -> None:
+    found = BACKTRACKING.search(text)
+    assert ending_at(text) == (found.start() if found else len(text))
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    sent: list[Any] = []
+
+    async def never() -> Any:
+        await asyncio.sleep(30)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    cfg = config(limits={"timeout_s": 0.05})
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": [], "query_string": b"", "root_path": ""}
+    asyncio.run(make_app(cfg, Here(cfg), None)(scope, never, send))
+    assert sent[0]["status"] == 408
+    assert b"limits.timeout_s" in sent[1]["body"]
+
+
+def test_many_small_pieces_of_a_body_cost_no_more_than_their_bytes() -> None:
+    pieces = (b"x" for _ in range(200_000))
+    began = time.perf_counter()
+    found = client(config(limits={"max_body_mib": 0.1})).post("/v1/score", content=pieces, headers=JSON)
+    assert (found.status_code, time.perf_counter() - began < 20) == (413, True)
 
 
 def test_the_in_flight_count_comes_back_down() -> None:

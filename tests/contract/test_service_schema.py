@@ -10,7 +10,7 @@ from frpo.service.app import make_app
 from tests.contract.test_service import Here, config
 
 CONFIG = config(rewards=[{"kind": "function", "name": "short", "function": "frpo.rewards:length"}], limits={"max_items": 8})
-schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(CONFIG, Here(CONFIG)))
+schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(CONFIG, Here(CONFIG), None))
 
 
 @schema.parametrize()

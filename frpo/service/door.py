@@ -1,0 +1,103 @@
+"""What a request passes before any of it is parsed: the token, then the size of its body and the time that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frpo.config.service import LimitsConfig
+
+OPEN_PATHS = ("/healthz", "/readyz")
+RETRY_AFTER_S = 1
+TYPES = {
+    401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large", 415: "unsupported",
+    422: "invalid", 429: "too_many", 500: "internal", 503: "unavailable", 504: "timeout",
+}  # fmt: skip
+
+
+def problem(status: int, message: str, given: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(given or {}) | ({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})
+    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"error": {"type": TYPES.get(status, "error"), "message": message}}, status, headers)
+
+
+class Door:
+    """`digest` is the SHA-256 of the token, 32 bytes; None asks for none. The token itself never comes here."""
+
+    def __init__(self, app: ASGIApp, *, digest: bytes | None, limits: LimitsConfig) -> None:
+        self.app, self.digest, self.limits = app, digest, limits
+        self.max_body = int(limits.max_body_mib * 2**20)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {k.lower(): v for k, v in scope["headers"]}
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path not in OPEN_PATHS and not self._known(headers.get(b"authorization", b"")):
+            answer = problem(401, "send the service's token: Authorization: Bearer <token>")
+            await answer(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"")
+        told = int(length[:20]) if length.isdigit() else 0
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                body = None if told > self.max_body else await self._read(receive)
+        except TimeoutError:
+            answer = problem(408, f"the body did not come within {self.limits.timeout_s:g} s (limits.timeout_s)")
+            await answer(scope, receive, send)
+            return
+        except ClientDisconnect:
+            return
+        if body is None:
+            said = f"the body is larger than {self.max_body} bytes (limits.max_body_mib); send fewer items at once"
+            answer = problem(413, said)
+            await answer(scope, receive, send)
+            return
+        waiting = [body]
+
+        async def again() -> Message:
+            if not waiting:
+                return await receive()
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+
+        await self.app(scope, again, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """None when it is too large: one that tells no length must not grow without bound either.
+
+        Raises ClientDisconnect.
+        """
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.max_body:
+                return None
+        return bytes(body)
+
+    def _known(self, header: bytes) -> bool:
+        """Bearer (RFC 6750), or the password of Basic (RFC 7617): clients that know only a URL write
+        http://frpo:TOKEN@host/..."""
+        if self.digest is None:
+            return True
+        scheme, _, value = header.partition(b" ")
+        if scheme.lower() == b"basic":
+            try:
+                value = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(hashlib.sha256(value.strip()).digest(), self.digest)
