@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def service(ray_cluster: None) -> Iterator[ServiceConfig]:
     from ray import serve
 
-    from deploy.service import start
+    from deploy.service import serving
 
     port = runs.free_port()
     rewards = [
@@ -33,8 +33,8 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
         {"kind": "function", "name": "short", "function": "frpo.rewards:length", "arguments": {"max_words": 2}},
     ]
     config = ServiceConfig.model_validate({"rewards": rewards, "port": port, "replicas": {"num_cpus": 0.1}})
-    start(config)
-    yield config
+    with serving(config, None):
+        yield config
     serve.shutdown()
 
 
