@@ -72,14 +72,21 @@ def print_plan(config: Config, console: Console) -> None:
     console.print(f"Completion tokens drawn by the rlhf stages: at most {asked.max_tokens:,}")
     missing = [*map(str, uncached), *lacks(config, asked)]
     try:
-        rows = check(config)
-        console.print(f"Data: {rows:,} rows read, none wrong" if rows else "Data: embedded")
+        found = check(config)
+        _say(console, f"Data: {found.rows:,} rows read, none wrong" if found.rows else "Data: embedded")
+        for note in found.notes:
+            _say(console, f"Note: {note}")
     except ValueError as error:
         missing.append(str(error))
     for line in missing:
-        console.print(f"[bold]Missing[/bold] {line}", markup=True)
+        _say(console, f"Missing {line}")
     if not missing:
         console.print("Nothing is missing.")
+
+
+def _say(console: Console, text: str) -> None:
+    """A line that may hold a user's text, which is no markup."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _actors(asked: Plan) -> Table:

@@ -101,7 +101,7 @@ class RunLog:
         """Say what a long start waits for, and how long it took."""
         began = time.perf_counter()
         if self.rich:
-            with self.console.status(f"{what} ..."):
+            with self.console.status(Text(f"{what} ...")):
                 yield
         else:
             self.note(f"{what} ...")
@@ -121,7 +121,7 @@ class RunLog:
         if self.rich:
             self._stop_progress()
             self.progress = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 Rate(),

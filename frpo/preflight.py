@@ -14,12 +14,13 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from frpo import models, prompts
+from frpo import models, sources
 from frpo.config import (
     Config,
     ConfigError,
     DatasetConfig,
     DownstreamRl,
+    DownstreamSft,
     FunctionReward,
     ModelReward,
     RewardConfig,
@@ -32,20 +33,29 @@ from frpo.rewards.loading import load_function
 from frpo.secrets import secrets_of
 
 
-def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> int:
-    """Raises ConfigError naming field or row, value and remedy. Returns the number of rows read."""
+def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> sources.Checked:
+    """Raises ConfigError naming field or row, value and remedy. Returns what reading the data has found."""
     check_policy(config)
     check_attention(config)
     check_rewards(config.rewards)
     check_cluster(config)
-    sources: list[DatasetConfig] = [*config.data.train, *config.data.heldout, *(config.base.data if config.base else ())]
-    for task in config.downstream:
-        sources += task.sources
-    once = {s.model_dump_json(): s for s in sources if not s.path.startswith("testbed:")}
-    rows = prompts.check(list(once.values()), progress)
+    found = check_data(config, progress)
     check_tasks(config)
     check_folder(config.folder)
-    return rows
+    return found
+
+
+def check_data(config: Config, progress: Callable[[int], None]) -> sources.Checked:
+    """Every row of every data set, but for the testbed's own, which a run makes."""
+    downstream = config.downstream
+    prompts = [s for d in downstream if isinstance(d, DownstreamRl) for s in d.data]
+    examples = [*(config.base.data if config.base else ()), *(s for d in downstream if isinstance(d, DownstreamSft) for s in d.sources)]
+    every = (config.data.train, config.data.heldout, prompts, examples)
+    return sources.check(*map(_once, every), progress=progress)
+
+
+def _once(asked: Sequence[DatasetConfig]) -> list[DatasetConfig]:
+    return list({s.model_dump_json(): s for s in asked if not s.path.startswith("testbed:")}.values())
 
 
 def ready(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:

@@ -1,216 +1,67 @@
-"""Data sets -> tokenized prompts and examples, and the seekable streams that deal them to steps.
+"""Checked rows -> tokenized prompts and examples, and the seekable streams that deal them to steps.
 
-Reading and checking rows imports no ML library. Rows are named by file and line in every error; what is too long is
-dropped and counted, never cut.
+Imports no ML library: a tokenizer is handed in. What is too long is dropped and counted, never cut.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
-import json
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.rewards import gym
+from frpo.sources import TAKEN, Conversation, Row, read_rows
 from frpo.types import Ints, Prompt, Sequences
-
-HASH_RANGE = 1 << 32
-
-
-@dataclass(frozen=True)
-class Row:
-    """One checked row of a data set."""
-
-    where: str
-    """file:line, for people."""
-    prompt: str | tuple[Mapping[str, str], ...]
-    """A string, or chat messages with role and content."""
-    completion: str | None
-    task: str
-    columns: Mapping[str, Any]
-    """All columns but the prompt."""
-
-    @property
-    def text(self) -> str:
-        """The prompt as a person reads it: the string, or the last user message."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        return next((m["content"] for m in reversed(self.prompt) if m["role"] == "user"), self.prompt[-1]["content"])
-
-
-# ---- files
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
-        yield from _parquet(path)
-        return
-    opened = gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="")
-    with opened as file:
-        if name.endswith(".csv"):
-            for row in (reader := csv.DictReader(file)):
-                if None in row:
-                    raise ConfigError(f"{path}:{reader.line_num}: more cells than the header has columns; quote cells that hold commas")
-                yield reader.line_num, row
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}:{number}: not valid JSON ({error.msg}); each line must be one object") from None
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{path}:{number}: expected an object, found {type(value).__name__}")
-                yield number, value
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow.parquet
-
-    number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
-
-
-def _hugging_face(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
-
-    folder = Path(source.path)
-    try:
-        found = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(source.path, split=source.split)
-    except Exception as error:  # the library raises many kinds; all mean that there is no such data set
-        raise ConfigError(f"data set {source.path}: {type(error).__name__}: {error}; give a file, a saved data set or a hub name") from None
-    if isinstance(found, datasets.DatasetDict):
-        if source.split not in found:
-            raise ConfigError(f"data set {source.path}: no split {source.split!r}; choose one of {sorted(found)}")
-        found = found[source.split]
-    for number, row in enumerate(found, 1):
-        yield number, dict(row)
-
-
-SUFFIXES = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
-
-
-def raw_rows(source: DatasetConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    if source.path.startswith(gym.SCHEME):
-        return gym.rows(source.path)
-    path = Path(source.path)
-    if path.name.endswith(SUFFIXES):
-        if not path.is_file():
-            raise ConfigError(f"data set {path}: no such file; give the path from where you run, or an absolute one")
-        return _lines(path)
-    if path.is_file():
-        raise ConfigError(f"data set {path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    return _hugging_face(source)
-
-
-def share_of(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone: decides the held-out split."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / HASH_RANGE
-
-
-def read_rows(source: DatasetConfig) -> Iterator[Row]:
-    """The rows that `where`, the held-out split and `limit` leave. Raises ConfigError naming file, line and column."""
-    kept = 0
-    for number, raw in raw_rows(source):
-        where = f"{source.path}:{number}"
-        if any(str(_column(raw, c, where)) != v for c, v in source.where.items()):
-            continue
-        row = _row(source, raw, where)
-        if source.part != "all" and (share_of(row.text) < source.heldout_share) != (source.part == "heldout"):
-            continue
-        yield row
-        kept += 1
-        if kept == source.limit:
-            return
-
-
-def _column(raw: Mapping[str, Any], column: str, where: str) -> Any:
-    """A column by name, or a value inside one by a dotted path (instances.0.output)."""
-    if column in raw:
-        return raw[column]
-    value: Any = raw
-    for key in column.split("."):
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            raise ConfigError(f"{where}: no column {column!r}; it has {', '.join(map(str, raw))}")
-    return value
-
-
-def _row(source: DatasetConfig, raw: Mapping[str, Any], where: str) -> Row:
-    filled = _filled(source.prompt, raw, where) if "{" in source.prompt else _column(raw, source.prompt, where)
-    prompt = _prompt(filled, source.prompt, where)
-    completion = None
-    if source.completion:
-        completion = _column(raw, source.completion, where)
-        if not isinstance(completion, str) or not completion.strip():
-            raise ConfigError(f"{where}: column {source.completion!r} is {completion!r}; it must be a non-empty string")
-    task = source.task or str(_column(raw, source.task_column or "", where))
-    row = Row(where, prompt, completion, task, {k: v for k, v in raw.items() if k != source.prompt})
-    if source.completion_texts:
-        chosen = source.completion_texts[int(share_of("completion " + row.text) * len(source.completion_texts))]
-        row = Row(where, prompt, chosen, task, row.columns)
-    return row
-
-
-def _filled(template: str, raw: Mapping[str, Any], where: str) -> str:
-    """The template with the row's columns; dotted paths inside braces work as elsewhere. A template that ends with a column has no
-    blank end: where that column is empty, the row's text, and with it its side of the held-out split, is that of the template without it."""
-    filled = re.sub(r"\{([^{}]+)\}", lambda m: str(_column(raw, m[1], where)), template)
-    return filled.rstrip() if template.endswith("}") else filled
-
-
-def _prompt(value: Any, column: str, where: str) -> str | tuple[Mapping[str, str], ...]:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        for message in value:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-                raise ConfigError(f"{where}: column {column!r}: the message {message!r} needs role and content, both strings")
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    raise ConfigError(f"{where}: column {column!r} is {value!r}; it must be a non-empty string or a list of chat messages")
-
-
-def check(sources: Sequence[DatasetConfig], progress: Callable[[int], None] = lambda count: None) -> int:
-    """Read every row once; returns how many. Raises ConfigError at the first that is wrong, or when a source is empty."""
-    total = 0
-    for source in sources:
-        count = 0
-        for count, _ in enumerate(read_rows(source), 1):
-            if count % 1000 == 0:
-                progress(total + count)
-        if count == 0:
-            raise ConfigError(f"data set {source.path}: no row left after where, part and limit; check them")
-        total += count
-    return total
-
 
 # ---- tokens
 
 
-def _prompt_ids(row: Row, source: DatasetConfig, tokenizer: Any) -> Ints:
-    if isinstance(row.prompt, str) and not source.chat:
-        return np.array(tokenizer(row.prompt)["input_ids"], dtype=np.int32)
-    messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
-    if tokenizer.chat_template is None:
-        raise ConfigError(f"{row.where}: chat messages, but the model's tokenizer has no chat template; use string prompts")
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+def conversation(row: Row, source: DatasetConfig) -> Conversation:
+    """What the chat template is applied to; empty for a plain string, which it is not."""
+    if not isinstance(row.prompt, str):
+        messages = row.prompt
+    elif source.chat or source.system is not None:
+        messages = ({"role": "user", "content": row.prompt},)
+    else:
+        return ()
+    if source.system is not None and messages[0]["role"] not in ("system", "developer"):
+        return ({"role": "system", "content": source.system}, *messages)
+    return messages
+
+
+def _prompt_ids(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> Ints:
+    """[P]. Raises ConfigError naming the row."""
+    ids = _templated(row, source, messages, tokenizer) if messages else _plain(str(row.prompt), tokenizer)
+    if not ids:
+        raise ConfigError(f"{row.where}: no token is left of this prompt ({row.text[:60]!r}) for the model's tokenizer; take the row out")
     return np.array(ids, dtype=np.int32)
+
+
+def _plain(text: str, tokenizer: Any) -> list[int]:
+    """With the tokenizer's special tokens: one beginning of sequence, also where the text brings its own, and no end."""
+    ids = list(tokenizer(text)["input_ids"])
+    while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids.pop(0)
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def _templated(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> list[int]:
+    if tokenizer.chat_template is None and "chat_template" not in source.chat_template_kwargs:
+        raise ConfigError(f"{row.where}: chat messages, but the model's tokenizer has no chat template; use string prompts")
+    arguments = {**source.chat_template_kwargs, "add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    try:
+        return list(tokenizer.apply_chat_template([dict(m) for m in messages], **arguments))
+    except Exception as error:  # a template is a program of the model's maker: it may raise anything
+        roles, why = ", ".join(m["role"] for m in messages), " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{row.where}: the model's chat template refuses messages of {roles} ({type(error).__name__}: {why}); change the row, "
+            "or the data set's system or chat_template_kwargs"
+        ) from None
 
 
 def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
@@ -218,11 +69,13 @@ def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: i
     prompts, dropped = [], 0
     for s, source in enumerate(sources):
         for r, row in enumerate(read_rows(source)):
-            ids = _prompt_ids(row, source, tokenizer)
+            messages = conversation(row, source)
+            ids = _prompt_ids(row, source, messages, tokenizer)
             if len(ids) > max_tokens:
                 dropped += 1
-            else:
-                prompts.append(Prompt(f"{s}:{r}", row.text, ids, row.task, row.columns))
+                continue
+            columns = {name: value for name, value in row.columns.items() if name not in TAKEN}
+            prompts.append(Prompt(f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)))
     return prompts, dropped
 
 
@@ -248,13 +101,21 @@ class Examples:
 
 
 def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int) -> tuple[Examples, int]:
-    """Tokenized examples in file order, and the number of those dropped for being longer than `max_tokens`."""
+    """Tokenized examples in file order, and the number of those dropped for being longer than `max_tokens`.
+
+    After a chat template an example is the template's text of the whole conversation up to its end token, where the template ends
+    turns with the tokenizer's end of sequence and writes answers as they are; one that ends turns otherwise (Gemma), trims answers
+    or puts a block of thoughts before them (Qwen3 with thinking) writes conversations that differ there. Raises ConfigError.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("model.path: its tokenizer has no end of sequence, which answers must learn; set eos_token in its folder")
     pairs, dropped = [], 0
     for source in sources:
-        for row in read_rows(source):
-            assert row.completion is not None, "the configuration asks for completions"
-            prompt = _prompt_ids(row, source, tokenizer)
-            ids = [*tokenizer(row.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for row in read_rows(source, examples=True):
+            assert row.completion is not None
+            prompt = _prompt_ids(row, source, conversation(row, source), tokenizer)
+            ids = list(tokenizer(row.completion, add_special_tokens=False)["input_ids"])
+            ids += [tokenizer.eos_token_id] * (ids[-1:] != [tokenizer.eos_token_id])
             if len(prompt) + len(ids) > max_tokens:
                 dropped += 1
             else:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.prompts import raw_rows, share_of
+from frpo.files import raw_rows
+from frpo.sources import share_of
 
 TURN = re.compile(r"\n\n(Human|Assistant): ")
 HELDOUT_SHARE = 0.15
@@ -56,10 +57,10 @@ def last_turn(dialogue: str) -> tuple[str, str]:
 def read_pairs(path: Path) -> tuple[list[Pair], list[Pair]]:
     """Training and held-out pairs, split by a hash of the prompt. Raises ConfigError naming the row."""
     train, heldout = list[Pair](), list[Pair]()
-    for number, raw in raw_rows(DatasetConfig(path=str(path), task="pairs")):
+    for where, raw in raw_rows(DatasetConfig(path=str(path), task="pairs")):
         for column in ("chosen", "rejected"):
             if not isinstance(raw.get(column), str):
-                raise ConfigError(f"{path}:{number}: column {column!r} must be a string; it has {', '.join(raw)}")
+                raise ConfigError(f"{where}: column {column!r} must be a string; it has {', '.join(raw)}")
         (prompt, chosen), (_, rejected) = last_turn(raw["chosen"]), last_turn(raw["rejected"])
         if prompt and chosen and rejected and chosen != rejected:
             (heldout if share_of(prompt) < HELDOUT_SHARE else train).append(Pair(prompt, chosen, rejected))

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from frpo.config.section import PathText, Positive, PositiveFloat, Section, Share
+
+TEMPLATE_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
+
+OF_THE_CALL = {
+    "add_generation_prompt", "continue_final_message", "conversation", "max_length", "padding", "return_assistant_tokens_mask",
+    "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
+}  # fmt: skip
+"""Arguments of transformers' apply_chat_template that are not the template's own."""
+
+
+def pieces(template: str) -> list[tuple[str, str]]:
+    """A prompt template as (text, column) in turn, one of the two empty; doubled braces are braces. Raises ValueError."""
+    found = []
+    for match in TEMPLATE_PIECE.finditer(template):
+        text = match[0]
+        if text in ("{", "}"):
+            raise ValueError(f"{text!r} at character {match.start() + 1} has no partner; write {text * 2} for a brace of the text")
+        found.append(("", match[1]) if match[1] else (text[0] if text in ("{{", "}}") else text, ""))
+    return found
 
 
 class DatasetConfig(Section):
     path: PathText
-    """.jsonl, .csv or .parquet file (.gz too), a Hugging Face data set folder or hub name, testbed:<name>, or
-    reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
-    split: str = "train"
-    """Split of a Hugging Face data set."""
+    """.jsonl, .csv or .parquet file (.gz too), a folder of such files as the hub's download leaves it, a saved Hugging Face data
+    set, a hub name, testbed:<name>, or reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
+    subset: str | None = None
+    """Configuration of a hub data set or its folder that has several (openai/gsm8k: main, socratic)."""
+    split: str | None = None
+    """Split of a folder or a hub data set; null: train, or the only one."""
     prompt: str = "prompt"
-    """Column with the prompt: a string, or chat messages (role, content). Or a template of columns: "{Body} {Question}"."""
+    """Column with the prompt: a string, or chat messages (role, content). Or a template of columns, braces doubled where they are meant:
+    'Answer as {{"answer": ...}}: {Body} {Question}'."""
     completion: str | None = None
-    """Column with the completion, for supervised fine-tuning; None for prompts alone."""
+    """Column with the completion, for supervised fine-tuning: a string, or one assistant message. Null: prompts alone, or for
+    fine-tuning the last turn of the conversation in `prompt`."""
     completion_texts: tuple[str, ...] = ()
     """Fixed completions instead of a column: each row takes one, chosen by a hash of its prompt."""
     task: str | None = None
@@ -28,13 +52,43 @@ class DatasetConfig(Section):
     where: dict[str, str] = {}
     """Keep only rows whose column equals the value."""
     heldout_share: Share = 0.0
-    """Share of rows, by a hash of the prompt, that is kept for evaluation and never trained on."""
+    """Share of rows, by a hash of the prompt, that is kept for evaluation and never trained on. Prompts that differ in case, blanks,
+    Unicode form or last punctuation alone stay on one side."""
     part: Literal["all", "train", "heldout"] = "all"
     """Which side of that split to read."""
     chat: bool = False
     """Wrap string prompts as a user message and apply the tokenizer's chat template."""
+    system: str | None = None
+    """System prompt of the rows that have none; string prompts become chats."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template, such as {enable_thinking: false}."""
     limit: Positive | None = None
     """Read at most this many rows."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _closed(cls, prompt: str) -> str:
+        pieces(prompt)
+        return prompt
+
+    @field_validator("prompt", "system", "completion_texts")
+    @classmethod
+    def _sayable(cls, value: Any) -> Any:
+        for text in [value] if isinstance(value, str) else value or ():
+            if not text.strip():
+                raise ValueError("empty; write some text, or leave the field out")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"half a character (a lone surrogate) at place {error.start + 1}; write the whole character") from None
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if mine := sorted(OF_THE_CALL & set(arguments)):
+            raise ValueError(f"{mine[0]} is no argument of the template: frpo sets it itself; leave it out")
+        return arguments
 
     @model_validator(mode="after")
     def _one_task(self) -> DatasetConfig:
@@ -51,7 +105,7 @@ class DataConfig(Section):
     train: tuple[DatasetConfig, ...]
     """Prompts of the rlhf stage."""
     heldout: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Prompts of validation and evaluation; never trained on."""
+    """Prompts of validation and evaluation; never trained on. Refused when more than half of them are training prompts too."""
     mix: dict[str, PositiveFloat] = {}
     """Weight of each task in a batch; empty: by number of rows."""
     max_prompt_tokens: Positive = 512

@@ -196,10 +196,6 @@ class Config(Section):
             late = [m for m in d.marks if m > d.num_steps]
             if late:
                 raise ValueError(f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it")
-            if isinstance(d, DownstreamSft) and any(not s.completion and not s.completion_texts for s in d.sources):
-                raise ValueError(f"downstream.{d.name}.data: fine-tuning needs completion or completion_texts")
-        if self.base and any(not s.completion and not s.completion_texts for s in self.base.data):
-            raise ValueError("base.data: fine-tuning needs completion or completion_texts")
         for where, batch, ranks in (
             ("learner", self.rollout.prompts_per_step * self.rollout.group_size, self.learner.num_workers),
             *((f"downstream.{d.name}", d.batch_size, d.num_workers) for d in self.downstream if isinstance(d, DownstreamSft)),

@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from frpo import saved, testbed
-from frpo.config import Config, ConfigError, DatasetConfig
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl
 from frpo.metrics import RunLog
 from frpo.prompts import Examples, load_examples, load_prompts
+from frpo.sources import identity, overlap
 from frpo.types import Prompt
 
 
@@ -34,16 +35,33 @@ def resolve(config: Config) -> Config:
 
 
 class Inputs:
-    """Tokenized prompts and examples of a run, read once."""
+    """Tokenized prompts and examples of a run, read once, when it is made: what a tokenizer or its chat template refuses comes to
+    light before an actor starts. Raises ConfigError."""
 
     def __init__(self, config: Config, log: RunLog) -> None:
         self.config, self.log = config, log
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(Path(config.model.path)))
+        self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
         for field, mix in (("data.mix", config.data.mix), ("attack.mix", config.attack.mix if config.attack else {})):
             if unknown := sorted(set(mix) - (known := {p.task for p in self.train})):
                 raise ConfigError(f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}")
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
+        shared = overlap(*([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout)))
+        if shared.shared:
+            log.note(f"data.heldout: {shared}")
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        if base := self.config.base:
+            self.examples("base.data", base.data, base.max_tokens)
+        for task in self.config.downstream:
+            if isinstance(task, DownstreamRl):
+                self.prompts(f"downstream.{task.name}.data", task.data)
+                continue
+            self.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
+            if task.heldout:
+                self.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens)
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
         """Raises ConfigError when none is short enough."""
@@ -65,7 +83,10 @@ class Inputs:
         return [p for p in prompts if p.id in kept]
 
     def examples(self, field: str, sources: tuple[DatasetConfig, ...], limit: int) -> Examples:
-        examples, dropped = load_examples(sources, self.tokenizer, limit)
-        if dropped:
-            self.log.note(f"{field}: {dropped} examples of more than {limit} tokens dropped, {len(examples)} kept")
-        return examples
+        """Raises ConfigError when none is short enough."""
+        asked = json.dumps([limit, *(s.model_dump(mode="json") for s in sources)])
+        if asked not in self._examples:
+            self._examples[asked], dropped = load_examples(sources, self.tokenizer, limit)
+            if dropped:
+                self.log.note(f"{field}: {dropped} examples of more than {limit} tokens dropped, {len(self._examples[asked])} kept")
+        return self._examples[asked]
