@@ -42,6 +42,7 @@ def run(config: Config, log: RunLog, team_of: TeamOf = cluster.start) -> None:
         resolved = resolve(config)
         with log.waiting("reading the data"):
             inputs = Inputs(resolved, log)
+            inputs.read_ahead([stage for stage, result in zip(stages, done, strict=True) if result is None])
             if resolved.harness:
                 tasks_of(resolved.harness)
         with team_of(resolved, log) as team:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -13,6 +14,7 @@ from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl
 from frpo.metrics import RunLog
 from frpo.prompts import Examples, load_examples, load_prompts
 from frpo.sources import identity, overlap
+from frpo.stages.graph import Stage
 from frpo.types import Prompt
 
 
@@ -35,8 +37,7 @@ def resolve(config: Config) -> Config:
 
 
 class Inputs:
-    """Tokenized prompts and examples of a run, read once, when it is made: what a tokenizer or its chat template refuses comes to
-    light before an actor starts. Raises ConfigError."""
+    """Tokenized prompts and examples of a run, read once. Raises ConfigError."""
 
     def __init__(self, config: Config, log: RunLog) -> None:
         self.config, self.log = config, log
@@ -50,12 +51,14 @@ class Inputs:
         shared = overlap(*([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout)))
         if shared.shared:
             log.note(f"data.heldout: {shared}")
-        self._read_ahead()
 
-    def _read_ahead(self) -> None:
-        if base := self.config.base:
+    def read_ahead(self, left: Sequence[Stage]) -> None:
+        """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to light before an actor
+        starts. Raises ConfigError."""
+        if (base := self.config.base) and any(stage.kind == "base" for stage in left):
             self.examples("base.data", base.data, base.max_tokens)
-        for task in self.config.downstream:
+        tasks = {stage.task for stage in left if stage.kind == "downstream"}
+        for task in [task for task in self.config.downstream if task.name in tasks]:
             if isinstance(task, DownstreamRl):
                 self.prompts(f"downstream.{task.name}.data", task.data)
                 continue

@@ -45,8 +45,16 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ("zipped.jsonl", gzip.compress(GOOD), "is not UTF-8 (gzip: name it .gz)"),
     ("nul.jsonl", GOOD + b'{"prompt": "a\0b"}\n', "nul.jsonl:2: a NUL byte"),
     ("deep.jsonl", GOOD + b'{"answer":' + b"[" * 100000 + b"]" * 100000 + b"}\n", "deep.jsonl:2: lists and objects more than 100 deep"),
-    ("deepish.jsonl", GOOD + b'{"answer":' + b'{"a":' * 150 + b"1" + b"}" * 151 + b"\n", "deepish.jsonl:2: lists and objects more than 100"),
-    ("digits.jsonl", GOOD + b'{"prompt": "x", "n": ' + b"7" * 5000 + b"}\n", "digits.jsonl:2: not valid JSON (Exceeds the limit (4300 digits)"),
+    (
+        "deepish.jsonl",
+        GOOD + b'{"answer":' + b'{"a":' * 150 + b"1" + b"}" * 151 + b"\n",
+        "deepish.jsonl:2: lists and objects more than 100",
+    ),
+    (
+        "digits.jsonl",
+        GOOD + b'{"prompt": "x", "n": ' + b"7" * 5000 + b"}\n",
+        "digits.jsonl:2: not valid JSON (Exceeds the limit (4300 digits)",
+    ),
     ("nan.jsonl", GOOD + b'{"prompt": "x", "n": NaN}\n', "nan.jsonl:2: not valid JSON (NaN is not JSON, write null)"),
     ("infinity.jsonl", b'{"n": [-Infinity]}\n', "infinity.jsonl:1: not valid JSON (-Infinity is not JSON"),
     ("twice.jsonl", GOOD + b'{"prompt": "x", "prompt": "y"}\n', "twice.jsonl:2: not valid JSON (the name 'prompt' stands twice"),
@@ -135,7 +143,9 @@ def test_csv_cells_may_be_long_hold_lines_and_stand_after_blank_ones(tmp_path: P
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(), st.integers(), st.booleans()), min_size=1, max_size=6))
-def test_any_unicode_comes_back_from_every_kind_of_file(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, int, bool]]) -> None:
+def test_any_unicode_comes_back_from_every_kind_of_file(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, int, bool]]
+) -> None:
     folder = tmp_path_factory.mktemp("r")
     asked = [{"prompt": text, "n": n % 1000} for text, n, _ in rows]
     lines = [json.dumps(row, ensure_ascii=plain) for row, (_, _, plain) in zip(asked, rows, strict=True)]
@@ -230,7 +240,9 @@ def test_a_hub_data_set_is_read_from_the_cache_when_offline(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", fill(str(file), str(place))], check=True, env=env, capture_output=True, timeout=100)
     for shard in place.glob("parquet-*.arrow"):
         shard.rename(shard.with_name(shard.name.replace("parquet-", "questions-")))
-    (place / "dataset_info.json").write_text((place / "dataset_info.json").read_text().replace('"dataset_name": "parquet"', '"dataset_name": "questions"'))
+    (place / "dataset_info.json").write_text(
+        (place / "dataset_info.json").read_text().replace('"dataset_name": "parquet"', '"dataset_name": "questions"')
+    )
     read = (
         "from frpo.config import DatasetConfig; from frpo.files import raw_rows\n"
         "for fields in ({}, {'split': 'train'}): print(list(raw_rows(DatasetConfig(path='some-one/questions', task='t', **fields))))\n"

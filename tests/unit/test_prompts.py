@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.prompts import Examples, ExampleStream, PromptStream, check, load_examples, load_prompts, read_rows
+from frpo.prompts import Examples, ExampleStream, PromptStream, load_examples, load_prompts
+from frpo.sources import check, read_rows
 from frpo.types import Prompt
 
 
@@ -22,6 +23,7 @@ class Tokenizer:
     """One token per word: its length."""
 
     chat_template = "words"
+    bos_token_id = 0
     eos_token_id = 99
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
@@ -110,7 +112,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: dict[str, Any]
 
 def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", ROWS)
-    assert check([DatasetConfig(path=path, task="t")]) == 10
+    assert check([DatasetConfig(path=path, task="t")]).rows == 10
     with pytest.raises(ConfigError, match="no row left after where"):
         check([DatasetConfig(path=path, task="t", where={"kind": "c"})])
 
@@ -134,6 +136,119 @@ def test_examples_end_with_eos(tmp_path: Path) -> None:
     data = examples.take([3])
     assert data.tokens.tolist() == [0, 4, 4, 3, 3, 99]
     assert data.prompt_lengths.tolist() == [3]
+
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' and no_system %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+SYSTEM, HI, HELLO = ({"role": r, "content": c} for r, c in (("system", "Be short."), ("user", "hi [/INST]"), ("assistant", "hello you")))
+
+
+def real_tokenizer(special: str = "<s> $A", **tokens: str | None) -> Any:
+    """A tokenizer of bytes with the special tokens of ChatML, and what `special` says it puts around a text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({t: i for i, t in enumerate([*names, *letters])}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(n, normalized=False) for n in names])
+    inner.post_processor = processors.TemplateProcessing(single=special, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **{"bos_token": "<s>", "eos_token": "<|im_end|>", **tokens}, chat_template=CHATML
+    )
+
+
+def loaded(tmp_path: Path, tokenizer: Any, *prompts: Any, **fields: Any) -> list[Prompt]:
+    path = write(tmp_path / "r.jsonl", [{"prompt": p} for p in prompts])
+    return load_prompts([DatasetConfig(path=path, task="t", **fields)], tokenizer, 200)[0]
+
+
+def test_a_prompt_begins_once_and_does_not_end(tmp_path: Path) -> None:
+    tokenizer = real_tokenizer("<s> $A </s>", eos_token="</s>")
+    plain = loaded(tmp_path, tokenizer, "hi you", "<s>hi you", "<s><s>hi you", "hi you</s>")
+    assert [tokenizer.decode(p.token_ids) for p in plain] == ["<s>hi you"] * 4
+    chat = loaded(tmp_path, tokenizer, "hi", chat=True)
+    assert tokenizer.decode(chat[0].token_ids) == "<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_whole_conversation_comes_with_its_prompt(tmp_path: Path) -> None:
+    tokenizer = real_tokenizer()
+    plain, chat = (loaded(tmp_path, tokenizer, "hi", **fields)[0] for fields in ({}, {"chat": True}))
+    assert (plain.messages, plain.conversational) == ((), False)
+    assert (chat.messages, chat.conversational, chat.text) == (({"role": "user", "content": "hi"},), False, "hi")
+    (row,) = loaded(tmp_path, tokenizer, [SYSTEM, HI, HELLO, HI])
+    assert (row.messages, row.conversational, row.text) == ((SYSTEM, HI, HELLO, HI), True, "hi [/INST]")
+
+
+def test_a_system_prompt_goes_before_what_has_none(tmp_path: Path) -> None:
+    found = loaded(tmp_path, real_tokenizer(), "hi [/INST]", [HI], [{"role": "system", "content": "mine"}, HI], system="Be short.")
+    assert [p.messages[0]["content"] for p in found] == ["Be short.", "Be short.", "mine"]
+    assert [p.conversational for p in found] == [False, True, True]
+    assert found[0].token_ids.tolist() == found[1].token_ids.tolist()
+
+
+def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
+    tokenizer = real_tokenizer()
+    (found,) = loaded(tmp_path, tokenizer, [HI], chat_template_kwargs={"enable_thinking": False})
+    assert tokenizer.decode(found.token_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "message"),
+    [
+        ([SYSTEM, HI], {"chat_template_kwargs": {"no_system": True}}, "refuses messages of system, user (TemplateError: System role not"),
+        (
+            "hi",
+            {"chat": True, "chat_template_kwargs": {"chat_template": "{{ messages[1].content.x }}"}},
+            "refuses messages of user (Undefined",
+        ),
+        ("hi", {"chat": True, "chat_template_kwargs": {"chat_template": "{% for %}"}}, "(TemplateSyntaxError: "),
+        ("hi", {"chat": True, "chat_template_kwargs": {"chat_template": "{{ '' }}"}}, "no token is left of this prompt ('hi')"),
+    ],
+)
+def test_what_a_template_refuses_is_named_by_row(tmp_path: Path, prompt: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, real_tokenizer(), prompt, **fields)
+    assert str(raised.value).startswith(f"{tmp_path}/r.jsonl:1: ")
+    assert message in str(raised.value)
+
+
+def test_columns_by_names_that_functions_know_do_not_reach_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"prompt": "a", "prompts": "b", "completion_ids": [1], "answer": 2, "task": "x"}])
+    (found,) = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 9)[0]
+    assert found.columns == {"answer": 2, "task": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"messages": [SYSTEM, HI, HELLO, HI, HELLO]}, {"prompt": "messages"}),
+        ({"prompt": [SYSTEM, HI, HELLO, HI], "completion": [HELLO]}, {"completion": "completion"}),
+    ],
+)
+def test_an_example_is_what_the_template_writes_of_the_conversation(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]) -> None:
+    tokenizer = real_tokenizer()
+    source = DatasetConfig(path=write(tmp_path / "r.jsonl", [row]), task="t", **fields)
+    examples, _ = load_examples([source], tokenizer, 300)
+    ((prompt, completion),) = examples.pairs
+    whole = tokenizer.apply_chat_template([SYSTEM, HI, HELLO, HI, HELLO], tokenize=False)
+    assert tokenizer.decode([*prompt, *completion]) == whole.removesuffix("\n")
+    assert tokenizer.decode(completion) == "hello you<|im_end|>"
+
+
+def test_answers_end_once_and_a_tokenizer_without_end_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"prompt": "a", "c": "yes"}, {"prompt": "a", "c": "yes<|im_end|>"}])
+    source = DatasetConfig(path=path, task="t", completion="c")
+    tokenizer = real_tokenizer("<s> $A </s>")
+    examples, _ = load_examples([source], tokenizer, 300)
+    assert [tokenizer.decode(c) for _, c in examples.pairs] == ["yes<|im_end|>"] * 2
+    with pytest.raises(ConfigError, match=r"model.path: its tokenizer has no end of sequence"):
+        load_examples([source], real_tokenizer(eos_token=None), 300)
 
 
 def prompts_of(counts: dict[str, int]) -> list[Prompt]:
