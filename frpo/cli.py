@@ -103,7 +103,11 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
 
     config = read(recipe, set, run_dir)
     print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
-    config = preflight.ready(config, lambda count: print(f"  {count} rows read", flush=True))
+    config = preflight.ready(
+        config,
+        progress=lambda count: print(f"  {count} rows read", flush=True),
+        note=lambda text: print(f"Note: {text}", flush=True),
+    )
     _refuse_if_short(config)
     with hold(config.folder), RunLog(config.folder, config) as log:
         log.note("loading the libraries ...")

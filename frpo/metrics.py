@@ -161,6 +161,10 @@ class RunLog:
         for text in self.advisers[stage].see(metrics):
             self.note(f"{stage} {text}")
 
+    def data(self, counts: Mapping[str, int]) -> None:
+        """What reading the data has counted, for the report."""
+        self._write("data", "data", counts)
+
     def finetune_step(self, stage: str, step: int, stats: FinetuneStats) -> None:
         status = f"loss {stats.loss:.4f}  {stats.num_tokens / stats.seconds:.0f} tokens/s"
         self._row("finetune", stage, step, asdict(stats), status)

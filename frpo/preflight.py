@@ -58,11 +58,17 @@ def _once(asked: Sequence[DatasetConfig]) -> list[DatasetConfig]:
     return list({s.model_dump_json(): s for s in asked if not s.path.startswith("testbed:")}.values())
 
 
-def ready(config: Config, progress: Callable[[int], None] = lambda count: None) -> Config:
+def ready(
+    config: Config,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Config:
     """The configuration, checked, with folders in place of hub names. All that can be found wrong without the models is found before
-    one is downloaded. Raises ConfigError."""
+    one is downloaded. `note` is told what is right but worth knowing. Raises ConfigError."""
     found, uncached = models.cached(config)
-    check(found, progress)
+    for text in check(found, progress).notes:
+        note(text)
     if uncached:
         found = models.resolved(config)
         check(found)

@@ -56,7 +56,10 @@ def normal(text: str) -> str:
     """The text without what makes no other prompt of it: case, blanks, Unicode form (NFKC), a last full stop or question mark."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(text.lower().split()).rstrip(" .?!")
+    text = text.lower()
+    if "  " in text or not text.isprintable():  # of all blanks, the space alone is printable
+        text = " ".join(text.split())
+    return text.lstrip().rstrip(" .?!")
 
 
 def read_rows(source: DatasetConfig, examples: bool = False) -> Iterator[Row]:
@@ -263,7 +266,7 @@ class Reading:
                     self.progress(self.count)
                 yield row
             if self.count == before:
-                raise ConfigError(f"data set {source.path}: no row left after where, part and limit; check them")
+                raise ConfigError(f"data set {source.path}: no row left after where, part and limit, or none in the file; check them")
 
 
 def check(

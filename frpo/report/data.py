@@ -16,6 +16,7 @@ from frpo.config import ConfigError
 from frpo.metrics import read_rows, read_steps
 from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, StageResult, TaskReward
 from frpo.report.robustness import Robustness, robustness, sentences
+from frpo.sources import Overlap
 from frpo.types import StepMetrics
 
 NAMED = {"method", "normalize_std", "lam", "rho", "jackknife", "beta", "target_kl", "penalty"}
@@ -170,7 +171,7 @@ def collect(folder: Path) -> Report:
     return Report(
         name=config["name"],
         seed=config["seed"],
-        headline=(*_headline(arms, comparisons, focus), *sentences(robust, focus), _caution(config["seed"])),
+        headline=(*_headline(arms, comparisons, focus), *sentences(robust, focus), *_shared(folder), _caution(config["seed"])),
         warnings=tuple(_warnings(folder, config["rollout"]["max_new_tokens"])),
         focus=focus,
         tasks=tuple(tasks),
@@ -329,6 +330,13 @@ def _said(c: Comparison) -> str:
 
 def _caution(seed: int) -> str:
     return f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than these intervals."
+
+
+def _shared(folder: Path) -> Iterator[str]:
+    """Held-out prompts that were trained on, as the run last counted them."""
+    counts = [row for row in read_rows(folder) if row["kind"] == "data"]
+    if counts and counts[-1]["shared"]:
+        yield f"{Overlap(counts[-1]['shared'], counts[-1]['heldout'])}: what is kept of them is no measure of new ones."
 
 
 def _lost(arms: tuple[Arm, ...], downstream: str, task: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -49,6 +50,7 @@ class Inputs:
                 raise ConfigError(f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}")
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
         shared = overlap(*([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout)))
+        log.data(asdict(shared))
         if shared.shared:
             log.note(f"data.heldout: {shared}")
 

@@ -88,6 +88,7 @@ def test_a_run_counts_what_is_trained_and_held_out_and_refuses_too_much(tmp_path
     heldout = write(tmp_path / "heldout.jsonl", *rows, *new)
     asked = f"data.heldout=[{{path: {heldout}, task_column: task}}]"
     assert "data.heldout: 3 of 8 held-out prompts are training prompts too" in inputs(tmp_path / "some", asked)[1]
+    assert '"shared": 3, "heldout": 8' in (tmp_path / "some" / "metrics.jsonl").read_text()
     write(tmp_path / "heldout.jsonl", *rows, *new[:2])
     with pytest.raises(ConfigError, match=r"data.heldout: 3 of 5 held-out prompts are training prompts too .* more than the 50%"):
         inputs(tmp_path / "most", asked)

@@ -90,6 +90,15 @@ def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: P
     assert found.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
 
 
+def test_held_out_prompts_that_were_trained_on_are_told_as_last_counted(run: Path) -> None:
+    for shared in (2, 0, 3):
+        with RunLog(run, load(ROOT / "recipes" / "testbed.yaml")) as log:
+            log.data({"shared": shared, "heldout": 8})
+        words = " ".join(collect(run).headline)
+        assert words.count("of 8 held-out prompts are training prompts too") == (shared > 0)
+        assert (f"{shared} of 8 held-out" in words) == (shared > 0)
+
+
 def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     page = report.build(run).read_text()
     assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
