@@ -1,6 +1,6 @@
 """Files, folders, saved and hub data sets -> raw rows, each with its place. Imports no ML library.
 
-Whatever a reader can't make out is a ConfigError that names the file and the line (or row), what is wrong, and a remedy.
+Whatever a reader can't make out is a ConfigError that names file and line (or row), what is wrong, and a remedy.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -221,7 +222,7 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Raw]]:
 
 
 def _folder(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
-    """A saved data set, or files in the ways that the hub knows (data/train-00000-of-00001.parquet, test.jsonl, configs in README.md)."""
+    """A saved data set, or files as the hub knows them: data/train-00000-of-00001.parquet, test.jsonl, configs in README.md."""
     import datasets
 
     folder = Path(source.path)
@@ -233,7 +234,7 @@ def _folder(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
     builder = _asked(source, lambda: datasets.load_dataset_builder(source.path, source.subset))
     files = _split(source, builder.config.data_files)
     if all(file.lower().endswith(SUFFIXES) for file in files):
-        return (row for file in files for row in _file(Path(file)))
+        return chain.from_iterable(_file(Path(file)) for file in files)
     return _hub(source)
 
 

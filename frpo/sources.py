@@ -53,7 +53,7 @@ def share_of(text: str) -> float:
 
 
 def normal(text: str) -> str:
-    """The text without what makes no other prompt of it: case, blanks, Unicode form (NFKC), a last full stop or question mark."""
+    """The text without what makes no other prompt of it: case, blanks, Unicode form (NFKC), a last mark (. ? !)."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = text.lower()
@@ -131,8 +131,11 @@ def _shown(value: Any) -> str:
 
 
 def _filled(template: list[tuple[str, str]], raw: Raw, where: Place) -> str:
-    """The template with the row's columns; dotted paths inside braces work as elsewhere. A template that ends with a column has no
-    blank end: where that column is empty, the row's text, and with it its side of the held-out split, is that of the template without it."""
+    """The template with the row's columns; dotted paths inside braces work as elsewhere, and null is empty.
+
+    A template that ends with a column has no blank end: where that column is empty, the row's text, and with it its side of
+    the held-out split, is that of the template without it.
+    """
     parts = []
     for text, column in template:
         value = _column(raw, column, where) if column else text
@@ -274,6 +277,7 @@ def check(
     heldout: Sequence[DatasetConfig] = (),
     prompts: Sequence[DatasetConfig] = (),
     examples: Sequence[DatasetConfig] = (),
+    *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Checked:
     """Read every row once: training and held-out prompts, other prompts, examples to fine-tune on. Raises ConfigError at the first
