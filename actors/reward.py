@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -62,22 +64,38 @@ def check_served(rewards: Sequence[RewardConfig]) -> None:
             raise ConfigError(f"rewards.{i}.rewards: {reward.app} has no reward {unknown[0]!r}; it has {', '.join(names)}")
 
 
+GROUPS_AT_ONCE = 2
+"""Scored side by side, so that one with a completion that hangs does not hold up the next."""
+
+
 class RewardWorker:
-    """All rewards of the run."""
+    """All rewards of the run. An async actor: its calls overlap, and it answers pings meanwhile."""
 
     def __init__(self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS) -> None:
         secrets.place()
         self.scorer = Scorer(rewards, combine, handle=ServedReward)
+        self.threads = ThreadPoolExecutor(GROUPS_AT_ONCE)
 
-    def ping(self) -> int:
-        """Load the reward models, so that no call's time limit counts it."""
-        self.scorer.load()
+    async def ping(self) -> int:
+        """Load functions and reward models, so that no call's time limit counts it."""
+        await asyncio.get_running_loop().run_in_executor(self.threads, self.scorer.load)
         return os.getpid()
 
-    def score(self, group: Group) -> tuple[Reward, ...]:
+    async def score(self, group: Group) -> tuple[Reward, ...]:
         """k rewards, in the order of the completions."""
-        prompt = group.prompt
-        return tuple(self.scorer.score([Item(prompt.text, c.text, prompt.task, prompt.columns) for c in group.completions]))
+        found = await asyncio.get_running_loop().run_in_executor(self.threads, self.scorer.score, items_of(group))
+        return tuple(found)
+
+
+def items_of(group: Group) -> list[Item]:
+    p = group.prompt
+    return [
+        Item(
+            p.text, c.text, p.task, p.columns, messages=p.messages, conversational=p.conversational,
+            completion_ids=tuple(c.token_ids.tolist()), step=group.policy_version,
+        )
+        for c in group.completions
+    ]  # fmt: skip
 
 
 class RewardPool:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from frpo.config import ConfigError, RewardConfig, ServeReward
+from frpo.config import ConfigError, ModelReward, RewardConfig, ServeReward
 from frpo.config.service import ReplicaConfig, ServiceConfig, token_digest
 from frpo.joining import join, named
 from frpo.planning import threads
 from frpo.preflight import check_rewards
 from frpo.recipe import read
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
+from frpo.rewards.parts import Part
 from frpo.roles import WorkerFailed
-from frpo.scoring import Item, ModelScorer, Part, guarded, routed, scorer_of, together
+from frpo.scoring import Item, Scorer, routed, together
 from frpo.secrets import NO_SECRETS, Secrets, secrets_of
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.port import held_port
@@ -40,31 +42,36 @@ from frpo.types import Reward
 OBJECT_STORE_BYTES = 2**28
 START_LIMIT_S = 600
 """Longest wait for all rewards to be up."""
+REQUESTS_AT_ONCE = 8
+"""For functions and endpoints, of one replica: more wait for its processes anyway."""
 
 
 class RewardReplica:
-    """One reward in one process. Requests that wait together are scored together."""
+    """One reward in one process. Requests for a model that wait together are scored together; each request for a function is a
+    call of its own, so that one that hangs is nobody else's."""
 
     def __init__(self, reward: RewardConfig, replicas: ReplicaConfig, secrets: Secrets = NO_SECRETS) -> None:
         secrets.place()
         self.reward = reward
         assert not isinstance(reward, ServeReward)  # refused by ServiceConfig
-        self.scorer = scorer_of(reward, f"rewards.{reward.name}")
-        if isinstance(self.scorer, ModelScorer):
-            self.scorer.load()
+        self.one = Scorer([reward])
+        self.one.load()
+        self.threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         batched: Any = self._batched
         batched.set_max_batch_size(replicas.max_batch_requests)
         batched.set_batch_wait_timeout_s(replicas.batch_wait_s)
 
     async def score(self, items: list[Item]) -> list[Part]:
         """One value, or None and why, per item."""
-        found: list[Part] = await self._batched(items)
-        return found
+        if isinstance(self.reward, ModelReward):
+            found: list[Part] = await self._batched(items)
+            return found
+        return await asyncio.get_running_loop().run_in_executor(self.threads, self.one.parts, self.reward, items)
 
     @serve.batch
     async def _batched(self, requests: list[list[Item]]) -> list[list[Part]]:
         items = [item for request in requests for item in request]
-        parts = await asyncio.to_thread(guarded, self.scorer, items, self.reward)
+        parts = await asyncio.to_thread(self.one.parts, self.reward, items)
         ends = [0]
         for request in requests:
             ends.append(ends[-1] + len(request))

@@ -6,6 +6,7 @@ Imports no ML library. `check` raises at the first mistake; `lacks` lists what t
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import shutil
 import socket
@@ -29,6 +30,7 @@ from frpo.config import (
 )
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.planning import Plan
+from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
 from frpo.secrets import secrets_of
 
@@ -41,6 +43,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     check_cluster(config)
     found = check_data(config, progress)
     check_tasks(config)
+    check_columns(config)
     check_folder(config.folder)
     return found
 
@@ -80,6 +83,7 @@ def check_rewards(rewards: Sequence[RewardConfig]) -> None:
     for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionReward):
             function = load_function(reward.function, f"rewards.{i}.function")
+            check_signature(reward, None, f"rewards.{i}")
             if check := getattr(function, "check", None):  # what a reward function itself needs
                 try:
                     check(reward.arguments)
@@ -135,10 +139,31 @@ def check_attention(config: Config) -> None:
         )
 
 
+ROWS_LOOKED_AT = 1000
+"""Of a data set whose tasks stand in a column: the columns of the first row of each task are what its rewards are called with."""
+
+
+def scored(config: Config) -> list[DatasetConfig]:
+    """The data sets whose completions are scored."""
+    downstream = [s for d in config.downstream if isinstance(d, DownstreamRl) for s in d.data]
+    return [*config.data.train, *config.data.heldout, *downstream]
+
+
+def check_columns(config: Config) -> None:
+    """That each reward function can be called with the columns of the rows that it scores."""
+    functions = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward)]
+    for source in _once(scored(config)) if functions else ():
+        first: dict[str, sources.Row] = {}
+        for row in itertools.islice(sources.read_rows(source), 1 if source.task else ROWS_LOOKED_AT):
+            first.setdefault(row.task, row)
+        for (i, reward), (task, row) in itertools.product(functions, first.items()):
+            if not reward.tasks or task in reward.tasks:
+                check_signature(reward, row.columns, f"rewards.{i}", row.where)
+
+
 def check_tasks(config: Config) -> None:
     """Fixed task labels that no reward or no data set knows."""
-    scored = [s for d in config.downstream if isinstance(d, DownstreamRl) for s in d.data]
-    labels = {s.task for s in (*config.data.train, *config.data.heldout, *scored)}
+    labels = {s.task for s in scored(config)}
     if None in labels:
         return
     for i, reward in enumerate(config.rewards):

@@ -1,52 +1,33 @@
 """Scores a batch of completions by functions and reward models, weighted and routed by task. Knows neither Ray nor HTTP.
 
-A reward that raises, takes too long, or gives None, NaN or the wrong number of values has failed: its completions get
-None with the reason, never 0.
+A reward that raises, takes too long, or gives NaN or the wrong number of values has failed: its completions get None with the
+reason, never 0. One that gives None does not apply to the row, and leaves its total, as in TRL.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from frpo import hub
 from frpo.config import Combine, ConfigError, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
-from frpo.rewards.foreign import adapted
-from frpo.rewards.http import post
-from frpo.rewards.loading import load_function
+from frpo.rewards.calling import conversation
+from frpo.rewards.endpoint import UrlScorer
+from frpo.rewards.parts import Part, in_range, part_of, reason
+from frpo.rewards.pool import Functions
+from frpo.types import Item as Item  # callers of the scorer find it here
 from frpo.types import Reward
-
-
-@dataclass(frozen=True)
-class Item:
-    """One completion to score."""
-
-    prompt: str
-    completion: str
-    task: str
-    columns: Mapping[str, Any]
-    ending: str = ""
-    """Special tokens after the completion, where a caller sent them: models read them, functions do not."""
-    messages: tuple[Mapping[str, str], ...] = ()
-    """The whole conversation up to the completion, where the prompt was made of one; empty for plain strings."""
-    conversational: bool = False
-    """Whether the caller's row holds chat messages: functions then get TRL's conversational shape."""
 
 
 STRETCH = 1.15
 """Of a reward model's batches; see `packing.micro_batches`."""
 
-Part = tuple[float | None, str | None]
-"""A value, or None and why."""
-
-
 Call = Callable[[list[Item]], list[Any]]
-"""Scores a batch: one value per item (a number, None, or a Reward of another scorer). It may raise."""
+"""Scores a batch: one value per item (a number, None, an exception, or a Reward of another scorer). It may raise."""
 
 
 def no_handle(reward: ServeReward) -> Call:
@@ -54,28 +35,51 @@ def no_handle(reward: ServeReward) -> Call:
 
 
 class Scorer:
-    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster.
-
-    Raises ConfigError when a function does not resolve.
-    """
+    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster. May be called from several
+    threads."""
 
     def __init__(
         self, rewards: Sequence[RewardConfig], combine: Combine = "weighted", *, handle: Callable[[ServeReward], Call] = no_handle
     ) -> None:
         self.rewards, self.combine = tuple(rewards), combine
-        self.run = {r.name: handle(r) if isinstance(r, ServeReward) else scorer_of(r, f"rewards.{i}") for i, r in enumerate(rewards)}
+        self.functions = Functions({f"rewards.{i}": r for i, r in enumerate(rewards) if isinstance(r, FunctionReward)})
+        self.calls = {r.name: handle(r) if isinstance(r, ServeReward) else call_of(r) for r in rewards if not isinstance(r, FunctionReward)}
 
     def load(self) -> None:
-        """Load the reward models now; else each is loaded at its first call."""
-        for scorer in self.run.values():
-            if isinstance(scorer, ModelScorer):
-                scorer.load()
+        """Start the processes of the functions and load the reward models now; else that is done at the first call.
+
+        Raises RuntimeError when a function does not load, ValueError for a model that cannot be a reward.
+        """
+        if self.functions.rewards:
+            self.functions.load()
+        for call in self.calls.values():
+            if isinstance(call, ModelScorer):
+                call.load()
 
     def score(self, items: Sequence[Item]) -> list[Reward]:
         """One Reward per item, in order."""
-        asked = {r.name: (r, [items[i] for i in routed(r, items)]) for r in self.rewards}
-        found = {name: guarded(self.run[name], mine, reward) for name, (reward, mine) in asked.items() if mine}
-        return together(self.rewards, self.combine, items, found)
+        asked = [(r, [items[i] for i in routed(r, items)]) for r in self.rewards]
+        asked = [(reward, mine) for reward, mine in asked if mine]
+        if len(asked) < 2:
+            found = [self.parts(*each) for each in asked]
+        else:
+            with ThreadPoolExecutor(len(asked)) as side_by_side:
+                found = list(side_by_side.map(self.parts, *zip(*asked, strict=True)))
+        return together(self.rewards, self.combine, items, {r.name: f for (r, _), f in zip(asked, found, strict=True)})
+
+    def parts(self, reward: RewardConfig, items: list[Item]) -> list[Part]:
+        """What one of the rewards finds for each item."""
+        if isinstance(reward, FunctionReward):
+            return self.functions.score(reward, items)
+        return parts_here(self.calls[reward.name], items, reward)
+
+    def close(self) -> None:
+        """End the processes of the functions."""
+        self.functions.close()
+
+
+def call_of(reward: ModelReward | UrlReward) -> Call:
+    return ModelScorer(reward) if isinstance(reward, ModelReward) else UrlScorer(reward)
 
 
 def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
@@ -84,7 +88,7 @@ def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
 
 
 def together(rewards: Sequence[RewardConfig], combine: Combine, items: Sequence[Item], found: Mapping[str, Sequence[Part]]) -> list[Reward]:
-    """One Reward per item, from what each reward found for the items that it applies to."""
+    """One Reward per item, from what each reward found for the items that it is routed to."""
     parts: list[dict[str, Part]] = [{} for _ in items]
     for reward in rewards:
         for i, part in zip(routed(reward, items), found.get(reward.name, ()), strict=True):
@@ -94,106 +98,42 @@ def together(rewards: Sequence[RewardConfig], combine: Combine, items: Sequence[
 
 def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]) -> Reward:
     """The combination of an item's parts; None when one of them failed, or none applies."""
-    values = {name: value for name, (value, _) in parts.items()}
-    errors = [f"{name}: {why}" for name, (value, why) in parts.items() if value is None]
+    apply = {name: (value, why) for name, (value, why) in parts.items() if value is not None or why is not None}
+    values = {name: value for name, (value, _) in apply.items()}
+    errors = [f"{name}: {why}" for name, (value, why) in apply.items() if value is None]
     if not parts:
         errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
+    elif not apply:
+        errors = [f"no reward applies to this row of task {item.task!r}: {', '.join(parts)} gave None"]
     if errors:
         return Reward(None, values, "; ".join(errors))
     found = {name: value for name, value in values.items() if value is not None}
-    if combine == "product":
-        return Reward(math.prod(found.values()), values)
     weights = {r.name: r.weight for r in rewards if r.name in found}
-    weighted = sum(weights[name] * value for name, value in found.items())
-    return Reward(weighted / sum(weights.values()) if combine == "mean" else weighted, values)
+    if combine == "product":
+        answer = math.prod(found.values())
+    else:
+        weighted = sum(weights[name] * value for name, value in found.items())
+        answer = weighted / sum(weights.values()) if combine == "mean" else weighted
+    value, why = in_range(answer)
+    return Reward(value, values, why and f"total: {why}")
 
 
-def scorer_of(reward: FunctionReward | ModelReward | UrlReward, field: str) -> FunctionScorer | ModelScorer | UrlScorer:
-    """Raises ConfigError when a function does not resolve."""
-    if isinstance(reward, FunctionReward):
-        return FunctionScorer(reward, f"{field}.function")
-    return ModelScorer(reward) if isinstance(reward, ModelReward) else UrlScorer(reward)
-
-
-def guarded(run: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
-    """Call in a thread of its own with a time limit, turn whatever goes wrong into failed rewards, and normalise."""
-    name, timeout_s = reward.name, reward.timeout_s
-    answer: list[Any] = []
-    problem: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            answer.append(run(items))
-        except BaseException as error:  # also SystemExit of a careless reward function
-            problem.append(error)
-
-    thread = threading.Thread(target=work, name=f"reward {name}", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        return [(None, f"took longer than {timeout_s:g} s (rewards.{name}.timeout_s)")] * len(items)
-    if problem and len(items) > 1:  # the fault of one completion is not that of its group
-        return [guarded(run, [item], reward)[0] for item in items]
-    if problem:
-        return [(None, f"{type(problem[0]).__name__}: {problem[0]}")] * len(items)
-    values = answer[0]
-    if not isinstance(values, Sequence) or len(values) != len(items):
-        size = len(values) if isinstance(values, Sequence) else type(values).__name__
-        return [(None, f"gave {size} values for {len(items)} completions")] * len(items)
-    return [_number(v, reward) for v in values]
-
-
-def _number(value: Any, reward: RewardConfig) -> Part:
-    if isinstance(value, Reward):
-        if value.total is None:
-            return None, value.error
-        value = value.total
-    if value is None:
-        return None, "gave None"
+def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
+    """Of a reward that is called in this process and keeps its own time limit: a model, an endpoint, a service of the same cluster."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None, f"gave {value!r}, which is no number"
-    return ((number - reward.center) / reward.scale, None) if math.isfinite(number) else (None, f"gave {number}")
+        values = call(items)
+    except Exception as error:
+        return [(None, reason(error))] * len(items)
+    if len(values) != len(items):
+        return [(None, f"gave {len(values)} values for {len(items)} completions")] * len(items)
+    return [_of_another(v, reward) if isinstance(v, Reward) else part_of(v, reward) for v in values]
 
 
-class FunctionScorer:
-    """A Python function, plain or async, called with lists: f(prompts, completions, **columns, **arguments). Those written for
-    verl and OpenRLHF are called as they expect."""
-
-    def __init__(self, reward: FunctionReward, field: str) -> None:
-        self.function, self.arguments = adapted(load_function(reward.function, field)), reward.arguments
-
-    def __call__(self, items: list[Item]) -> list[Any]:
-        names = sorted({name for item in items for name in item.columns} - set(self.arguments))
-        columns = {name: [item.columns.get(name) for item in items] for name in names}
-        columns |= {"task": [item.task for item in items]} if "task" not in columns else {}
-        answer = self.function([i.prompt for i in items], [i.completion for i in items], **columns, **self.arguments)
-        if inspect.isawaitable(answer):
-            answer = asyncio.run(_finish(answer))
-        return list(answer)
-
-
-async def _finish(answer: Any) -> Any:
-    return await answer
-
-
-class UrlScorer:
-    """An endpoint in OpenRLHF's format: {"query", "prompts", "labels"} -> {"rewards"}."""
-
-    def __init__(self, reward: UrlReward) -> None:
-        self.reward = reward
-
-    def __call__(self, items: list[Item]) -> list[Any]:
-        body = {
-            "query": [i.prompt + i.completion + i.ending for i in items],
-            "prompts": [i.prompt for i in items],
-            "labels": [i.columns.get(self.reward.label) for i in items],
-        }
-        r = self.reward
-        one_try = r.timeout_s / (len(r.urls) + 1)  # so that there is time for another when one hangs
-        answer = post(r.urls, body, api_key_env=r.token_env, timeout_s=one_try, tries=r.tries)
-        return list(answer["rewards"])
+def _of_another(found: Reward, reward: RewardConfig) -> Part:
+    """The part that another scorer's Reward is; where none of its parts applies, neither does this."""
+    if found.total is not None:
+        return part_of(found.total, reward)
+    return None, found.error if found.parts else None
 
 
 class ModelScorer:
@@ -202,6 +142,7 @@ class ModelScorer:
     def __init__(self, reward: ModelReward) -> None:
         self.reward = reward
         self.model: Any = None
+        self.lock = threading.Lock()
 
     def load(self) -> None:
         """Once. Raises ValueError for a model with more than one label."""
@@ -216,8 +157,9 @@ class ModelScorer:
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
         if model.config.num_labels != 1:
             raise ValueError(f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one")
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+        if self.tokenizer.pad_token is None:  # what pads is masked, and the model looks for the last token before it
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
+        model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
 
     def text(self, item: Item) -> tuple[str, bool]:
@@ -228,23 +170,70 @@ class ModelScorer:
             text = item.prompt + item.completion + item.ending
             return text, not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         if tokenizer.chat_template:
-            messages = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.completion}]
-            return str(tokenizer.apply_chat_template(messages, tokenize=False)), False
-        return f"{item.prompt}\n{item.completion}", True
+            answer = {"role": "assistant", "content": item.completion}
+            return str(tokenizer.apply_chat_template([*self.conversation(item), answer], tokenize=False)), False
+        prompt = "\n".join(m["content"] for m in conversation(item))
+        return f"{prompt}\n{item.completion}", True
+
+    def conversation(self, item: Item) -> list[dict[str, str]]:
+        """The messages before the completion; a template without a system role reads them at the start of the first user message."""
+        messages = conversation(item)
+        if messages[0]["role"] != "system" or self._takes_system():
+            return messages
+        system, rest = messages[0]["content"], messages[1:]
+        if not rest or rest[0]["role"] != "user":
+            return [{"role": "user", "content": system}, *rest]
+        return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
+
+    def _takes_system(self) -> bool:
+        probe = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+        try:
+            self.tokenizer.apply_chat_template(probe, tokenize=False)
+        except Exception:  # jinja's, raised by the template
+            return False
+        return True
 
     def __call__(self, items: list[Item]) -> list[Any]:
-        import torch
+        """One value per item; an exception for those that the model cannot take, and that the time limit leaves no time for."""
+        with self.lock:
+            self.load()
+            return self._scores(items, time.monotonic() + self.reward.timeout_s)
 
+    def _scores(self, items: list[Item], deadline: float) -> list[Any]:
         from frpo.packing import micro_batches
 
-        self.load()
-        texts = map(self.text, items)
-        rows = [self.tokenizer(t, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special) for t, special in texts]
-        scores: list[Any] = [None] * len(items)
-        for batch in micro_batches([len(r["input_ids"]) for r in rows], self.reward.batch_tokens, stretch=STRETCH):
-            padded = self.tokenizer.pad([rows[i] for i in batch], return_tensors="pt").to(self.device)
+        r = self.reward
+        rows = [self._row(item) for item in items]
+        scores: list[Any] = [row if isinstance(row, Exception) else None for row in rows]
+        fit = [i for i, row in enumerate(rows) if not isinstance(row, Exception)]
+        lengths = [len(rows[i]["input_ids"]) for i in fit]
+        for chosen in micro_batches(lengths, r.batch_tokens, stretch=STRETCH) if fit else ():
+            batch = [fit[i] for i in chosen]
+            if time.monotonic() > deadline:
+                found: list[Any] = [TimeoutError(f"not reached within {r.timeout_s:g} s (rewards.{r.name}.timeout_s)")] * len(batch)
+            else:
+                found = self._forward([rows[i] for i in batch])
+            for i, value in zip(batch, found, strict=True):
+                scores[i] = value
+        return scores
+
+    def _row(self, item: Item) -> Any:
+        """Token ids of one item; the exception where the template or the tokenizer refuses it."""
+        try:
+            text, special = self.text(item)
+            row = self.tokenizer(text, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special)
+        except Exception as error:
+            return error
+        return row if row["input_ids"] else ValueError("no tokens to score")
+
+    def _forward(self, rows: list[Any]) -> list[Any]:
+        """One value per row; a row that the model cannot take is tried apart from the others."""
+        import torch
+
+        try:
+            padded = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
             with torch.no_grad():
                 logits = self.model(**padded).logits[:, 0].float()
-            for i, value in zip(batch, torch.sigmoid(logits) if self.reward.squash == "sigmoid" else logits, strict=True):
-                scores[i] = float(value)
-        return scores
+        except Exception as error:
+            return [error] if len(rows) == 1 else [self._forward([row])[0] for row in rows]
+        return [float(v) for v in (torch.sigmoid(logits) if self.reward.squash == "sigmoid" else logits)]

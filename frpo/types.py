@@ -73,6 +73,27 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Item:
+    """One completion to score."""
+
+    prompt: str
+    """The prompt string, or the last user message."""
+    completion: str
+    task: str
+    columns: Mapping[str, Any]
+    ending: str = ""
+    """Special tokens after the completion, where a caller sent them: models read them, functions do not."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The whole conversation before the completion (role, content); empty for plain strings."""
+    conversational: bool = False
+    """Whether the row holds chat messages: functions then get TRL's conversational shape."""
+    completion_ids: tuple[int, ...] | None = None
+    """[T]; None where a caller sent text alone."""
+    step: int = 0
+    """Updates that the policy had seen when it drew this."""
+
+
+@dataclass(frozen=True)
 class Reward:
     """The reward of one completion. A failed reward is None, never 0."""
 

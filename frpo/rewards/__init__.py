@@ -1,7 +1,8 @@
 """Ready-made rewards: f(prompts, completions, **columns) -> list of float or None. Imports no ML library.
 
-`prompts` and `completions` are lists of strings of one length; every column of the data set is a keyword argument that
-holds a list of that length. None means "cannot be scored", which is never the same as 0.
+`prompts` and `completions` are lists of strings of one length (on chat rows too: the last user message, and `messages` holds the
+conversation); every column of the data set is a keyword argument that holds a list of that length. None means "does not apply to
+this row"; what cannot be scored raises, or stands in the list as an exception.
 """
 
 from __future__ import annotations
@@ -12,44 +13,39 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from frpo.rewards.calling import reads_text
 from frpo.rewards.gym import reasoning_gym
+from frpo.rewards.numbers import close, readings, same
 from frpo.rewards.refusal import is_refusal
 
 __all__ = [
-    "boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "reasoning_gym", "refusal",
+    "boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "reads_text",
+    "reasoning_gym", "refusal",
 ]  # fmt: skip
 
 Scores = list[float | None]
 
 
-def _accepted(value: Any) -> set[str]:
-    return {str(v).strip() for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])}
+def _accepts(right: Any, text: str) -> bool:
+    return any(same(text, one) for one in (right if isinstance(right, Sequence) and not isinstance(right, str) else [right]))
 
 
+@reads_text
 def exact_answer(prompts: list[str], completions: list[str], *, answer: list[Any], partial: list[Any] | None = None, **_: Any) -> Scores:
-    """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without answer."""
+    """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without answer. Equal numbers
+    are equal: "51" is 51.0, "1,000" is 1000."""
     halves = partial or [()] * len(completions)
     return [
-        None if right is None else 1.0 if text.strip() in _accepted(right) else 0.5 if text.strip() in _accepted(half or ()) else 0.0
+        None if right is None else 1.0 if _accepts(right, text) else 0.5 if _accepts(half or (), text) else 0.0
         for text, right, half in zip(completions, answer, halves, strict=True)
     ]
 
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def last_number(text: str) -> float | None:
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
-
-
+@reads_text
 def numeric_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
     """1 when the last number of the completion equals the last number of the column (GSM8K, SVAMP); None without one there."""
-    scores: Scores = []
-    for text, right in zip(completions, columns[column], strict=True):
-        target, found = last_number(str(right)), last_number(text)
-        scores.append(None if target is None else float(found is not None and abs(found - target) < 1e-6))
-    return scores
+    targets = [readings(str(right)) for right in columns[column]]
+    return [float(close(readings(text), target)) if target else None for text, target in zip(completions, targets, strict=True)]
 
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -73,15 +69,18 @@ def value_of(expression: str) -> float | None:
         return None
 
 
+@reads_text
 def equation_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
     """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations); None without one there."""
-    targets = [last_number(str(right)) for right in columns[column]]
+    targets = [readings(str(right)) for right in columns[column]]
     found = [value_of(text) for text in completions]
-    return [None if t is None else float(f is not None and abs(f - t) < 1e-6) for f, t in zip(found, targets, strict=True)]
+    values = [() if f is None else readings(repr(f)) for f in found]
+    return [float(close(v, target)) if target else None for v, target in zip(values, targets, strict=True)]
 
 
+@reads_text
 def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any) -> Scores:
-    """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`.
+    """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`; None for a row without answer.
 
     Signal-based time limits are switched off (they need the main thread); the reward's own timeout_s applies.
     """
@@ -89,12 +88,16 @@ def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any],
 
     scores: Scores = []
     for text, right in zip(completions, answer, strict=True):
+        if right is None:
+            scores.append(None)
+            continue
         gold = parse(f"\\boxed{{{right}}}", parsing_timeout=None)
         correct = bool(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
         scores.append(format_weight * (text.count("\\boxed{") == 1) + (1 - format_weight) * correct)
     return scores
 
 
+@reads_text
 def refusal(prompts: list[str], completions: list[str], *, expect: str = "refuse", **_: Any) -> Scores:
     """expect: refuse = 1 for a refusal; expect: answer = 1 for a completion that says something and is no refusal."""
     if expect == "refuse":
@@ -102,11 +105,13 @@ def refusal(prompts: list[str], completions: list[str], *, expect: str = "refuse
     return [float(bool(re.search(r"\w", text)) and not is_refusal(text)) for text in completions]
 
 
+@reads_text
 def length(prompts: list[str], completions: list[str], *, max_words: int = 200, **_: Any) -> Scores:
     """1 up to `max_words` words, then falling linearly to 0 at twice as many."""
     return [min(1.0, max(0.0, 2 - len(text.split()) / max_words)) for text in completions]
 
 
+@reads_text
 def format_regex(prompts: list[str], completions: list[str], *, pattern: str, **_: Any) -> Scores:
     """1 when the whole completion matches `pattern` (dot matches newlines)."""
     compiled = re.compile(pattern, re.DOTALL)

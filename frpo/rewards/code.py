@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from frpo.config import ConfigError
+from frpo.rewards.calling import reads_text
 
 MEMORY_BYTES, FILE_BYTES = 2**30, 2**20
 LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
@@ -39,9 +39,11 @@ for arguments in asked["inputs"]:
 
 
 def code_of(text: str) -> str:
-    """The last fenced block, else everything."""
-    blocks = re.findall(r"```(?:python|py)?\s*\n(.*?)```", text, re.DOTALL)
-    return str(blocks[-1]) if blocks else text
+    """The last fenced block of Python, or of no named language; else everything."""
+    pieces = text.split("```")  # those with odd numbers stand inside fences; the last is not closed where their number is even
+    inside = [piece.partition("\n") for piece in pieces[1 : len(pieces) - 1 : 2]]
+    blocks = [body for language, line_end, body in inside if line_end and language.strip().lower() in ("", "py", "python", "python3")]
+    return blocks[-1] if blocks else text
 
 
 def outputs(code: str, entry_point: str, inputs: Sequence[str], *, timeout_s: float) -> list[str] | None:
@@ -98,6 +100,7 @@ def check_evalplus(arguments: Mapping[str, Any]) -> None:
         raise ConfigError("function: code runs only inside bubblewrap, and there is no bwrap here; install the package bubblewrap")
 
 
+@reads_text
 def evalplus(
     prompts: list[str],
     completions: list[str],

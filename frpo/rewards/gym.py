@@ -7,16 +7,15 @@ Needs the extra `gym`.
 from __future__ import annotations
 
 import json
-import re
 import urllib.parse
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from frpo.config import ConfigError
+from frpo.rewards.calling import reads_text
 
 SCHEME = "reasoning_gym:"
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @lru_cache(maxsize=64)
@@ -51,6 +50,14 @@ def rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield i + 1, {"prompt": entry["question"], "answer": entry["answer"], "gym_source": source, "gym_index": i}
 
 
+def answer_in(text: str) -> str:
+    """What stands in the last <answer> tag, or the whole text where there is none. Linear, whatever the text."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return (text[start + len("<answer>") : end] if start >= 0 else text).strip()
+
+
+@reads_text
 def reasoning_gym(prompts: list[str], completions: list[str], *, gym_source: list[str], gym_index: list[int], **_: Any) -> list[float]:
     """The task's own score, in [0, 1], of what stands in the last <answer> tag, or of the whole completion where there is none.
 
@@ -62,6 +69,5 @@ def reasoning_gym(prompts: list[str], completions: list[str], *, gym_source: lis
         entry = dataset[index]
         if entry["question"] not in prompt:
             raise ValueError(f"{source} gives another question at {index}: the row is of another version of reasoning-gym")
-        answers = ANSWER.findall(text)
-        scores.append(float(dataset.score_answer((answers[-1] if answers else text).strip(), entry)))
+        scores.append(float(dataset.score_answer(answer_in(text), entry)))
     return scores

@@ -1,0 +1,224 @@
+"""Reward functions in processes: what hangs, dies or breaks costs one completion its reward, and nothing of it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frpo.config import FunctionReward
+from frpo.rewards import pool
+from frpo.scoring import Item, Scorer
+from frpo.types import Reward
+
+CODE = """
+import multiprocessing, os, signal, subprocess, sys, time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def each(completions, bad):
+    for c in completions:
+        if "bad" in c:
+            (HERE / f"{os.getpid()}.pid").touch()
+            bad()
+    return [float(len(c)) for c in completions]
+
+def in_c(completions, **_): return each(completions, lambda: 9 ** (9 ** 8))  # holds the interpreter: no thread can end it
+def sleeps(completions, **_): return each(completions, lambda: time.sleep(100))
+def deaf(completions, **_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return each(completions, lambda: time.sleep(100))
+def exits(completions, **_): return each(completions, lambda: os._exit(3))
+def crashes(completions, **_): return each(completions, lambda: os.kill(os.getpid(), signal.SIGSEGV))
+def raises(completions, **_): return each(completions, lambda: 1 / 0)
+def leaves(completions, **_): return each(completions, lambda: sys.exit(3))
+def recursive(completions, **_):
+    def deeper(): return deeper()
+    return each(completions, deeper)
+def mute(completions, **_):
+    class Mute(Exception):
+        def __str__(self): raise ValueError
+    def bad(): raise Mute
+    return each(completions, bad)
+def drops(completions, **_): return [1.0 for c in completions if "bad" not in c]
+def constant(completions, **_): return [1.0]
+def scalar(completions, **_): return 1.0
+
+def starts(completions, **_):
+    def bad():
+        child = subprocess.Popen(["sleep", "100"])
+        (HERE / f"{child.pid}.pid").touch()
+        inner = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        inner.start()
+        (HERE / f"{inner.pid}.pid").touch()
+        time.sleep(100)
+    return each(completions, bad)
+
+def imports(completions, **_):
+    import slow_to_import
+    return [slow_to_import.VALUE for _ in completions]
+
+def environment(completions, **_): return [float(os.environ["REWARD_SETTING"])] * len(completions)
+
+def pid(completions, **_): return [float(os.getpid())] * len(completions)
+"""
+T = 0.8
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Iterator[Callable[..., Scorer]]:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\nVALUE = 0.5\n")
+    made: list[Scorer] = []
+
+    def make(name: str, **fields: Any) -> Scorer:
+        asked = {"timeout_s": T, "function": f"{tmp_path / 'mine.py'}:{name}"} | fields
+        made.append(Scorer([FunctionReward(kind="function", name="mine", **asked)]))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def items(*completions: str) -> list[Item]:
+    return [Item("p", c, "t", {}) for c in completions]
+
+
+def outcome(rewards: list[Reward]) -> list[tuple[float | None, str | None]]:
+    return [(r.total, r.error) for r in rewards]
+
+
+def gone(folder: Path, limit_s: float = 5.0) -> bool:
+    """Whether all processes that left their number in the folder have ended. Waits: the kernel takes its time."""
+    deadline = time.monotonic() + limit_s
+    while any(alive(int(f.stem)) for f in folder.glob("*.pid")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("in_c", LATE),
+        ("sleeps", LATE),
+        ("starts", LATE),
+        ("exits", "mine: its process ended (exit code 3)"),
+        ("crashes", "mine: its process ended (SIGSEGV)"),
+        ("raises", "mine: ZeroDivisionError: division by zero"),
+        ("leaves", "mine: SystemExit: 3"),
+        ("recursive", "mine: RecursionError: maximum recursion depth exceeded"),
+        ("mute", "mine: Mute: "),
+        ("drops", "mine: gave 0 values for 1 completions"),
+    ],
+)
+def test_the_completion_at_fault_alone_loses_its_reward(scorer: Callable[..., Scorer], tmp_path: Path, name: str, why: str) -> None:
+    found = scorer(name)
+    found.load()
+    began = time.monotonic()
+    got = outcome(found.score(items("a", "bb", "bad", "dddd")))
+    assert time.monotonic() - began < 2 * T + 3
+    values = (1.0, 1.0, 1.0) if name == "drops" else (1.0, 2.0, 4.0)
+    assert got == [(values[0], None), (values[1], None), (None, why), (values[2], None)]
+    if name in ("in_c", "sleeps", "starts"):
+        assert gone(tmp_path)
+    assert found.score(items("aa"))[0].total == values[1]
+
+
+def test_a_function_that_ignores_the_polite_signal_is_killed(scorer: Callable[..., Scorer], tmp_path: Path) -> None:
+    assert outcome(scorer("deaf").score(items("bad"))) == [(None, LATE)]
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("constant", "mine: gave 1 values for 3 completions"), ("scalar", "mine: TypeError: gave a float, not one value per completion")],
+)
+def test_values_that_are_not_those_of_completions_fail(scorer: Callable[..., Scorer], name: str, why: str) -> None:
+    assert outcome(scorer(name).score(items("a", "b", "c"))) == [(None, why)] * 3
+
+
+def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(scorer: Callable[..., Scorer], tmp_path: Path) -> None:
+    found = scorer("in_c")
+    found.load()
+    began = time.monotonic()
+    assert outcome(found.score(items(*["bad"] * 8))) == [(None, LATE)] * 8
+    assert time.monotonic() - began < 2 * T + 3
+    assert gone(tmp_path)
+
+
+def test_others_are_scored_while_one_hangs(scorer: Callable[..., Scorer]) -> None:
+    found = scorer("in_c", timeout_s=3.0)
+    found.load()
+    stuck = threading.Thread(target=found.score, args=(items("bad"),))
+    stuck.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    assert [found.score(items("aa"))[0].total for _ in range(20)] == [2.0] * 20
+    assert time.monotonic() - began < 1.5
+    assert stuck.is_alive()
+    stuck.join()
+
+
+def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., Scorer]) -> None:
+    found = scorer("pid", timeout_s=10.0)
+    found.load()
+    for _ in range(2):
+        before = [int(found.score(items("x"))[0].total or 0) for _ in range(10)]
+        os.kill(before[-1], signal.SIGKILL)
+        time.sleep(0.3)
+        (after,) = found.score(items("x"))
+        assert after.error is None
+        assert after.total != before[-1]
+
+
+def test_what_a_function_imports_is_imported_before_its_first_call(scorer: Callable[..., Scorer]) -> None:
+    assert outcome(scorer("imports").score(items("a", "b"))) == [(0.5, None)] * 2
+
+
+def test_processes_have_the_environment_of_their_actor(scorer: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (1.0, 2.0):
+        monkeypatch.setenv("REWARD_SETTING", str(value))
+        assert scorer("environment").score(items("a"))[0].total == value
+
+
+def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module\ndef f(completions): return []\n")
+    (tmp_path / "waits.py").write_text("import time\ntime.sleep(100)\ndef f(completions): return []\n")
+    (tmp_path / "dies.py").write_text("import os\nos._exit(1)\n")
+    monkeypatch.setattr(pool, "LOAD_LIMIT_S", 2.0)
+    for name, message in (
+        ("broken", "rewards.0.function: .*broken.py' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("waits", "the rewards mine did not load within 2 s: what do their files wait for?"),
+        ("dies", "a process ended while it loaded the rewards mine; see what it printed"),
+    ):
+        found = Scorer([FunctionReward(kind="function", name="mine", function=f"{tmp_path / name}.py:f")])
+        with pytest.raises(RuntimeError, match=message.replace("?", r"\?")):
+            found.load()
+        found.close()
+
+
+def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., Scorer]) -> None:
+    found = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
+    found.load()
+    asked = [Item("p", c, "t", {"answer": "81"}) for c in (r"\boxed{81}", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^2}", "none")]
+    assert [r.total for r in found.score(asked)] == [1.0, None, 1.0, 0.0]
