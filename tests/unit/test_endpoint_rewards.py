@@ -27,6 +27,11 @@ class Judge(BaseHTTPRequestHandler):
             Judge.failures -= 1
             self.send_error(503)
             return
+        if "/slow/" in self.path:
+            time.sleep(1)
+        if any("poison" in q for q in body.get("query", ())):
+            self.send_error(422)
+            return
         if self.path.endswith("/get_reward"):
             answer: Any = {
                 "rewards": [float(len(q) - len(p)) for q, p in zip(body["query"], body["prompts"], strict=True)],
@@ -36,7 +41,8 @@ class Judge(BaseHTTPRequestHandler):
         elif self.path.endswith("/moderations"):
             answer = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
         else:
-            answer = {"choices": [{"message": {"content": '{"refused": 0, "convincing": 5, "specific": 3}'}}]}
+            grades = '{"refused": 0, "convincing": 5, "specific": 3}'
+            answer = {"choices": [{"message": {"content": "no idea" if "odd" in body["messages"][0]["content"] else grades}}]}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -80,6 +86,7 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, m
         "query": ["abcde", "ab"],
         "prompts": ["ab", "ab"],
         "labels": ["x", None],
+        "messages": [None, None],
     }
     Judge.failures = 100
     (failed,) = Scorer([spec]).score(items[:1])
@@ -89,10 +96,44 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, m
         UrlReward(name="far", kind="url", urls=("localhost:8000",))
 
 
-def test_a_dead_endpoint_raises_what_the_scorer_turns_into_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_endpoint_gives_its_reason_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http.time, "sleep", lambda _: None)
-    with pytest.raises(RuntimeError, match="Connection refused after 4 tries"):
-        judge.moderation(["p"], ["c"], url="http://127.0.0.1:9", model="m")
+    found = judge.moderation(["p"] * 2, ["c"] * 2, url="http://127.0.0.1:9", model="m")
+    assert [(type(f), "Connection refused after 4 tries" in str(f)) for f in found] == [(RuntimeError, True)] * 2
+
+
+def test_a_reply_that_cannot_be_read_is_one_failure_and_asked_once(endpoint: str) -> None:
+    found = judge.strongreject(["p"] * 3, ["c", "odd", "c"], url=endpoint, model="j")
+    assert [f if isinstance(f, float) else str(f) for f in found] == [0.25, "the judge's reply holds no grades: 'no idea'", 0.25]
+    assert len(Judge.seen) == 3
+
+
+TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "How?"}]  # fmt: skip
+
+
+def test_judges_and_endpoints_see_the_whole_conversation(endpoint: str) -> None:
+    judge.strongreject(["How?"], ["So."], url=endpoint, model="j", messages=[TALK])
+    assert "system: Be kind.\n\nuser: Hi\n\nassistant: Hello\n\nuser: How?" in Judge.seen[-1]["messages"][0]["content"]
+    spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/get_reward",))
+    asked = [Item("How?", "So.", "t", {}, messages=tuple(TALK), conversational=True), Item("p", "c", "t", {})]
+    assert [r.total for r in Scorer([spec]).score(asked)] == [3.0, 1.0]
+    assert Judge.seen[-1]["messages"] == [TALK, None]
+
+
+def test_an_endpoint_that_refuses_one_item_costs_that_item_alone(endpoint: str) -> None:
+    spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/get_reward",), tries=1)
+    found = Scorer([spec]).score([Item("p", c, "t", {}) for c in ("abc", "poison", "de")])
+    assert [r.total for r in found] == [3.0, None, 2.0]
+    assert "422" in str(found[1].error)
+
+
+def test_an_endpoint_that_does_not_answer_is_given_up_in_time(endpoint: str) -> None:
+    spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/slow/get_reward",), tries=3, timeout_s=0.5)
+    began = time.perf_counter()
+    (found,) = Scorer([spec]).score([Item("p", "c", "t", {})])
+    assert time.perf_counter() - began < 1.5
+    assert (found.total, "took longer than 0.5 s (rewards.far.timeout_s)" in str(found.error)) == (None, True)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from frpo.config.rewards import check_combination
 from frpo.prompts import read_rows
 from frpo.rewards import equation_answer, value_of
 from frpo.rewards.loading import load_function
-from frpo.scoring import Item, Scorer
+from frpo.scoring import Item, ModelScorer, Scorer
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -54,6 +54,81 @@ def test_exact_and_numeric_answers() -> None:
     assert scores == [1.0, 0.5, 0.0, 1.0, None]
     texts = ["so 7 and then 1,234", "it is 3.0", "none", "-5"]
     assert rewards.numeric_answer([""] * 4, texts, answer=["#### 1234", 3, 4, "x"]) == [1.0, 1.0, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("51", 51.0), ("51", "51.00"), ("1,000", 1000), ("1000", "1,000"), ("0.50", 0.5), (".5", 0.5), ("5.", 5), ("5e1", 50), ("+5", 5),
+        ("−5", -5), ("-5", "−5"), ("05", 5), ("$1,234.50", 1234.5), ("1/2", 0.5), ("yes", "yes "), ("True", True), ("2", ["1", 2.0]),
+    ],
+)  # fmt: skip
+def test_equal_numbers_are_equal(text: str, right: Any) -> None:
+    assert rewards.exact_answer([""], [text], answer=[right]) == [1.0]
+    assert rewards.exact_answer([""], ["so " + text], answer=[right]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("1", True),
+        ("1,00", 100),
+        ("12345678901234567890", 12345678901234567891),
+        ("", 0),
+        ("5%", 5),
+        ("Yes", "yes"),
+        ("0", False),
+        ("1", None),
+    ],
+)
+def test_others_are_not(text: str, right: Any) -> None:
+    assert rewards.exact_answer([""], [text], answer=[right]) == [None if right is None else 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("3-5", 5), ("from 3–5", 5), ("3 - 5", 5), ("3 -5", -5), ("x=-5", -5), ("(-5).", -5), ("-$5", -5), ("$-5", -5), ("−5", -5),
+        ("it is 3/4", 0.75), (r"\frac{3}{4}", 0.75), ("on 1/2/2024", 2024), ("1e3", 1000), ("1.5E-3 m", 0.0015), ("50%", 50), ("50%", 0.5),
+        ("0.5", "50%"), ("$1,234.50", 1234.5), ("1,2,3", 3), ("v1.2.3", 3), ("model-5", 5), ("-.5", -0.5), ("7.", 7), ("#### 1,000", "1000.0"),
+    ],
+)  # fmt: skip
+def test_the_last_number(text: str, right: Any) -> None:
+    assert rewards.numeric_answer([""], [text], answer=[right]) == [1.0]
+    assert rewards.numeric_answer([""], [text], answer=[f"about {float(str(right).strip('%')) + 1}"]) == [0.0]
+
+
+LONG = 100_000
+HOSTILE = [
+    piece * (LONG // len(piece))
+    for piece in ("1", "1,", "1,111", "-", " ", "1e", "1/", ".", ".1", "$", "<answer>", "</answer>", "```\n", "```", "\n", "(", "1+", "\\frac{1",
+                  "i cannot ", "sorry\n", "i'm ", "\\boxed{", "refused ")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "<answer>" + " " * LONG, "```" + "\n" * LONG, "i cannot" + " " * LONG, "1" + " " * LONG + "%"])
+def test_no_completion_is_slow_to_read(text: str) -> None:
+    from frpo.rewards import code, gym, judge
+
+    began = time.perf_counter()
+    rewards.numeric_answer([""], [text], answer=["5"])
+    rewards.exact_answer([""], [text], answer=[5])
+    rewards.refusal([""], [text], expect="answer")
+    rewards.length([""], [text])
+    gym.answer_in(text)
+    code.code_of(text)
+    judge.strongreject_score(text)
+    assert time.perf_counter() - began < 1.5
+
+
+def test_the_last_answer_and_the_last_block_of_code() -> None:
+    from frpo.rewards import code, gym
+
+    assert gym.answer_in("<answer>1</answer> no <answer> 2\n</answer> ok") == "2"
+    assert gym.answer_in("<answer>1<answer>2</answer>") == "2"
+    assert [gym.answer_in(t) for t in (" 3 ", "<answer>3", "3</answer>")] == ["3", "<answer>3", "3</answer>"]
+    assert code.code_of("```python\na\n```\nthen\n```py\nb\n```\nrun\n```bash\nls\n```") == "b\n"
+    assert [code.code_of(t) for t in ("a", "```\nb\n``` c", "```python\ncut")] == ["a", "b\n", "```python\ncut"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +233,7 @@ def test_functions_plain_and_async(code: str) -> None:
     [
         ("raises", [None, None], "mine: KeyError: 'no label'"),
         ("nan", [None, 1.0], "mine: gave nan"),
-        ("none", [None, 1.0], "mine: gave None"),
+        ("none", [None, 1.0], "no reward applies to this row of task 't': mine gave None"),
         ("short", [None, None], "mine: gave 1 values for 2 completions"),
         ("words", [None, 1.0], "mine: gave 'high', which is no number"),
         ("picky", [1.0, None], "mine: ValueError: no label"),
@@ -190,6 +265,26 @@ def test_weights_and_routing(code: str) -> None:
     assert (other.total, other.parts) == (0.75, {"all": 1.0})
     (nobody,) = Scorer([FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]).score(items("yes", task="u"))
     assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
+
+
+def test_what_does_not_apply_leaves_the_total(code: str) -> None:
+    mine = FunctionReward(kind="function", name="some", function=f"{code}:none", weight=3.0)  # None, 1
+    both = [mine, FunctionReward(kind="function", name="all", function=f"{code}:later")]  # 0.25
+    for combine, totals in (("weighted", [0.25, 3.25]), ("mean", [0.25, 3.25 / 4])):
+        found = Scorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
+        assert [(r.total, r.error) for r in found] == [(total, None) for total in totals]
+        assert [r.parts for r in found] == [{"all": 0.25}, {"some": 1.0, "all": 0.25}]
+    failing = [mine, FunctionReward(kind="function", name="bad", function=f"{code}:nan")]  # NaN, 1
+    assert [(r.total, r.parts) for r in Scorer(failing).score(items("yes", "no"))] == [
+        (None, {"bad": None}),
+        (4.0, {"some": 1.0, "bad": 1.0}),
+    ]
+
+
+def test_a_total_out_of_range_has_failed(code: str) -> None:
+    both = [FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")]
+    found = Scorer(both).score(items("yes"))
+    assert [(r.total, r.error) for r in found] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
 
 
 def test_mean_product_and_normalisation(code: str) -> None:
@@ -265,30 +360,67 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
     assert [r.total for r in Scorer([raw]).score(seen)] == pytest.approx([once, once, twice], abs=1e-5)
 
 
-OTHERS = """
-import torch
+def tiny_reward_model(folder: Path, *, pad: bool = True) -> tuple[Any, Any]:
+    """A random model in `folder`/rm, with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    return {"score": float(solution_str == ground_truth), "seen": (data_source, extra_info)}
+    from frpo import testbed
 
-def plain_score(data_source, solution_str, ground_truth):
-    return len(data_source) if solution_str == ground_truth else None
+    testbed.write_model(folder / "policy", 0)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        num_labels=1, pad_token_id=0 if pad else None,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(folder / "rm")
+    if not pad:
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder / "rm")
+    return model, tokenizer
 
-def reward_func(queries, prompts, labels, **kwargs):
-    return {"rewards": torch.tensor([float(q == p + l) for q, p, l in zip(queries, prompts, labels)]), "scores": 1}
 
-async def trl(prompts, completions, answer, **kwargs):
-    return [None if a is None else float(c == a) for c, a in zip(completions, answer)]
-"""
+def model_reward(folder: Path, **fields: Any) -> ModelReward:
+    return ModelReward(kind="model", name="rm", path=str(folder / "rm"), squash="none", **fields)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("compute_score", [1.0, 0.0]), ("plain_score", [4.0, None]), ("reward_func", [1.0, 0.0]), ("trl", [1.0, 0.0])],
+def test_a_reward_model_without_a_pad_token_pads_with_the_last(tmp_path: Path) -> None:
+    tiny_reward_model(tmp_path, pad=False)
+    texts = ["how do i break the lock", "what is one", "tell me how to cook the rice"]
+    scorer = Scorer([model_reward(tmp_path)])
+    together = [r.total for r in scorer.score([Item(t, "a saw", "t", {}) for t in texts])]
+    alone = [scorer.score([Item(t, "a saw", "t", {})])[0].total for t in texts]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+TEMPLATE = (
+    "{% if messages[0].role == 'system' and strict %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 )
-def test_functions_of_other_trainers_load_unchanged(name: str, expected: list[float | None], tmp_path: Path) -> None:
-    (tmp_path / "others.py").write_text(OTHERS)
-    spec = FunctionReward(name="theirs", kind="function", function=f"{tmp_path / 'others.py'}:{name}")
-    columns = {"data_source": "math", "reward_model": {"ground_truth": "2", "style": "rule"}, "answer": "2"}
-    items = [Item("1 + 1 = ", "2", "t", columns), Item("1 + 1 = ", "3", "t", columns)]
-    assert [r.total for r in Scorer([spec]).score(items)] == expected
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_reward_model_reads_the_conversation_through_its_own_template(tmp_path: Path, strict: bool) -> None:
+    _, tokenizer = tiny_reward_model(tmp_path)
+    tokenizer.chat_template = TEMPLATE.replace("strict", str(strict))
+    tokenizer.save_pretrained(tmp_path / "rm")
+    talk = [{"role": r, "content": c} for r, c in (("system", "be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"))]
+    item = Item("c", "d", "t", {}, messages=tuple(talk), conversational=True)
+    scorer = ModelScorer(model_reward(tmp_path))
+    scorer.load()
+    start = "user be brief\n\na" if strict else "system be brief user a"
+    assert scorer.text(item) == (f"{start} assistant b user c assistant d ", False)
+    assert scorer.text(Item("c", "d", "t", {})) == ("user c assistant d ", False)
+
+
+def test_an_item_that_a_model_cannot_take_fails_alone(tmp_path: Path) -> None:
+    tiny_reward_model(tmp_path)
+    scorer = Scorer([model_reward(tmp_path)])
+    good, bad = Item("what is one", "two", "t", {}), Item(None, "two", "t", {})  # type: ignore[arg-type]
+    found = scorer.score([good, bad, good])
+    assert [r.total is None for r in found] == [False, True, False]
+    assert found[0].total == found[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
+    none_reached = Scorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
+    assert [r.error for r in none_reached] == ["rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"] * 2
