@@ -117,3 +117,51 @@ def test_a_group_over_two_processes_is_one_group(model: Path, tmp_path: Path) ->
     done = subprocess.run([*command, str(model), str(tmp_path / "out")], cwd=root, env=env, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / f"out-{rank}").exists() for rank in range(3)] == [True, True, False]
+
+
+# ---- the reward functions that trl ships, unchanged, called as its trainer calls them
+
+TALK = ({"role": "system", "content": "Think."}, {"role": "user", "content": "1/2 of 1?"})
+TEXTS = (r"<think>half</think> It is \boxed{\frac{1}{2}}.", r"\boxed{3}", "no idea " * 20)
+SHIPPED = {
+    "accuracy_reward": {},
+    "reasoning_accuracy_reward": {"reasoning_delimiters": ["</think>"]},
+    "think_format_reward": {},
+    "get_cosine_scaled_reward": {"max_len": 16},
+    "get_repetition_penalty_reward": {"ngram_size": 3, "max_penalty": -1.0},
+    "get_soft_overlong_punishment": {"max_completion_len": 12, "soft_punish_cache": 6},
+}
+
+
+@pytest.mark.parametrize("solution", [r"$\frac{1}{2}$", "no formula at all"])
+def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
+    import trl.rewards
+
+    from frpo.config import FunctionReward
+    from frpo.rewards.calling import check_signature
+    from frpo.scoring import Item, Scorer
+
+    assert set(SHIPPED) == set(trl.rewards._import_structure["accuracy_rewards"]) | set(
+        trl.rewards._import_structure["format_rewards"] + trl.rewards._import_structure["other_rewards"]
+    )
+    columns = {"solution": solution, "level": 3}
+    specs = [FunctionReward(kind="function", name=n, function=f"trl.rewards:{n}", arguments=a) for n, a in SHIPPED.items()]
+    items = [
+        Item(TALK[-1]["content"], text, "t", columns, messages=TALK, conversational=True, completion_ids=tuple(range(5 * i)))
+        for i, text in enumerate(TEXTS, 1)
+    ]
+    scorer = Scorer(specs)
+    found = scorer.score(items)
+    scorer.close()
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    ids = [list(range(5 * i)) for i, _ in enumerate(TEXTS, 1)]
+    for spec in specs:
+        check_signature(spec, columns, "rewards.0")
+        function, arguments = getattr(trl.rewards, spec.name), dict(spec.arguments)
+        if spec.name.startswith("get_"):
+            function, arguments = function(**arguments), {}
+        expected = function(
+            prompts=[list(TALK)] * 3, completions=completions, completion_ids=ids, solution=[solution] * 3, level=[3] * 3, **arguments
+        )
+        assert [r.parts.get(spec.name) for r in found] == pytest.approx(expected), spec.name
+        assert not any(spec.name in str(r.error) for r in found)

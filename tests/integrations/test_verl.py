@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,3 +89,80 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
     data, *_ = batch(list(range(8)))
     with pytest.raises(ValueError, match=message):
         computed(data, **settings)
+
+
+# ---- the reward functions that verl ships, unchanged, called as its reward managers call them
+
+ROWS = [
+    ("openai/gsm8k", "so 18\n#### 18", "18", 1.0),
+    ("openai/gsm8k", "#### 17", "18", 0.0),
+    ("lighteval/MATH", r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", 1.0),
+    ("math_dapo", "Answer: 5", "5", 1.0),
+    ("math_dapo", "Answer: 6", "5", -1.0),
+    ("searchR1_nq", "<answer>Paris</answer>", {"target": ["Paris"]}, 1.0),
+]
+
+
+@pytest.mark.parametrize(
+    "function", ["default_compute_score", "gsm8k:compute_score", "math_reward:compute_score", "math_batch:compute_score_batched"]
+)
+def test_its_own_reward_functions_run_unchanged(function: str) -> None:
+    from frpo.config import FunctionReward
+    from frpo.rewards.calling import FunctionScorer, check_signature
+    from frpo.rewards.parts import part_of
+    from frpo.types import Item
+
+    module, _, name = function.rpartition(":")
+    source = {"gsm8k": "openai/gsm8k", "math_reward": "lighteval/MATH", "math_batch": "lighteval/MATH"}.get(module)
+    rows = [row for row in ROWS if source in (None, row[0])]
+    columns = [{"data_source": s, "reward_model": {"style": "rule", "ground_truth": t}, "extra_info": {"index": 0}} for s, _, t, _ in rows]
+    spec = FunctionReward(kind="function", name="theirs", function=f"verl.utils.reward_score{module and '.'}{module}:{name}")
+    check_signature(spec, columns[0], "rewards.0")
+    items = [Item("p", text, "t", c) for (_, text, _, _), c in zip(rows, columns, strict=True)]
+    found = [part_of(value, spec) for value in FunctionScorer(spec, "rewards.0")(items)]
+    assert found == [(score, None) for *_, score in rows]
+    (unknown,) = FunctionScorer(spec, "rewards.0")([Item("p", "x", "t", {"data_source": "nobody's", "ground_truth": "1"})])
+    assert isinstance(unknown, NotImplementedError) == (name == "default_compute_score")
+
+
+WATCHED = """
+SEEN = []
+
+def plain(data_source, solution_str, ground_truth, extra_info):
+    SEEN.append((data_source, solution_str, ground_truth, dict(extra_info)))
+    return {"score": 0.25}
+
+async def later(data_source, solution_str, ground_truth, extra_info):
+    return plain(data_source, solution_str, ground_truth, extra_info)
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "later"])
+def test_a_function_is_called_as_by_its_reward_manager(name: str, tmp_path: Path) -> None:
+    """What verl's naive reward manager gives a function, it gets from us."""
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+
+    from frpo.config import FunctionReward
+    from frpo.rewards.calling import FunctionScorer
+    from frpo.types import Item
+
+    (tmp_path / f"watched_{name}.py").write_text(WATCHED)
+    scorer = FunctionScorer(FunctionReward(kind="function", name="x", function=f"{tmp_path / f'watched_{name}.py'}:{name}"), "rewards.0")
+    row = {"data_source": "mine", "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 3}}
+    assert scorer([Item("p", "two", "t", row)]) == [0.25]
+
+    columns = {k: np.array([v], dtype=object) for k, v in row.items()}
+    tensors = {"responses": torch.tensor([[7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    manager = NaiveRewardManager.__new__(NaiveRewardManager)
+    manager.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "two")
+    manager.compute_score, manager.is_async_reward_score = scorer.function, name == "later"
+    manager.reward_router_address = None
+
+    async def run() -> Any:
+        manager.loop = asyncio.get_running_loop()
+        return await manager.run_single(DataProto.from_single_dict({**tensors, **columns}))
+
+    assert asyncio.run(run())["reward_score"] == 0.25
+    ours, theirs = scorer.function.__globals__["SEEN"]
+    assert ours == theirs
