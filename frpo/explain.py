@@ -14,6 +14,7 @@ from frpo import models, tree
 from frpo.config import Config
 from frpo.planning import Plan, plan
 from frpo.preflight import check, lacks
+from frpo.rewards.pool import POOL_MIB, pool_processes
 
 
 def explained(config: Config) -> str:
@@ -68,6 +69,8 @@ def print_plan(config: Config, console: Console) -> None:
         f"One step: {prompts} prompts x {k} completions = {prompts * k} completions of at most "
         f"{config.rollout.max_new_tokens} tokens; prompts of at most {config.data.max_prompt_tokens} tokens"
     )
+    if processes := pool_processes(config.rewards):
+        console.print(f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the functions import")
     console.print(_stages(config, asked))
     console.print(f"Completion tokens drawn by the rlhf stages: at most {asked.max_tokens:,}")
     missing = [*map(str, uncached), *lacks(config, asked)]

@@ -26,6 +26,8 @@ from frpo.types import Reward
 STRETCH = 1.15
 """Of a reward model's batches; see `packing.micro_batches`."""
 
+NOT_THIS_ROW = "no reward applies to this row"
+
 Call = Callable[[list[Item]], list[Any]]
 """Scores a batch: one value per item (a number, None, an exception, or a Reward of another scorer). It may raise."""
 
@@ -104,7 +106,7 @@ def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: 
     if not parts:
         errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
     elif not apply:
-        errors = [f"no reward applies to this row of task {item.task!r}: {', '.join(parts)} gave None"]
+        errors = [f"{NOT_THIS_ROW} of task {item.task!r}: {', '.join(parts)} gave None"]
     if errors:
         return Reward(None, values, "; ".join(errors))
     found = {name: value for name, value in values.items() if value is not None}
@@ -130,10 +132,10 @@ def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part
 
 
 def _of_another(found: Reward, reward: RewardConfig) -> Part:
-    """The part that another scorer's Reward is; where none of its parts applies, neither does this."""
+    """The part that another scorer's Reward is; where it does not apply to the row, neither does this."""
     if found.total is not None:
         return part_of(found.total, reward)
-    return None, found.error if found.parts else None
+    return None, None if str(found.error).startswith(NOT_THIS_ROW) else found.error
 
 
 class ModelScorer:

@@ -31,8 +31,8 @@ from frpo.types import Item
 
 PROCESSES = 3
 """Of an actor: when one is killed and another has the completion at fault, there is one left for the rest."""
-PROCESS_MIB = 30
-"""Memory of a process before it loads a function: Python, numpy and pydantic. math_verify adds 50 MiB, torch 130."""
+POOL_MIB = 55
+"""Memory of these processes and of the server that they are forked from, without what the functions of others import."""
 LOAD_LIMIT_S = 300.0
 GRACE_S = 5.0
 """After a call's time limit, until its process ends itself, where nobody is left to kill it."""

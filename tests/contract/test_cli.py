@@ -112,6 +112,11 @@ MISTAKES = [
     (("--set", "model.path=/no/such/model"), "model.path: no such folder /no/such/model"),
     (("--set", "rewards.answer.function=frpo.rewards:exact"), "rewards.0.function: frpo.rewards has no function 'exact'"),
     (("--set", "rewards.answer.function=nowhere:f"), "rewards.0.function: 'nowhere' cannot be imported"),
+    (("--set", "rewards.answer.arguments.anwser=x"), "rewards.0.arguments.anwser: frpo.rewards:exact_answer takes no such argument"),
+    (
+        ("--set", "data.train.0.path={rows}"),
+        "rewards.0.function: frpo.rewards:exact_answer asks for 'answer', and ",
+    ),
     (("--set", "rewards.answer.function=frpo.rewards"), "write module:function or file.py:function"),
     (("--set", "arms.nobody.objective.lam=1"), "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
     (("--set", "downstream.0.marks=[900]"), "downstream.crafts-gentle.marks: 900 is after the last step 200"),
