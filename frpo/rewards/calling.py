@@ -180,7 +180,7 @@ class FunctionScorer:
             return self._trl(items)
         if self.shape == "verl batch":
             rows = [verl_row(item, "solution_str") for item in items]
-            answers = values_of(finished(self._call({f"{name}s": [row[name] for row in rows] for name in rows[0]})))
+            answers = values_of(finished(self._call({f"{name}s": [row[name] for row in rows] for name in rows[0]})), len(items))
         elif self.shape == "verl":
             solution = next(name for name in SOLUTIONS if name in self.takes.names)
             answers = finished_all([partial(self._call, verl_row(item, solution)) for item in items])
@@ -195,7 +195,7 @@ class FunctionScorer:
         given = trl_call(items, text=hasattr(self.function, "reads_text"))
         if "completion_ids" not in given and "completion_ids" in self.takes.required:
             raise ValueError("completion_ids: the caller sent text, without token ids")
-        return values_of(finished(self._call(given)))
+        return values_of(finished(self._call(given)), len(items))
 
 
 def trl_call(items: Sequence[Item], *, text: bool) -> dict[str, Any]:

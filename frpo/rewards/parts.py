@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,8 +26,8 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:REASON_CHARS]
 
 
-def values_of(answer: Any) -> list[Any]:
-    """One value per completion from what a function returned: a list, tuple, generator, array or tensor ([N] or [N, 1]), or
+def values_of(answer: Any, count: int) -> list[Any]:
+    """One value per completion (at most one too many: generators need not end) from what a function returned: a list, tuple, generator, array or tensor ([N] or [N, 1]), or
     OpenRLHF's dict with "rewards". Raises TypeError for what holds no values."""
     if isinstance(answer, Mapping):
         answer = answer["rewards"]
@@ -34,7 +35,7 @@ def values_of(answer: Any) -> list[Any]:
         answer = answer.tolist()
     if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
         raise TypeError(f"gave a {type(answer).__name__}, not one value per completion")
-    return list(answer)
+    return list(itertools.islice(answer, count + 1))
 
 
 def part_of(value: Any, reward: RewardConfig) -> Part:
