@@ -22,7 +22,6 @@ from frpo.rewards.pool import Functions
 from frpo.types import Item as Item  # callers of the scorer find it here
 from frpo.types import Reward
 
-
 STRETCH = 1.15
 """Of a reward model's batches; see `packing.micro_batches`."""
 
