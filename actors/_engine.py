@@ -248,10 +248,11 @@ class Engine:
         done: set[int] = set()
         for name, module in self.ds.module.named_modules():
             if isinstance(module, LoraLayer):
-                a, b, w, transposed = _low_rank(module)
+                layer: Any = module
+                a, b, w, transposed = _low_rank(layer)
                 with deepspeed.zero.GatheredParameters([a, b, w], enabled=sharded):
                     update = (a.T, b.T) if transposed else (b, a)
-                    yield _plain_name(name) + ".weight", torch.addmm(w, *update, alpha=module.scaling["default"])
+                    yield _plain_name(name) + ".weight", torch.addmm(w, *update, alpha=layer.scaling["default"])
                 done |= {id(a), id(b), id(w)}
         for name, parameter in self.ds.module.named_parameters():
             if id(parameter) not in done:
