@@ -100,3 +100,15 @@ def test_the_exit_code(findings: list[Any], code: int, said: str, monkeypatch: p
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == code
     assert said in done.stdout
+
+
+@pytest.mark.parametrize(("offline", "wrong"), [(False, False), (True, True)])
+def test_a_hubs_model_that_is_not_cached_is_wrong_only_where_it_cannot_be_downloaded(
+    offline: bool, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(doctor, "engines", lambda: iter(()))
+    monkeypatch.setattr(doctor, "versions", lambda: iter(()))
+    found = [f for f in doctor.examine(load(RECIPE, ("model.path=org/name",))) if f.what == "model"]
+    assert [(f.found.partition(" is n")[0], bool(f.remedy)) for f in found] == [("model.path: org/name", wrong)]
