@@ -149,17 +149,16 @@ class Sampler:
         while waiting:
             done: list[Any] = [o for o in engine.step() if o.finished]
             if done:
-                yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, sampling, policy_version) for o in done)
+                yield tuple(self._group(*waiting.pop(o.request_id), o.outputs, policy_version) for o in done)
 
-    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], sampling: Sampling, policy_version: int) -> Group:
+    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], policy_version: int) -> Group:
         ids = [list(o.token_ids) for o in outputs]
-        # vLLM's own text ends where a stop string begins, at once or in the middle of a token
-        texts = [o.text for o in outputs] if sampling.stop else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         completions = tuple(
             Completion(
                 token_ids=np.array(tokens, dtype=np.int32),
                 logprobs=np.array([row[t].logprob for t, row in zip(tokens, o.logprobs, strict=True)], dtype=np.float32),
-                text=text,
+                text=_before(text, o),
                 finish_reason="length" if o.finish_reason == "length" else "stop",
             )
             for tokens, o, text in zip(ids, outputs, texts, strict=True)
@@ -207,3 +206,12 @@ class Sampler:
 
     def wake(self) -> None:
         self.llm.wake_up()
+
+
+def _before(text: str, output: Any) -> str:
+    """The text of a completion up to the stop string that ended it, if one did: at once or in the middle of a token. vLLM's own text keeps
+    the blank of a first word, and stands in where a tokenizer drops that with the stop string's own."""
+    stop = output.stop_reason
+    if not isinstance(stop, str):
+        return text
+    return text[: text.index(stop)] if stop in text else str(output.text)

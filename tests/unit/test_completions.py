@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors._sampler import Sampler
-from frpo.types import Prompt, Sampling
+from frpo.types import Prompt
 
 
 class Words:
@@ -20,20 +20,26 @@ class Words:
         return [" ".join("###" if i == 3 else f"w{i}" for i in row) for row in ids]
 
 
-def output(tokens: list[int], text: str) -> Any:
+def output(tokens: list[int], text: str, stop: str | None = None) -> Any:
     """As vLLM's CompletionOutput."""
-    return SimpleNamespace(token_ids=tokens, text=text, finish_reason="stop", logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in tokens])
+    rows = [{t: SimpleNamespace(logprob=-1.0)} for t in tokens]
+    return SimpleNamespace(token_ids=tokens, text=text, stop_reason=stop, finish_reason="stop", logprobs=rows)
 
 
 @pytest.mark.parametrize(
-    ("stop", "outputs", "texts"),
+    ("out", "text"),
     [
-        ((), [output([1, 2], "")], ["w1 w2"]),  # vLLM writes no text where it need not look for a stop string
-        (("###",), [output([1, 3], "w1 "), output([3], ""), output([5], "w")], ["w1 ", "", "w"]),
+        (output([1, 2], ""), "w1 w2"),  # vLLM writes no text where it need not look for a stop string
+        (output([1, 2], " w1 w2"), "w1 w2"),  # ended by the end of sequence: the same text with stop strings as without
+        (output([1, 3], " w1 ", "###"), "w1 "),
+        (output([3], " ", "###"), ""),  # at once
+        (output([5], " w", "5"), "w"),  # in the middle of a token
+        (output([3], "", " ###"), ""),  # the tokenizer drops the blank that the stop string begins with
     ],
 )
-def test_a_stop_string_is_never_in_the_text(stop: tuple[str, ...], outputs: list[Any], texts: list[str]) -> None:
+def test_a_stop_string_is_never_in_the_text(out: Any, text: str) -> None:
+    outputs, texts = [out], [text]
     prompt = Prompt("p", "p", np.array([1], np.int32), "t", {})
-    group = Sampler._group(SimpleNamespace(tokenizer=Words()), 0, prompt, outputs, Sampling(len(outputs), 5, stop=stop), 0)  # type: ignore[arg-type]
+    group = Sampler._group(SimpleNamespace(tokenizer=Words()), 0, prompt, outputs, 0)  # type: ignore[arg-type]
     assert [c.text for c in group.completions] == texts
     assert [c.token_ids.tolist() for c in group.completions] == [o.token_ids for o in outputs]
