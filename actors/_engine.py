@@ -167,8 +167,10 @@ class Engine:
             adapted = get_peft_model(policy, config)
         except ValueError as error:  # no target fits, or one is no linear layer
             raise ConfigError(f"model.lora.targets: {error}") from None
+        tuner: Any = adapted.base_model
+        layers: list[str] = tuner.targeted_module_names
         for target in targets if isinstance(targets, list) else ():
-            if not any(f".{name}".endswith(f".{target}") for name in adapted.base_model.targeted_module_names):
+            if not any(f".{name}".endswith(f".{target}") for name in layers):
                 raise ConfigError(f"model.lora.targets: {target} is no layer of {self.folder}; leave it out")
         words = (policy.get_input_embeddings(), policy.get_output_embeddings())
         if policy.config.tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in words):

@@ -168,7 +168,7 @@ def weights_sha256(policy: Path) -> str:
 def check_parity(rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config) -> None:
     """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run. Raises RunStopped."""
     from frpo.batching import flatten
-    from frpo.driver import RunStopped
+    from frpo.stops import RunStopped
 
     seeds = [derive(config.seed, "parity", p.id) for p in prompts]
     sampling = Sampling(1, config.rollout.max_new_tokens, stop=config.rollout.stop)

@@ -145,7 +145,8 @@ def refuse_no_head(address: str, field: str) -> None:
     channel = init_grpc_channel(place, [("grpc.enable_http_proxy", 0)])
     gcs = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
     try:
-        gcs.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=PROBE_S)
+        messages: Any = gcs_service_pb2  # generated: its names are made at import
+        gcs.GetClusterId(messages.GetClusterIdRequest(), timeout=PROBE_S)
     except grpc.RpcError as error:
         code = error.code()
         if code is grpc.StatusCode.UNAUTHENTICATED:

@@ -64,7 +64,7 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError) as error:  # no such class, no such attention, or files that are not whole
@@ -72,6 +72,7 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
         raise ConfigError(
             f"{folder}: transformers cannot load it with attention {attention} ({reason[:300]}); see model.attention"
         ) from None
+    model, found = loaded
     if missing := set(found["missing_keys"]):
         raise ConfigError(f"{folder}: its files lack weights of the model: {_some(missing)}; save it again by its ...ForCausalLM class")
     if any(".experts." in name for name, _ in model.named_parameters()):

@@ -71,8 +71,9 @@ class FinetuneGuard(TrainerCallback):
         self.trainer, self.radius, self.every, self.completions, self.action = trainer, radius, every, completions, action
         # as the model in training is computed, so that the KL of a policy from itself is nought
         dtype = next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
-        self.policy: Any = Scorer(policies.load(folder, dtype=dtype)).eval()
-        self.ends = ends_of(folder, self.policy.model.generation_config)
+        certified = policies.load(folder, dtype=dtype)
+        self.policy: Any = Scorer(certified).eval()
+        self.ends = ends_of(folder, certified.generation_config)
         self.found: list[Measured] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
