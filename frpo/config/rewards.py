@@ -26,17 +26,19 @@ class Reward(Section):
     tasks: tuple[str, ...] = ()
     """Tasks it applies to; empty: all."""
     timeout_s: PositiveFloat = 60.0
-    """A call that takes longer is a failed reward."""
+    """A call that takes longer is killed, its completions are tried one by one within as much time again, and those that still take
+    too long have failed."""
 
 
 class FunctionReward(Reward):
     kind: Literal["function"]
     """A Python function."""
     function: PathText
-    """module:function, or file.py:function: f(prompts, completions, **columns) -> list of float or None (TRL's shape), or verl's
-    compute_score, or OpenRLHF's reward_func."""
+    """module:function, or file.py:function: f(prompts=, completions=, column=, ...) -> one float per completion, or None where it does
+    not apply to the row (TRL's shape, called by keyword), or verl's compute_score, or OpenRLHF's reward_func. Also a class, or a
+    function that makes one of arguments."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments given on every call."""
+    """Keyword arguments given on every call; to a class, those that its constructor names."""
 
 
 class ModelReward(Reward):
