@@ -8,7 +8,7 @@ from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig, HarnessConfig
-from frpo.config.section import ConfigError, Section
+from frpo.config.section import ConfigError, Missing, Section
 from frpo.config.training import (
     ArmConfig,
     BaseConfig,
@@ -19,6 +19,7 @@ from frpo.config.training import (
     LearnerConfig,
     ObjectiveConfig,
     RolloutConfig,
+    RunLearner,
     TrainConfig,
     Workers,
 )
@@ -44,11 +45,13 @@ __all__ = [
     "HarnessConfig",
     "LearnerConfig",
     "LoraConfig",
+    "Missing",
     "ModelConfig",
     "ModelReward",
     "ObjectiveConfig",
     "RewardConfig",
     "RolloutConfig",
+    "RunLearner",
     "Section",
     "ServeReward",
     "TrainConfig",

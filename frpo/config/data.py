@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from frpo.config.section import PathText, Positive, PositiveFloat, Section, Share
+from frpo.config.section import Content, PathText, Positive, PositiveFloat, Redoes, Section, Share
 
 TEMPLATE_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
@@ -30,7 +30,7 @@ def pieces(template: str) -> list[tuple[str, str]]:
 
 
 class DatasetConfig(Section):
-    path: PathText
+    path: Annotated[PathText, Content("data")]
     """.jsonl, .csv or .parquet file (.gz too), a folder of such files as the hub's download leaves it, a saved Hugging Face data
     set, a hub name, testbed:<name>, or reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
     subset: str | None = None
@@ -102,11 +102,11 @@ class DatasetConfig(Section):
 
 
 class DataConfig(Section):
-    train: tuple[DatasetConfig, ...]
+    train: Annotated[tuple[DatasetConfig, ...], Redoes(("rlhf",))]
     """Prompts of the rlhf stage."""
     heldout: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Prompts of validation and evaluation; never trained on. Refused when more than half of them are training prompts too."""
-    mix: dict[str, PositiveFloat] = {}
+    mix: Annotated[dict[str, PositiveFloat], Redoes(("rlhf",))] = {}
     """Weight of each task in a batch; empty: by number of rows."""
     max_prompt_tokens: Positive = 512
     """Longer prompts are dropped and counted, never cut."""

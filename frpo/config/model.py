@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from frpo.config.section import PathText, Positive, Section, Share
+from frpo.config.section import NOTHING, Content, PathText, Positive, Section, Share
 
 
 class LoraConfig(Section):
@@ -20,14 +20,14 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    path: PathText
+    path: Annotated[PathText, Content("model")]
     """Hugging Face folder of the base policy (the reference), its hub name (organisation/name, or organisation/name@revision), or
     testbed:model. Of hub names the cache comes first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 is for GPUs (6 to 35 times slower than float32 on AVX2)."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of the learner and the scorers."""
-    gradient_checkpointing: bool = False
+    """Attention implementation of the learner and the scorers. It counts: not every one caps logits or has sinks."""
+    gradient_checkpointing: Annotated[bool, NOTHING] = False
     """Recompute activations in the backward pass: less memory, about 28 % more time."""
     lora: LoraConfig | None = None
     """Train adapters by peft; null trains all weights."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from frpo.config.section import PathText, Positive, PositiveFloat, Section
+from frpo.config.section import NOTHING, Content, PathText, Positive, PositiveFloat, Section
 
 Combine = Literal["weighted", "mean", "product"]
 
@@ -15,7 +15,7 @@ Combine = Literal["weighted", "mean", "product"]
 class Reward(Section):
     """What all kinds of reward share."""
 
-    name: str
+    name: Annotated[str, NOTHING]
     """Name in metrics and reports."""
     weight: float = 1.0
     """Factor in the total."""
@@ -25,7 +25,7 @@ class Reward(Section):
     """Divides each value: such as its standard deviation."""
     tasks: tuple[str, ...] = ()
     """Tasks it applies to; empty: all."""
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: Annotated[PositiveFloat, NOTHING] = 60.0
     """A call that takes longer is killed, its completions are tried one by one within as much time again, and those that still take
     too long have failed."""
 
@@ -33,7 +33,7 @@ class Reward(Section):
 class FunctionReward(Reward):
     kind: Literal["function"]
     """A Python function."""
-    function: PathText
+    function: Annotated[PathText, Content("code")]
     """module:function, or file.py:function: f(prompts=, completions=, column=, ...) -> one float per completion, or None where it does
     not apply to the row (TRL's shape, called by keyword), or verl's compute_score, or OpenRLHF's reward_func. Also a class, or a
     function that makes one of arguments."""
@@ -44,26 +44,26 @@ class FunctionReward(Reward):
 class ModelReward(Reward):
     kind: Literal["model"]
     """A sequence-classification model with one label."""
-    path: PathText
+    path: Annotated[PathText, Content("model")]
     """Hugging Face folder, or hub name as for model.path."""
     squash: Literal["none", "sigmoid"] = "sigmoid"
     """sigmoid maps the logit to [0, 1], which the certificate needs."""
     max_tokens: Positive = 1024
     """Prompt and completion together; longer texts lose their beginning."""
-    batch_tokens: Positive = 8192
+    batch_tokens: Annotated[Positive, NOTHING] = 8192
     """Padded tokens in one forward pass."""
 
 
 class UrlReward(Reward):
     kind: Literal["url"]
     """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
-    urls: tuple[str, ...] = Field(min_length=1)
-    """Asked in turn until one answers."""
+    urls: Annotated[tuple[str, ...], NOTHING] = Field(min_length=1)
+    """Asked in turn until one answers. Which rewards stand behind them is not known here: whoever changes those chooses another folder."""
     label: str = "answer"
     """Column that is sent as labels."""
-    token_env: str = "FRPO_SERVICE_TOKEN"
+    token_env: Annotated[str, NOTHING] = "FRPO_SERVICE_TOKEN"
     """Environment variable with the bearer token, if it asks for one."""
-    tries: Positive = 5
+    tries: Annotated[Positive, NOTHING] = 5
     """Rounds over all URLs, with longer pauses between them."""
 
     @field_validator("urls")

@@ -11,16 +11,16 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import Combine, RewardConfig, check_combination
-from frpo.config.section import NAME, Folder, PathText, Positive, PositiveFloat, Section, Seed, Share
+from frpo.config.section import NAME, NOTHING, Content, Folder, PathText, Positive, PositiveFloat, Redoes, Section, Seed, Share
 from frpo.config.training import (
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
     DownstreamRl,
     DownstreamSft,
-    LearnerConfig,
     ObjectiveConfig,
     RolloutConfig,
+    RunLearner,
     Workers,
 )
 
@@ -28,14 +28,34 @@ MOST_WORKERS = 4096
 """Actors of one role."""
 
 
+def _without_workers(learner: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in learner.items() if k not in Workers.model_fields}
+
+
+def refuse_workers(data: dict[str, Any]) -> None:
+    """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the run's ranks."""
+    places: dict[str, Any] = {"base": data.get("base")}
+    for part in ("arms", "downstream"):
+        items = data.get(part)
+        for i, item in enumerate(items if isinstance(items, list | tuple) else ()):
+            if isinstance(item, dict):
+                name = f"{part}.{item.get('name', i)}"
+                places |= {name: item if part == "downstream" else None, f"{name}.learner": item.get("learner")}
+    sections = {place: section for place, section in places.items() if isinstance(section, dict)}
+    found = [(place, key) for place, section in sections.items() for key in Workers.model_fields if key in section]
+    lines = [f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}" for place, key in found]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
 class EvaluateConfig(Workers):
     completions_per_prompt: Positive = 8
     """Drawn at temperature 1 and top_p 1 from each held-out prompt."""
     max_prompts: Positive | None = None
     """Use at most this many held-out prompts of each task, the first by hash."""
-    validate_every: Positive = 50
+    validate_every: Annotated[Positive, NOTHING] = 50
     """Steps between validations while training."""
-    validate_completions: Positive = 2
+    validate_completions: Annotated[Positive, NOTHING] = 2
     """Completions per held-out prompt in a validation."""
 
 
@@ -58,8 +78,8 @@ class CertifyConfig(Section):
 
 
 class AttackConfig(Section):
-    radii: tuple[PositiveFloat, ...] = Field(min_length=1)
-    """KL to the arm's policy at which each attack is steered to end, nats per completion."""
+    radii: Annotated[tuple[PositiveFloat, ...], NOTHING] = Field(min_length=1)
+    """Each is a stage of its own: KL to the arm's policy at which the attack is steered to end, nats per completion."""
     num_steps: Positive
     """Steps of each attack; all else is the arm's learner."""
     mix: dict[str, PositiveFloat] = {}
@@ -67,7 +87,7 @@ class AttackConfig(Section):
 
 
 class HarnessConfig(Section):
-    tasks: tuple[PathText, ...] = Field(min_length=1)
+    tasks: Annotated[tuple[PathText, ...], Content("tasks")] = Field(min_length=1)
     """Tasks of lm-evaluation-harness: names, or paths of task files (.yaml) with local data."""
     limit: Positive | None = None
     """First examples of each task; all by default."""
@@ -77,7 +97,7 @@ class HarnessConfig(Section):
     """Apply the chat template."""
     max_tokens: Positive = 2048
     """Longest prompt and answer; what is longer loses its beginning."""
-    timeout_s: PositiveFloat = 14400.0
+    timeout_s: Annotated[PositiveFloat, NOTHING] = 14400.0
     """Longest wait for all tasks of one policy, seconds."""
 
 
@@ -106,51 +126,51 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, NOTHING] = Field(pattern=NAME)
     """Name of the run; its folder is runs/<name> unless run_dir says otherwise."""
-    run_dir: Folder | None = None
+    run_dir: Annotated[Folder | None, NOTHING] = None
     """Run folder."""
-    seed: Seed = 0
+    seed: Annotated[Seed, Redoes(("base",))] = 0
     """All randomness derives from it."""
-    model: ModelConfig
+    model: Annotated[ModelConfig, Redoes(("base",))]
     """The policy before training."""
-    data: DataConfig
+    data: Annotated[DataConfig, Redoes(("base",))]
     """Prompts."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: Annotated[tuple[RewardConfig, ...], Redoes(("base",))] = Field(min_length=1)
     """What completions are scored by; the total is made of those that apply to the task."""
-    combine: Combine = "weighted"
+    combine: Annotated[Combine, Redoes(("base",))] = "weighted"
     """The total: weighted sum, weighted mean, or product of the rewards."""
-    max_failed_rewards: Share = 0.1
+    max_failed_rewards: Annotated[Share, NOTHING] = 0.1
     """Share of failed rewards in one step above which the run stops."""
-    reward: Workers = Workers()
+    reward: Annotated[Workers, NOTHING] = Workers()
     """Reward actors."""
-    reference: Workers = Workers()
+    reference: Annotated[Workers, NOTHING] = Workers()
     """Reference scorers."""
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: Annotated[RolloutConfig, Redoes(("rlhf",))] = RolloutConfig()
     """Rollout workers and sampling."""
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[ObjectiveConfig, Redoes(("rlhf",), one=True)] = ObjectiveConfig()
     """Default of all arms."""
-    learner: LearnerConfig
+    learner: Annotated[RunLearner, Redoes(("rlhf",), one=True)]
     """Default of all arms."""
-    base: BaseConfig | None = None
+    base: Annotated[BaseConfig | None, Redoes(("base",))] = None
     """Supervised fine-tuning that makes the base model; null takes model.path as it is."""
-    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    arms: Annotated[tuple[ArmConfig, ...], Redoes(("rlhf",), one=True)] = Field(min_length=1)
     """Policies to train."""
-    downstream: tuple[DownstreamConfig, ...] = ()
+    downstream: Annotated[tuple[DownstreamConfig, ...], Redoes(("downstream",), one=True)] = ()
     """Fine-tunes that every arm goes through, each from the arm's policy."""
-    certify: CertifyConfig | None = None
+    certify: Annotated[CertifyConfig | None, Redoes(("certify",))] = None
     """Certificate of every arm: what its reward can fall to inside a KL ball."""
-    attack: AttackConfig | None = None
+    attack: Annotated[AttackConfig | None, Redoes(("attack",))] = None
     """The worst fine-tunes of every arm that training finds inside a KL ball."""
-    harness: HarnessConfig | None = None
+    harness: Annotated[HarnessConfig | None, Redoes(("harness",))] = None
     """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream fine-tune."""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: Annotated[EvaluateConfig, Redoes(("base",))] = EvaluateConfig()
     """Evaluation and validation."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: Annotated[CheckpointConfig, NOTHING] = CheckpointConfig()
     """Checkpoints of the rlhf and downstream stages."""
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: Annotated[ClusterConfig, NOTHING] = ClusterConfig()
     """Ray."""
-    wandb_project: str | None = None
+    wandb_project: Annotated[str | None, NOTHING] = None
     """Log to this Weights & Biases project too; the key comes from WANDB_API_KEY."""
 
     @model_validator(mode="before")
@@ -160,6 +180,7 @@ class Config(Section):
         reward to stop at: the arm's policy has it when the fine-tune begins."""
         if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
             return data
+        refuse_workers(data)
         arms = []
         for arm in data["arms"]:
             if isinstance(arm, dict):
@@ -167,13 +188,13 @@ class Config(Section):
                 for part in ("objective", "learner"):
                     default, own = data.get(part) or {}, arm.get(part) or {}
                     if isinstance(default, dict) and isinstance(own, dict):
-                        arm[part] = {**default, **own}
+                        arm[part] = {**_without_workers(default), **own}
             arms.append(arm)
         found = {**data, "arms": arms}
         if isinstance(data.get("downstream"), list | tuple) and isinstance(learner := data.get("learner"), dict):
             learner = {k: v for k, v in learner.items() if k != "stop_at_reward"}
             found["downstream"] = [
-                {**d, "learner": {**learner, **own}}
+                {**d, "learner": {**_without_workers(learner), **own}}
                 if isinstance(d, dict) and d.get("kind") == "rl" and isinstance(own := d.get("learner") or {}, dict)
                 else d
                 for d in data["downstream"]
@@ -185,6 +206,7 @@ class Config(Section):
         for where, names in (
             ("arms", [a.name for a in self.arms]),
             ("downstream", [d.name for d in self.downstream]),
+            ("attack.radii", [f"{r:g}" for r in self.attack.radii] if self.attack else []),
         ):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
@@ -196,12 +218,14 @@ class Config(Section):
             late = [m for m in d.marks if m > d.num_steps]
             if late:
                 raise ValueError(f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it")
-        for where, batch, ranks in (
-            ("learner", self.rollout.prompts_per_step * self.rollout.group_size, self.learner.num_workers),
-            *((f"downstream.{d.name}", d.batch_size, d.num_workers) for d in self.downstream if isinstance(d, DownstreamSft)),
+        ranks = self.learner.num_workers
+        for what, batch in (
+            ("rollout.prompts_per_step x rollout.group_size", self.rollout.prompts_per_step * self.rollout.group_size),
+            *((f"downstream.{d.name}.batch_size", d.batch_size) for d in self.downstream if isinstance(d, DownstreamSft)),
+            *([("base.batch_size", self.base.batch_size)] if self.base else []),
         ):
             if batch < ranks:
-                raise ValueError(f"{where}.num_workers: {ranks} ranks share a batch of {batch}; use at most {batch}")
+                raise ValueError(f"learner.num_workers: {ranks} ranks share a batch of {batch} ({what}); use at most {batch}")
         if self.rollout.sleep and (self.rollout.num_gpus == 0 or self.rollout.transport != "object_store"):
             raise ValueError("rollout.sleep: it needs rollout.num_gpus > 0 and rollout.transport: object_store")
         if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -21,10 +21,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Redoes:
     """Marker of a field: the kinds of stage whose results it changes; what stands on them is done again too.
 
-    `Annotated[Positive, NOTHING]`. A field without a marker has that of the section that holds it.
+    `Annotated[Positive, NOTHING]`. A field without a marker has that of the section that holds it. What changes numbers by
+    the rounding of another order of sums alone (how a batch is cut, sharded or offloaded) counts as nothing.
     """
 
     kinds: tuple[str, ...]
+    one: bool = False
+    """It counts for the one arm or fine-tune that holds it, or takes it as a default; not for all."""
 
 
 NOTHING = Redoes(())
@@ -34,12 +37,25 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser
 """A path, or a name of something else; ~ is the home folder."""
 Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # pathlib raises for ~nobody
 
+
+@dataclass(frozen=True)
+class Content:
+    """Marker of a field that names what lies outside the recipe: it counts by what it holds, wherever it lies
+    (`frpo.content` says how)."""
+
+    of: Literal["model", "data", "code", "tasks"]
+
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of what becomes a folder."""
 
 
 class ConfigError(ValueError):
     """A mistake that the user can mend: the message names the field, the value and the remedy."""
+
+
+class Missing(ConfigError):
+    """Nothing is wrong with the configuration, but this machine lacks what it needs."""
 
 
 class Section(BaseModel):

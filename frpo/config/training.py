@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from frpo.config.data import DatasetConfig
-from frpo.config.section import NAME, NotNegative, Positive, PositiveFloat, Section, Share
+from frpo.config.section import NAME, NOTHING, NotNegative, Positive, PositiveFloat, Redoes, Section, Share
 
 
 class Workers(Section):
-    num_workers: Positive = 1
+    num_workers: Annotated[Positive, NOTHING] = 1
     """Number of actors."""
-    num_cpus: NotNegative = 0.25
+    num_cpus: Annotated[NotNegative, NOTHING] = 0.25
     """CPUs that Ray reserves for each; a share lets actors that never run at once stand on one core."""
-    num_gpus: NotNegative = 0.0
+    num_gpus: Annotated[NotNegative, NOTHING] = 0.0
     """GPUs, or a share of one, for each."""
-    num_threads: Positive = 1
+    num_threads: Annotated[Positive, NOTHING] = 1
     """CPU threads of each: more pay off from about 100 million weights on, where roles take turns on the cores."""
 
 
@@ -27,7 +27,7 @@ class RolloutConfig(Workers):
     """Prompts of one step."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """k, completions drawn per prompt."""
-    max_new_tokens: Positive = 256
+    max_new_tokens: Annotated[Positive, Redoes(("base",))] = 256
     """Length limit of a completion."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the learner and the reference use the same."""
@@ -35,25 +35,25 @@ class RolloutConfig(Workers):
     """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased (its mean is the kept mass),
     and no KL to the reference can be told from them. So penalty: reverse, target_kl and attack are refused, and kl is not measured; k3,
     whose log-probs are the learner's, stays right."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Redoes(("base",))] = ()
     """Strings that end a completion; rewards see the text before them."""
-    tensor_parallel: Positive = 1
+    tensor_parallel: Annotated[Positive, NOTHING] = 1
     """GPUs of one vLLM engine."""
-    max_num_seqs: Positive = 64
+    max_num_seqs: Annotated[Positive, NOTHING] = 64
     """Sequences decoded at once."""
-    gpu_memory_utilization: Share = 0.9
+    gpu_memory_utilization: Annotated[Share, NOTHING] = 0.9
     """Share of GPU memory for vLLM's weights and KV cache."""
-    kv_cache_gib: Positive = 1
+    kv_cache_gib: Annotated[Positive, NOTHING] = 1
     """KV cache on the CPU, GiB."""
-    sleep: bool = False
+    sleep: Annotated[bool, NOTHING] = False
     """Free vLLM's GPU memory while the learner updates (both on one GPU)."""
-    transport: Literal["object_store", "process_group"] = "object_store"
+    transport: Annotated[Literal["object_store", "process_group"], NOTHING] = "object_store"
     """How weights reach the engines: Ray's object store, or a broadcast (gloo, NCCL)."""
-    parity_every: Positive = 50
+    parity_every: Annotated[Positive, NOTHING] = 50
     """Steps between checks that the engines run the learner's weights; always checked at the start."""
-    parity_tolerance: PositiveFloat = 1e-2
+    parity_tolerance: Annotated[PositiveFloat, NOTHING] = 1e-2
     """Largest difference of a token's log-prob in that check, nats."""
-    max_mismatch_kl: PositiveFloat = 0.05
+    max_mismatch_kl: Annotated[PositiveFloat, NOTHING] = 0.05
     """A step whose KL(engine || learner) per token is above this stops the run, nats; what top_p adds to it is not counted."""
 
     @property
@@ -115,7 +115,7 @@ class ObjectiveConfig(Section):
         return self
 
 
-class TrainConfig(Workers):
+class TrainConfig(Section):
     """What the learner and the fine-tune workers share."""
 
     learning_rate: PositiveFloat = 1e-5
@@ -130,11 +130,11 @@ class TrainConfig(Workers):
     """Decoupled weight decay."""
     grad_clip: PositiveFloat = 1.0
     """L2 norm at which gradients are clipped."""
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], NOTHING] = 1
     """DeepSpeed ZeRO stage."""
-    offload: Literal["none", "optimizer", "all"] = "none"
+    offload: Annotated[Literal["none", "optimizer", "all"], NOTHING] = "none"
     """ZeRO offload to host memory (GPU)."""
-    micro_batch_tokens: Positive = 8192
+    micro_batch_tokens: Annotated[Positive, NOTHING] = 8192
     """Padded tokens in one forward and backward pass of one rank."""
 
 
@@ -145,6 +145,10 @@ class LearnerConfig(TrainConfig):
     """End the stage once the mean reward of the last 5 batches is this high: arms stopped at an equal reward."""
     updates_per_batch: Positive = 1
     """Optimiser updates on each batch; above 1 the PPO clip is at work."""
+
+
+class RunLearner(LearnerConfig, Workers):
+    """The learner of the run: its ranks train every arm, and its bundles hold the ranks of every fine-tune."""
 
 
 class FinetuneConfig(TrainConfig):
@@ -168,7 +172,7 @@ class BaseConfig(FinetuneConfig):
 class DownstreamSft(FinetuneConfig):
     kind: Literal["sft"] = "sft"
     """Supervised fine-tuning."""
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, NOTHING] = Field(pattern=NAME)
     """Name in metrics and reports."""
     data: tuple[DatasetConfig, ...]
     """Examples to fine-tune on."""
@@ -185,7 +189,7 @@ class DownstreamSft(FinetuneConfig):
 class DownstreamRl(Section):
     kind: Literal["rl"]
     """Reinforcement learning by the loop of the rlhf stage."""
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, NOTHING] = Field(pattern=NAME)
     """Name in metrics and reports."""
     data: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Prompts; the rewards that apply to their tasks are trained on."""
@@ -213,7 +217,7 @@ DownstreamConfig = Annotated[Annotated[DownstreamSft, Tag("sft")] | Annotated[Do
 
 
 class ArmConfig(Section):
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, NOTHING] = Field(pattern=NAME)
     """Name in metrics, folders and reports."""
     objective: ObjectiveConfig
     """Fields that differ from the run's objective."""

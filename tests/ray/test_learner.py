@@ -146,14 +146,14 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
 def test_completions_that_share_a_prompt_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
     truth, norms = plain_torch(tiny_model, settings(), 2, group=6)
     for budget in (60, 100_000):
-        start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage, micro_batch_tokens=budget))
+        start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
         stats = [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(two_ranks), truth)
     sequences = batch(group=6).sequences
     assert stats[0].num_tokens < 0.7 * sequences.lengths.sum()
     found = two_ranks.logprobs(sequences)
-    start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage))
+    start(two_ranks, tiny_model, settings(zero_stage=zero_stage))
     [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
     np.testing.assert_array_equal(two_ranks.logprobs(sequences), found)
 
@@ -161,7 +161,7 @@ def test_completions_that_share_a_prompt_equal_plain_torch(two_ranks: LearnerPoo
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_two_ranks_with_uneven_shares_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
     truth, norms = plain_torch(tiny_model, settings(), 2)
-    start(two_ranks, tiny_model, settings(num_workers=2, zero_stage=zero_stage, micro_batch_tokens=60))
+    start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
     stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
     assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
     assert_equal(weights(two_ranks), truth)
