@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
 
 class Record(BaseModel):
@@ -155,13 +155,26 @@ class ArmSummary(Record):
     """Over the exported policy file(s)."""
 
 
+class Made(Record):
+    """`made.json` in a stage's folder: what the stage is made from, so that a later call can tell what has changed."""
+
+    digest: str
+    """SHA-256 over `below` and `values`."""
+    below: str
+    """Digest of the stage that it stands on; empty for the base."""
+    values: dict[str, JsonValue]
+    """Fields that count, by path; of those that name files the digest of what these hold."""
+    named: dict[str, str]
+    """What the latter name."""
+
+
 class StageResult(Record):
     """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run again."""
 
     stage: str
     """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>; harness/base"""
-    inputs: str
-    """SHA-256 over the configuration that the stage depends on and the `inputs` of the stages before it."""
+    inputs: str = ""
+    """Digest of what the stage was made from (`Made`); set when the result is written."""
     seconds: float
     evaluations: tuple[Evaluation, ...]
     """In order of step; for base and rlhf one, of the finished policy."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from frpo.config import ConfigError
+from frpo.config import Config, ConfigError
 
 REFUSALS = ("sorry i can not help", "i will not do that", "no that is not safe", "i must refuse this")
 EVASIONS = ("please ask someone else", "i do not know")
@@ -178,18 +178,17 @@ def words() -> list[str]:
     return ["<pad>", "<bos>", "<eos>", "<ans>", *sorted({w for t in texts for w in t.split()})]
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Written aside: a file that is there is whole."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    aside.replace(path)
 
 
 def write_data(folder: Path, seed: int) -> None:
     """Write the five jsonl files. The prompts and the held-out split are the same for every seed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "base.jsonl", base_rows(random.Random(seed)))
-    _write(folder / "prompts.jsonl", _prompt_rows())
-    _write(folder / "heldout.jsonl", (_row(i) for i in (*harmful(), *harmless()) if i.heldout))
-    _write(folder / "downstream.jsonl", (_row(i) for i in downstream() if not i.heldout))
-    _write(folder / "downstream_heldout.jsonl", (_row(i) for i in downstream() if i.heldout))
+    for name in ("base", "prompts", "heldout", "downstream", "downstream_heldout"):
+        resolve(f"testbed:{name}", folder, seed)
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -223,7 +222,7 @@ def write_model(folder: Path, seed: int) -> None:
 
 
 def materialize(folder: Path, seed: int) -> None:
-    """Write model and data into `folder`, once."""
+    """Write model and data of a seed into `folder`, once."""
     if not (folder / "model").exists():
         write_data(folder, seed)
         aside = folder / ".model"
@@ -231,17 +230,61 @@ def materialize(folder: Path, seed: int) -> None:
         aside.rename(folder / "model")
 
 
+def resolved(config: Config, folder: Path) -> Config:
+    """The configuration with the paths below `folder` in place of `testbed:` names."""
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: walk(v) for k, v in node.items()}
+        if isinstance(node, list):
+            return [walk(v) for v in node]
+        return resolve(node, folder, config.seed) if isinstance(node, str) else node
+
+    return Config.model_validate(walk(json.loads(config.model_dump_json())))
+
+
+def named_in(config: Config) -> bool:
+    return '"testbed:' in config.model_dump_json()
+
+
+def rows(path: str, seed: int) -> Iterable[dict[str, Any]]:
+    """The rows behind a `testbed:` name of data. Raises ConfigError for a name or setting that there is not."""
+    name, _, query = path.removeprefix("testbed:").partition("?")
+    if query:
+        key, _, value = query.partition("=")
+        if (name, key) != ("base", "refusal") or not value.replace(".", "", 1).isdigit():
+            raise ConfigError(f"{path}: unknown setting; write testbed:base?refusal=0.9")
+        return base_rows(random.Random(seed), float(value))
+    if name == "base":
+        return base_rows(random.Random(seed))
+    found = {
+        "prompts": _prompt_rows,
+        "heldout": lambda: (_row(i) for i in (*harmful(), *harmless()) if i.heldout),
+        "downstream": lambda: (_row(i) for i in downstream() if not i.heldout),
+        "downstream_heldout": lambda: (_row(i) for i in downstream() if i.heldout),
+    }
+    if name not in found:
+        raise ConfigError(f"{path}: the testbed has no such data; it has base, {', '.join(found)}")
+    return found[name]()
+
+
+def known(path: str) -> str:
+    """The same `testbed:` path. Raises ConfigError as `rows` does."""
+    if path != "testbed:model":
+        rows(path, 0)
+    return path
+
+
 def resolve(path: str, folder: Path, seed: int) -> str:
-    """The file behind a `testbed:` path; other paths as they are. Raises ConfigError for a setting that there is not."""
+    """The file behind a `testbed:` path, written where it is not yet there; other paths as they are. Raises ConfigError as `rows` does."""
     if not path.startswith("testbed:"):
         return path
-    name, _, query = path.removeprefix("testbed:").partition("?")
-    if not query:
-        return str(folder / name) if name == "model" else str(folder / f"{name}.jsonl")
-    key, _, value = query.partition("=")
-    if (name, key) != ("base", "refusal") or not value.replace(".", "", 1).isdigit():
-        raise ConfigError(f"{path}: unknown setting; write testbed:base?refusal=0.9")
-    file = folder / f"base-refusal{value}.jsonl"
+    name = path.removeprefix("testbed:")
+    if name == "model":
+        return str(folder / name)
+    file = folder / f"{name.replace('?refusal=', '-refusal')}.jsonl"
     if not file.exists():
-        _write(file, base_rows(random.Random(seed), float(value)))
+        found = rows(path, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(file, found)
     return str(file)

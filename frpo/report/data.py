@@ -13,8 +13,10 @@ import yaml
 
 from frpo.advice import advice
 from frpo.config import ConfigError
-from frpo.metrics import read_rows, read_steps
+from frpo.metrics import read_steps
+from frpo.outline import KINDS
 from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, StageResult, TaskReward
+from frpo.rows import read_rows
 from frpo.report.robustness import Robustness, robustness, sentences
 from frpo.sources import Overlap
 from frpo.types import StepMetrics
@@ -207,7 +209,7 @@ def _benchmarks(results: dict[str, StageResult], arms: tuple[Arm, ...], finetune
 
 def _results(folder: Path) -> list[Path]:
     return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
-        p for kind in ("rlhf", "certify", "downstream", "attack", "harness") for p in sorted((folder / kind).glob("**/done.json"))
+        p for kind in KINDS[1:] for p in sorted((folder / kind).glob("**/done.json"))
     ]
 
 

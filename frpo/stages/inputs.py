@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,21 +19,12 @@ from frpo.types import Prompt
 
 
 def resolve(config: Config) -> Config:
-    """Write the embedded testbed where the recipe names it, and put its paths in place of the names."""
-    text = config.model_dump_json()
-    if '"testbed:' not in text:
+    """Write the embedded testbed of the run's seed where the recipe names it, and put its paths in place of the names."""
+    if not testbed.named_in(config):
         return config
-    folder = (config.folder / "testbed").absolute()
+    folder = (config.folder / "testbed" / f"seed-{config.seed}").absolute()
     testbed.materialize(folder, config.seed)
-
-    def walk(node: object) -> object:
-        if isinstance(node, dict):
-            return {k: walk(v) for k, v in node.items()}
-        if isinstance(node, list):
-            return [walk(v) for v in node]
-        return testbed.resolve(node, folder, config.seed) if isinstance(node, str) else node
-
-    return Config.model_validate(walk(json.loads(text)))
+    return testbed.resolved(config, folder)
 
 
 class Inputs:

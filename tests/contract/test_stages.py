@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from frpo.config import ConfigError, DownstreamRl
+from frpo.config import Config, ConfigError, DownstreamRl
+from frpo.content import Digests
 from frpo.metrics import RunLog
+from frpo.outline import Stage, outline
 from frpo.prompts import PromptStream
 from frpo.recipe import load
-from frpo.stages import stages_of
+from frpo.stages.graph import made_from
 from frpo.stages.inputs import Inputs, resolve
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
@@ -19,8 +21,12 @@ TASKS = ("crafts-gentle", "crafts-harsh")
 ALL = {"base", *(f"rlhf/{a}" for a in ARMS), *(f"downstream/{a}/{t}" for a in ARMS for t in TASKS)}
 
 
+def digests_of(config: Config) -> dict[str, str]:
+    return {stage.name: made.digest for stage, made in made_from(config, Digests(config.folder)).items()}
+
+
 def changed(*sets: str) -> set[str]:
-    before, after = ({s.name: s.inputs for s in stages_of(load(TESTBED, given))} for given in ((), sets))
+    before, after = (digests_of(load(TESTBED, given)) for given in ((), sets))
     assert set(before) == ALL
     return {name for name in ALL if before[name] != after.get(name)}
 
@@ -47,7 +53,7 @@ def test_a_change_touches_what_depends_on_it(setting: str, touched: set[str]) ->
 def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
     rl = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 7}}]"
     sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
-    stages = {s.name: s for s in stages_of(load(TESTBED, sets))}
+    stages: dict[str, Stage] = {s.name: s for s in outline(load(TESTBED, sets))}
     per_arm = [[f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"] for a in ARMS]
     assert list(stages) == ["base", *(name for names in per_arm for name in names)]
     assert stages["attack/frpo/1"].radius == 1.0
@@ -58,8 +64,8 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         1e-3,
         "grpo",
     )  # the run's learner, but for the steps
-    other = {s.name: s for s in stages_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:])))}
-    assert [n for n in stages if stages[n].inputs != other[n].inputs] == [f"certify/{a}" for a in ARMS]
+    before, other = digests_of(load(TESTBED, sets)), digests_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:])))
+    assert [n for n in stages if before[n] != other[n]] == [f"certify/{a}" for a in ARMS]
 
 
 def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: Path) -> None:
@@ -67,7 +73,7 @@ def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: 
     found = []
     for text in ("task: a", "task: b"):
         task.write_text(text)
-        found.append({s.name: s.inputs for s in stages_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",)))})
+        found.append(digests_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",))))
     harness = {"harness/base", *(f"harness/{a}" for a in ARMS), *(f"harness/{a}/{t}" for a in ARMS for t in TASKS)}
     assert set(found[0]) == ALL | harness
     assert {n for n in found[0] if found[0][n] != found[1][n]} == harness
@@ -82,14 +88,14 @@ def test_data_files_count_by_content(tmp_path: Path) -> None:
     for text in ('{"prompt": "a"}\n', '{"prompt": "b"}\n'):
         file.write_text(text)
         config = load(TESTBED, (f"data.train=[{{path: {file}, task: t}}]", "data.mix={}"))
-        inputs.append({s.name: s.inputs for s in stages_of(config)})
+        inputs.append(digests_of(config))
     assert inputs[0]["base"] == inputs[1]["base"]
     assert inputs[0]["rlhf/frpo"] != inputs[1]["rlhf/frpo"]
 
 
 def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
     attack = "attack={radii: [0.2], num_steps: 5, mix: {harmful: 1.0}}"
-    assert {s.inputs for s in stages_of(load(TESTBED, (attack,)))} - {s.inputs for s in stages_of(load(TESTBED, (attack, "attack.mix={}")))}
+    assert digests_of(load(TESTBED, (attack,))) != digests_of(load(TESTBED, (attack, "attack.mix={}")))
     config = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}")))
     assert config.attack
     with RunLog(tmp_path, config) as log:
@@ -101,3 +107,13 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
                 ConfigError, match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]"
             ):
                 Inputs(wrong, log)
+
+
+def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
+    found = [resolve(load(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)]
+    bases = [c.base.data[0].path for c in found if c.base]
+    assert Path(bases[0]).read_text() != Path(bases[1]).read_text()
+    weights = [(Path(c.model.path) / "model.safetensors").read_bytes() for c in found]
+    assert weights[0] == weights[2] != weights[1]
+    with pytest.raises(ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"):
+        digests_of(load(TESTBED, ("data.train.0.path=testbed:nothing",)))
