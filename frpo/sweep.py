@@ -106,11 +106,9 @@ def run(config: Config, count: int, folder: Path) -> Path:
 
 
 def finished(one: Config) -> bool:
-    from frpo import checkpoint
-    from frpo.stages.graph import stages_of
+    from frpo.stages.folders import look
 
-    done = (checkpoint.read_result(one.folder / s.name, s.inputs) for s in stages_of(one))
-    return all(done) and (one.folder / "report.json").is_file()
+    return all(s.state == "done" for s in look(one)) and (one.folder / "report.json").is_file()
 
 
 def walk_in_processes(teams: int, config: Config, count: int, folder: Path, address: str) -> list[str]:
@@ -140,10 +138,12 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=stop_with_the_parent, daemon=True).start()
     os.environ["RAY_ADDRESS"] = address
-    from frpo import cluster, stages
+    from frpo import cluster
     from frpo.checkpoint import InUse, hold
     from frpo.metrics import RunLog
     from frpo.roles import WorkerFailed
+    from frpo.stages.folders import look_and_tell
+    from frpo.stages.walk import run as run_stages
     from frpo.stops import RunStopped
 
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
                 continue
             try:
                 with hold(one.folder), RunLog(one.folder, one, f"seed {one.seed}: ") as log:
-                    stages.run(one, log, team)
+                    run_stages(one, look_and_tell(one, log.note), log, team)
             except InUse:
                 continue
             except (ConfigError, WorkerFailed, RunStopped) as error:

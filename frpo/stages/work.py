@@ -7,22 +7,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from frpo import checkpoint, cluster
+from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig
 from frpo.driver import Partners, train
 from frpo.evaluation import Opposite, certify, evaluate, mean_reward
 from frpo.metrics import RunLog, read_steps
+from frpo.outline import Stage, arm_of, fixed_end, task_of
 from frpo.prompts import Examples, ExampleStream, PromptStream
 from frpo.records import ArmSummary, Evaluation, StageResult
 from frpo.roles import Rewards
 from frpo.seeds import derive
-from frpo.stages.graph import Stage
-from frpo.stages.inputs import Inputs
+from frpo.stages import folders
+from frpo.stages.folders import Standing
 from frpo.steering import begin, finished
 from frpo.stops import stop_if_not_finite, too_fast
 from frpo.types import Prompt, Steering, StepMetrics
+
+if TYPE_CHECKING:  # whoever has a team has imported Ray
+    from frpo.cluster import Team
+    from frpo.stages.inputs import Inputs
 
 NUM_SAMPLES = 24
 """Completions of one measurement that are kept for people to read."""
@@ -31,27 +37,27 @@ NUM_SAMPLES = 24
 class Work:
     """One run. `do` brings one stage from wherever it was left to its result."""
 
-    def __init__(self, config: Config, team: cluster.Team, log: RunLog, inputs: Inputs) -> None:
+    def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs
 
-    def do(self, stage: Stage) -> None:
-        folder = checkpoint.prepare_stage(self.config.folder, stage.name, stage.inputs)
-        checkpoint.write_result(folder, self._do(stage, folder))
-        Checkpoints(folder / "checkpoints", 1, 0).clear()
+    def do(self, standing: Standing) -> None:
+        stage = standing.stage
+        folder = folders.begin(self.config.folder, standing)
+        folders.finish(folder, standing.made, self._do(stage, folder), keep_last=not fixed_end(self.config, stage))
 
     def _do(self, stage: Stage, folder: Path) -> StageResult:
         if stage.kind == "base":
             return self.base(stage, folder)
         if stage.kind == "harness":
             return self.harness(stage)
-        arm = next(a for a in self.config.arms if a.name == stage.arm)
+        arm = arm_of(self.config, stage)
         if stage.kind == "rlhf":
             return self.rlhf(stage, folder, arm)
         if stage.kind == "certify":
             return self.certify(stage, arm)
         if stage.radius is not None:
             return self.attack(stage, folder, arm, stage.radius)
-        task = next(d for d in self.config.downstream if d.name == stage.task)
+        task = task_of(self.config, stage)
         if isinstance(task, DownstreamRl):
             return self.downstream_rl(stage, folder, arm, task)
         return self.downstream_sft(stage, folder, arm, task)
@@ -130,7 +136,9 @@ class Work:
         prompts = self.inputs.prompts(f"downstream.{task.name}.data", task.data)
         spec = ArmConfig(name=task.name, objective=task.objective, learner=task.learner)
         measure = self.measure_at(stage, arm, task.name, (0, *task.marks))
-        return _result(stage, began, *self.loop(stage, folder, spec, self.arm_policy(arm), prompts, {}, self.team.rewards, measure))
+        found = self.loop(stage, folder, spec, self.arm_policy(arm), prompts, {}, self.team.rewards, measure)
+        asked = {0, *task.marks, found[-1].step}  # not the end of fewer steps, from which it went on
+        return _result(stage, began, *(e for e in found if e.step in asked))
 
     def attack(self, stage: Stage, folder: Path, arm: ArmConfig, radius: float) -> StageResult:
         """The worst fine-tune that training finds inside the ball: reward -r, and a penalty steered to end at the radius."""
@@ -187,7 +195,14 @@ class Work:
             evaluations.extend([evaluation] if evaluation else [])
             if step % config.checkpoint.every == 0 or last:
                 validation = mean_reward(evaluation) if evaluation else None
-                state = Progress(step=step, validation=validation, evaluations=tuple(evaluations), steering=steering)
+                state = Progress(
+                    step=step,
+                    validation=validation,
+                    evaluations=tuple(evaluations),
+                    steering=steering,
+                    num_workers=config.learner.num_workers,
+                    zero_stage=arm.learner.zero_stage,
+                )
                 checkpoints.save(state, lambda aside: learner.save(aside / "engine"))
 
         train(config, arm, partners, start=start, steering=steering, after_step=after_step)
@@ -229,7 +244,14 @@ class Work:
             if marks and (step in marks or step == spec.num_steps):
                 yield step, evaluations
             if step % config.checkpoint.every == 0 and step < spec.num_steps:
-                state = Progress(step=step, validation=None, evaluations=tuple(evaluations), steering=None)
+                state = Progress(
+                    step=step,
+                    validation=None,
+                    evaluations=tuple(evaluations),
+                    steering=None,
+                    num_workers=config.learner.num_workers,
+                    zero_stage=spec.zero_stage,
+                )
                 checkpoints.save(state, lambda aside: worker.save(aside / "engine"))
         self.log.end(stage.name)
         export(worker.export, folder / "policy")
@@ -288,9 +310,7 @@ class Work:
 
 def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: object) -> StageResult:
     seconds = time.perf_counter() - began
-    return StageResult.model_validate(
-        {"stage": stage.name, "inputs": stage.inputs, "seconds": seconds, "evaluations": evaluations, **found}
-    )
+    return StageResult.model_validate({"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found})
 
 
 def export(write: Callable[[Path], None], folder: Path) -> None:

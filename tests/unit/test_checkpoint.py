@@ -1,4 +1,4 @@
-"""Checkpoints survive a crash at any point; a run folder has one owner; nothing trained is deleted."""
+"""Checkpoints survive a crash at any point; a run folder has one owner."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_stage_from_other_inputs_is_moved_aside_not_deleted(tmp_path: Path) -> None:
-    folder = checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "one")
-    (folder / "policy").write_text("trained for hours")
-    assert checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "one") == folder
-    assert (folder / "policy").exists()
-    checkpoint.prepare_stage(tmp_path, "rlhf/grpo", "two")
-    assert not (folder / "policy").exists()
-    kept = list((tmp_path / "superseded").glob("*/rlhf/grpo/policy"))
-    assert [p.read_text() for p in kept] == ["trained for hours"]
+def test_the_newest_alone_is_kept_where_a_stage_may_go_on(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3, keep_best=1)
+    for step in (10, 20, 30):
+        save(checkpoints, step, 1.0 if step == 10 else None)
+    checkpoints.clear(but_newest=True)
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["step-00000030"]
+    assert checkpoints.latest() is not None
+    checkpoints.clear()
+    assert not checkpoints.folder.exists()

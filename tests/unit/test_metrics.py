@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -167,3 +169,50 @@ def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypa
     while not (b"rlhf/arm/reward" in (history := file.read_bytes()) and b"0.25" in history):  # protobuf, strings as they are
         assert time.monotonic() < deadline, "the numbers did not reach the file"
         time.sleep(0.2)
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb_and_a_superseded_one_does_not(
+    tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids: list[str] = []
+
+    class Run:
+        def log(self, values: object) -> None: ...
+        def finish(self) -> None: ...
+
+    def init(*, id: str, resume: str, **_: object) -> Run:
+        assert resume == "allow"
+        ids.append(id)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for turn in range(3):
+        with RunLog(tmp_path, cfg.model_copy(update={"wandb_project": "frpo-test"})) as log:
+            log.begin("rlhf/arm", 2)
+            log.step("rlhf/arm", metrics(1))
+            if turn == 1:
+                log.put_aside(["rlhf/arm"], [], tmp_path / "superseded" / "now")
+    assert ids[0] == ids[1] != ids[2]
+    assert (tmp_path / "superseded" / "now" / "wandb.id").read_text() == ids[0]
+
+
+def test_curves_of_steps_that_are_done_again_show_once(tmp_path: Path, cfg: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, reward in ((1, 0.1), (3, 0.9)):
+        with RunLog(tmp_path, cfg) as log:
+            log.begin("rlhf/arm", 5, start=first - 1)
+            for step in range(first, first + 3):
+                log.step("rlhf/arm", metrics(step, reward=reward))
+        time.sleep(1.1)  # event files are named by the second
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "rlhf_arm")).Reload()
+    assert [(e.step, round(e.value, 1)) for e in events.Scalars("reward")] == [(1, 0.1), (2, 0.1), (3, 0.9), (4, 0.9), (5, 0.9)]
+
+
+def test_samples_of_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: Config) -> None:
+    rows = [{"stage": "rlhf/arm", "step": step, "prompt": "é"} for step in (2, 4, 6)]
+    (tmp_path / SAMPLES).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 10, start=4)
+    assert list(read_rows(tmp_path, SAMPLES)) == rows[:2]
+    assert "é" in (tmp_path / SAMPLES).read_text()

@@ -1,0 +1,49 @@
+"""Brings a run folder to the state that its configuration asks for, stage by stage. Owns what is done in which order; what
+happens inside a step is the driver's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from frpo import checkpoint, cluster, report
+from frpo.config import Config
+from frpo.harness import tasks_of
+from frpo.metrics import RunLog
+from frpo.stages.folders import Standing, supersede
+from frpo.stages.inputs import Inputs, resolve
+from frpo.stages.work import Work
+
+TeamOf = Callable[[Config, RunLog], AbstractContextManager[cluster.Team]]
+
+
+def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start) -> None:
+    """Do what is not done yet, and write the report. `found` is how the stages stand (`folders.look`).
+
+    `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError before anything
+    starts; WorkerFailed or RunStopped when the run cannot go on.
+    """
+    torch.set_num_threads(1)  # the driver computes little, and OpenMP's idle threads spin on cores that workers need
+    checkpoint.describe(config.folder, config)
+    if all(s.state == "done" for s in found):
+        log.note(f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration.")
+    else:
+        resolved = resolve(config)
+        with log.waiting("reading the data"):
+            inputs = Inputs(resolved, log)
+            inputs.read_ahead([s.stage for s in found if s.state != "done"])
+            if resolved.harness:
+                tasks_of(resolved.harness)
+        with team_of(resolved, log) as team:
+            supersede(config, found, log)
+            work = Work(resolved, team, log, inputs)
+            for standing in found:
+                if standing.state == "done":
+                    log.note(f"{standing.stage.name}: finished before, skipped")
+                else:
+                    work.do(standing)
+    page = report.build(config.folder)
+    log.note(f"Report: {page}")
