@@ -100,6 +100,7 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     from frpo import preflight
     from frpo.checkpoint import hold
     from frpo.metrics import RunLog
+    from frpo.stages.folders import look_and_tell
 
     config = read(recipe, set, run_dir)
     print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
@@ -110,11 +111,13 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     )
     _refuse_if_short(config)
     with hold(config.folder), RunLog(config.folder, config) as log:
+        with log.waiting("reading what the recipe names"):
+            found = look_and_tell(config, log.note)
         log.note("loading the libraries ...")
         with resumable(config, lambda: log.where):
-            from frpo import stages
+            from frpo.stages.walk import run
 
-            stages.run(config, log)
+            run(config, found, log)
 
 
 def _refuse_if_short(config: Config) -> None:
@@ -154,10 +157,11 @@ def sweep(
 
 @app.command()
 def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
-    """Print actors, resources, batch sizes and steps, and what is missing. Starts nothing."""
+    """Print actors, resources, batch sizes and steps, what a run would redo, and what is missing: then exit code 3. Starts nothing."""
     from frpo.explain import print_plan
 
-    print_plan(read(recipe, set, run_dir), Console())
+    if not print_plan(read(recipe, set, run_dir), Console()):
+        raise SystemExit(3)
 
 
 @app.command("config")

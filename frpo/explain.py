@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,11 +14,13 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
-from frpo import models, tree
-from frpo.config import Config
-from frpo.planning import Plan, plan
+from frpo import models, testbed, tree
+from frpo.config import Config, DatasetConfig, Missing
+from frpo.planning import Heldout, Plan, plan
 from frpo.preflight import check, lacks
 from frpo.rewards.pool import POOL_MIB, pool_processes
+from frpo.sources import Checked, Row, read_rows
+from frpo.stages.folders import Standing, look, paragraph
 
 
 def explained(config: Config) -> str:
@@ -59,32 +65,72 @@ def _yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def print_plan(config: Config, console: Console) -> None:
-    """Actors, sizes and stages; then what is missing. Raises ConfigError for a configuration that cannot run anywhere."""
+def print_plan(config: Config, console: Console) -> bool:
+    """Actors, sizes and stages, and what a run here would redo; then what is missing here. Touches nothing, downloads nothing. Whether
+    nothing is missing.
+
+    Raises ConfigError for a configuration that is wrong.
+    """
     config, uncached = models.cached(config)
-    asked = plan(config)
-    console.print(_actors(asked))
+    missing = [str(error) for error in uncached]
+    checked: Checked | None = None
+    heldout: Heldout | None = None
+    try:
+        checked = check(config)
+        heldout = count_heldout(config)
+    except Missing as error:
+        missing += str(error).splitlines()
+    asked, found = plan(config, heldout), look(config)
+    missing = lacks(config, asked) + missing
     prompts, k = config.rollout.prompts_per_step, config.rollout.group_size
-    console.print(
+    console.print(_actors(asked))
+    _say(
+        console,
         f"One step: {prompts} prompts x {k} completions = {prompts * k} completions of at most "
-        f"{config.rollout.max_new_tokens} tokens; prompts of at most {config.data.max_prompt_tokens} tokens"
+        f"{config.rollout.max_new_tokens} tokens; prompts of at most {config.data.max_prompt_tokens} tokens",
     )
     if processes := pool_processes(config.rewards):
-        console.print(f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the functions import")
-    console.print(_stages(config, asked))
-    console.print(f"Completion tokens drawn by the rlhf stages: at most {asked.max_tokens:,}")
-    missing = [*map(str, uncached), *lacks(config, asked)]
-    try:
-        found = check(config)
-        _say(console, f"Data: {found.rows:,} rows read, none wrong" if found.rows else "Data: embedded")
-        for note in found.notes:
+        _say(console, f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the functions import")
+    console.print(_stages(asked, found))
+    _say(console, f"Completion tokens drawn: at most {asked.max_tokens:,}{_uncounted(asked)}")
+    if checked:
+        _say(console, f"Data: {checked.rows:,} rows read, none wrong" if checked.rows else "Data: embedded")
+        for note in checked.notes:
             _say(console, f"Note: {note}")
-    except ValueError as error:
-        missing.append(str(error))
+    if told := paragraph(config, found):
+        _say(console, told)
     for line in missing:
         _say(console, f"Missing {line}")
     if not missing:
-        console.print("Nothing is missing.")
+        _say(console, "Nothing is missing.")
+    return not missing
+
+
+def count_heldout(config: Config) -> Heldout:
+    """Read the held-out rows, and of the training rows the tasks."""
+    with TemporaryDirectory() as folder:
+        rows = Counter(row.task for source in config.data.heldout for row in _rows(source, config.seed, Path(folder)))
+        trained = {source.task for source in config.data.train if source.task}
+        unlabelled = [source for source in config.data.train if not source.task]
+        trained |= {row.task for source in unlabelled for row in _rows(source, config.seed, Path(folder))}
+    most = config.evaluate.max_prompts
+    kept = {task: min(count, most or count) for task, count in rows.items()}
+    return Heldout(sum(kept.values()), sum(count for task, count in kept.items() if task in trained))
+
+
+def _rows(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
+    if source.path.startswith("testbed:"):
+        file = folder / "rows.jsonl"
+        testbed.write_rows(file, testbed.rows(source.path, seed))
+        source = source.model_copy(update={"path": str(file)})
+    return read_rows(source)
+
+
+def _uncounted(asked: Plan) -> str:
+    unknown = [s.name for s in asked.stages if s.measured is None]
+    if len(unknown) == len(asked.stages):
+        return ", and what is drawn to measure"
+    return ", and what the benchmarks draw" if unknown else ""
 
 
 def _say(console: Console, text: str) -> None:
@@ -99,8 +145,14 @@ def _actors(asked: Plan) -> Table:
     return table
 
 
-def _stages(config: Config, asked: Plan) -> Table:
-    table = Table("stage", "updates", "prompts", "completions", title="Stages")
-    for stage in asked.stages:
-        table.add_row(stage.name, str(stage.updates), str(stage.completions // config.rollout.group_size), str(stage.completions))
+STATES = {"new": "", "begun": "goes on", "done": "done", "longer": "goes on", "other": "again"}
+
+
+def _stages(asked: Plan, found: Sequence[Standing]) -> Table:
+    """What the completions are drawn for: to train on, and to measure with."""
+    table = Table("stage", "updates", "trained on", "measured by", "here", title="Stages, and the completions that they draw")
+    table.columns[0].overflow = "fold"
+    for size, standing in zip(asked.stages, found, strict=True):
+        measured = "not known" if size.measured is None else f"{size.measured:,}"
+        table.add_row(size.name, f"{size.updates:,}", f"{size.trained:,}", measured, STATES[standing.state])
     return table

@@ -5,7 +5,6 @@ Owns every output of a run but its results; computes nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -32,8 +31,6 @@ WANDB_ID = "wandb.id"
 """Holds the id under which W&B knows the run, so that a resumed one goes on there."""
 PLAIN_EVERY_S = 5.0
 """Without a terminal, a line at most this often."""
-
-
 
 
 def read_steps(folder: Path, stage: str) -> list[StepMetrics]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from frpo.config import Config, DownstreamRl
+from frpo.outline import Stage, arm_of, outline, task_of
 
 
 def threads(count: int) -> dict[str, str]:
@@ -25,14 +26,27 @@ class Actor:
 
 
 @dataclass(frozen=True)
+class Heldout:
+    """How many held-out prompts there are, those dropped for their length included."""
+
+    prompts: int
+    """Of all tasks; evaluations and validations draw from them."""
+    trained: int
+    """Of the tasks that the rlhf stage trains on; certificates draw from them."""
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """Size of one stage."""
 
     name: str
     updates: int
     """Optimiser updates."""
-    completions: int
-    """Drawn, evaluations and validations included."""
+    trained: int
+    """Completions drawn to train on."""
+    measured: int | None
+    """Completions drawn to measure: evaluations, validations, the certificate. None where their number is not known: benchmarks,
+    and all of them while the held-out prompts are not counted."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ class Plan:
     """Resources of each placement bundle, as Ray names them."""
     stages: tuple[StagePlan, ...]
     max_tokens: int
-    """Upper bound of completion tokens drawn in the run; held-out prompts unknown to the plan are not counted."""
+    """Upper bound of completion tokens drawn in the run; what is measured by an unknown number of completions is not counted."""
 
     def only(self, *roles: str) -> Plan:
         """The same for some of the roles."""
@@ -60,9 +74,12 @@ class Plan:
         return sum(b.get("GPU", 0.0) for b in self.bundles)
 
 
-def plan(config: Config) -> Plan:
-    """Roles, placement and sizes. A learner rank and the fine-tune rank of the same number share a bundle: they never
-    train at once. The reference is left out when no loop has a penalty."""
+def plan(config: Config, heldout: Heldout | None = None) -> Plan:
+    """Roles, placement and sizes; completions of measurements where the held-out prompts are counted.
+
+    A learner rank and the fine-tune rank of the same number share a bundle: they never train at once. The reference is left out
+    when no loop has a penalty.
+    """
     rollout = config.rollout
     roles = [
         ("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus * rollout.tensor_parallel),
@@ -87,7 +104,9 @@ def plan(config: Config) -> Plan:
         first = len(bundles)
         bundles += [_bundle(cpus, gpus) for _ in range(count)]
         actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
-    return Plan(tuple(actors), tuple(bundles), _stages(config), _max_tokens(config))
+    stages = tuple(_size(config, stage, heldout) for stage in outline(config))
+    drawn = sum(s.trained + (s.measured or 0) for s in stages)
+    return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:
@@ -96,20 +115,40 @@ def _bundle(cpus: float, gpus: float) -> dict[str, float]:
     return found or {"CPU": 0.001}
 
 
-def _stages(config: Config) -> tuple[StagePlan, ...]:
-    stages = [StagePlan("base", config.base.num_steps if config.base else 0, 0)]
-    per_step = config.rollout.prompts_per_step * config.rollout.group_size
-    for arm in config.arms:
-        stages.append(
-            StagePlan(f"rlhf/{arm.name}", arm.learner.num_steps * arm.learner.updates_per_batch, arm.learner.num_steps * per_step)
-        )
-        for d in config.downstream:
-            drawn = d.num_steps * per_step if isinstance(d, DownstreamRl) else 0
-            stages.append(StagePlan(f"downstream/{arm.name}/{d.name}", d.num_steps, drawn))
-        if attack := config.attack:
-            stages += [StagePlan(f"attack/{arm.name}/{r:g}", attack.num_steps, attack.num_steps * per_step) for r in attack.radii]
-    return tuple(stages)
+def _size(config: Config, stage: Stage, heldout: Heldout | None) -> StagePlan:
+    updates, steps = 0, 0
+    if stage.kind == "base":
+        updates = config.base.num_steps if config.base else 0
+    elif stage.kind == "attack":
+        assert config.attack is not None
+        steps = config.attack.num_steps
+        updates = steps * arm_of(config, stage).learner.updates_per_batch
+    elif stage.kind == "rlhf":
+        learner = arm_of(config, stage).learner
+        steps, updates = learner.num_steps, learner.num_steps * learner.updates_per_batch
+    elif stage.kind == "downstream":
+        task = task_of(config, stage)
+        steps = task.num_steps if isinstance(task, DownstreamRl) else 0
+        updates = task.num_steps * (task.learner.updates_per_batch if isinstance(task, DownstreamRl) else 1)
+    trained = steps * config.rollout.prompts_per_step * config.rollout.group_size
+    return StagePlan(stage.name, updates, trained, _measured(config, stage, heldout))
 
 
-def _max_tokens(config: Config) -> int:
-    return sum(s.completions for s in _stages(config)) * config.rollout.max_new_tokens
+def _measured(config: Config, stage: Stage, heldout: Heldout | None) -> int | None:
+    """As `frpo.stages.work` measures: see there which policy is measured when."""
+    if heldout is None or stage.kind == "harness":
+        return None
+    if stage.kind == "certify":
+        assert config.certify is not None
+        return heldout.trained * config.certify.completions_per_prompt
+    evaluations, validations = 1, 0
+    if stage.kind == "rlhf":
+        validations = (arm_of(config, stage).learner.num_steps - 1) // config.evaluate.validate_every
+    elif stage.kind == "downstream":
+        task = task_of(config, stage)
+        evaluations = len({0, *task.marks, task.num_steps})
+    elif stage.kind == "attack":
+        assert config.attack is not None
+        evaluations = len({config.attack.num_steps // 2, config.attack.num_steps})
+    e = config.evaluate
+    return heldout.prompts * (evaluations * e.completions_per_prompt + validations * e.validate_completions)

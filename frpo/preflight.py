@@ -23,12 +23,14 @@ from frpo.config import (
     DownstreamRl,
     DownstreamSft,
     FunctionReward,
+    Missing,
     ModelReward,
     RewardConfig,
     ServeReward,
     UrlReward,
 )
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
+from frpo.outline import fixed_end, outline
 from frpo.planning import Plan
 from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
@@ -36,15 +38,21 @@ from frpo.secrets import secrets_of
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> sources.Checked:
-    """Raises ConfigError naming field or row, value and remedy. Returns what reading the data has found."""
+    """Raises ConfigError naming field or row, value and remedy; Missing where nothing is wrong but this machine lacks something.
+    Returns what reading the data has found."""
     check_policy(config)
-    check_attention(config)
-    check_rewards(config.rewards)
-    check_cluster(config)
+    absent: list[str] = []
+    for look in (lambda: check_attention(config), lambda: check_rewards(config.rewards), lambda: check_cluster(config)):
+        try:
+            look()
+        except Missing as error:  # what is wrong is said first
+            absent.append(str(error))
     found = check_data(config, progress)
     check_tasks(config)
     check_columns(config)
     check_folder(config.folder)
+    if absent:
+        raise Missing("\n".join(absent))
     return found
 
 
@@ -107,7 +115,7 @@ def check_cluster(config: Config) -> None:
         return
     for i, reward in enumerate(config.rewards):
         if isinstance(reward, ServeReward):
-            raise ConfigError(
+            raise Missing(
                 f"rewards.{i}.kind: serve needs the Ray cluster of the service; give cluster.address, or submit the run there as a job, "
                 "or use kind: url"
             )
@@ -122,7 +130,7 @@ def check_urls(field: str, reward: UrlReward) -> None:
             return
         except OSError as error:
             reason = error.strerror or str(error)
-    raise ConfigError(f"{field}: {', '.join(reward.urls)}: no connection ({reason}); start the service, or mend the address")
+    raise Missing(f"{field}: {', '.join(reward.urls)}: no connection ({reason}); start the service, or mend the address")
 
 
 def check_attention(config: Config) -> None:
@@ -134,9 +142,7 @@ def check_attention(config: Config) -> None:
             "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0; use sdpa, or give the learner a GPU"
         )
     if not elsewhere(config) and importlib.util.find_spec("flash_attn") is None:
-        raise ConfigError(
-            "model.attention: flash_attention_2 needs the package flash_attn, which is not installed; use sdpa, or install it"
-        )
+        raise Missing("model.attention: flash_attention_2 needs the package flash_attn, which is not installed; use sdpa, or install it")
 
 
 ROWS_LOOKED_AT = 1000
@@ -213,6 +219,7 @@ def disk_bytes(config: Config) -> int:
     """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
     size = weight_bytes(config.model)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    kept += sum(not fixed_end(config, stage) for stage in outline(config))  # the last of each stage that could go on
     policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
     if config.model.lora:
         return size * (2 + len(config.arms) * len(config.downstream)) + size // 4 * kept

@@ -16,8 +16,8 @@ from frpo.config import ConfigError
 from frpo.metrics import read_steps
 from frpo.outline import KINDS
 from frpo.records import Z95, ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, StageResult, TaskReward
-from frpo.rows import read_rows
 from frpo.report.robustness import Robustness, robustness, sentences
+from frpo.rows import read_rows
 from frpo.sources import Overlap
 from frpo.types import StepMetrics
 

@@ -5,4 +5,3 @@
 with harness/<policy> after each policy that is kept, where the recipe asks for benchmarks. `graph` says what each is made from,
 `folders` what of it is there, `walk` and `work` do the rest; the first two import no ML library.
 """
-

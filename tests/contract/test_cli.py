@@ -15,6 +15,7 @@ import yaml
 from frpo.cli import main
 from frpo.config import ConfigError, ModelConfig
 from frpo.model_checks import weight_bytes
+from frpo.outline import outline
 from frpo.preflight import check_attention
 from frpo.recipe import load
 
@@ -77,15 +78,50 @@ def test_plan_says_sizes_in_prompts_and_completions() -> None:
     assert "Nothing is missing" in done.stdout
 
 
-def test_plan_of_a_valid_recipe_that_cannot_run_here_exits_0_and_run_exits_2(tmp_path: Path) -> None:
+def test_a_valid_recipe_that_cannot_run_here_exits_3_from_plan_and_2_from_run(tmp_path: Path) -> None:
     big = ("--set", "rollout.num_workers=64")
     done = frpo("plan", TESTBED, *big)
-    assert done.returncode == 0
+    assert done.returncode == 3
     assert "Missing CPUs: the plan needs 16.75" in done.stdout
+    assert "Nothing is missing" not in done.stdout
     done = frpo("run", TESTBED, *big, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "CPUs: the plan needs 16.75" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_service_that_does_not_answer_is_missing_and_a_wrong_row_is_wrong(tmp_path: Path) -> None:
+    far = "rewards=[{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}]"
+    done = frpo("plan", TESTBED, "--set", far)
+    assert done.returncode == 3
+    assert "Missing rewards.0.urls: http://127.0.0.1:9/get_reward: no connection" in done.stdout
+    assert "rlhf/frpo-reverse" in done.stdout
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "[bold]a[/bold]", "task": "t"}\n{"prompt": 7}\n')
+    done = frpo("plan", TESTBED, "--set", f"data.train.0.path={tmp_path / 'rows.jsonl'}", "--set", far)
+    assert done.returncode == 2
+    assert "Missing" not in done.stdout
+
+
+def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("task: t\n")
+    sets = (
+        "certify={}",
+        "attack={radii: [0.5], num_steps: 10}",
+        f"harness={{tasks: [{tmp_path / 'task.yaml'}]}}",
+        "evaluate.max_prompts=5",
+    )
+    done = frpo("plan", TESTBED, *(word for s in sets for word in ("--set", s)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {cells[0]: cells[1:4] for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.strip("│").split("│")]) == 5}
+    assert [name for name in rows if rows[name]] == [s.name for s in outline(load(Path(TESTBED), sets))]
+    assert rows["base"] == ["600", "0", "240"]  # 5 prompts of each of 3 tasks x 16 completions
+    assert rows["rlhf/frpo"] == ["100", "19,200", "270"]  # and one validation, at step 50, of 2 completions each
+    assert rows["certify/frpo"] == ["0", "0", "640"]  # 5 prompts of each of the 2 trained tasks x 64
+    assert rows["downstream/frpo/crafts-harsh"] == ["200", "0", "960"]  # at 0, 25, 100 and 200
+    assert rows["attack/frpo/0.5"] == ["10", "1,920", "480"]  # in the middle and at the end
+    assert rows["harness/frpo"] == ["0", "0", "not known"]
+    drawn = 240 + 3 * (19200 + 270 + 640 + 2 * 960 + 1920 + 480)
+    assert f"Completion tokens drawn: at most {drawn * 7:,}, and what the benchmarks draw" in done.stdout
 
 
 NO_TENSORS = len(b"{}").to_bytes(8, "little") + b"{}"  # a safetensors file of none
@@ -104,10 +140,19 @@ MISTAKES = [
     (("--set", "arms.frpo.objective.rho=2.2"), "arms.frpo.objective.rho: 2.2 is not below log k = 2.08 nats"),
     (("--set", "arms.grpo.objective.rho=0.3"), "rho: 0.3 is a radius of frpo, and the method is grpo"),
     (("--set", "arms.grpo.objective.target_kl=0.5", "--set", "arms.grpo.objective.beta=0"), "target_kl: 0.5 is reached by steering beta, which is 0"),
+    (("--set", "attack={{radii: [0.5, 0.5], num_steps: 5}}"), "attack.radii: the name '0.5' stands twice"),
     (("--set", "attack.radii=[]", "--set", "attack.num_steps=5"), "attack.radii: Tuple should have at least 1 item"),
     (("--set", "downstream.0.kind=dpo"), "downstream.0.kind: 'dpo' is unknown; choose sft or rl"),
     (("--set", "rollout.group_size=1"), "rollout.group_size: Input should be greater than or equal to 2 (value 1)"),
-    (("--set", "learner.num_workers=500"), "learner.num_workers: 500 ranks share a batch of 192"),
+    (("--set", "learner.num_workers=500"), "learner.num_workers: 500 ranks share a batch of 192 (rollout.prompts_per_step x rollout.group_size)"),
+    (("--set", "learner.num_workers=40"), "learner.num_workers: 40 ranks share a batch of 32 (downstream.crafts-gentle.batch_size); use at most 32"),
+    (("--set", "base.num_workers=2"), "base.num_workers: it is trained by the learner's ranks; set learner.num_workers"),
+    (("--set", "downstream.0.num_cpus=1"), "downstream.crafts-gentle.num_cpus: it is trained by the learner's ranks; set learner.num_cpus"),
+    (("--set", "arms.frpo.learner.num_gpus=1"), "arms.frpo.learner.num_gpus: it is trained by the learner's ranks; set learner.num_gpus"),
+    (
+        ("--set", "downstream=[{{kind: rl, name: more, data: [{{path: 'testbed:prompts', task_column: task}}], learner: {{num_threads: 2}}}}]"),
+        "downstream.more.learner.num_threads: it is trained by the learner's ranks; set learner.num_threads",
+    ),
     (("--set", "learner.micro_batch_tokens=4"), "learner.micro_batch_tokens: 4 is less than one sequence"),
     (("--set", "model.path=/no/such/model"), "model.path: no such folder /no/such/model"),
     (("--set", "rewards.answer.function=frpo.rewards:exact"), "rewards.0.function: frpo.rewards has no function 'exact'"),

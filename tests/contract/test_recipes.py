@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from frpo.outline import outline
 from frpo.planning import plan
 from frpo.preflight import check_tasks
 from frpo.recipe import dump, load
@@ -28,7 +29,7 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
     assert load(tmp_path / "again.yaml") == config
     asked = plan(config)
     assert {a.role for a in asked.actors} - {"harness"} == {"rollout", "reward", "reference", "learner", "finetune", "evaluate"}
-    assert len(asked.stages) == 1 + len(config.arms) * (1 + len(config.downstream))
+    assert [s.name for s in asked.stages] == [s.name for s in outline(config)]
     check_tasks(config)
     for reward in config.rewards:
         if reward.kind == "function":
