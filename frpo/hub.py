@@ -11,7 +11,7 @@ import platform
 import re
 from pathlib import Path
 
-from frpo.config import ConfigError
+from frpo.config import ConfigError, Missing
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 SNAPSHOT = re.compile(r"/models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
@@ -24,7 +24,7 @@ ANSWER_S = 5.0
 """How long the hub may take to answer what it has of a file."""
 
 
-class NotCached(ConfigError):
+class NotCached(Missing):
     """A hub name whose model is not, or not wholly, in the cache: to be downloaded."""
 
     def __init__(self, message: str, name: str) -> None:

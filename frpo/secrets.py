@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frpo.config import ConfigError, FunctionReward, RewardConfig, UrlReward
+from frpo.config import ConfigError, FunctionReward, Missing, RewardConfig, UrlReward
 from frpo.rewards.loading import load_function
 
 ALWAYS = ("HF_TOKEN",)
@@ -51,7 +51,7 @@ class Named:
 def secrets_of(rewards: Sequence[RewardConfig]) -> Secrets:
     """Those that the rewards name, as far as this process has them.
 
-    Raises ConfigError for one that is named on purpose and not set, or a function that does not resolve.
+    Raises Missing for one that is named on purpose and not set, ConfigError for a function that does not resolve.
     """
     found = {name: os.environ[name] for name in ALWAYS if name in os.environ}
     for i, reward in enumerate(rewards):
@@ -61,7 +61,7 @@ def secrets_of(rewards: Sequence[RewardConfig]) -> Secrets:
                 found[named.variable] = value
             elif named.on_purpose:
                 said = f"the environment variable {named.variable} is not set; export it where you start frpo"
-                raise ConfigError(f"{named.field}: {said}")
+                raise Missing(f"{named.field}: {said}")
     return Secrets(found)
 
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from frpo import saved, testbed
 from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl
 from frpo.metrics import RunLog
+from frpo.outline import Stage
 from frpo.prompts import Examples, load_examples, load_prompts
 from frpo.sources import identity, overlap
-from frpo.stages.graph import Stage
 from frpo.types import Prompt
 
 
