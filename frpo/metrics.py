@@ -74,8 +74,7 @@ class RunLog:
 
     def __exit__(self, *exc: object) -> None:
         self._stop_progress()
-        for board in self.boards:
-            board.close()
+        self._close_boards()
         self.file.close()
         self.logger.removeHandler(self.handler)
         self.handler.close()
@@ -148,6 +147,7 @@ class RunLog:
     def put_aside(self, superseded: Collection[str], prolonged: Collection[str], folder: Path) -> None:
         """Move the rows and curves of superseded stages into the same files of `folder`; rows of prolonged stages are copied.
         What comes then is another run to W&B."""
+        self._close_boards()  # they hold files open that are moved
         for name in (METRICS, SAMPLES):
             rows = list(read_rows(self.folder, name))
             append_rows(folder, name, [r for r in rows if r["stage"] in superseded or r["stage"] in prolonged])
@@ -205,6 +205,11 @@ class RunLog:
     def _write(self, kind: str, stage: str, values: Mapping[str, Any]) -> None:
         self.file.write(to_json({"kind": kind, "stage": stage, "time": time.time(), **values}) + "\n")
         self.file.flush()
+
+    def _close_boards(self) -> None:
+        for board in self.boards:
+            board.close()
+        self.boards = []
 
     def _boards(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if not self.boards:
