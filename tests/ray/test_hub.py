@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from frpo.certify import CertificateFile, weights_sha256
 from frpo.checkpoint import folder_sha256
@@ -28,6 +29,7 @@ def snapshot(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     cache = tmp_path / "模型"
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))  # read when it was imported
     monkeypatch.setenv("LC_ALL", "C")
     return hubs.cache(cache, NAME, tiny_model)
 

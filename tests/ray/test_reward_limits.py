@@ -76,12 +76,13 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(ray_cluster: N
 def service(ray_cluster: None, file: Path) -> Iterator[str]:
     from ray import serve
 
-    from deploy.service import start
+    from deploy.service import serving
 
     rewards = [{"kind": "function", "name": "grade", "function": f"{file}:grade", "timeout_s": LIMIT_S}]
     replicas = {"num_cpus": 0.1, "max_batch_requests": 64}
     config = ServiceConfig.model_validate({"rewards": rewards, "port": runs.free_port(), "replicas": replicas})
-    yield start(config)
+    with serving(config, None) as url:
+        yield url
     serve.shutdown()
 
 
@@ -90,7 +91,7 @@ def test_in_the_service_the_other_callers_are_answered(service: str) -> None:
 
     def ask(text: str) -> tuple[Any, float]:
         began = time.monotonic()
-        answer = httpx.post(f"{service}/score", json={"items": [{"prompt": "p", "completion": text}]}, timeout=60)
+        answer = httpx.post(f"{service}/v1/score", json={"items": [{"prompt": "p", "completion": text}]}, timeout=60)
         return answer.json()["scores"][0], time.monotonic() - began
 
     ask("warm")

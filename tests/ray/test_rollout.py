@@ -88,7 +88,7 @@ def test_an_adapter_is_applied_as_by_peft(pool: RolloutPool, hf: tuple[Any, Any]
     truth = helpers.naive_logprobs(PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], adapter).eval(), data)
     assert abs(truth - helpers.naive_logprobs(hf[0], data)).max() > 0.01
     pool.load_policy(adapter, 6)
-    np.testing.assert_allclose(pool.logprobs(data), truth, atol=1e-4)
+    np.testing.assert_allclose(pool.logprobs(data)[0], truth, atol=1e-4)
     prompted = write_adapter(tmp_path / "prompt", tiny_model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
         pool.load_policy(prompted, 7)
