@@ -254,7 +254,7 @@ LENGTH = ("--reward", "frpo.rewards:length")
         (("{odd}", "{rows}", *LENGTH, "--heldout-share", "2"), "--heldout-share: Input should be less than or equal to 1 (value 2.0)"),
         (("{odd}", "{rows}", *LENGTH, "--radius", "-1"), "--radius.0: Input should be greater than 0 (value -1.0)"),
         (("{odd}", "{rows}", *LENGTH, "--radius", "1", "--radius", "1.0"), "--radius: a radius stands twice; give each once"),
-        (("{odd}", "{rows}", *LENGTH, "--radius", "inf"), "--radius: give at least one radius, each a number"),
+        (("{odd}", "{rows}", *LENGTH, "--radius", "inf"), "--radius.0: Input should be a finite number (value inf)"),
         (("{odd}", "{rows}", *LENGTH, "--floor", "nan"), "--floor: Input should be a finite number"),
         (("{odd}", "{rows}", *LENGTH, "--completions", "1"), "--completions: Input should be greater"),
         (("{odd}", "{rows}", *LENGTH, "--max-new-tokens", "0"), "--max-new-tokens: Input should be greater than 0 (value 0)"),

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from frpo import stages
 from frpo.cli import main
 from frpo.config import ConfigError
 from frpo.metrics import RunLog
+from frpo.outline import outline
 from frpo.recipe import load
+from frpo.stages.folders import look
 from frpo.stages.inputs import Inputs, resolve
+from frpo.stages.walk import run
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
@@ -59,8 +61,8 @@ def test_wrong_data_is_one_message_in_run_and_plan(
 
 
 def test_plan_tells_what_is_let_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "train.jsonl", *({"prompt": f"[b]How {i}?", "task": "harmful", "completions": "x"} for i in range(4)))
-    write(tmp_path / "heldout.jsonl", *({"prompt": f"[b]how {i}", "task": "harmful"} for i in range(3, 9)))
+    write(tmp_path / "train.jsonl", *({"prompt": f"[b]How {i}?", "task": "harmful", "answer": "a", "completions": "x"} for i in range(4)))
+    write(tmp_path / "heldout.jsonl", *({"prompt": f"[b]how {i}", "task": "harmful", "answer": "a"} for i in range(3, 9)))
     files = [f"data.{part}=[{{path: {tmp_path / part}.jsonl, task_column: task}}]" for part in ("train", "heldout")]
     _, out, _ = frpo(monkeypatch, capsys, "plan", TESTBED, *(word for s in (*files, "data.mix={}") for word in ("--set", s)))
     assert f"{tmp_path}/train.jsonl:1: reward functions do not get the column completions" in out
@@ -106,12 +108,12 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         RunLog(tmp_path / "run", config) as log,
         pytest.raises(ConfigError, match=r"sft.jsonl:1: chat messages, but the model's tokenizer"),
     ):
-        stages.run(config, log, never)
+        run(config, look(config), log, never)
 
 
 def test_examples_of_two_fine_tunes_are_read_once_and_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = inputs(tmp_path)
-    found.read_ahead([s for s in stages.stages_of(found.config) if s.kind == "downstream"])
+    found.read_ahead([s for s in outline(found.config) if s.kind == "downstream"])
     one, two = found.config.downstream
     monkeypatch.setattr("frpo.stages.inputs.load_examples", None)
     assert found.examples("a", one.data, one.max_tokens) is found.examples("b", two.data, two.max_tokens)  # type: ignore[arg-type, union-attr]
