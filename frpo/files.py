@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -123,7 +124,13 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON, write null")
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is more than a number holds")
+    return number
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
 
 
 def _object(line: str, where: Place) -> Raw:

@@ -57,6 +57,7 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ),
     ("nan.jsonl", GOOD + b'{"prompt": "x", "n": NaN}\n', "nan.jsonl:2: not valid JSON (NaN is not JSON, write null)"),
     ("infinity.jsonl", b'{"n": [-Infinity]}\n', "infinity.jsonl:1: not valid JSON (-Infinity is not JSON"),
+    ("large.jsonl", b'{"n": -1e999}\n', "large.jsonl:1: not valid JSON (-1e999 is more than a number holds)"),
     ("twice.jsonl", GOOD + b'{"prompt": "x", "prompt": "y"}\n', "twice.jsonl:2: not valid JSON (the name 'prompt' stands twice"),
     ("array.jsonl", b'[{"prompt": "x"}]\n', "array.jsonl:1: expected an object, found list"),
     ("pretty.jsonl", b'{\n"prompt": "x"\n}\n', "pretty.jsonl:1: not valid JSON"),
