@@ -197,6 +197,8 @@ def _refuse_ending(conversation: Conversation, column: str, where: Place) -> Non
             f"{where}: column {column!r}: the conversation ends with a message of {role}, and the model is asked for the next one; "
             "end it with a message of user or tool (a given beginning of the answer is not continued)"
         )
+    if role == "user" and not conversation[-1]["content"].strip():
+        raise ConfigError(f"{where}: column {column!r}: the last message, which the model answers, is empty; write it, or take the row out")
 
 
 def _label(value: Any, column: str, where: Place) -> str:

@@ -45,6 +45,7 @@ def refusal(path: Path, row: dict[str, Any], examples: bool = False, **fields: A
     [
         ([HI, HELLO], "column 'prompt': the conversation ends with a message of assistant, and the model is asked for the next one"),
         ([HI, SYSTEM], "column 'prompt': the conversation ends with a message of system"),
+        ([SYSTEM, {"role": "user", "content": " \n"}], "column 'prompt': the last message, which the model answers, is empty"),
         ([{"role": "human", "content": "hi"}], "column 'prompt': unknown role 'human'; use one of system, developer, user, assistant"),
         ([{"role": "User", "content": "hi"}], "column 'prompt': unknown role 'User'"),
         ([{"from": "human", "value": "hi"}], "column 'prompt': the message {'from': 'human', 'value': 'hi'} needs role and content"),
