@@ -137,6 +137,10 @@ def check_signature(reward: FunctionReward, columns: Collection[str] | None, fie
             raise ConfigError(f"{field}.function: instances of the class {reward.function} cannot be called; give it a __call__")
         function = partial(call, None)  # bound to nobody: for its signature
     takes = parameters(function)
+    if not (takes.names or takes.required or takes.rest):
+        raise ConfigError(f"{field}.function: {reward.function} takes nothing by keyword; name what it reads, such as completions")
+    if inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{field}.function: {reward.function} is an async generator, which nothing waits for; return a list instead")
     shape = shape_of(takes.names)
     # a ready-made function lets **_ take columns, never a misspelt argument
     takes_any = takes.rest and (not hasattr(function, "reads_text") or "columns" in inspect.signature(function).parameters)

@@ -8,11 +8,13 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from frpo.config import ConfigError
+from frpo.rewards.parts import reason
 
 Function = Callable[..., Any]
 
@@ -23,14 +25,15 @@ def load_function(spec: str, field: str = "rewards.function") -> Function:
     if not colon or not place:
         raise ConfigError(f"{field}: {spec!r}; write module:function or file.py:function")
     try:
-        module = _from_file(Path(place).expanduser(), field) if place.endswith(".py") else importlib.import_module(place)
+        with chdir("."):  # where the user's code goes elsewhere, relative paths would mean something else from then on
+            module = _from_file(Path(place).expanduser(), field) if place.endswith(".py") else importlib.import_module(place)
         function = getattr(module, name, None)
     except ConfigError:
         raise
     except BaseException as error:  # user code: whatever it raises on import, SystemExit too, is the user's to see
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ConfigError(f"{field}: {place!r} cannot be imported: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"{field}: {place!r} cannot be imported: {reason(error)}") from None
     if not callable(function):
         known = [n for n in vars(module) if inspect.isfunction(getattr(module, n)) and not n.startswith("_")]
         raise ConfigError(f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}")

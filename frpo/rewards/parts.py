@@ -18,12 +18,12 @@ REASON_CHARS = 500
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, of a length for a message."""
+    """What an error says, of a length for a message, in characters that UTF-8 has."""
     try:
         text = str(error)
     except Exception:  # the error is the user's, and so is its __str__
         text = ""
-    return f"{type(error).__name__}: {text}"[:REASON_CHARS]
+    return f"{type(error).__name__}: {text}"[:REASON_CHARS].encode(errors="backslashreplace").decode()
 
 
 def values_of(answer: Any, count: int) -> list[Any]:

@@ -213,6 +213,9 @@ def needs(completions, solution, **kwargs): return []
 def closed(completions, bonus=0.0): return []
 def positional(prompts, completions, /): return []
 def verl(data_source, solution_str, ground_truth, difficulty): return 1.0
+def star(*args): return []
+def nothing(): return []
+async def stream(completions): yield 1.0
 class NoCall: pass
 class Needs:
     def __init__(self, model): pass
@@ -229,6 +232,9 @@ class Needs:
         ("closed", {"completions": []}, r"rewards\.2\.arguments\.completions: the run itself gives this"),
         ("positional", {}, "asks for 'prompts, /'"),
         ("verl", {}, "asks for 'difficulty'.*this one as in verl"),
+        ("star", {}, r"rewards\.2\.function: .*:star takes nothing by keyword; name what it reads, such as completions"),
+        ("nothing", {}, "takes nothing by keyword"),
+        ("stream", {}, "is an async generator, which nothing waits for; return a list instead"),
         ("NoCall", {}, "instances of the class .*NoCall cannot be called; give it a __call__"),
         ("Needs", {}, r"the class .*Needs asks for 'model'; give it in rewards\.2\.arguments"),
     ],
@@ -267,6 +273,29 @@ def test_a_file_named_like_an_installed_module_shadows_nothing(tmp_path: Path, m
     import colorsys
 
     assert colorsys.rgb_to_hsv(0, 0, 0) == (0.0, 0.0, 0)
+
+
+def test_a_file_that_goes_to_another_folder_takes_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "goes_away.py").write_text("import os\nos.chdir('/')\ndef f(completions): return [7.0]\n")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert load_function("goes_away.py:f")(completions=["x"]) == [7.0]
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("class Mute(BaseException):\n    def __str__(self): raise ValueError\nraise Mute", "Mute: "),
+        ("raise ValueError(chr(0xD800))", r"ValueError: \ud800"),
+        ("raise ValueError('x' * 10**6)", f"ValueError: {'x' * 488}"),
+    ],
+)
+def test_why_a_file_cannot_be_imported_can_be_printed(tmp_path: Path, code: str, why: str) -> None:
+    (tmp_path / "breaks.py").write_text(code)
+    with pytest.raises(ConfigError) as error:
+        load_function(f"{tmp_path / 'breaks.py'}:f")
+    assert str(error.value).partition("cannot be imported: ")[2] == why
 
 
 POOLED = """
