@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -34,6 +34,8 @@ PROCESSES = 3
 POOL_MIB = 55
 """Memory of these processes and of the server that they are forked from, without what the functions of others import."""
 LOAD_LIMIT_S = 300.0
+LEADER = "FRPO_REWARD_PROCESS"
+"""Environment variable with the number of the process, for what it starts: that may leave its group (start_new_session)."""
 GRACE_S = 5.0
 """After a call's time limit, until its process ends itself, where nobody is left to kill it."""
 
@@ -67,6 +69,7 @@ def _load(rewards: Mapping[str, FunctionReward], environment: Mapping[str, str],
     """Runs once in each process. It leads a group of processes, so that what it starts dies with it."""
     os.setsid()
     os.environ.update(environment)  # the server's is of the time when it started
+    os.environ[LEADER] = str(os.getpid())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, even in C code that holds the interpreter
     for field, reward in rewards.items():
         try:
@@ -221,10 +224,13 @@ class Functions:
         """Kill what processes that ended have left behind."""
         self._meet(wait_s=0.0)
         with self.lock:
-            for pid in [p for p in self.groups if not exists(p)]:
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                self.groups.discard(pid)
+            ended = {pid for pid in self.groups if not exists(pid)}
+            self.groups -= ended
+        for pid in ended:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        if ended:
+            kill_strays(ended)
 
 
 def ready_made_imports(rewards: Iterable[FunctionReward]) -> list[str]:
@@ -236,6 +242,16 @@ def ready_made_imports(rewards: Iterable[FunctionReward]) -> list[str]:
 def _stop(pool: ProcessPool) -> None:
     pool.stop()
     pool.join()
+
+
+def kill_strays(leaders: Collection[int]) -> None:
+    """Kill what those processes have started and is no longer of their groups, found by its environment."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended meanwhile, or somebody else's
+            if process.environ().get(LEADER) in map(str, leaders):
+                process.kill()
 
 
 def exists(pid: int) -> bool:

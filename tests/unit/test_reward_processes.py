@@ -61,6 +61,17 @@ def starts(completions, **_):
         time.sleep(100)
     return each(completions, bad)
 
+def detaches(completions, **_):
+    def bad():
+        child = subprocess.Popen(["sleep", "100"], start_new_session=True)
+        (HERE / f"{child.pid}.pid").touch()
+        child.wait()
+    return each(completions, bad)
+
+def torn(completions, **_):
+    def bad(): raise ValueError(chr(0xD800))
+    return each(completions, bad)
+
 def imports(completions, **_):
     import slow_to_import
     return [slow_to_import.VALUE for _ in completions]
@@ -122,12 +133,14 @@ LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
         ("in_c", LATE),
         ("sleeps", LATE),
         ("starts", LATE),
+        ("detaches", LATE),
         ("exits", "mine: its process ended (exit code 3)"),
         ("crashes", "mine: its process ended (SIGSEGV)"),
         ("raises", "mine: ZeroDivisionError: division by zero"),
         ("leaves", "mine: SystemExit: 3"),
         ("recursive", "mine: RecursionError: maximum recursion depth exceeded"),
         ("mute", "mine: Mute: "),
+        ("torn", "mine: ValueError: \\ud800"),  # half of a surrogate pair: no log and no answer of a service could hold it
         ("drops", "mine: gave 0 values for 1 completions"),
     ],
 )
@@ -139,7 +152,7 @@ def test_the_completion_at_fault_alone_loses_its_reward(scorer: Callable[..., Sc
     assert time.monotonic() - began < 2 * T + 3
     values = (1.0, 1.0, 1.0) if name == "drops" else (1.0, 2.0, 4.0)
     assert got == [(values[0], None), (values[1], None), (None, why), (values[2], None)]
-    if name in ("in_c", "sleeps", "starts"):
+    if name in ("in_c", "sleeps", "starts", "detaches"):
         assert gone(tmp_path)
     assert found.score(items("aa"))[0].total == values[1]
 
