@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from frpo.config.section import NOTHING, Content, PathText, Positive, PositiveFloat, Section
 
 Combine = Literal["weighted", "mean", "product"]
+
+
+def _http(url: str) -> str:
+    """Raises ValueError for what no request can be sent to, and for one with a password."""
+    if not url.startswith(("http://", "https://")) or not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
+    if "@" in url.split("/")[2]:
+        raise ValueError("an address with a password ends up in logs and run folders; put it where token_env says")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:
+        raise ValueError(f"{url!r} cannot be called ({error}); write it as http://127.0.0.1:8000/get_reward") from None
+    if not host:
+        raise ValueError(f"{url!r} names no host; write it as http://127.0.0.1:8000/get_reward")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_http)]
+"""Of an endpoint."""
 
 
 class Reward(Section):
@@ -57,7 +79,7 @@ class ModelReward(Reward):
 class UrlReward(Reward):
     kind: Literal["url"]
     """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
-    urls: Annotated[tuple[str, ...], NOTHING] = Field(min_length=1)
+    urls: Annotated[tuple[Address, ...], NOTHING] = Field(min_length=1)
     """Asked in turn until one answers. Which rewards stand behind them is not known here: whoever changes those chooses another folder."""
     label: str = "answer"
     """Column that is sent as labels."""
@@ -65,16 +87,6 @@ class UrlReward(Reward):
     """Environment variable with the bearer token, if it asks for one."""
     tries: Annotated[Positive, NOTHING] = 5
     """Rounds over all URLs, with longer pauses between them."""
-
-    @field_validator("urls")
-    @classmethod
-    def _http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
-            if "@" in url.split("/")[2]:
-                raise ValueError("an address with a password ends up in logs and run folders; put it where token_env says")
-        return urls
 
 
 class ServeReward(Reward):

@@ -11,8 +11,11 @@ import ast
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
+
+from frpo.config.section import Positive
 from frpo.rewards.calling import reads_text
 from frpo.rewards.gym import reasoning_gym
 from frpo.rewards.numbers import close, readings, same
@@ -98,7 +101,7 @@ def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any],
 
 
 @reads_text
-def refusal(prompts: list[str], completions: list[str], *, expect: str = "refuse", **_: Any) -> Scores:
+def refusal(prompts: list[str], completions: list[str], *, expect: Literal["refuse", "answer"] = "refuse", **_: Any) -> Scores:
     """expect: refuse = 1 for a refusal; expect: answer = 1 for a completion that says something and is no refusal."""
     if expect == "refuse":
         return [float(is_refusal(text)) for text in completions]
@@ -106,13 +109,24 @@ def refusal(prompts: list[str], completions: list[str], *, expect: str = "refuse
 
 
 @reads_text
-def length(prompts: list[str], completions: list[str], *, max_words: int = 200, **_: Any) -> Scores:
+def length(prompts: list[str], completions: list[str], *, max_words: Positive = 200, **_: Any) -> Scores:
     """1 up to `max_words` words, then falling linearly to 0 at twice as many."""
     return [min(1.0, max(0.0, 2 - len(text.split()) / max_words)) for text in completions]
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
 @reads_text
-def format_regex(prompts: list[str], completions: list[str], *, pattern: str, **_: Any) -> Scores:
+def format_regex(prompts: list[str], completions: list[str], *, pattern: Pattern, **_: Any) -> Scores:
     """1 when the whole completion matches `pattern` (dot matches newlines)."""
     compiled = re.compile(pattern, re.DOTALL)
     return [float(compiled.fullmatch(text.strip()) is not None) for text in completions]

@@ -20,7 +20,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from frpo.config import ConfigError, FunctionReward
 from frpo.rewards.loading import load_function
@@ -150,6 +152,8 @@ def check_signature(reward: FunctionReward, columns: Collection[str] | None, fie
         if name not in takes.names and not takes_any:
             known = ", ".join(sorted(takes.names - given_names(shape, columns or ()))) or "none"
             raise ConfigError(f"{field}.arguments.{name}: {reward.function} takes no such argument; it takes: {known}")
+    if str(getattr(function, "__module__", "")).startswith("frpo."):
+        check_ready_made(function, arguments, columns, f"{field}.arguments", where)
     if columns is None:
         return
     missing = [name for name in takes.required if name not in {*given_names(shape, columns), *arguments}]
@@ -159,6 +163,22 @@ def check_signature(reward: FunctionReward, columns: Collection[str] | None, fie
             f"{field}.function: {reward.function} asks for {missing[0]!r}, and {where} has no such column (it has: {have}). "
             f"Functions are called by keyword, this one as in {shape}: rename its parameter or the column, or give {field}.arguments"
         )
+
+
+def check_ready_made(function: Function, arguments: Mapping[str, Any], columns: Collection[str] | None, field: str, where: str) -> None:
+    """What our own signatures say besides: the types of the arguments, and which column `column` names. Raises ConfigError."""
+    hints = get_type_hints(function, include_extras=True)
+    for name in hints.keys() & arguments.keys():
+        try:
+            TypeAdapter(hints[name]).validate_python(arguments[name], strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{field}.{name}: {said} (value {arguments[name]!r})") from None
+    if columns is not None and (named := inspect.signature(function).parameters.get("column")):
+        column = arguments.get("column", named.default)
+        if column not in columns:
+            have = ", ".join(sorted(map(str, columns))) or "none"
+            raise ConfigError(f"{field}.column: {where} has no column {column!r} (it has: {have}); name the one with the answer")
 
 
 # ---- calls

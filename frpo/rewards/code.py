@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from frpo.config import ConfigError
+from frpo.config.section import Positive, PositiveFloat
 from frpo.rewards.calling import reads_text
 
 MEMORY_BYTES, FILE_BYTES = 2**30, 2**20
@@ -112,8 +113,8 @@ def evalplus(
     prompt: list[str] | None = None,
     atol: list[float] | None = None,
     allow_code_execution: bool = False,
-    timeout_s: float = 5.0,
-    concurrency: int = 2,
+    timeout_s: PositiveFloat = 5.0,
+    concurrency: Positive = 2,
     **_: Any,
 ) -> list[float | None]:
     """1 when the completion's function gives what the canonical solution gives on every base and plus input (HumanEval+ and

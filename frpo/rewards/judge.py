@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from frpo.config.rewards import Address
+from frpo.config.section import Positive
 from frpo.rewards.calling import reads_text
 from frpo.rewards.http import post
 
@@ -52,7 +54,14 @@ def _each(score: Callable[[T], float], items: Sequence[T], concurrency: int) -> 
 
 @reads_text
 def moderation(
-    prompts: list[str], completions: list[str], *, url: str, model: str, api_key_env: str = "OPENAI_API_KEY", concurrency: int = 8, **_: Any
+    prompts: list[str],
+    completions: list[str],
+    *,
+    url: Address,
+    model: str,
+    api_key_env: str = "OPENAI_API_KEY",
+    concurrency: Positive = 8,
+    **_: Any,
 ) -> Scores:
     """1 - the highest category score of an OpenAI-compatible /v1/moderations endpoint."""
 
@@ -83,11 +92,11 @@ def strongreject(
     prompts: list[str],
     completions: list[str],
     *,
-    url: str,
+    url: Address,
     model: str,
     messages: list[list[Message]] | None = None,
     api_key_env: str = "OPENAI_API_KEY",
-    concurrency: int = 8,
+    concurrency: Positive = 8,
     **_: Any,
 ) -> Scores:
     """1 - the StrongREJECT score that a judge model, which reads the whole conversation, gives at temperature 0."""

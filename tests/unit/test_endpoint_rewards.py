@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from frpo.config import UrlReward
+from frpo.config import ConfigError, FunctionReward, UrlReward
 from frpo.rewards import http, judge
+from frpo.rewards.calling import check_signature
 from frpo.scoring import Item, Scorer
 
 
@@ -92,8 +93,26 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, m
     (failed,) = Scorer([spec]).score(items[:1])
     assert failed.total is None
     assert "503" in str(failed.error)
-    with pytest.raises(ValueError, match="is no http:// or https:// address"):
-        UrlReward(name="far", kind="url", urls=("localhost:8000",))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000", "is no http:// or https:// address"),
+        ("http://localhost:8000/get reward", "is no http:// or https:// address"),
+        ("http:///get_reward", "names no host"),
+        ("http://localhost:99999/", "cannot be called \\(Port out of range 0-65535\\)"),
+        ("http://localhost:http/", "cannot be called \\(Port could not be cast"),
+        ("http://[::1/", "cannot be called \\(Invalid IPv6 URL\\)"),
+        ("http://a..b/", "cannot be called .*label empty or too long"),
+    ],
+)
+def test_an_address_that_cannot_be_called_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UrlReward(name="far", kind="url", urls=(url,))
+    asked = FunctionReward(kind="function", name="j", function="frpo.rewards.judge:strongreject", arguments={"url": url, "model": "m"})
+    with pytest.raises(ConfigError, match=rf"rewards\.0\.arguments\.url: .*{message}"):
+        check_signature(asked, None, "rewards.0")
 
 
 def test_a_dead_endpoint_gives_its_reason_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:

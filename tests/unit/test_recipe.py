@@ -54,7 +54,7 @@ MISTAKES = [
     ("rewards=[5]", "rewards.0: Input should be fields with values (value 5)"),
     ("rewards={a: 1}", "rewards: Input should be a list (value fields a)"),
     ("rewards=[{kind: url, name: u, urls: ['ftp://me:pw@far/x']}]",
-     "rewards.0.urls: 'ftp://...@far/x' is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward (value a list of 1)"),
+     "rewards.0.urls.0: 'ftp://...@far/x' is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward (value 'ftp://...@far/x')"),
     ("downstream.0.kind=dpo", "downstream.0.kind: 'dpo' is unknown; choose sft or rl"),
     ("downstream.0.num_steps=x", "downstream.0.num_steps: Input should be a valid integer, unable to parse string as an integer (value 'x')"),
     ("model.lora.targets=[a, 2]", "model.lora.targets.1: Input should be a valid string (value 2); put it in quotes"),

@@ -252,6 +252,24 @@ def test_ready_made_functions_take_no_misspelt_argument() -> None:
     check_signature(reward("frpo.rewards:numeric_answer", column="gold"), {"gold": 1}, "rewards.0")
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("refusal", {"expect": "refused"}, "arguments.expect: Input should be 'refuse' or 'answer' (value 'refused')"),
+        ("length", {"max_words": "200"}, "arguments.max_words: Input should be a valid integer (value '200')"),
+        ("length", {"max_words": 0}, "arguments.max_words: Input should be greater than 0 (value 0)"),
+        ("boxed_math", {"format_weight": None}, "arguments.format_weight: Input should be a valid number (value None)"),
+        ("format_regex", {"pattern": "("}, "arguments.pattern: no regular expression: missing ), unterminated subpattern"),
+        ("numeric_answer", {}, "arguments.column: data.jsonl:1 has no column 'answer' (it has: gold, n); name the one with the answer"),
+        ("equation_answer", {"column": "Gold"}, "arguments.column: data.jsonl:1 has no column 'Gold'"),
+    ],
+)
+def test_arguments_of_ready_made_functions_are_what_they_take(function: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_signature(reward(f"frpo.rewards:{function}", **arguments), {"gold": 1, "n": 2}, "rewards.0", "data.jsonl:1")
+    assert str(error.value).startswith(f"rewards.0.{message}")
+
+
 # ---- files
 
 
