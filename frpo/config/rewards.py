@@ -18,7 +18,9 @@ def _http(url: str) -> str:
     if not url.startswith(("http://", "https://")) or not url.isprintable() or " " in url:
         raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
     if "@" in url.split("/")[2]:
-        raise ValueError("an address with a password ends up in logs and run folders; put it where token_env says")
+        raise ValueError(
+            "an address with a password ends up in logs and run folders; put it into the variable that token_env or api_key_env names"
+        )
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname or "", parts.port
