@@ -13,6 +13,7 @@ import socket
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from frpo import models, sources
@@ -146,7 +147,7 @@ def check_attention(config: Config) -> None:
 
 
 ROWS_LOOKED_AT = 1000
-"""Of a data set whose tasks stand in a column: the columns of the first row of each task are what its rewards are called with."""
+"""Of a data set: the columns that any of them has are what the rewards of its task are called with."""
 
 
 def scored(config: Config) -> list[DatasetConfig]:
@@ -160,8 +161,9 @@ def check_columns(config: Config) -> None:
     functions = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward)]
     for source in _once(scored(config)) if functions else ():
         first: dict[str, sources.Row] = {}
-        for row in itertools.islice(sources.read_rows(source), 1 if source.task else ROWS_LOOKED_AT):
-            first.setdefault(row.task, row)
+        for row in itertools.islice(sources.read_rows(source), ROWS_LOOKED_AT):
+            known = first.setdefault(row.task, row)
+            first[row.task] = replace(known, columns={**row.columns, **known.columns})
         for (i, reward), (task, row) in itertools.product(functions, first.items()):
             if not reward.tasks or task in reward.tasks:
                 check_signature(reward, row.columns, f"rewards.{i}", row.where)

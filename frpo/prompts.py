@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,13 @@ def _templated(row: Row, source: DatasetConfig, messages: Conversation, tokenize
 
 
 def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
-    """Tokenized prompts in file order, and the number of those dropped for being longer than `max_tokens`."""
-    prompts, dropped = [], 0
+    """Tokenized prompts in file order, and the number of those dropped for being longer than `max_tokens`.
+
+    A column that a row of a source lacks and another has is None there, as in a data set of the hub.
+    """
+    prompts, dropped = list[Prompt](), 0
     for s, source in enumerate(sources):
+        read = list[Prompt]()
         for r, row in enumerate(read_rows(source)):
             messages = conversation(row, source)
             ids = _prompt_ids(row, source, messages, tokenizer)
@@ -75,7 +79,9 @@ def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: i
                 dropped += 1
                 continue
             columns = {name: value for name, value in row.columns.items() if name not in TAKEN}
-            prompts.append(Prompt(f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)))
+            read.append(Prompt(f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)))
+        every = dict.fromkeys(name for prompt in read for name in prompt.columns)
+        prompts += [replace(prompt, columns=dict.fromkeys(every) | prompt.columns) for prompt in read]
     return prompts, dropped
 
 

@@ -224,6 +224,12 @@ def test_columns_by_names_that_functions_know_do_not_reach_them(tmp_path: Path) 
     assert found.columns == {"answer": 2, "task": "x"}
 
 
+def test_a_column_that_a_row_lacks_is_none_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "a", "answer": 1}, {"prompt": "b", "hint": "h"}])
+    found, _ = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 20)
+    assert [p.columns for p in found] == [{"answer": 1, "hint": None}, {"answer": None, "hint": "h"}]
+
+
 @pytest.mark.parametrize(
     ("row", "fields"),
     [
