@@ -54,7 +54,7 @@ def place(kind: type[BaseModel], where: Sequence[int | str]) -> tuple[Path, list
     """The path that the recipe has, without the members of unions that pydantic names in its own; and the types that fit there."""
     path: list[int | str] = []
     options: list[Any] = [kind]
-    for part in where:
+    for part in (p for p in where if p != "[key]"):  # pydantic's mark of a name that is wrong itself
         if len(options) > 1:
             options = [o for o in options if part in kinds_of(o)] or [Any]
         else:

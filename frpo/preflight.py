@@ -184,7 +184,10 @@ def check_tasks(config: Config) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"run_dir: {folder} cannot be a folder ({error.strerror}); choose another") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"run_dir: {folder} cannot be written ({parent} is not a writable folder); choose another")
 

@@ -63,8 +63,11 @@ def checked(kind: type[Section] = Config) -> Iterator[None]:
 
 
 def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
-    """Read a recipe and apply `--set` assignments. Raises as `read` does."""
-    return read(recipe, assignments, Config)
+    """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is nothing to train on."""
+    config = read(recipe, assignments, Config)
+    if not config.data.train:
+        raise ConfigError("data.train: a list of 0; every arm is trained on prompts, give some")
+    return config
 
 
 def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:

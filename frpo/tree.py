@@ -37,8 +37,10 @@ class Dumper(yaml.SafeDumper):
     """Quotes whatever string another reader could take for something else."""
 
 
-INT = re.compile(r"^[-+]?(0|[1-9][0-9]*)$|^0x[0-9a-fA-F]+$|^0o[0-7]+$")
+INT = re.compile(r"^[-+]?(0|[1-9][0-9]*)$|^0x[0-9a-fA-F]{1,16}$|^0o[0-7]{1,22}$")
 FLOAT = re.compile(r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
+"""What JSON can hold too: a recipe is kept and compared as that."""
 REPLACED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
@@ -66,6 +68,8 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{line}: not valid YAML: {_said(error)}") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{where}: not valid YAML: character {error.position + 1} is no text; save it as UTF-8 text") from None
+    except KeyError as error:  # !!bool of another word
+        raise ConfigError(f"{where}: not valid YAML: {error} is no truth value") from None
     except ValueError as error:  # such as a number of 5,000 digits
         raise ConfigError(f"{where}: not valid YAML: {str(error).partition(';')[0]}") from None
     finally:
@@ -89,11 +93,13 @@ def _said(error: yaml.MarkedYAMLError) -> str:
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Number of values below and with a node, aliases written out. Raises ConstructorError for too many, for an alias of what it
-    stands in, and for a key that stands twice, of which only the last would count."""
+    stands in, for a key that stands twice, of which only the last would count, and for what is no JSON."""
     if id(node) in sizes:
         if sizes[id(node)] == 0:
             raise _wrong(node, "an alias stands inside what it names")
         return sizes[id(node)]
+    if node.tag not in PLAIN:
+        raise _wrong(node, f"a value of kind {node.tag.removeprefix('tag:yaml.org,2002:')}; leave the tag out")
     sizes[id(node)] = 0
     below: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from frpo.config.section import NOTHING, Content, PathText, Positive, Section, Share
 
 
@@ -15,7 +17,7 @@ class LoraConfig(Section):
     dropout: Share = 0.0
     """Dropout on the adapters' input in supervised fine-tuning. Reinforcement learning has none, of adapters or of the model's own: the
     ratio is to engines that have none."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """Names of linear layers that get an adapter, in full or their last parts; all-linear leaves the output head out."""
 
 

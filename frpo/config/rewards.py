@@ -39,7 +39,7 @@ Address = Annotated[str, AfterValidator(_http)]
 class Reward(Section):
     """What all kinds of reward share."""
 
-    name: Annotated[str, NOTHING]
+    name: Annotated[str, NOTHING] = Field(min_length=1)
     """Name in metrics and reports."""
     weight: float = 1.0
     """Factor in the total."""

@@ -32,6 +32,11 @@ def _without_workers(learner: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in learner.items() if k not in Workers.model_fields}
 
 
+def _given(data: dict[str, Any], part: str) -> Any:
+    """A section as it was written; no fields where it was left out, or is null."""
+    return {} if data.get(part) is None else data[part]
+
+
 def refuse_workers(data: dict[str, Any]) -> None:
     """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the run's ranks."""
     places: dict[str, Any] = {"base": data.get("base")}
@@ -62,7 +67,7 @@ class EvaluateConfig(Workers):
 class CertifyConfig(Section):
     completions_per_prompt: Annotated[int, Field(ge=2)] = 64
     """Fresh completions drawn from each held-out prompt of a trained task, once the policy is finished."""
-    radii: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+    radii: tuple[PositiveFloat, ...] = Field((0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0), min_length=1)
     """Radii certified at once, nats per completion."""
     floor: FiniteFloat = 0.0
     """Least value that the total reward can take; failed rewards count as this."""
@@ -70,8 +75,6 @@ class CertifyConfig(Section):
     @field_validator("radii")
     @classmethod
     def _in_order(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
-        if not radii or not all(map(math.isfinite, radii)):
-            raise ValueError("give at least one radius, each a number")
         if len(set(radii)) < len(radii):
             raise ValueError("a radius stands twice; give each once")
         return tuple(sorted(radii))
@@ -186,7 +189,7 @@ class Config(Section):
             if isinstance(arm, dict):
                 arm = dict(arm)
                 for part in ("objective", "learner"):
-                    default, own = data.get(part) or {}, arm.get(part) or {}
+                    default, own = _given(data, part), _given(arm, part)
                     if isinstance(default, dict) and isinstance(own, dict):
                         arm[part] = {**_without_workers(default), **own}
             arms.append(arm)
@@ -195,7 +198,7 @@ class Config(Section):
             learner = {k: v for k, v in learner.items() if k != "stop_at_reward"}
             found["downstream"] = [
                 {**d, "learner": {**_without_workers(learner), **own}}
-                if isinstance(d, dict) and d.get("kind") == "rl" and isinstance(own := d.get("learner") or {}, dict)
+                if isinstance(d, dict) and d.get("kind") == "rl" and isinstance(own := _given(d, "learner"), dict)
                 else d
                 for d in data["downstream"]
             ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -33,9 +33,22 @@ class Redoes:
 NOTHING = Redoes(())
 """Changes no number: places, resources, limits, names."""
 
-PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+MOST_PATH, MOST_PART = 4095, 255
+"""Bytes that Linux takes of a path, and between two slashes of it."""
+
+
+def _possible(path: str) -> str:
+    """With ~ expanded. Raises ValueError for what no file system can hold."""
+    if not path or "\0" in path:
+        raise ValueError("this is no path; give one, or leave the field out")
+    if len(os.fsencode(path)) > MOST_PATH or any(len(os.fsencode(part)) > MOST_PART for part in path.split("/")):
+        raise ValueError(f"no path has more than {MOST_PATH} bytes, or {MOST_PART} between two slashes; give a shorter one")
+    return os.path.expanduser(path)  # pathlib raises for ~nobody
+
+
+PathText = Annotated[str, AfterValidator(_possible)]
 """A path, or a name of something else; ~ is the home folder."""
-Folder = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # pathlib raises for ~nobody
+Folder = Annotated[Path, BeforeValidator(lambda path: _possible(path) if isinstance(path, str) else path)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Content:
     of: Literal["model", "data", "code", "tasks"]
 
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Of what becomes a folder."""
 
 

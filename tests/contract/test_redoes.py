@@ -62,7 +62,7 @@ WITH: dict[str, dict[str, Any]] = {
     "tensor_parallel": {"transport": "process_group"},
 }  # fmt: skip
 """What else has to be set, beside the field, for it to be valid; none of it counts where the field itself does not."""
-FIXED = {"kind", "part"}
+FIXED = {"kind", "part", "top_p"}
 """Fields whose other values need another section around them; tested below."""
 
 
@@ -207,6 +207,13 @@ def test_a_kind_and_a_part_count_like_their_section(place: Path, old: dict[str, 
     for tree, first in ((part, {"rlhf/plain", "rlhf/own"}), (kind, {"base"})):
         new = digests(tree, place)
         assert {n for n in old if old[n] != new[n]} == closed(first)
+
+
+def test_a_nucleus_counts_where_no_kl_is_asked_for(place: Path) -> None:
+    before = {**recipe(), "objective": {}, "arms": [{"name": "a", "objective": {"penalty": "k3"}}], "downstream": [], "attack": None}
+    after = {**before, "rollout": {**before["rollout"], "top_p": 0.5}}
+    old, new = digests(before, place), digests(after, place)
+    assert {n for n in old if old[n] != new[n]} == {"rlhf/a", "harness/a", "certify/a"}
 
 
 def test_the_order_of_arms_and_fine_tunes_counts_for_nothing(place: Path, old: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ CODE, DATA, MODEL, TASKS = (Content(of) for of in ("code", "data", "model", "tas
 
 
 def of(what: Content, value: object) -> str:
-    return Digests(Path("nowhere")).of(what, value)
+    return Digests(Path("nowhere")).of(what, str(value) if isinstance(value, Path) else value)
 
 
 def rewards(folder: Path) -> Path:
