@@ -158,10 +158,7 @@ def weights_sha256(policy: Path) -> str:
     """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it stands on."""
     if not saved.is_adapter(policy):
         return folder_sha256(policy)
-    applied = saved.read_json(policy / saved.ADAPTER)
-    for key in ("base_model_name_or_path", "revision", "inference_mode"):
-        applied.pop(key, None)
-    parts = (folder_sha256(policy), weights_sha256(saved.parent(policy)), applied)
+    parts = (folder_sha256(policy), weights_sha256(saved.parent(policy)), saved.applied(policy))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -114,6 +115,19 @@ class Progress(BaseModel):
     """As num_workers."""
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Folders of checkpoints, the newest last; not what else somebody has put beside them."""
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir())
+
+
+def progress_of(checkpoint: Path) -> Progress | None:
+    """None where it is torn."""
+    try:
+        return Progress.model_validate_json((checkpoint / "progress.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 class Checkpoints:
     """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json."""
 
@@ -144,13 +158,13 @@ class Checkpoints:
 
     def latest(self) -> tuple[Path, Progress] | None:
         """The newest checkpoint whose manifest verifies, or None."""
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
-            if self._verifies(path):
-                return path, Progress.model_validate_json((path / "progress.json").read_text())
+        for path in reversed(checkpoints_in(self.folder)):
+            if self._verifies(path) and (progress := progress_of(path)):
+                return path, progress
         return None
 
     def clear(self, *, but_newest: bool = False) -> None:
-        found = sorted(self.folder.glob("step-*"))
+        found = checkpoints_in(self.folder)
         if not (but_newest and found):
             shutil.rmtree(self.folder, ignore_errors=True)
         for path in found[:-1]:
@@ -164,13 +178,13 @@ class Checkpoints:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             return all((path / n).stat().st_size == size and sha256(path / n) == digest for n, (size, digest) in manifest.items())
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError, TypeError):  # torn, or JSON of another shape
             return False
 
     def _prune(self) -> None:
-        found = sorted(self.folder.glob("step-*"))
-        scores = {p: Progress.model_validate_json((p / "progress.json").read_text()).validation for p in found}
-        measured = [p for p in found if scores[p] is not None]
+        found = checkpoints_in(self.folder)
+        scores = {p: progress.validation for p in found if (progress := progress_of(p))}
+        measured = [p for p in found if scores.get(p) is not None]
         best = sorted(measured, key=lambda p: (scores[p], p.name), reverse=True)[: self.keep_best]
         for path in found[: -self.keep_last]:
             if path not in best:

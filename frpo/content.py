@@ -17,17 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from frpo import testbed
+from frpo import saved, testbed
 from frpo.checkpoint import sha256, write_text
+from frpo.config import ConfigError
 from frpo.config.section import Content
+from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
 
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    saved.ADAPTER,
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*",
@@ -49,7 +49,7 @@ class Digests:
         self.file_ = folder / REMEMBERED
         try:
             self.known: dict[str, str] = dict(json.loads(self.file_.read_text()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             self.known = {}
         self.used: dict[str, str] = {}
 
@@ -83,13 +83,19 @@ class Digests:
         return self._data(value) if what.of == "data" else self._code(value)
 
     def _model(self, name: str, above: tuple[Path, ...] = ()) -> str:
-        """Configuration, tokenizer and weights; an adapter's base too. `above` are the adapters that stand on it."""
+        """Configuration, tokenizer and weights; of an adapter how it is applied, and its base wherever that lies. `above` are the
+        adapters that stand on it."""
         folder = Path(name)
         if not folder.is_dir() or folder in above:
             return name
-        found = self.files((p for pattern in MODEL_FILES for p in folder.glob(pattern) if p.is_file()), folder)
-        base = _base_of(folder / "adapter_config.json")
-        return _hash([found, self._model(base, (*above, folder))]) if base else found
+        files = {p for pattern in MODEL_FILES for p in folder.glob(pattern) if p.is_file()}
+        if not saved.is_adapter(folder):
+            return self.files(files, folder)
+        try:
+            parts = [self.files(files - {folder / saved.ADAPTER}, folder), saved.applied(folder)]
+            return _hash([*parts, self._model(str(saved.parent(folder, download=False)), (*above, folder))])
+        except ConfigError:  # torn, or its base is not here: said elsewhere
+            return self.files(files, folder)
 
     def _data(self, name: str) -> str:
         """A file by its bytes, a folder by those of all its files but caches, a generator by its version; other names as they are."""
@@ -119,19 +125,19 @@ class Digests:
     def _imports(self, file: Path, top: Path) -> list[str]:
         return sorted(self.file(p) for p in local_imports(file, top))
 
-    def _task(self, file: Path) -> str:
-        """A task file of lm-evaluation-harness, the data files that it names, and what it includes or calls beside it."""
-        tree = yaml.load(file.read_text(errors="replace"), _TaskLoader)
+    def _task(self, file: Path, above: tuple[Path, ...] = ()) -> str:
+        """A task file of lm-evaluation-harness, the data files that it names, and what it includes or calls beside it. `above` are the
+        files that include it."""
         found = [self.file(file)]
-        if not isinstance(tree, dict):
+        try:
+            tree = read_task(file)
+        except ConfigError:  # said elsewhere
             return _hash(found)
-        files = (tree.get("dataset_kwargs") or {}).get("data_files") or {}
-        for named in files.values() if isinstance(files, dict) else [files]:
-            found += [self.file(Path(n)) for n in ([named] if isinstance(named, str) else named)]
-        if isinstance(tree.get("include"), str) and (other := file.parent / tree["include"]).is_file() and other != file:
-            found.append(self._task(other))
-        modules = sorted({c.text.rpartition(".")[0] for c in _calls(tree)})
-        for module in filter(None, modules):
+        found += [self.file(Path(name)) for name in data_files(tree)]
+        included = tree.get("include")
+        if isinstance(included, str) and (other := file.parent / included).is_file() and other not in (file, *above):
+            found.append(self._task(other, (*above, file)))
+        for module in sorted(modules_of(tree)):
             found += self._imports(file.parent / f"{module.replace('.', '/')}.py", file.parent)
         return _hash(found)
 
@@ -150,16 +156,9 @@ def _testbed() -> str:
     return _hash([asdict(i) for i in (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())])
 
 
-def _base_of(adapter: Path) -> str | None:
-    try:
-        return str(json.loads(adapter.read_text())["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _is_cache(path: Path) -> bool:
     """Files that the datasets and hub libraries leave in a folder."""
-    return path.name.startswith("cache-") or any(part.startswith(".") for part in path.parts)
+    return path.match("cache-*.arrow") or any(part.startswith(".") for part in path.parts)
 
 
 def _source_of(module: str) -> Path | None:
@@ -228,33 +227,3 @@ def _modules(above: Path, name: str) -> Iterator[Path]:
         for file in (place.with_name(place.name + ".py"), place / "__init__.py"):
             if file.is_file():
                 yield file
-
-
-# ---- task files
-
-
-class _Call:
-    """!function module.name"""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-class _TaskLoader(yaml.SafeLoader):
-    """Reads any tag."""
-
-
-def _tagged(loader: _TaskLoader, tag: str, node: yaml.Node) -> Any:
-    return _Call(str(node.value)) if tag == "function" else None
-
-
-_TaskLoader.add_multi_constructor("!", _tagged)
-
-
-def _calls(node: Any) -> Iterator[_Call]:
-    if isinstance(node, _Call):
-        yield node
-    if isinstance(node, dict):
-        node = list(node.values())
-    for part in node if isinstance(node, list) else ():
-        yield from _calls(part)

@@ -2,10 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from frpo.config import ConfigError, HarnessConfig
+
+
+@dataclass(frozen=True)
+class Call:
+    """!function module.name"""
+
+    text: str
+
+
+class TaskLoader(yaml.SafeLoader):
+    """Reads any tag."""
+
+
+def _tagged(loader: TaskLoader, tag: str, node: yaml.Node) -> Any:
+    return Call(str(node.value)) if tag == "function" else None
+
+
+TaskLoader.add_multi_constructor("!", _tagged)
+
+
+def read_task(file: Path) -> dict[str, Any]:
+    """A task file, with Calls for what it calls; what it includes is left out. Raises ConfigError, without the field."""
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), TaskLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())}); give a task YAML file") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} holds no fields; give a task YAML file")
+    return tree
+
+
+def data_files(tree: dict[str, Any]) -> list[str]:
+    """The local files that a task reads."""
+    arguments = tree.get("dataset_kwargs")
+    files = arguments.get("data_files") if isinstance(arguments, dict) else None
+    named: list[Any] = []
+    for group in files.values() if isinstance(files, dict) else [files]:
+        named += group if isinstance(group, list) else [group]
+    return [name for name in named if isinstance(name, str)]
+
+
+def modules_of(tree: dict[str, Any]) -> set[str]:
+    """Of the functions that a task calls."""
+    return {module for call in _calls(tree, 0) if (module := call.text.rpartition(".")[0])}
+
+
+DEEPEST = 50
+"""Levels of a task that are looked through; an alias may stand inside what it names."""
+
+
+def _calls(node: Any, depth: int) -> Iterator[Call]:
+    if isinstance(node, Call):
+        yield node
+    if isinstance(node, dict):
+        node = list(node.values())
+    for part in node if isinstance(node, list) and depth < DEEPEST else ():
+        yield from _calls(part, depth + 1)
+
+
+def check_files(harness: HarnessConfig) -> None:
+    """That task files and the data that they name are there, as far as it can be told without lm-eval. Raises ConfigError."""
+    for i, task in enumerate(harness.tasks):
+        if not _is_file(task):
+            continue
+        if not Path(task).is_file():
+            raise ConfigError(f"harness.tasks.{i}: no such file {task}; give a task YAML file or the name of a task")
+        try:
+            tree = read_task(Path(task))
+        except ConfigError as error:
+            raise ConfigError(f"harness.tasks.{i}: {error}") from None
+        if not {"task", "include"} & set(tree):
+            raise ConfigError(f"harness.tasks.{i}: {task} names no task; it needs a field 'task'")
+        for file in data_files(tree):
+            if not Path(file).is_file():
+                raise ConfigError(f"harness.tasks.{i}: {task} reads {file}, which is not there; mend dataset_kwargs.data_files")
 
 
 def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
@@ -19,6 +98,7 @@ def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
     except ImportError as error:
         raise ConfigError(f"harness: lm-evaluation-harness is missing ({error}); install frpo with the extra 'eval'") from None
 
+    check_files(harness)
     names = [t for t in harness.tasks if not _is_file(t)]
     manager = TaskManager(include_defaults=bool(names))
     found: list[str | dict[str, Any]] = []
@@ -30,15 +110,9 @@ def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
                 )
             found.append(task)
             continue
-        if not Path(task).is_file():
-            raise ConfigError(f"harness.tasks.{i}: no such file {task}; give a task YAML file or the name of a task")
         tree = load_yaml(task)
         if not isinstance(tree, dict) or "task" not in tree:
             raise ConfigError(f"harness.tasks.{i}: {task} names no task; it needs a field 'task'")
-        for files in (tree.get("dataset_kwargs") or {}).get("data_files", {}).values():
-            for file in [files] if isinstance(files, str) else files:
-                if not Path(file).is_file():
-                    raise ConfigError(f"harness.tasks.{i}: {task} reads {file}, which is not there; mend dataset_kwargs.data_files")
         found.append(tree)
     return found, manager
 

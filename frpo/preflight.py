@@ -30,6 +30,7 @@ from frpo.config import (
     ServeReward,
     UrlReward,
 )
+from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.outline import fixed_end, outline
 from frpo.planning import Plan
@@ -50,6 +51,8 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
             absent.append(str(error))
     found = check_data(config, progress)
     check_tasks(config)
+    if config.harness:
+        check_files(config.harness)
     check_columns(config)
     check_folder(config.folder)
     if absent:

@@ -82,6 +82,12 @@ def parent(folder: Path, *, download: bool = True) -> Path:
     return hub.local_folder(given, f"{file}: base_model_name_or_path", download=download)
 
 
+def applied(folder: Path) -> dict[str, Any]:
+    """How an adapter is applied: its configuration without where its base lies. Raises as `read_json`."""
+    places = ("base_model_name_or_path", "revision", "inference_mode")
+    return {key: value for key, value in read_json(folder / ADAPTER).items() if key not in places}
+
+
 def base(folder: Path, *, download: bool = True) -> Path:
     """The folder of the model under all adapters; `folder` itself where it is none. Raises as `check_adapter` and
     `parent` do."""

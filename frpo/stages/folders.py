@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from frpo.checkpoint import Checkpoints, write_text
+from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of, write_text
 from frpo.config import Config, ConfigError
 from frpo.content import Digests
 from frpo.outline import Stage, fixed_end, outline, training_of
@@ -94,8 +94,8 @@ def _read(path: Path, kind: type[R]) -> R | None:
 
 
 def _newest(folder: Path) -> int | None:
-    steps = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
-    return int(steps[-1].removeprefix("step-")) if steps else None
+    found = checkpoints_in(folder / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else None
 
 
 def why_from_the_start(config: Config, stage: Stage, made: Made, before: Made, step: int | None) -> str:
@@ -122,14 +122,14 @@ def _refuse_other_ranks(config: Config, standing: Standing) -> None:
     training = training_of(config, standing.stage)
     if standing.state not in ("begun", "longer") or not (standing.step and training):
         return
-    folder = config.folder / standing.stage.name / "checkpoints" / f"step-{standing.step:08d}"
-    try:
-        saved = json.loads((folder / "progress.json").read_text())
-    except (OSError, ValueError):
+    saved = progress_of(config.folder / standing.stage.name / "checkpoints" / f"step-{standing.step:08d}")
+    if saved is None:
         return  # torn: an older one is taken
     field, train = training
-    for name, value in (("learner.num_workers", config.learner.num_workers), (f"{field}.zero_stage", train.zero_stage)):
-        then = saved.get(name.split(".")[-1])
+    for name, value, then in (
+        ("learner.num_workers", config.learner.num_workers, saved.num_workers),
+        (f"{field}.zero_stage", train.zero_stage, saved.zero_stage),
+    ):
         if then is not None and then != value:
             raise ConfigError(
                 f"{name}: {value}, but {standing.stage.name} was left at step {standing.step} by a checkpoint of {then}, which cannot be "

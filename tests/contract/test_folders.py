@@ -277,3 +277,25 @@ def test_a_checkpoint_that_other_ranks_wrote_is_refused_not_lost(setting: str, m
         look(configured(tmp_path, setting, "learner.num_steps=12"))
     assert sorted(tmp_path.rglob("*")) == before
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
+
+
+def test_only_checkpoints_are_taken_for_checkpoints(tmp_path: Path) -> None:
+    made_up(configured(tmp_path), leave=("rlhf/frpo",))
+    checkpoints = tmp_path / "rlhf" / "frpo" / "checkpoints"
+    for name in ("step-best", "step-00000009 copy", "step-00000010.tmp"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "step-00000011").write_text("a file")
+    assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
+    found = Checkpoints(checkpoints, 1, 1).latest()
+    assert found is not None
+    assert found[0].name == "step-00000006"
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[]", "{}"])
+def test_progress_that_is_torn_is_no_progress(text: str, tmp_path: Path) -> None:
+    made_up(configured(tmp_path), leave=("rlhf/frpo",))
+    newest = tmp_path / "rlhf" / "frpo" / "checkpoints" / "step-00000006"
+    (newest / "progress.json").write_text(text)
+    assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
+    (newest / "manifest.json").write_text(text)
+    assert Checkpoints(newest.parent, 1, 1).latest() is None

@@ -132,6 +132,54 @@ def test_data_count_by_their_bytes(change: str, tmp_path: Path) -> None:
     assert (of(DATA, tmp_path / "renamed.jsonl"), of(DATA, tmp_path / "moved")) != (file, folder)
 
 
+def adapter_on(folder: Path, base: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": base}))
+    (folder / "adapter_model.safetensors").write_bytes(b"adapter")
+    return folder
+
+
+def test_an_adapter_counts_with_its_base_wherever_that_lies(tmp_path: Path) -> None:
+    for place in (tmp_path / "base", tmp_path / "adapter" / "inside"):
+        place.mkdir(parents=True)
+        (place / "model.safetensors").write_bytes(b"weights")
+    before = of(MODEL, adapter_on(tmp_path / "adapter", str(tmp_path / "base")))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert of(MODEL, adapter_on(tmp_path / "adapter", str(tmp_path / "moved"))) == before
+    assert of(MODEL, adapter_on(tmp_path / "adapter", "inside")) == before
+    (tmp_path / "adapter" / "inside" / "model.safetensors").write_bytes(b"others")
+    assert of(MODEL, tmp_path / "adapter") != before
+
+
+def test_a_file_of_a_folder_counts_though_its_name_begins_as_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "cache-rows.jsonl").write_text("1")
+    before = of(DATA, tmp_path)
+    (tmp_path / "cache-rows.jsonl").write_text("2")
+    assert of(DATA, tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1", "", "dataset_kwargs: 3", "dataset_kwargs: {data_files: [3, null]}", "a: &a [*a]", "include: t.yaml"]
+)
+def test_a_task_file_of_any_content_counts_by_its_bytes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(text)
+    before = of(TASKS, [str(tmp_path / "t.yaml")])
+    (tmp_path / "t.yaml").write_text(text + " ")
+    assert of(TASKS, [str(tmp_path / "t.yaml")]) != before
+
+
+def test_task_files_may_include_one_another(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("include: b.yaml")
+    (tmp_path / "b.yaml").write_text("include: a.yaml")
+    assert len(of(TASKS, [str(tmp_path / "a.yaml")])) == 64
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[1]", '{"a":'])
+def test_torn_digests_are_made_again(text: str, tmp_path: Path) -> None:
+    (tmp_path / "hashes.json").write_text(text)
+    assert Digests(tmp_path).known == {}
+
+
 def test_what_cannot_be_read_counts_by_its_name() -> None:
     assert of(DATA, "organisation/rows") == "organisation/rows"
     assert of(MODEL, "organisation/model") == "organisation/model"

@@ -8,7 +8,7 @@ import pytest
 
 from actors.harness import scores_of
 from frpo.config import ConfigError, HarnessConfig
-from frpo.harness import tasks_of
+from frpo.harness import check_files, tasks_of
 from frpo.records import BenchmarkScore
 
 TASK = """task: mine
@@ -53,3 +53,23 @@ def test_scores_are_every_number_but_the_standard_errors() -> None:
         BenchmarkScore(task="t", metric="acc", filter="none", value=0.5, se=0.1, num_examples=8),
         BenchmarkScore(task="t", metric="exact_match", filter="strict", value=0.25, se=None, num_examples=8),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "harness.tasks.1: no such file"),
+        ("task: [", "cannot be read"),
+        ("- task", "holds no fields"),
+        ("metric_list: []", "names no task; it needs a field 'task'"),
+        ("task: t\ndataset_kwargs: {data_files: nowhere.jsonl}", "reads nowhere.jsonl, which is not there"),
+        ("task: t\ndataset_kwargs: {data_files: {test: [nowhere.jsonl]}}", "reads nowhere.jsonl, which is not there"),
+    ],
+)
+def test_a_task_file_is_looked_at_before_anything_starts(text: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"harness\.tasks\.1: ") as found:
+        check_files(HarnessConfig(tasks=("gsm8k", str(file))))
+    assert message in str(found.value)
