@@ -13,8 +13,9 @@ __all__ = ["build", "build_sweep"]
 
 def build(folder: Path, out: Path | None = None) -> Path:
     """Write report.json and report.html of a run into `out`, by default its own folder; returns the page. Raises ConfigError when the folder holds no finished stage."""
-    from frpo.report.data import Report, collect
+    from frpo.report.data import collect
     from frpo.report.page import render
+    from frpo.report.schema import Report
 
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"report: {folder} is no run folder (no config.yaml); give the folder that `frpo run` wrote")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frpo.records import Record
-from frpo.report.data import Report
+from frpo.report.schema import Report
 
 Doubles = NDArray[np.float64]
 DRAWS = 4_000

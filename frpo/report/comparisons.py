@@ -10,7 +10,8 @@ import numpy as np
 
 from frpo.records import Evaluation, Record
 from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
-from frpo.report.data import Report, reward_of, rivals
+from frpo.report.data import rivals
+from frpo.report.schema import Report, reward_of
 
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""

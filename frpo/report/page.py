@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader
 from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
 from frpo.report.bootstrap import Interval
-from frpo.report.data import Report, reward_of
+from frpo.report.schema import Report, reward_of
 from frpo.report.sweep import Sweep
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from frpo.records import Certificate
-from frpo.report.data import Report, reward_of
+from frpo.report.schema import Report, reward_of
 
 INK, GRID = "#010203", "#010204"
 STYLE: Any = {

@@ -12,7 +12,8 @@ from frpo.records import Record
 from frpo.report.bootstrap import Interval, Table, Value
 from frpo.report.comparisons import Comparison, certified_at, compare, end_of, kept_after, kl_of, mean_of
 from frpo.report.coverage import Coverage, coverage_of
-from frpo.report.data import Report, collect
+from frpo.report.data import collect
+from frpo.report.schema import Report
 
 
 class ArmOverSeeds(Record):

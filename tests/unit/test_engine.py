@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from actors._engine import adamw, decay_groups, norm_of
+from actors._engine import norm_of
+from actors._optimizer import adamw, decay_groups
 from frpo.config import LearnerConfig
 
 

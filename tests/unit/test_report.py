@@ -19,7 +19,8 @@ from frpo.evaluation import certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
-from frpo.report.data import Report, collect, settings_of
+from frpo.report.data import collect, settings_of
+from frpo.report.schema import Report
 from frpo.report.sweep import gather
 from frpo.types import Reward
 from tests.unit.test_metrics import metrics

@@ -1,0 +1,129 @@
+"""The schema of report.json."""
+
+from __future__ import annotations
+
+from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, TaskReward
+from frpo.report.robustness import Robustness
+
+
+class Kept(Record):
+    """What one arm has left on one task after one downstream fine-tune."""
+
+    downstream: str
+    task: str
+    before: Estimate
+    after: Estimate
+    per_prompt: tuple[float | None, ...]
+    """Afterwards, each held-out prompt of the task."""
+
+
+class Arm(Record):
+    name: str
+    settings: str
+    """Objective in words."""
+    family: str
+    """The same without the penalty's weight: what stands on one curve over KL."""
+    penalty: str
+    beta: float
+    """Of the penalty; where it is steered, the weight it began with."""
+    target_kl: float | None
+    """The KL that the weight is steered to."""
+    lam: float | None
+    """For FRPO with a given lambda."""
+    evaluation: Evaluation
+    """Of the policy before any downstream task."""
+    summary: ArmSummary
+    kept: tuple[Kept, ...]
+
+
+class Downstream(Record):
+    """One arm through one downstream fine-tune."""
+
+    arm: str
+    task: str
+    evaluations: tuple[Evaluation, ...]
+
+
+class Benchmarks(Record):
+    """What lm-evaluation-harness measured of one policy."""
+
+    policy: str
+    """base, an arm, or an arm and the downstream task after which it was measured."""
+    scores: tuple[BenchmarkScore, ...]
+
+
+class Training(Record):
+    """Curves of one arm's rlhf stage, one value per step."""
+
+    arm: str
+    steps: tuple[int, ...]
+    reward: tuple[Maybe, ...]
+    kl: tuple[Maybe, ...]
+    entropy: tuple[Maybe, ...]
+    length: tuple[Maybe, ...]
+    equal_groups: tuple[Maybe, ...]
+
+
+class Comparison(Record):
+    """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %, one seed)."""
+
+    downstream: str
+    task: str
+    a: str
+    b: str
+    difference: float
+    lo: Maybe
+    hi: Maybe
+    """None where a single prompt was measured."""
+    kl_a: float | None
+    kl_b: float | None
+
+
+class Completion(Record):
+    policy: str
+    completion: str
+    reward: float | None
+
+
+class Prompt(Record):
+    task: str
+    prompt: str
+    completions: tuple[Completion, ...]
+
+
+class Report(Record):
+    name: str
+    seed: int
+    headline: tuple[str, ...]
+    """Sentences; the first is the answer."""
+    warnings: tuple[str, ...]
+    """Stages that learnt little, and what to change, a line per stage and cause."""
+    focus: str | None
+    """Task of the rlhf stage that lost most downstream, mean over arms."""
+    tasks: tuple[str, ...]
+    """Tasks of the rlhf stage."""
+    base: Evaluation | None
+    arms: tuple[Arm, ...]
+    downstream: tuple[Downstream, ...]
+    comparisons: tuple[Comparison, ...]
+    robustness: tuple[Robustness, ...]
+    """Certificate and measured policies of each arm and task; empty without a certify stage."""
+    benchmarks: tuple[Benchmarks, ...]
+    """Empty without a harness stage."""
+    training: tuple[Training, ...]
+    prompts: tuple[Prompt, ...]
+    seconds: dict[str, float]
+    """Of each stage."""
+    config: str
+    """YAML"""
+    versions: dict[str, str]
+    command: str
+
+
+def task_of(evaluation: Evaluation, task: str) -> TaskReward | None:
+    return next((t for t in evaluation.rewards if t.task == task), None)
+
+
+def reward_of(evaluation: Evaluation, task: str) -> Estimate | None:
+    found = task_of(evaluation, task)
+    return found.reward if found else None
