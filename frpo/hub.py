@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import platform
 import re
 from pathlib import Path
@@ -38,7 +39,7 @@ class Offline(NotCached):
 
 def is_name(given: str) -> bool:
     """Whether it names a model on the hub, organisation/name or organisation/name@revision: a folder of that name comes first."""
-    return HUB_NAME.fullmatch(given.rstrip("/")) is not None and not Path(given.rstrip("/")).exists()
+    return HUB_NAME.fullmatch(given.rstrip("/")) is not None and not os.path.exists(given.rstrip("/"))
 
 
 def local_folder(given: str, field: str = "model.path", *, download: bool = True) -> Path:

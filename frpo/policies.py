@@ -60,21 +60,24 @@ def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
-    """Raises ConfigError for a model that transformers refuses, or whose files lack weights, which it would draw at random, or of experts."""
+    """Raises ConfigError for a model that transformers refuses, or whose files lack weights or hold others, which it would draw at random,
+    or of experts."""
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (ValueError, OSError) as error:  # no such class, no such attention, or files that are not whole
-        reason = " ".join(str(error).split())
+    except Exception as error:  # no such class, no such attention, files that are not whole: what a library raises of them is of any kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"{folder}: transformers cannot load it with attention {attention} ({reason[:300]}); see model.attention"
         ) from None
     model, found = loaded
     if missing := set(found["missing_keys"]):
         raise ConfigError(f"{folder}: its files lack weights of the model: {_some(missing)}; save it again by its ...ForCausalLM class")
+    if mismatched := {key[0] for key in found["mismatched_keys"]}:
+        raise ConfigError(f"{folder}: its weights are of other shapes than config.json says: {_some(mismatched)}; save it again with both")
     if any(".experts." in name for name, _ in model.named_parameters()):
         raise ConfigError(
             f"{folder}: a mixture of experts (model_type {model.config.model_type}) cannot be published; choose a dense model"
@@ -125,8 +128,8 @@ def _adapted(base: Any, folder: Path) -> Any:
             found = adapted.load_adapter(folder, "default", torch_device="cpu", key_mapping=renamed)  # again: this one tells what fits
     except KeyError as error:
         raise ConfigError(f"{folder}: the adapter's file lacks {error}, which its configuration names; save the adapter again") from None
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # as in _full
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"{folder}: peft cannot apply {_kind(folder)} to {saved.parent(folder)} ({reason[:400]}); {saved.REMEDY}"
         ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises ConfigError when it holds no JSON object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); download or save it again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: holds no JSON object; download or save it again")
@@ -52,6 +54,8 @@ def check_adapter(folder: Path) -> None:
     """That an adapter has its weights, and is of a kind that can be written into those of its base. Raises ConfigError."""
     config = read_json(folder / ADAPTER)
     kind = config.get("peft_type")
+    if not _known(kind):
+        raise ConfigError(f"{folder / ADAPTER}: peft_type: {kind!r} is no kind that the installed peft knows; save the adapter again")
     if kind in NO_WEIGHTS:
         raise ConfigError(f"{folder / ADAPTER}: peft_type: {kind} cannot be merged into a model's weights; {REMEDY}")
     for field in NO_WEIGHTS_FIELDS:
@@ -60,6 +64,15 @@ def check_adapter(folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
     shapes(folder / WEIGHTS)
+
+
+def _known(kind: Any) -> bool:
+    """Whether peft has adapters of this kind, as far as its source tells."""
+    found = importlib.util.find_spec("peft")
+    if found is None or found.origin is None:
+        return True
+    kinds = Path(found.origin).parent / "utils" / "peft_types.py"
+    return not kinds.is_file() or f'= "{kind}"' in kinds.read_text(encoding="utf-8")
 
 
 def parent(folder: Path, *, download: bool = True) -> Path:
@@ -74,7 +87,7 @@ def parent(folder: Path, *, download: bool = True) -> Path:
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was trained on")
     for place in (Path(name).expanduser(), folder / name):
-        if place.is_dir():
+        if os.path.isdir(place):  # pathlib raises where the name is too long
             return place
     given = hub.name_of(name) or (f"{name}@{revision}" if revision else name)
     if not hub.is_name(given):
@@ -112,10 +125,13 @@ def tokenizer(folder: Path) -> Path:
 
 def weight_files(folder: Path) -> list[Path]:
     """The .safetensors files that transformers would load: those of the index, else model.safetensors, else all (some hubs' folders hold
-    the weights a second time under other names)."""
+    the weights a second time under other names). Raises ConfigError for an index that is torn."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise ConfigError(f"{index}: weight_map names no file for each weight; download or save the model again")
+        return [folder / name for name in sorted(set(names.values()))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 

@@ -190,3 +190,11 @@ def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForC
     Scorer(model.train())
     assert model.training
     assert model.eval().config._attn_implementation == "sdpa"
+
+
+def test_a_head_that_takes_other_states_than_the_bodys_is_refused() -> None:
+    config = transformers.ElectraConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, embedding_size=16
+    )
+    with pytest.raises(ConfigError, match="a model of type electra makes its logits otherwise than by its head alone"):
+        Scorer(AutoModelForCausalLM.from_config(config))

@@ -51,6 +51,12 @@ def refusal(model: Path, *sets: str) -> str:
 
 
 KINDS: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": "64"}, "hidden_size 64: no value that it can have"),
+    ({"num_attention_heads": 0}, "num_attention_heads 0: no value that it can have"),
+    ({"max_position_embeddings": [64]}, "max_position_embeddings [64]: no value that it can have"),
+    ({"rope_scaling": "yarn"}, "rope_scaling yarn: no value that it can have"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures LlamaForCausalLM: no value that it can have"),
+    ({"architectures": [None]}, "architectures [None]: no value that it can have"),
     ({"num_experts": 128, "model_type": "qwen3"}, "num_experts 128: a mixture of experts"),
     ({"num_local_experts": 8}, "num_local_experts 8: a mixture of experts"),
     ({"n_routed_experts": 64}, "n_routed_experts 64: a mixture of experts"),
@@ -142,3 +148,28 @@ def test_a_reward_model_needs_a_trained_head(tmp_path: Path) -> None:
     chat = write(tmp_path / "chat")
     with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .* has architectures LlamaForCausalLM: its score would come from a head"):
         check_reward_model("rewards.0.path", str(chat))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"weight_map": 3}', '{"weight_map": null}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}', "[" * 20_000]
+)
+def test_an_index_that_is_torn_is_named(text: str, tmp_path: Path) -> None:
+    (write(tmp_path / "m") / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json: " in refusal(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peft_type": "NOSUCH"}, "peft_type: 'NOSUCH' is no kind that the installed peft knows"),
+        ({"peft_type": ["LORA"]}, "peft_type: ['LORA'] is no kind that the installed peft knows"),
+        ({"base_model_name_or_path": "x" * 5000}, "base_model_name_or_path: no such folder"),
+    ],
+)
+def test_an_adapter_of_no_kind_or_on_no_base_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    base = write(tmp_path / "base")
+    (tmp_path / "a").mkdir()
+    save_file({"a": np.zeros(1, np.float16)}, tmp_path / "a" / "adapter_model.safetensors")
+    applied = {"peft_type": "LORA", "base_model_name_or_path": str(base), **fields}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(applied))
+    assert message in refusal(tmp_path / "a")

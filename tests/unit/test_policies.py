@@ -307,3 +307,34 @@ def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
     with pytest.raises(ConfigError, match=r"moe: a mixture of experts \(model_type qwen3_moe\)"):
         policies.load(tmp_path / "moe", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 64}, "its weights are of other shapes than config.json says: lm_head.weight, "),
+        ({"vocab_size": 65}, "its weights are of other shapes than config.json says: lm_head.weight, model.embed_tokens.weight;"),
+        ({"hidden_act": "nosuch"}, "transformers cannot load it with attention sdpa (KeyError: 'nosuch')"),
+        ({"num_attention_heads": 3}, "is not a multiple of the number of attention heads"),
+        ({"rms_norm_eps": "a"}, "Field 'rms_norm_eps' expected float"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "Missing required keys"),
+        ({"pad_token_id": 9999}, "Padding_idx must be within"),
+    ],
+)
+def test_a_configuration_that_is_not_of_the_weights_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = write_base(tmp_path / "m") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(ConfigError) as found:
+        policies.load(tmp_path / "m", dtype="float32")
+    assert message in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"bias": 3}, {"target_modules": "("}, {"rank_pattern": 3}, {"alpha_pattern": {"(": 1}}, {"megatron_config": {"a": 1}}]
+)
+def test_an_adapter_of_odd_settings_is_named(fields: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    file = write_adapter(tmp_path / "a", base, lora()) / saved.ADAPTER
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(ConfigError, match="peft cannot apply the adapter of kind LORA"):
+        policies.load(tmp_path / "a", dtype="float32")
