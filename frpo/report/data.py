@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from frpo import tree
 from frpo.advice import advice
 from frpo.config import ConfigError
 from frpo.metrics import read_steps
@@ -29,9 +28,11 @@ MANY_ARMS = 4
 
 
 def collect(folder: Path) -> Report:
-    """Read the configuration, metrics and stage results of a run."""
+    """Read the configuration, metrics and stage results of a run. Raises ConfigError for files that are torn."""
     text = (folder / "config.yaml").read_text()
-    config = yaml.safe_load(text)
+    config = tree.parse(text, f"report: {folder / 'config.yaml'}")
+    if not isinstance(config, dict) or "arms" not in config:
+        raise ConfigError(f"report: {folder / 'config.yaml'} is no configuration of a run; `frpo run` writes it again")
     results = {r.stage: r for r in map(_result, _results(folder))}
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
     tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})

@@ -269,3 +269,10 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 def test_the_tables_in_docs_say_what_the_studies_say() -> None:
     assert (ROOT / "docs" / "results" / "tables.md").read_text() == tables(ROOT / "docs" / "results")
+
+
+@pytest.mark.parametrize("text", ["[", "3", "", "name: a"])
+def test_a_configuration_that_is_torn_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"report: .*config\.yaml"):
+        collect(tmp_path)
