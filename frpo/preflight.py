@@ -13,7 +13,6 @@ import socket
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from frpo import models, sources
@@ -166,7 +165,7 @@ def check_columns(config: Config) -> None:
         first: dict[str, sources.Row] = {}
         for row in itertools.islice(sources.read_rows(source), ROWS_LOOKED_AT):
             known = first.setdefault(row.task, row)
-            first[row.task] = replace(known, columns={**row.columns, **known.columns})
+            first[row.task] = known._replace(columns={**row.columns, **known.columns})
         for (i, reward), (task, row) in itertools.product(functions, first.items()):
             if not reward.tasks or task in reward.tasks:
                 check_signature(reward, row.columns, f"rewards.{i}", row.where)

@@ -81,7 +81,7 @@ def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: i
             columns = {name: value for name, value in row.columns.items() if name not in TAKEN}
             read.append(Prompt(f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)))
         every = dict.fromkeys(name for prompt in read for name in prompt.columns)
-        prompts += [replace(prompt, columns=dict.fromkeys(every) | prompt.columns) for prompt in read]
+        prompts += [replace(prompt, columns={**every, **prompt.columns}) for prompt in read]
     return prompts, dropped
 
 
