@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from frpo.config import FinetuneConfig
-from frpo.metrics import RunLog, read_rows
+from frpo.metrics import RunLog
+from frpo.outline import outline
 from frpo.prompts import Examples
-from frpo.stages import stages_of
+from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stops import RunStopped
 from frpo.types import FinetuneStats, Sequences
@@ -56,7 +57,7 @@ def finetune(run: Path, stats: list[tuple[float, float]]) -> FakeRanks:
         inputs: Any = None
         work = Work(cfg, team, log, inputs)  # type: ignore[arg-type]
         spec = FinetuneConfig(num_steps=len(stats), batch_size=2)
-        list(work.finetune(stages_of(cfg)[0], run / "base", Path("policy"), spec, examples, ()))
+        list(work.finetune(outline(cfg)[0], run / "base", Path("policy"), spec, examples, ()))
     return ranks
 
 
