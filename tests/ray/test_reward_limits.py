@@ -86,6 +86,7 @@ def service(ray_cluster: None, file: Path) -> Iterator[str]:
     serve.shutdown()
 
 
+@pytest.mark.slow
 def test_in_the_service_the_other_callers_are_answered(service: str) -> None:
     import httpx
 
