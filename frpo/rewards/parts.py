@@ -27,8 +27,8 @@ def reason(error: BaseException) -> str:
 
 
 def values_of(answer: Any, count: int) -> list[Any]:
-    """One value per completion (at most one too many: generators need not end) from what a function returned: a list, tuple, generator, array or tensor ([N] or [N, 1]), or
-    OpenRLHF's dict with "rewards". Raises TypeError for what holds no values."""
+    """One value per completion from what a function returned: a list, tuple, generator, array or tensor ([N] or [N, 1]), or OpenRLHF's
+    dict with "rewards". At most one value too many, since a generator need not end. Raises TypeError for what holds no values."""
     if isinstance(answer, Mapping):
         answer = answer["rewards"]
     if hasattr(answer, "tolist"):  # numpy, torch, pandas
