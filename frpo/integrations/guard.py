@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +34,7 @@ BUDGET_TOKENS = 4096
 class Measured:
     step: int
     kl: float
-    """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts."""
+    """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts; NaN where the training has diverged."""
     se: float | None
     """Its standard error over prompts; None for a single one, whose KL has no upper limit."""
     certified: float
@@ -75,6 +77,10 @@ class FinetuneGuard(TrainerCallback):
         self.policy: Any = Scorer(certified).eval()
         self.ends = ends_of(folder, certified.generation_config)
         self.found: list[Measured] = []
+        self.scorer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trained()  # refuses a model whose logits it cannot make before the training, which may yet diverge
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0:
@@ -85,52 +91,80 @@ class FinetuneGuard(TrainerCallback):
             self.check(state.global_step, control)
 
     def check(self, step: int, control: Any) -> None:
-        kl = self.measure(step)
-        half = math.inf if kl.half is None else kl.half
-        found = Measured(step, kl.mean, kl.se, certified_at(self.file, kl.mean + half))
+        measured = self.measure(step)
+        kl, se = (measured.mean, measured.se) if measured else (math.nan, None)
+        half = measured.half if measured and measured.half is not None else math.inf
+        found = Measured(step, kl, se, certified_at(self.file, kl + half))
         self.found.append(found)
-        error = {} if kl.se is None else {"guard/kl_se": kl.se}
-        self.trainer.log({"guard/kl": kl.mean, **error, "guard/certified_reward": found.certified})
-        if not kl.mean + half <= self.radius:  # also where it is no number: the training has diverged
+        error = {} if se is None else {"guard/kl_se": se}
+        self.trainer.log({"guard/kl": kl, **error, "guard/certified_reward": found.certified})
+        if not kl + half <= self.radius:  # also where it is no number
             log.warning(
                 "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",
-                step, kl.mean, half, self.radius, found.certified,
+                step, kl, half, self.radius, found.certified,
             )  # fmt: skip
             control.should_training_stop |= self.action == "stop"
 
+    def trained(self) -> Any:
+        """A Scorer of the model in training."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if self.scorer is None or self.scorer.model is not model:
+            with plain_forward(model):
+                self.scorer = Scorer(model)
+        return self.scorer
+
     @torch.no_grad()
-    def measure(self, step: int) -> Estimate:
-        """KL in nats per completion, from fresh completions at temperature 1."""
-        accelerator = self.trainer.accelerator
-        model = accelerator.unwrap_model(self.trainer.model)
+    def measure(self, step: int) -> Estimate | None:
+        """KL in nats per completion, from fresh completions at temperature 1; None where it is no number: the training has diverged."""
+        accelerator, scorer = self.trainer.accelerator, self.trained()
+        model = scorer.model
         device = next(model.parameters()).device
         rank, world = accelerator.process_index, accelerator.num_processes
         prompts = self.file.prompt_token_ids
         was_training = model.training
         model.eval()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with plain_forward(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.file.seed + step)
-            drawn = [self._draw(model, list(prompts[i]), device) for i in range(rank, len(prompts), world)]
-        pairs = [pair for group in drawn for pair in group]
-        scorers = Scorer(model), self.policy.to(device)
-        q, p = (completion_logprobs(s, flatten(pairs), temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device) for s in scorers)
+            drawn = [self._draw(scorer.causal(), list(prompts[i]), device) for i in range(rank, len(prompts), world)]
+        pairs = flatten([pair for group in drawn for pair in group])
+        q, p = (
+            completion_logprobs(s, pairs, temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device)
+            for s in (scorer, self.policy.to(device))
+        )
         model.train(was_training)
         ends = np.cumsum([sum(len(text) for _, text in group) for group in drawn])[:-1]
         ratios = [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)] if drawn else []
         rows = [[ratio, 1.0] for ratio in ratios]  # gathering needs as many of every process: the others' second number is 0
         rows += [[0.0, 0.0]] * (math.ceil(len(prompts) / world) - len(ratios))
         everyone = accelerator.gather(torch.tensor(rows, dtype=torch.float64, device=device)).cpu().numpy()
-        return estimate(everyone[everyone[:, 1] == 1, 0])
+        found = everyone[everyone[:, 1] == 1, 0]
+        return estimate(found) if np.isfinite(found).all() else None
 
     def _draw(self, model: Any, prompt: list[int], device: torch.device) -> list[tuple[Ints, Ints]]:
         """Prompt and completion of each draw."""
         ids = torch.tensor([prompt] * self.completions, device=device)
-        out = plain_draws(Scorer(model).causal(), ids, self.file.max_new_tokens, self.ends)
+        out = plain_draws(model, ids, self.file.max_new_tokens, self.ends)
         pairs = []
         for row in out[:, len(prompt) :].tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
             pairs.append((np.array(prompt, dtype=np.int32), np.array(row[:end], dtype=np.int32)))
         return pairs
+
+
+@contextmanager
+def plain_forward(model: Any) -> Iterator[None]:
+    """The model's forward pass in the dtype of its weights, as both policies are scored.
+
+    A trainer of mixed precision puts another in its place, under autocast (`prepare_model` in accelerate/accelerator.py).
+    """
+    own, wrapped = model.__dict__.get("_original_forward"), model.forward
+    if own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.forward = wrapped
 
 
 def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:

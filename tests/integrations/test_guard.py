@@ -198,6 +198,7 @@ def test_a_training_that_diverged_is_outside(certified: tuple[Path, Any], caplog
 
     model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy")
     guard, control = guard_of(certified, model, action="stop"), TrainerControl()
+    guard.on_train_begin(None, None, control)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     guard.check(7, control)

@@ -109,7 +109,7 @@ def test_a_base_without_a_single_reward_stops_the_run_and_is_not_done(tmp_path: 
     process = runs.start(tmp_path / "run", *runs.SHORT, *runs.ONE_ARM, "base=null", reward)
     assert process.wait(400) == 1
     said = (tmp_path / "run.out").read_text()
-    assert "evaluation of base at step 0: all 24 rewards of task 'downstream' failed: judge: RuntimeError: the judge is out" in said
+    assert "evaluation of base at step 0: all 72 rewards of task 'downstream' failed: judge: RuntimeError: the judge is out" in said
     assert said.count("the judge is out") == 1
     assert "Resume with:" in said
     assert not (tmp_path / "run" / "base" / "done.json").exists()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -61,9 +62,16 @@ def endpoint() -> Iterator[str]:
     server.shutdown()
 
 
+def pauses_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of the pauses between tries, which are not waited for; other threads of the process sleep as ever."""
+    found: list[float] = []
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=found.append, monotonic=time.monotonic))
+    return found
+
+
 def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    monkeypatch.setattr(http.time, "sleep", lambda _: None)
+    pauses_of(monkeypatch)
     Judge.failures = 2  # retried
     found = judge.moderation(["p", "p"], ["a bomb", "a cake"], url=endpoint, model="m", api_key_env="JUDGE_KEY", concurrency=1)
     assert found == pytest.approx([0.75, 0.9])
@@ -74,8 +82,7 @@ def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRPO_SERVICE_TOKEN", "secret")
-    pauses: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    pauses = pauses_of(monkeypatch)
     Judge.failures = 1
     spec = UrlReward(name="far", kind="url", urls=("http://127.0.0.1:9/get_reward", f"{endpoint}/get_reward"), label="gold")
     items = [Item("ab", "cde", "t", {"gold": "x"}), Item("ab", "", "t", {})]
@@ -116,7 +123,7 @@ def test_an_address_that_cannot_be_called_is_refused(url: str, message: str) -> 
 
 
 def test_a_dead_endpoint_gives_its_reason_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http.time, "sleep", lambda _: None)
+    pauses_of(monkeypatch)
     found = judge.moderation(["p"] * 2, ["c"] * 2, url="http://127.0.0.1:9", model="m")
     assert [(type(f), "Connection refused after 4 tries" in str(f)) for f in found] == [(RuntimeError, True)] * 2
 
