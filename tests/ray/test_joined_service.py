@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,10 +119,10 @@ def test_nobody_else_reads_its_secrets(service: Serving) -> None:
     dashboard = head.env["RAY_API_SERVER_ADDRESS"]
     token = Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text()
     shown: dict[str, str] = {}
-    for path in ("/api/serve/applications/", "/logical/actors", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1", "/nodes?view=details", "/api/jobs/"):  # fmt: skip
-        request = urllib.request.Request(dashboard + path, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            shown[path] = answer.read().decode()
+    for path in ("/api/serve/applications/", "/logical/actors", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1", "/nodes?view=summary", "/api/v0/nodes?detail=1", "/api/jobs/"):  # fmt: skip
+        answer = httpx.get(dashboard + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        assert answer.status_code == 200, f"{path}: {answer.text}"
+        shown[path] = answer.text
     bin_ = Path(RAY).parent
     for command in (
         ["ray", "list", "actors", "--detail"],
