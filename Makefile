@@ -18,10 +18,11 @@ lint: install
 	.venv/bin/lint-imports
 
 check: lint
-	$(PYTEST) -n 2 tests/unit tests/contract
+	$(PYTEST) -n 2 -m "not slow and not long" tests/unit tests/contract
 
 test: lint
-	$(PYTEST) -m "not slow and not gpu" tests
+	$(PYTEST) -n 2 -m "not slow" tests/unit tests/contract
+	$(PYTEST) -m "not slow and not gpu" tests/ray tests/integrations
 
 test-all: lint
 	$(PYTEST) -m "not gpu" tests

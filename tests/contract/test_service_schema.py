@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -13,6 +14,7 @@ CONFIG = config(rewards=[{"kind": "function", "name": "short", "function": "frpo
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(CONFIG, Here(CONFIG), None))
 
 
+@pytest.mark.long
 @schema.parametrize()
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_request_breaks_it(case: schemathesis.Case) -> None:

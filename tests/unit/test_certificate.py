@@ -71,6 +71,7 @@ def test_several_prompts_share_one_budget() -> None:
 matrices = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-5, 5, width=32))
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(matrices, st.floats(0.001, 3), st.floats(0.001, 3))
 def test_the_curve_is_monotone_convex_and_between_least_and_mean(rewards: np.ndarray, first: float, second: float) -> None:
@@ -105,6 +106,7 @@ def test_the_plug_in_promises_too_much_where_failures_are_rare_and_the_bound_doe
     assert np.mean(bounds) > truth - 0.16  # what it costs at N = 256
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("radius", [0.1, 1.5])
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_bound_holds_at_least_as_often_as_it_says(name: str, radius: float) -> None:

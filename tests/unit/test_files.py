@@ -226,6 +226,7 @@ def test_a_split_that_means_nothing_is_refused(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "only") == [{"prompt": "a"}]
 
 
+@pytest.mark.long
 def test_a_hub_data_set_is_read_from_the_cache_when_offline(tmp_path: Path) -> None:
     """The cache as a download leaves it, read by another process that may not ask the hub."""
     fill: Callable[[str], str] = (

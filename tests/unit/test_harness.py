@@ -34,7 +34,7 @@ def test_a_task_file_with_local_data(tmp_path: Path) -> None:
         ("nowhere.yaml", None, "no such file nowhere.yaml"),
         ("{}/mine.yaml", TASK % "gone.jsonl", "reads gone.jsonl, which is not there; mend dataset_kwargs.data_files"),
         ("{}/mine.yaml", "tsk: mine", "names no task; it needs a field 'task'"),
-        ("gsm9k", None, "has no task 'gsm9k'; `lm-eval ls tasks` lists them"),
+        pytest.param("gsm9k", None, "has no task 'gsm9k'; `lm-eval ls tasks` lists them", marks=pytest.mark.long),
     ],
 )
 def test_mistakes(task: str, text: str | None, message: str, tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def test_a_snapshot_of_another_nodes_cache_is_found_in_this_ones(cache: Path, mo
         hub.on_this_node("/nowhere/model")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"])
 def test_plan_takes_the_model_from_the_cache_that_a_variable_names(variable: str, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "hub"

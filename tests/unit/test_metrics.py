@@ -157,6 +157,7 @@ def test_samples_are_kept_for_people(tmp_path: Path, cfg: Config) -> None:
     assert (row["stage"], row["step"], row["prompt"], row["completion"]) == ("rlhf/arm", 3, "how?", "like so")
 
 
+@pytest.mark.long
 def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the real library, offline: it writes the run's history to a file that a later `wandb sync` sends."""
     pytest.importorskip("wandb")

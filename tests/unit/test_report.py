@@ -135,6 +135,7 @@ def certified(run: Path) -> np.ndarray:
     return rewards
 
 
+@pytest.mark.long
 def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     rewards = certified(run)
     (found,) = collect(run).robustness
@@ -181,6 +182,7 @@ def of_one_prompt(found: Evaluation) -> Evaluation:
     return found.model_copy(update={"rewards": tuple(alone)})
 
 
+@pytest.mark.long
 def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
     certified(run)
     for file in [*run.glob("rlhf/*/done.json"), *run.glob("downstream/*/*/done.json"), *run.glob("attack/*/*/done.json")]:
@@ -233,6 +235,7 @@ def test_a_method_without_words_of_its_own_goes_by_its_name() -> None:
     assert settings_of({**ObjectiveConfig().model_dump(), "method": "dpo", "beta": 0.0}) == ("DPO, no penalty", "DPO, reverse")
 
 
+@pytest.mark.long
 def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Path) -> None:
     for i, stage in enumerate(("harness/base", "harness/frpo/crafts-harsh", "harness/frpo")):
         score = BenchmarkScore(task="gsm8k", metric="exact_match", filter="last-number", value=0.1 * (i + 1), se=0.05, num_examples=40)

@@ -40,6 +40,7 @@ def reward(file: Path, name: str) -> FunctionReward:
     return FunctionReward(kind="function", name="mine", function=f"{file}:{name}", timeout_s=LIMIT_S)
 
 
+@pytest.mark.long
 def test_other_groups_are_scored_while_one_hangs(file: Path) -> None:
     from actors.reward import RewardWorker
 
@@ -67,6 +68,7 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(file: Path) ->
     worker.scorer.close()
 
 
+@pytest.mark.long
 def test_in_a_replica_the_other_callers_are_answered(file: Path) -> None:
     from deploy.service import RewardReplica
 

@@ -157,6 +157,7 @@ def test_the_completion_at_fault_alone_loses_its_reward(scorer: Callable[..., Sc
     assert found.score(items("aa"))[0].total == values[1]
 
 
+@pytest.mark.long
 def test_a_function_that_ignores_the_polite_signal_is_killed(scorer: Callable[..., Scorer], tmp_path: Path) -> None:
     assert outcome(scorer("deaf").score(items("bad"))) == [(None, LATE)]
     assert gone(tmp_path)
@@ -230,6 +231,7 @@ def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyt
         found.close()
 
 
+@pytest.mark.long
 def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., Scorer]) -> None:
     found = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
     found.load()

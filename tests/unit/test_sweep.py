@@ -113,6 +113,7 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     (run / "report.json").touch()  # finished; what it says is read from the stages
 
 
+@pytest.mark.long
 def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path: Path) -> None:
     for name, lead in (("lead", LEAD), ("none", 0.0)):
         for seed in range(8):
@@ -175,6 +176,7 @@ def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
         gather([tmp_path])
 
 
+@pytest.mark.long
 def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_path: Path) -> None:
     for seed in range(4):
         made_up(tmp_path / "a", seed, 0.0)
