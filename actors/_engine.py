@@ -25,7 +25,7 @@ from actors import _dist
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
 from frpo import hub, policies, saved
 from frpo.config import ConfigError, ModelConfig, TrainConfig
-from frpo.logprobs import Scorer, TokenLogprobs, completion_logprobs
+from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
 from frpo.types import Floats, Sequences
 
@@ -175,11 +175,18 @@ class Engine:
         return [float(v) for v in total]
 
     def logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Floats:
-        """Log-probs of all completion tokens, computed by every rank (ZeRO-3 gathers are collective)."""
+        """Log-probs of all completion tokens, the same on every rank; each computes its share of them."""
         self.ds.eval()
-        return completion_logprobs(
-            self.ds, sequences, temperature=temperature, budget_tokens=self.train.micro_batch_tokens, device=self.device
-        )
+        share = self.share(sequences)
+        mine = [packs for packs, weight in share if weight]
+        found = logprobs_of_packs(self.ds, sequences, mine, temperature=temperature, device=self.device)
+        for packs, _ in share[len(mine) :]:  # as many passes as the other ranks make: under ZeRO-3 each is a collective
+            logprobs_of_packs(self.ds, sequences, [packs], temperature=temperature, device=self.device)
+        if self.world_size > 1:
+            total = torch.from_numpy(found).to(self.device)
+            dist.all_reduce(total)
+            found = total.cpu().numpy()
+        return found
 
     # ---- weights out
 

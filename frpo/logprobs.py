@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frpo.config import ConfigError
-from frpo.packing import MicroBatch, micro_batches, pack_lengths, packs_of, pad
+from frpo.packing import MicroBatch, Pack, micro_batches, pack_lengths, packs_of, pad
 from frpo.types import Floats, Sequences
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits computed at once (positions x vocabulary): 64 MiB in float32."""
+CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
+"""Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
 CHECKED = 4
 """Tokens whose logits are compared with the model's own when it is loaded."""
 
@@ -37,17 +38,57 @@ class TokenLogprobs:
     """[N, T] bool"""
 
 
+class ChunkedHead(nn.Module):
+    """The output head of a model, by the weights that it has there, with log-probs in place of logits. These exist in chunks alone.
+
+    One module computes all chunks: ZeRO-3 gathers a module's own weights whenever it is called (`fetch_sub_module` in
+    deepspeed/runtime/zero/partitioned_param_coordinator.py), and ranks with different numbers of chunks would wait for each other for ever.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+
+    def forward(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs of `targets` [N] and entropies after `states` [N, hidden], both [N] float32, nats."""
+
+        def one(state: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            return token_logprobs(nn.functional.linear(state, self.weight, self.bias), target, temperature)
+
+        size = max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(self.weight))
+        chunks = list(zip(states.split(size), targets.split(size), strict=True))
+        again = torch.is_grad_enabled() and len(chunks) > 1  # one chunk is small enough to keep its logits
+        done = [checkpoint(one, s, t, use_reentrant=False) if again else one(s, t) for s, t in chunks]
+        return torch.cat([d[0] for d in done]), torch.cat([d[1] for d in done])
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        """Nothing: the weights are saved under their name in the model."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """As little."""
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs of `targets` [N] under `logits` [N, vocabulary], and the entropies, detached; both [N] float32, nats."""
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), entropy
+
+
 class Scorer(nn.Module):
     """A causal language model whose forward pass gives completion log-probs instead of logits.
 
-    Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the memory. The head
-    is called as a module: ZeRO-3 gathers its weights by a hook. The weights must be whole when it is made, for its check.
+    Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the memory; those of a head that an
+    adapter stands on exist whole. The weights must be whole when it is made, for its check.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.check()
+        head = self.causal().get_output_embeddings()
+        self.head = ChunkedHead(head) if type(head) is nn.Linear else None
 
     def causal(self) -> Any:
         """The transformers model inside a peft wrapper."""
@@ -120,28 +161,15 @@ class Scorer(nn.Module):
             layout = {"attention_mask": hidden_from, "position_ids": batch.positions}
         hidden = body(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
         states = hidden.flatten(0, 1)[batch.source]
-        values, entropies = self._chunked(causal.get_output_embeddings(), states, batch.targets, temperature)
+        if self.head is None:
+            values, entropies = token_logprobs(causal.get_output_embeddings()(states), batch.targets, temperature)
+        else:
+            values, entropies = self.head(states, batch.targets, temperature)
         empty = torch.zeros(batch.mask.shape, device=values.device)
         where = batch.mask.nonzero(as_tuple=True)
         return TokenLogprobs(empty.index_put(where, values), empty.index_put(where, entropies), batch.mask)
 
-    @staticmethod
-    def _chunked(head: nn.Module, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        def one(state: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            logits = head(state).float() / temperature
-            logp = torch.log_softmax(logits, dim=-1)
-            with torch.no_grad():
-                entropy = -(logp.exp() * logp).sum(-1)
-            return logp.gather(1, target[:, None]).squeeze(1), entropy
 
-        size = max(256, CHUNK_ELEMENTS // int(getattr(head, "out_features", 1 << 16)))
-        chunks = list(zip(states.split(size), targets.split(size), strict=True))
-        again = torch.is_grad_enabled() and len(chunks) > 1  # one chunk is small enough to keep its logits
-        done = [checkpoint(one, s, t, use_reentrant=False) if again else one(s, t) for s, t in chunks]
-        return torch.cat([d[0] for d in done]), torch.cat([d[1] for d in done])
-
-
-@torch.no_grad()
 def completion_logprobs(
     scorer: Any, sequences: Sequences, *, temperature: float, budget_tokens: int, device: torch.device | str = "cpu"
 ) -> Floats:
@@ -149,13 +177,21 @@ def completion_logprobs(
 
     `scorer` is a Scorer, or an engine around one. Neighbours with the same prompt share its computation.
     """
+    packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=scorer.reach())
+    batches = [[packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)]
+    return logprobs_of_packs(scorer, sequences, batches, temperature=temperature, device=device)
+
+
+@torch.no_grad()
+def logprobs_of_packs(
+    scorer: Any, sequences: Sequences, batches: Iterable[list[Pack]], *, temperature: float, device: torch.device | str
+) -> Floats:
+    """The same for the rows of some packs, one forward pass a micro-batch of them; 0 in all other rows."""
     counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)
     starts = np.cumsum(counts) - counts
     out = np.zeros(int(counts.sum()), dtype=np.float32)
-    packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=scorer.reach())
-    for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens):
-        chosen = [packs[i] for i in batch]
-        found = scorer(pad(sequences, chosen, device), temperature).logprobs.cpu().numpy()
-        for values, row in zip(found, np.concatenate(chosen), strict=True):
+    for packs in batches:
+        found = scorer(pad(sequences, packs, device), temperature).logprobs.cpu().numpy()
+        for values, row in zip(found, np.concatenate(packs), strict=True):
             out[starts[row] : starts[row] + counts[row]] = values[: counts[row]]
     return out
