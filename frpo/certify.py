@@ -165,16 +165,16 @@ def weights_sha256(policy: Path) -> str:
 def check_parity(rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config) -> None:
     """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run. Raises RunStopped."""
     from frpo.batching import flatten
-    from frpo.stops import RunStopped
+    from frpo.stops import RunStopped, parity_gap
 
     seeds = [derive(config.seed, "parity", p.id) for p in prompts]
     sampling = Sampling(1, config.rollout.max_new_tokens, stop=config.rollout.stop)
     groups = sorted(rollouts.generate(prompts, seeds, sampling, 0), key=lambda g: g.index)
     right = np.concatenate([row for rows in scorer.submit(policy, groups).result() for row in rows])
     found = rollouts.logprobs(flatten([(g.prompt.token_ids, g.completions[0].token_ids) for g in groups]))
-    gap = float(abs(found - right).max())
-    if not gap <= config.rollout.parity_tolerance:
+    gap = parity_gap(found, right)
+    if not gap <= config.parity_tolerance:
         raise RunStopped(
-            f"engine and transformers differ by {gap:.3g} nats on the same token of {policy} (rollout.parity_tolerance = "
-            f"{config.rollout.parity_tolerance:g}): the engine does not run this policy, and would certify another"
+            f"engine and transformers differ by {gap:.3g} nats a token of {policy} (rollout.parity_tolerance = "
+            f"{config.parity_tolerance:g}): the engine does not run this policy, and would certify another"
         )

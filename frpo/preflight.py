@@ -230,4 +230,6 @@ def disk_bytes(config: Config) -> int:
     policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
     if config.model.lora:
         return size * (2 + len(config.arms) * len(config.downstream)) + size // 4 * kept
-    return size * policies + 4 * size * kept
+    # weights, and float32 master weights and two moments of each: the weights are their own masters in float32
+    checkpoint = 4 if config.model.dtype == "float32" else 7
+    return size * policies + checkpoint * size * kept

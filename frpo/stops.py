@@ -77,9 +77,17 @@ def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, ste
     where = f"step {step}"
     for who, found in (("the engine", engines), ("the learner", learner)):
         stop_if_not_finite(where, {f"a log-prob of {who}": float(found.sum())}, BROKEN)
-    gap = float(abs(engines - learner).max())
-    if not gap <= config.rollout.parity_tolerance:
+    gap = parity_gap(engines, learner)
+    if not gap <= config.parity_tolerance:
         raise RunStopped(
-            f"{where}: engine and learner differ by {gap:.3g} nats on the same token (rollout.parity_tolerance = "
-            f"{config.rollout.parity_tolerance:g}): publishing the weights does not reach every layer of the engine"
+            f"{where}: engine and learner differ by {gap:.3g} nats a token (rollout.parity_tolerance = {config.parity_tolerance:g}): "
+            "publishing the weights does not reach every layer of the engine"
         )
+
+
+def parity_gap(engines: Floats, right: Floats) -> float:
+    """Mean difference over tokens of the engine that is furthest off, nats. `engines` [engines, tokens], `right` [tokens].
+
+    Not the largest: in bfloat16 single tokens differ by much between any two implementations, while a layer of other weights moves all.
+    """
+    return float(abs(engines - right).mean(axis=1).max())

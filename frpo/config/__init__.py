@@ -7,7 +7,16 @@ what needs the disk or the cluster is checked in `frpo.preflight`.
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
-from frpo.config.run import AttackConfig, CertifyConfig, CheckpointConfig, ClusterConfig, Config, EvaluateConfig, HarnessConfig
+from frpo.config.run import (
+    LARGEST_RANK,
+    AttackConfig,
+    CertifyConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    EvaluateConfig,
+    HarnessConfig,
+)
 from frpo.config.section import ConfigError, Missing, Section
 from frpo.config.training import (
     ArmConfig,
@@ -25,6 +34,7 @@ from frpo.config.training import (
 )
 
 __all__ = [
+    "LARGEST_RANK",
     "ArmConfig",
     "AttackConfig",
     "BaseConfig",

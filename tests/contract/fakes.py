@@ -56,7 +56,7 @@ class FakeEngine:
         return Completion(np.array([token], np.int32), logp[token : token + 1].numpy().copy(), f"answer {token}", "stop")
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        return completion_logprobs(self.logits, sequences)
+        return completion_logprobs(self.logits, sequences)[None]  # of one engine
 
 
 def completion_logprobs(logits: torch.Tensor, sequences: Sequences) -> Floats:
@@ -124,10 +124,11 @@ class FakePublisher:
     def __init__(self, learner: FakeLearner, engine: FakeEngine, broken: bool = False) -> None:
         self.learner, self.engine, self.broken = learner, engine, broken
 
-    def publish(self, policy_version: int) -> None:
+    def publish(self, policy_version: int) -> int:
         if not (self.broken and policy_version > 0):
             self.engine.logits = self.learner.logits.detach().clone()
         self.engine.version = policy_version
+        return self.engine.logits.nbytes
 
 
 def config(**objective: object) -> Config:

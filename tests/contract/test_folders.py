@@ -253,6 +253,8 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
     model = f"model.path={tmp_path / 'm'}"
     constant, linear = (disk_bytes(configured(tmp_path, model, f"learner.schedule={s}")) for s in ("constant", "linear"))
     assert constant - linear == 2 * 4 * 100
+    halves = [disk_bytes(configured(tmp_path, model, "model.dtype=bfloat16", f"learner.schedule={s}")) for s in ("constant", "linear")]
+    assert halves[0] - halves[1] == 2 * 7 * 100  # master weights and moments are float32
 
 
 # ---- checkpoints of other ranks

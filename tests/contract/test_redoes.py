@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     ],
     "rollout": {"stop": ["#"]},
     "objective": OBJECTIVE,
-    "learner": LEARNER,
+    "learner": {**LEARNER, "num_gpus": 1.0},
     "base": {"data": [PAIRS], "num_steps": 8},
     "arms": [{"name": "plain"}, {"name": "own"}],
     "downstream": [
@@ -54,7 +54,7 @@ OTHER: dict[str, Any] = {
     "mix": {"t": 2.0}, "radii": [0.5, 2.0], "marks": [3], "address": "10.0.0.1:6379", "object_store_gib": 1.0, "run_dir": "elsewhere",
     "wandb_project": "p", "rho": 0.4, "completion": "other", "completion_texts": ["yes"], "kind": None, "part": None,
     "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group", "method": "grpo", "limit": 6,
-    "micro_batch_tokens": 9000, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
+    "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
 }  # fmt: skip
 """Other values where the type alone does not say one."""
 WITH: dict[str, dict[str, Any]] = {
