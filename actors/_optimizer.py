@@ -29,7 +29,13 @@ def learning_rate_factor(config: TrainConfig, num_updates: int) -> Callable[[int
 
 
 def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": train.zero_stage}
+    """Gradients accumulate and are reduced in float32, whatever the model's dtype.
+
+    ZeRO-1 in bfloat16 runs as ZeRO-2: DeepSpeed gives its float32 sums to another optimiser, which counts each micro-batch of ours again
+    (gradient norm 36.9 where it is 0.654, 101 micro-batches; `_do_optimizer_sanity_check` in deepspeed/runtime/engine.py).
+    """
+    half = model.dtype == "bfloat16"
+    zero: dict[str, Any] = {"stage": max(train.zero_stage, 2) if half else train.zero_stage}
     if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload == "all":
@@ -41,7 +47,8 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
         "managed_gradient_accumulation": False,  # backward accumulates, step is the boundary
         "gradient_clipping": train.grad_clip,
         "zero_optimization": zero,
-        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "bf16": {"enabled": half},
+        **({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if half else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
