@@ -117,13 +117,19 @@ class Turns:
 
     def __init__(self, first: str, release: Mapping[str, Callable[[], None]], acquire: Mapping[str, Callable[[], None]]) -> None:
         self.holder, self.release, self.acquire = first, release, acquire
+        self.changing = False
 
     def take(self, role: str) -> None:
-        """Make `role` the holder: whoever holds the memory lets it go first."""
-        if role != self.holder:
-            leaving, self.holder = self.holder, role  # set first: what follows calls actors of both roles
-            self.release[leaving]()
+        """Make `role` the holder: whoever holds the memory lets it go first. Both are called for that, which is no turn of theirs."""
+        if role == self.holder or self.changing:
+            return
+        self.changing = True
+        try:
+            self.release[self.holder]()
             self.acquire[role]()
+            self.holder = role
+        finally:
+            self.changing = False
 
 
 class Actors:

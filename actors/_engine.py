@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import _dist
+from actors._host import frozen
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
 from frpo import hub, policies, saved
 from frpo.config import ConfigError, ModelConfig, TrainConfig
@@ -37,6 +39,16 @@ class StepResult:
     grad_norm: float
     """L2 over all parameters and ranks, before clipping; nan where a gradient is not finite"""
     learning_rate: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as peft saves it."""
+
+    config: str
+    """adapter_config.json"""
+    weights: dict[str, Tensor]
+    """Under the names of adapter_model.safetensors; on whatever device, in the dtype that they are trained in."""
 
 
 def norm_of(found: float | Tensor | None) -> float:
@@ -94,6 +106,7 @@ class Engine:
         )
         if self.lora:
             self._leave_frozen_ties_out()
+            self.frozen = frozen(scorer, self.device)
 
     def _with_adapters(self, policy: Any, model: ModelConfig) -> Any:
         """Raises ConfigError for a target that is no layer of the model, or that its weights could not be published with."""
@@ -227,18 +240,31 @@ class Engine:
             self.tokenizer.save_pretrained(folder)
         self._barrier()
 
-    def _export_adapter(self, folder: Path) -> None:
+    @torch.no_grad()
+    def adapter(self) -> Adapter | None:
+        """The adapter in training, on the policy saved in `folder`. Under ZeRO-3 every rank must call it; rank 0 has the answer."""
         import deepspeed
         from peft import get_peft_model_state_dict
 
         wrapped = self.ds.module.model
         trained = [p for p in wrapped.parameters() if p.requires_grad]
         with deepspeed.zero.GatheredParameters(trained, enabled=self.train.zero_stage == 3):
-            if self.rank == 0:
-                state = {n: t.detach().cpu().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
-                config, name = wrapped.peft_config["default"], hub.name_of(str(self.folder))
-                config.base_model_name_or_path, config.revision = name.split("@") if name else (str(self.folder), None)
-                wrapped.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
+            if self.rank != 0:
+                return None
+            weights = {n: t.detach().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
+        name = hub.name_of(str(self.folder))
+        config = wrapped.peft_config["default"].to_dict()
+        config |= {"inference_mode": True, "base_model_name_or_path": name.split("@")[0] if name else str(self.folder)}
+        config["revision"] = name.split("@")[1] if name else None
+        return Adapter(json.dumps(config, indent=2, sort_keys=True, default=sorted), weights)
+
+    def _export_adapter(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        if found := self.adapter():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / saved.ADAPTER).write_text(found.config, encoding="utf-8")
+            save_file({n: t.cpu().contiguous() for n, t in found.weights.items()}, folder / saved.WEIGHTS, metadata={"format": "pt"})
 
     def _unwrapped(self) -> Any:
         """A transformers model to call save_pretrained on; its own weights do not matter."""
@@ -264,6 +290,8 @@ class Engine:
         """Weights, optimiser, schedule and RNG of this rank (DeepSpeed's own format); all ranks call it."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {"rng": torch.get_rng_state(), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        if self.device.type == "cuda":
+            state["device_rng"] = torch.cuda.get_rng_state(self.device)
         self.ds.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora)
         self._barrier()
 
@@ -273,17 +301,27 @@ class Engine:
         if path is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint of this engine")
         torch.set_rng_state(state["rng"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
 
     def _barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
 
     def offload(self) -> None:
-        """Move weights, gradients and optimiser to host memory, so that vLLM can have the GPU."""
+        """Move weights, gradients and optimiser to host memory, so that vLLM can have the GPU.
+
+        DeepSpeed moves what its optimiser holds (`offload_states` in deepspeed/runtime/zero/stage_1_and_2.py); the frozen weights under an
+        adapter are not among it.
+        """
         self.ds.offload_states()
+        if self.lora:
+            self.frozen.leave()
 
     def reload(self) -> None:
         self.ds.reload_states()
+        if self.lora:
+            self.frozen.come()
 
     def close(self) -> None:
         self.ds.destroy()

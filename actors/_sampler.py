@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from actors import _weights
+from actors.transport import group
 from frpo import hub, policies, saved
-from frpo.config import Config, ModelConfig, RolloutConfig
-from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
+from frpo.config import LARGEST_RANK, Config, ConfigError, ModelConfig, RolloutConfig
+from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -41,7 +41,7 @@ def environment(config: Config) -> dict[str, str]:
 class WeightLoader:
     """vLLM worker extension: these methods run beside the model, once per tensor-parallel rank."""
 
-    def frpo_load(self, named: _weights.Named) -> None:
+    def frpo_load(self, named: group.Named) -> None:
         """Replace weights. On the CPU, vLLM has packed them away: a reload packs the new ones, except those of a tied
         lm_head, which keeps its old copy silently unless it is packed again."""
         runner = self.model_runner  # type: ignore[attr-defined]
@@ -57,10 +57,10 @@ class WeightLoader:
 
     def frpo_join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         groups = self.__dict__.setdefault("frpo_groups", {})
-        groups[name] = _weights.make_group(host, port, first_rank + self.rank, world_size, backend)  # type: ignore[attr-defined]
+        groups[name] = group.make_group(host, port, first_rank + self.rank, world_size, backend)  # type: ignore[attr-defined]
 
-    def frpo_receive(self, name: str, meta: WeightsMeta) -> None:
-        self.frpo_load(_weights.receive(meta, self.frpo_groups[name], self.device))  # type: ignore[attr-defined]
+    def frpo_receive(self, name: str, meta: group.WeightsMeta) -> None:
+        self.frpo_load(group.receive(meta, self.frpo_groups[name], self.device))  # type: ignore[attr-defined]
 
 
 def _export_stats(engine: Any) -> None:
@@ -76,8 +76,22 @@ def _export_stats(engine: Any) -> None:
     engine.logger_manager = StatLoggerManager(engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False)
 
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)
+"""Those that an engine can be started for; it then takes smaller ones too."""
+
+
+def _lora(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+    """Settings of an engine for adapters up to the rank in training, or of the policy in `folder`; none where all weights come merged."""
+    rank = model.lora.rank if model.lora else saved.plain_rank(folder) if saved.is_adapter(folder) else None
+    if rank is None or rollout.lora == "merged" or rank > LARGEST_RANK:
+        return {}
+    # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts (`add_lora_logits` in its punica wrappers)
+    layers = saved.linear_layers(saved.base(folder))
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank), "lora_target_modules": layers}
+
+
 class Sampler:
-    """One engine. `max_model_len` is the longest prompt + completion, tokens."""
+    """One engine: the weights of one policy, and an adapter on them or none. `max_model_len` is the longest prompt + completion, tokens."""
 
     def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int) -> None:
         from transformers import AutoTokenizer
@@ -89,6 +103,8 @@ class Sampler:
                 "gpu_memory_utilization": rollout.gpu_memory_utilization,
                 "tensor_parallel_size": rollout.tensor_parallel,
                 "enable_sleep_mode": rollout.sleep,
+                # in an actor vLLM would start Ray workers of its own, in the placement group of this run
+                "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
             }
             if gpu
             else {"enforce_eager": True, "block_size": 32}
@@ -97,19 +113,31 @@ class Sampler:
         folder = hub.on_this_node(model_path)
         tokenizer = str(saved.tokenizer(folder))
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        self.llm = LLM(
-            model=str(saved.base(folder)),  # an adapter comes with the first load_policy
-            tokenizer=tokenizer,
-            served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
-            dtype=model.dtype,
-            max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
-            max_num_seqs=rollout.max_num_seqs,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled; "raw" ignores the temperature
-            disable_log_stats=False,
-            seed=0,
-            worker_extension_cls="actors._sampler.WeightLoader",
-            **place,
-        )
+        lora = _lora(folder, model, rollout)
+        self.max_rank: int = lora.get("max_lora_rank", 0)
+        self.weights: Path | None = saved.base(folder)
+        """The saved policy whose weights it runs; None for published ones."""
+        self.adapter: Any = None  # comes with the first load_policy
+        self.num_adapters = 0
+        try:
+            self.llm = LLM(
+                model=str(self.weights),
+                tokenizer=tokenizer,
+                served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
+                dtype=model.dtype,
+                max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
+                max_num_seqs=rollout.max_num_seqs,
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled; "raw" ignores the temperature
+                disable_log_stats=False,
+                seed=0,
+                worker_extension_cls="actors._sampler.WeightLoader",
+                **place,
+                **lora,
+            )
+        except ValueError as error:
+            if lora and "LoRA" in str(error):  # of a model that it has no adapters for
+                raise ConfigError(f"rollout.lora: {error} Train in float32 with rollout.lora: merged, or choose another model") from None
+            raise
         _export_stats(self.llm.llm_engine)
 
     def generate(
@@ -145,7 +173,7 @@ class Sampler:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             waiting[str(index)] = (index, prompt)
-            engine.add_request(str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params)
+            engine.add_request(str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params, lora_request=self.adapter)
         while waiting:
             done: list[Any] = [o for o in engine.step() if o.finished]
             if done:
@@ -176,7 +204,7 @@ class Sampler:
         rows: list[Ints] = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         prompts: Any = [{"prompt_token_ids": r.tolist()} for r in rows]
-        outputs: Any = self.llm.generate(prompts, params, use_tqdm=False)
+        outputs: Any = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self.adapter)
         found = [
             output.prompt_logprobs[t][int(tokens[t])]
             for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True)
@@ -184,17 +212,62 @@ class Sampler:
         ]
         return np.array([f.logprob for f in found], dtype=np.float32), np.array([f.rank for f in found], dtype=np.int32)
 
-    def load(self, named: _weights.Named) -> None:
-        self.llm.collective_rpc("frpo_load", args=(named,))
+    def load(self, named: group.Named) -> None:
+        """All weights anew, without an adapter."""
+        self._replace("frpo_load", named)
 
-    def load_policy(self, folder: str) -> None:
-        self.llm.collective_rpc("frpo_load_policy", args=(folder,))
+    def receive(self, name: str, meta: group.WeightsMeta) -> None:
+        """The same as the group's rank 0 sends them."""
+        self._replace("frpo_receive", name, meta)
+
+    def load_policy(self, folder: Path) -> None:
+        """A saved policy: an adapter unmerged, where vLLM applies its kind exactly, on the weights of what it stands on."""
+        here = hub.on_this_node(folder)
+        rank = saved.plain_rank(here) if saved.is_adapter(here) and self.max_rank else None
+        if rank is not None and rank <= self.max_rank:
+            self.serve(here, saved.parent(here))
+        else:
+            self._merge(here)
+
+    def serve(self, folder: Path, base: Path) -> None:
+        """The adapter in `folder` on the weights of the saved policy `base`. Raises ConfigError where vLLM has none for some layer."""
+        from vllm.lora.request import LoRARequest
+
+        base = hub.on_this_node(base)
+        if saved.plain_rank(folder) is None:
+            raise ConfigError(
+                "model.lora: engines serve adapters on linear layers alone, not on the output head or the embedding; leave them out of the "
+                "targets, or train in float32 with rollout.lora: merged"
+            )
+        if self.weights is None or base.resolve() != self.weights.resolve():
+            self._merge(base)
+        self._drop_adapter()
+        self.num_adapters += 1  # vLLM tells adapters, and caches prefixes, by name and number
+        request = LoRARequest(f"policy-{self.num_adapters}", self.num_adapters, str(folder))
+        try:
+            self.llm.llm_engine.add_lora(request)
+        except ValueError as error:
+            raise ConfigError(
+                f"rollout.lora: vLLM does not serve this adapter ({error}); train in float32 with rollout.lora merged"
+            ) from None
+        self.adapter = request
+
+    def _merge(self, folder: Path) -> None:
+        self._replace("frpo_load_policy", str(folder))
+        self.weights = folder
+
+    def _replace(self, method: str, *args: Any) -> None:
+        self._drop_adapter()
+        self.weights = None  # unknown, also when it fails in the middle
+        self.llm.collective_rpc(method, args=args)
+
+    def _drop_adapter(self) -> None:
+        if self.adapter is not None:
+            self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+            self.adapter = None
 
     def join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         self.llm.collective_rpc("frpo_join", args=(name, host, port, first_rank, world_size, backend))
-
-    def receive(self, name: str, meta: WeightsMeta) -> None:
-        self.llm.collective_rpc("frpo_receive", args=(name, meta))
 
     def reset_cache(self) -> None:
         if not self.llm.reset_prefix_cache():

@@ -21,9 +21,11 @@ class FrozenPolicies:
     def __init__(self, model: ModelConfig, capacity: int) -> None:
         self.model, self.capacity = model, capacity
         self.loaded: dict[str, Any] = {}
+        """Scorer and its weights' copy in host memory, by policy."""
 
     def _scorer(self, policy: str) -> Any:
         from actors._dist import device
+        from actors._host import frozen
         from frpo import hub, policies
         from frpo.logprobs import Scorer
 
@@ -32,9 +34,19 @@ class FrozenPolicies:
         else:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
-            model = policies.load(hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention)
-            self.loaded[policy] = Scorer(model.to(device())).eval()
-        return self.loaded[policy]
+            model = policies.load_beside(hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention)
+            scorer = Scorer(model.to(device())).eval().requires_grad_(False)
+            self.loaded[policy] = scorer, frozen(scorer, device())
+        return self.loaded[policy][0]
+
+    def offload(self) -> None:
+        """Leave the GPU to another role."""
+        for _, weights in self.loaded.values():
+            weights.leave()
+
+    def reload(self) -> None:
+        for _, weights in self.loaded.values():
+            weights.come()
 
     def logprobs(self, policy: str, groups: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:
         """Per group, k arrays [T]: log-probs of its completions, nats."""

@@ -14,10 +14,12 @@ from ray.actor import ActorHandle
 
 from actors import _calls
 from frpo.roles import Pending
-from frpo.types import Floats, Sequences, WeightsMeta
+from frpo.types import Floats, Sequences
 
 if TYPE_CHECKING:
     from actors._engine import Engine
+    from actors.transport import Parcel, Transport
+    from actors.transport.group import Announced
 
 
 class TrainWorker:
@@ -26,11 +28,9 @@ class TrainWorker:
     exports_merged = False
     """Whether adapters are merged into the exported policy."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, rank: int, world_size: int, transport: Transport) -> None:
+        self.rank, self.world_size, self.transport = rank, world_size, transport
         self.engine: Engine | None = None
-        self.group: Any = None
-        self.meta: WeightsMeta | None = None
 
     def ping(self) -> int:
         """Import what training needs, so that the long start happens while others start too."""
@@ -41,7 +41,7 @@ class TrainWorker:
         return os.getpid()
 
     def address(self) -> tuple[str, int]:
-        from actors._weights import free_address
+        from actors.transport.group import free_address
 
         return free_address()
 
@@ -73,41 +73,23 @@ class TrainWorker:
         """All ranks."""
         self._engine().export(Path(folder), merged=self.exports_merged)
 
-    def put_weights(self) -> list[Any]:
-        """All ranks; rank 0 answers with ObjectRefs."""
-        from actors import _weights
-
-        named = self._engine().named_weights()
-        if self.rank == 0:
-            return _weights.put_tensors(named)
-        for _ in named:
-            pass
-        return []
-
-    def weights_meta(self) -> WeightsMeta:
-        """All ranks."""
-        from actors import _weights
-
-        self.meta = _weights.meta_of(self._engine().named_weights())
-        return self.meta
+    def pack(self) -> Parcel | None:
+        """All ranks; rank 0 answers with the weights as they travel."""
+        return self.transport.pack(self._engine())
 
     def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> None:
         """Rank 0: host the group of this rank and every engine."""
-        from actors import _weights
+        self._group().open(host, port, world_size, backend)
 
-        self.group = _weights.make_group(host, port, 0, world_size, backend)
+    def announce(self, group: str) -> Announced:
+        """All ranks: what pack() will broadcast."""
+        return self._group().announce(self._engine(), group)
 
-    def broadcast_weights(self) -> None:
-        """All ranks; rank 0 sends."""
-        from actors import _weights
+    def _group(self) -> Any:
+        from actors.transport.group import GroupTransport
 
-        named = self._engine().named_weights()
-        if self.rank == 0:
-            assert self.meta is not None, "weights_meta() comes before the first broadcast"
-            _weights.broadcast(named, self.meta, self.group)
-        else:
-            for _ in named:
-                pass
+        assert isinstance(self.transport, GroupTransport), "rollout.transport is no process group"
+        return self.transport
 
     def offload(self) -> None:
         """Leave the GPU to another role (weights, gradients and optimiser go to host memory)."""
@@ -149,12 +131,12 @@ class TrainPool:
     def export(self, folder: Path) -> None:
         self.actors.call_all("export", str(folder.absolute()))
 
-    def put_weights(self) -> list[Any]:
-        found: list[Any] = self.actors.call_all("put_weights")[0]
-        return found
+    def pack(self) -> Pending[Parcel]:
+        first, *others = [self.actors.call(rank, "pack") for rank in range(len(self.actors))]
+        return Together(first, others)
 
-    def weights_meta(self) -> WeightsMeta:
-        found: WeightsMeta = self.actors.call_all("weights_meta")[0]
+    def announce(self, group: str) -> Announced:
+        found: Announced = self.actors.call_all("announce", group)[0]
         return found
 
     def weight_address(self) -> tuple[str, int]:
@@ -163,10 +145,6 @@ class TrainPool:
 
     def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> Pending[None]:
         return self.actors.call(0, "open_weight_group", host, port, world_size, backend)
-
-    def broadcast_weights(self) -> Pending[None]:
-        first, *others = [self.actors.call(rank, "broadcast_weights") for rank in range(len(self.actors))]
-        return Together(first, others)
 
     def offload(self) -> None:
         self.actors.call_all("offload")
@@ -179,14 +157,16 @@ class TrainPool:
 
 
 class Together:
-    """Several calls that end together."""
+    """Several calls that end together, with the answer of the first."""
 
-    def __init__(self, first: Pending[None], others: Sequence[Pending[None]]) -> None:
-        self.calls = (first, *others)
+    def __init__(self, first: Pending[Parcel], others: Sequence[Pending[None]]) -> None:
+        self.first, self.others = first, others
 
     def ready(self) -> bool:
-        return all(call.ready() for call in self.calls)
+        return self.first.ready() and all(call.ready() for call in self.others)
 
-    def result(self) -> None:
-        for call in self.calls:
+    def result(self) -> Parcel:
+        found = self.first.result()
+        for call in self.others:
             call.result()
+        return found

@@ -26,6 +26,13 @@ class EvaluateWorker:
         warm_up()
         return os.getpid()
 
+    def offload(self) -> None:
+        """Leave the GPU to another role."""
+        self.policies.offload()
+
+    def reload(self) -> None:
+        self.policies.reload()
+
     def logprobs(self, policy: str, groups: list[Group]) -> list[tuple[Floats, ...]]:
         """Per group, k arrays [T], nats, at temperature 1."""
         return self.policies.logprobs(policy, groups, 1.0)
@@ -48,6 +55,12 @@ class EvaluatePool:
                 if cuts[i] < cuts[i + 1]
             ]
         )
+
+    def offload(self) -> None:
+        self.actors.call_all("offload")
+
+    def reload(self) -> None:
+        self.actors.call_all("reload")
 
 
 class Shares:

@@ -14,10 +14,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors import _calls
+from actors.transport import Parcel
 from frpo.batching import flatten
 from frpo.config import Config, ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
-from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences, WeightsMeta
+from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences
 
 
 class StaleWeights(RuntimeError):
@@ -56,22 +57,17 @@ class RolloutWorker:
     def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
         return self.sampler.ranked(sequences)
 
-    def load_refs(self, refs: list[Any], version: int) -> None:
-        from actors._weights import tensors_of
-
-        self.sampler.load(tensors_of(refs))
+    def deliver(self, parcel: Parcel, version: int) -> None:
+        """Take in a published version."""
+        parcel.deliver(self.sampler)
         self._now(version)
 
     def load_policy(self, folder: str, version: int) -> None:
-        self.sampler.load_policy(folder)
+        self.sampler.load_policy(Path(folder))
         self._now(version)
 
     def join_group(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         self.sampler.join(name, host, port, first_rank, world_size, backend)
-
-    def receive(self, name: str, meta: WeightsMeta, version: int) -> None:
-        self.sampler.receive(name, meta)
-        self._now(version)
 
     def _now(self, version: int) -> None:
         self.sampler.reset_cache()
@@ -163,9 +159,9 @@ class RolloutPool:
         parts = _calls.wait_all([self.actors.call(w, "ranked", s) for w, s in enumerate(shares) if len(s)])
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def load_refs(self, refs: list[Any], version: int) -> None:
-        """Give every engine the weights behind ObjectRefs, which are kept until the next publish."""
-        self._keep_current(lambda: self._everywhere("load_refs", refs, version))
+    def deliver(self, parcel: Parcel, version: int) -> None:
+        """Give every engine a published version; what it holds in the object store is kept until the next."""
+        self._keep_current(lambda: self._everywhere("deliver", parcel, version))
 
     def load_policy(self, folder: Path, version: int) -> None:
         """Give every engine the weights of a saved policy (Hugging Face or PEFT folder)."""
@@ -195,8 +191,9 @@ class RolloutPool:
         ]
         _calls.wait_all(calls)
 
-    def receive(self, name: str, meta: WeightsMeta, version: int) -> None:
-        self._everywhere("receive", name, meta, version)
+    def receive(self, parcel: Parcel, version: int) -> None:
+        """The same for one that is on its way now and cannot be had again."""
+        self._everywhere("deliver", parcel, version)
 
     def sleep(self) -> None:
         self._everywhere("sleep")

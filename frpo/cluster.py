@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors._calls import Turns
-from actors._publish import ObjectStorePublisher, ProcessGroupPublisher
+from actors._publish import GroupPublisher, ParcelPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
@@ -23,6 +23,8 @@ from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
+from actors.transport import transport_of
+from actors.transport.group import GroupTransport
 from frpo.config import Config, ConfigError
 from frpo.joining import join
 from frpo.metrics import RunLog
@@ -75,6 +77,8 @@ def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, R
             pools = spawner.rollouts(), spawner.rewards(), spawner.scorer()
             for pool in pools:
                 pool.actors.wait_until_ready(config.cluster.start_timeout_s)
+        if config.rollout.sleep:
+            take_turns(spawner.asked, {"rollout": pools[0], "evaluate": pools[2]})
         yield pools
 
 
@@ -156,8 +160,10 @@ class Spawner:
     def num_actors(self) -> int:
         return sum(a.count for a in self.asked.actors)
 
-    def _workers(self, role: str, cls: type, arguments: Sequence[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[Handle]:
+    def workers(self, role: str, cls: type, arguments: Sequence[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[Handle]:
         actor = self._actor(role)
+        if actor.num_gpus == 0:
+            env = {**env, "CUDA_VISIBLE_DEVICES": ""}  # Ray leaves it as the node has it, and the actor would take the first GPU
         return [
             remote(cls)
             .options(
@@ -178,12 +184,13 @@ class Spawner:
 
     def _alike(self, role: str, cls: type, *arguments: Any, env: dict[str, str]) -> list[Handle]:
         """Workers that do the same, and come back when they die."""
-        return self._workers(role, cls, [arguments] * self._actor(role).count, env, self.limits["restarts"])
+        return self.workers(role, cls, [arguments] * self._actor(role).count, env, self.limits["restarts"])
 
     def _ranks(self, role: str, cls: type) -> list[Handle]:
         """Ranks of one job: one that dies ends the run."""
         count = self._actor(role).count
-        return self._workers(role, cls, [(rank, count) for rank in range(count)], threads(self.config.learner.num_threads), 0)
+        given = [(rank, count, transport_of(self.config)) for rank in range(count)]
+        return self.workers(role, cls, given, threads(self.config.learner.num_threads), 0)
 
     def rollouts(self) -> RolloutPool:
         c = self.config
@@ -234,8 +241,8 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     learner.join()
     finetune.join()
     if config.rollout.sleep:
-        take_turns(rollouts, learner, finetune)
-    make = ObjectStorePublisher if config.rollout.transport == "object_store" else ProcessGroupPublisher
+        others = {"reference": reference} if reference else {}
+        take_turns(spawner.asked, {"rollout": rollouts, "learner": learner, "finetune": finetune, "evaluate": scorer, **others})
     return Team(
         rollouts,
         rewards,
@@ -244,18 +251,31 @@ def spawn(config: Config, spawner: Spawner) -> Team:
         finetune,
         scorer,
         harness,
-        make("learner", learner, rollouts),
-        make("finetune", finetune, rollouts),
+        publisher(config, "learner", learner, rollouts),
+        publisher(config, "finetune", finetune, rollouts),
     )
 
 
-def take_turns(rollouts: RolloutPool, learner: LearnerPool, finetune: FinetunePool) -> None:
-    """One GPU for vLLM and training: whoever is called next gets its memory, the other waits in host memory."""
-    pools = {"rollout": rollouts.actors, "learner": learner.actors, "finetune": finetune.actors}
+def publisher(config: Config, name: str, source: LearnerPool | FinetunePool, rollouts: RolloutPool) -> Publisher:
+    if isinstance(transport_of(config), GroupTransport):
+        return GroupPublisher(name, source, rollouts, backend(config))
+    return ParcelPublisher(source, rollouts)
+
+
+def backend(config: Config) -> str:
+    """Of the process group that weights travel by: of the actors' devices, whatever the driver's machine has."""
+    return "nccl" if config.rollout.num_gpus > 0 and config.learner.num_gpus > 0 else "gloo"
+
+
+def take_turns(asked: Plan, pools: Mapping[str, Any]) -> None:
+    """One card for vLLM, training and scorers: whoever is called next gets its memory, the others wait in host memory."""
+    sharing = {a.role: pools[a.role] for a in asked.actors if a.num_gpus > 0 and a.role in pools}
     turns = Turns(
         "rollout",
-        release={"rollout": rollouts.sleep, "learner": learner.offload, "finetune": finetune.offload},
-        acquire={"rollout": rollouts.wake, "learner": learner.reload, "finetune": finetune.reload},
+        release={role: pool.sleep if role == "rollout" else pool.offload for role, pool in sharing.items()},
+        acquire={role: pool.wake if role == "rollout" else pool.reload for role, pool in sharing.items()},
     )
-    for role, actors in pools.items():
-        actors.turn = partial(turns.take, role)
+    for role, pool in sharing.items():
+        pool.actors.turn = partial(turns.take, role)
+    if reference := sharing.get("reference"):
+        reference.takes_turns = True

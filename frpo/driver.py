@@ -73,10 +73,10 @@ def train(
         stop_if_update_is_broken(config, update, step + 1)
         updated_at = time.perf_counter()
         step += 1
-        partners.publisher.publish(step)
+        published = partners.publisher.publish(step)
         done = time.perf_counter()
         times = (collected.drawn_at - began, scored_at - collected.drawn_at, updated_at - scored_at, done - updated_at, done - began)
-        metrics = replace(describe(step, collected, stats, update, times), driver_s=time.process_time() - cpu)
+        metrics = replace(describe(step, collected, stats, update, times), driver_s=time.process_time() - cpu, published_bytes=published)
         share = step / arm.learner.num_steps
         steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, reward=stats.reward, done=share)
         after_step(metrics, steering)

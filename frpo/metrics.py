@@ -261,7 +261,7 @@ class TensorBoard:
 
 COUNTED = {
     "num_prompts", "num_completions", "num_tokens",
-    "generate_s", "score_s", "update_s", "publish_s", "step_s", "driver_s",
+    "generate_s", "score_s", "update_s", "publish_s", "step_s", "driver_s", "published_bytes",
 }  # fmt: skip
 """Exported as counters: their means are ratios of two counters."""
 

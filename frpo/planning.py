@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from frpo.config import Config, DownstreamRl
@@ -61,7 +62,7 @@ class Plan:
     def only(self, *roles: str) -> Plan:
         """The same for some of the roles."""
         kept = [a for a in self.actors if a.role in roles]
-        order = [b for a in kept for b in a.bundles]
+        order = list(dict.fromkeys(b for a in kept for b in a.bundles))
         actors = tuple(replace(a, bundles=tuple(order.index(b) for b in a.bundles)) for a in kept)
         return replace(self, actors=actors, bundles=tuple(self.bundles[b] for b in order))
 
@@ -77,11 +78,10 @@ class Plan:
 def plan(config: Config, heldout: Heldout | None = None) -> Plan:
     """Roles, placement and sizes; completions of measurements where the held-out prompts are counted.
 
-    A learner rank and the fine-tune rank of the same number share a bundle: they never train at once. The reference is left out
-    when no loop has a penalty.
+    The reference is left out when no loop has a penalty.
     """
     rollout = config.rollout
-    roles = [
+    roles: list[Role] = [
         ("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus * rollout.tensor_parallel),
         ("reward", config.reward.num_workers, config.reward.num_cpus, config.reward.num_gpus),
         ("evaluate", config.evaluate.num_workers, config.evaluate.num_cpus, config.evaluate.num_gpus),
@@ -92,21 +92,47 @@ def plan(config: Config, heldout: Heldout | None = None) -> Plan:
     if config.attack or any(o.penalised for o in objectives):
         reference = config.reference
         roles.append(("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
-    actors: list[Actor] = []
-    bundles: list[dict[str, float]] = []
+    actors, bundles = shared(config, roles) if rollout.sleep else apart(config, roles)
+    stages = tuple(_size(config, stage, heldout) for stage in outline(config))
+    drawn = sum(s.trained + (s.measured or 0) for s in stages)
+    return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
+
+
+TAKE_TURNS = ("rollout", "reference", "evaluate")
+"""Roles besides those that train that can leave a GPU and come back to it."""
+
+Role = tuple[str, int, float, float]
+"""Name, number of workers, CPUs and GPUs of each."""
+
+
+def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
+    """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never train at once."""
     learner = config.learner
     ranks = tuple(range(learner.num_workers))
-    for _ in ranks:
-        bundles.append(_bundle(learner.num_cpus, learner.num_gpus))
-    for role in ("learner", "finetune"):
-        actors.append(Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks))
+    bundles = [_bundle(learner.num_cpus, learner.num_gpus) for _ in ranks]
+    actors = [Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks) for role in ("learner", "finetune")]
     for role, count, cpus, gpus in roles:
         first = len(bundles)
         bundles += [_bundle(cpus, gpus) for _ in range(count)]
         actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
-    stages = tuple(_size(config, stage, heldout) for stage in outline(config))
-    drawn = sum(s.trained + (s.measured or 0) for s in stages)
-    return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
+    return actors, bundles
+
+
+def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
+    """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for GPUs: they hold its memory in
+    turn, whatever share they ask for. All others have bundles of their own."""
+    learner = config.learner
+    training: list[Role] = [(r, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for r in ("learner", "finetune")]
+    turns = [role for role in roles if role[0] in TAKE_TURNS and role[3] > 0]
+    cards = tuple(range(learner.num_workers))
+    share = int(1e4 / len(training + turns)) / 1e4  # Ray counts in ten-thousandths
+    actors = [Actor(role, count, cpus, share, cards[:count]) for role, count, cpus, _ in training + turns]
+    bundles = [_bundle(sum(a.num_cpus for a in actors if card in a.bundles), 1.0) for card in cards]
+    for role, count, cpus, gpus in (role for role in roles if role not in turns):
+        first = len(bundles)
+        bundles += [_bundle(cpus, gpus) for _ in range(count)]
+        actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
+    return actors, bundles
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

@@ -27,7 +27,7 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     Adapters are merged onto their base in float32, whatever either was saved in; only then all is rounded to `dtype`.
     Raises ConfigError naming the folder and what cannot be applied, and the keys of an adapter that the model has no place for.
     """
-    as_type: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    as_type = _dtype(dtype)
     if not saved.is_adapter(folder):
         return _full(folder, as_type, attention)
     saved.base(folder)  # raises where an adapter cannot be merged, or the chain of them ends nowhere
@@ -38,6 +38,27 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     policy.config.dtype = as_type
     policy.set_attn_implementation(attention)
     return policy
+
+
+def load_beside(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
+    """As `load`, but a plain LoRA adapter stays beside the weights, a peft model, where `dtype` is coarser than float32.
+
+    So do engines and learners compute it. Between the numbers of bfloat16 merged weights lose what is small beside them: a scorer of these
+    would tell the KL of another policy.
+    """
+    as_type = _dtype(dtype)
+    if as_type == torch.float32 or not saved.is_adapter(folder) or saved.plain_rank(folder) is None:
+        return load(folder, dtype=as_type, attention=attention)
+    saved.base(folder)
+    adapted = _adapted(load(saved.parent(folder), dtype=as_type, attention=attention), folder)
+    for parameter in adapted.parameters():
+        parameter.data = parameter.data.to(as_type)  # peft keeps adapters in float32
+    return adapted
+
+
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, given) if isinstance(given, str) else given
+    return found
 
 
 def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:

@@ -70,6 +70,6 @@ class Learner(Protocol):
 
 
 class Publisher(Protocol):
-    def publish(self, policy_version: int) -> None:
-        """Send the learner's weights to every rollout engine; returns when all of them run this version."""
+    def publish(self, policy_version: int) -> int:
+        """Send the learner's weights to every rollout engine; returns when all of them run this version. Bytes that one was sent."""
         ...

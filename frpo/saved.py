@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,40 @@ def check_adapter(folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
     shapes(folder / WEIGHTS)
+
+
+OVER_WORDS = r"embed|lm_head|\boutput\b|\bwte\b|\bwpe\b"
+"""Found in the names of embeddings and output heads."""
+
+
+def linear_layers(base: Path) -> list[str]:
+    """Last parts of the names of a model's linear layers, without embeddings and output head."""
+    found = {name: shape for file in weight_files(base) for name, shape in shapes(file).items()}
+    matrices = [name for name, shape in found.items() if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name)]
+    return sorted({name.removesuffix(".weight").rpartition(".")[2] for name in matrices})
+
+
+PLAIN = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
+    "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
+    "megatron_core", "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+"""Settings of a LoRA adapter that leave it a product of two matrices on linear layers, whatever they hold."""
+
+
+def plain_rank(folder: Path) -> int | None:
+    """The largest rank of a LoRA adapter that is nothing but two matrices on each of some linear layers; None for any other kind. vLLM
+    applies those unmerged, and leaves out or refuses what else an adapter may have. Raises as `read_json` and `shapes` do."""
+    config = read_json(folder / ADAPTER)
+    others = {name for name, value in config.items() if value and name not in PLAIN}
+    init, bias = config.get("init_lora_weights", True), config.get("bias", "none")
+    others -= {"init_lora_weights"} if init in (True, False, "gaussian") else set()
+    others -= {"bias"} if bias == "none" else set()
+    names = shapes(folder / WEIGHTS)
+    linear = all(name.endswith((".lora_A.weight", ".lora_B.weight")) and not re.search(OVER_WORDS, name) for name in names)
+    if config.get("peft_type") != "LORA" or others or not linear or not names:
+        return None
+    return max(shape[0] for name, shape in names.items() if name.endswith(".lora_A.weight"))
 
 
 def _known(kind: Any) -> bool:

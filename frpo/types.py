@@ -194,15 +194,6 @@ class FinetuneStats:
 
 
 @dataclass(frozen=True)
-class WeightsMeta:
-    """Names, dtypes and shapes of the tensors that a publish sends, in the order in which it sends them."""
-
-    names: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class StepMetrics:
     """One row of metrics.jsonl in the rlhf stage. Rewards in reward units, KL in nats per completion."""
 
@@ -260,3 +251,5 @@ class StepMetrics:
     """Mean reward of each task in the batch."""
     driver_s: float = 0.0
     """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but in part."""
+    published_bytes: int = 0
+    """Weights that one engine was sent at the end of the step."""

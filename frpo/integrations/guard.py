@@ -73,7 +73,7 @@ class FinetuneGuard(TrainerCallback):
         self.trainer, self.radius, self.every, self.completions, self.action = trainer, radius, every, completions, action
         # as the model in training is computed, so that the KL of a policy from itself is nought
         dtype = next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
-        certified = policies.load(folder, dtype=dtype)
+        certified = policies.load_beside(folder, dtype=dtype)
         self.policy: Any = Scorer(certified).eval()
         self.ends = ends_of(folder, certified.generation_config)
         self.found: list[Measured] = []

@@ -15,6 +15,7 @@ import ray
 from actors._sampler import environment
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool, RolloutWorker
+from actors.transport.store import StoreTransport
 from frpo.config import ModelConfig
 from frpo.metrics import read_steps
 from tests.ray import helpers, runs
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def learner(ray_cluster: None) -> Iterator[LearnerPool]:
     remote: Any = ray.remote(LearnerWorker)
-    pool = LearnerPool([remote.options(num_cpus=1, num_gpus=1).remote(0, 1)], timeout_s=300)
+    pool = LearnerPool([remote.options(num_cpus=1, num_gpus=1).remote(0, 1, StoreTransport())], timeout_s=300)
     pool.join()
     yield pool
     ray.kill(pool.actors.handles[0])

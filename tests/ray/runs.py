@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from frpo.preflight import num_gpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,9 +78,11 @@ def start_ray() -> None:
     """The Ray that the tests of actors share, in this process."""
     import ray
 
-    options = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
+    options: dict[str, Any] = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
+    if num_gpus() == 0:
+        options["num_gpus"] = 8  # that Ray hands out though there are none: who would see which is tried with them
     try:
         ray.init(address="local", **options)
-    except RuntimeError:  # a cold disk
+    except Exception:  # a cold disk: Ray gives a node 30 s, and raises nothing more special
         ray.shutdown()
         ray.init(address="local", **options)

@@ -14,9 +14,11 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
-from actors import _weights
 from actors._sampler import environment
 from actors.rollout import RolloutPool, RolloutWorker
+from actors.transport import group
+from actors.transport.group import Announced
+from actors.transport.store import put_tensors
 from frpo.batching import flatten
 from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
@@ -112,7 +114,7 @@ def test_after_a_publish_the_engine_runs_the_new_weights_tied_head_included(
     _, tokenizer = hf
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=len(way))
     if way == "object_store":
-        pool.load_refs(_weights.put_tensors(model.named_parameters()), 7)
+        pool.deliver(put_tensors(model.named_parameters()), 7)
     else:
         model.save_pretrained(tmp_path)
         pool.load_policy(tmp_path, 7)
@@ -126,16 +128,16 @@ class Sender:
         self.model = helpers.perturbed(helpers.load_hf(Path(folder))[0], 0.5, seed)
 
     def address(self) -> tuple[str, int]:
-        return _weights.free_address()
+        return group.free_address()
 
     def meta(self) -> Any:
-        return _weights.meta_of(self.model.named_parameters())
+        return group.meta_of(self.model.named_parameters())
 
     def open(self, host: str, port: int) -> None:
-        self.group = _weights.make_group(host, port, 0, 2, "gloo")
+        self.group = group.make_group(host, port, 0, 2, "gloo")
 
     def send(self) -> None:
-        _weights.broadcast(self.model.named_parameters(), self.meta(), self.group)
+        group.broadcast(self.model.named_parameters(), self.meta(), self.group)
 
 
 def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
@@ -147,7 +149,7 @@ def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any],
     ray.get(opening, timeout=60)
     meta = ray.get(sender.meta.remote(), timeout=60)
     sending = sender.send.remote()
-    pool.receive("learner", meta, 9)
+    pool.receive(Announced("learner", meta), 9)
     ray.get(sending, timeout=60)
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, 5)
     assert max(largest_gap(model, pool, draw(pool, helpers.prompts(tokenizer, 6), 9))) < 1e-4
@@ -165,14 +167,13 @@ def test_a_prompt_that_does_not_fit_is_named(pool: RolloutPool, hf: tuple[Any, A
 def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
     _, tokenizer = hf
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=11)
-    refs = _weights.put_tensors(model.named_parameters())
-    pool.load_refs(refs, 4)
+    pool.deliver(put_tensors(model.named_parameters()), 4)
     prompts = helpers.prompts(tokenizer, 40)
     undisturbed = tokens(draw(pool, prompts, 4))
     (pid,) = pool.members()
     arrived = []
-    for group in pool.generate(prompts, [derive(0, i) for i in range(40)], SAMPLING, 4):
-        arrived.append(group)
+    for drawn in pool.generate(prompts, [derive(0, i) for i in range(40)], SAMPLING, 4):
+        arrived.append(drawn)
         if len(arrived) == 1:
             os.kill(pid, signal.SIGKILL)
     assert pool.members() != (pid,)

@@ -1,22 +1,23 @@
-"""How weights travel from a learner to the rollout engines: through Ray's object store, or a process group of their own.
+"""Weights by a broadcast over a process group of its own (gloo on the CPU, NCCL on GPUs): rank 0 of whoever trains, and every engine.
 
-The learner's side needs torch and ray alone; the engine's side is called from the rollout worker. The process group is
-standalone (gloo on the CPU, NCCL on GPUs): it never touches the default group, which DeepSpeed and vLLM own.
+The group is standalone: it never touches the default group, which DeepSpeed and vLLM own.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from frpo.types import WeightsMeta
+if TYPE_CHECKING:
+    from actors._engine import Engine
 
 BUCKET_BYTES = 64 << 20
 GROUP_TIMEOUT_S = 300
@@ -24,35 +25,60 @@ GROUP_TIMEOUT_S = 300
 Named = Iterable[tuple[str, Tensor]]
 
 
-# ---- object store
+@dataclass(frozen=True)
+class WeightsMeta:
+    """Names, dtypes and shapes of the tensors that a broadcast sends, in the order in which it sends them."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        itemsizes = (getattr(torch, dtype).itemsize for dtype in self.dtypes)
+        return sum(torch.Size(shape).numel() * size for shape, size in zip(self.shapes, itemsizes, strict=True))
 
 
-def put_tensors(named: Named) -> list[Any]:
-    """Put tensors into the object store in buckets; a list of ObjectRefs to lists of (name, dtype, array).
+@dataclass(frozen=True)
+class Announced:
+    """A broadcast that rank 0 is about to make, or is making."""
 
-    numpy has no bfloat16: its bits travel as int16.
-    """
-    refs, bucket, size = [], [], 0
-    for name, tensor in named:
-        plain = tensor.detach().cpu().contiguous()
-        dtype = str(plain.dtype).removeprefix("torch.")
-        array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-        bucket.append((name, dtype, array))
-        size += array.nbytes
-        if size >= BUCKET_BYTES:
-            refs.append(ray.put(bucket))
-            bucket, size = [], 0
-    return refs + ([ray.put(bucket)] if bucket else [])
+    group: str
+    """By the name under which the engines joined it."""
+    meta: WeightsMeta
+
+    @property
+    def num_bytes(self) -> int:
+        return self.meta.num_bytes
+
+    def deliver(self, sampler: Any) -> None:
+        sampler.receive(self.group, self.meta)
 
 
-def tensors_of(refs: list[Any], timeout_s: float = GROUP_TIMEOUT_S) -> Iterator[tuple[str, Tensor]]:
-    """Read what `put_tensors` wrote, one bucket at a time (zero-copy, read-only)."""
-    for ref in refs:
-        for name, dtype, array in ray.get(ref, timeout=timeout_s):
-            yield name, torch.from_numpy(array).view(getattr(torch, dtype))
+class GroupTransport:
+    """Rank 0 holds its end of the group; the others only take part in the gathering."""
 
+    def __init__(self) -> None:
+        self.group: Any = None
+        self.meta: WeightsMeta | None = None
 
-# ---- process group
+    def open(self, host: str, port: int, world_size: int, backend: str) -> None:
+        self.group = make_group(host, port, 0, world_size, backend)
+
+    def announce(self, engine: Engine, name: str) -> Announced:
+        """All ranks."""
+        self.meta = meta_of(engine.named_weights())
+        return Announced(name, self.meta)
+
+    def pack(self, engine: Engine) -> None:
+        """All ranks: send. The parcel is what was announced."""
+        named = engine.named_weights()
+        if engine.rank == 0:
+            assert self.meta is not None, "announce() comes before the first broadcast"
+            broadcast(named, self.meta, self.group)
+        else:
+            for _ in named:
+                pass
 
 
 def free_address() -> tuple[str, int]:

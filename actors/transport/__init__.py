@@ -1,0 +1,54 @@
+"""How a version of the policy travels from whoever trains it to every rollout engine.
+
+A transport has two ends. One stays with the ranks that train and makes a parcel of their weights; the parcel is the other: it knows how an
+engine takes it in. The publisher of a pool that trains brings parcels to the engines. The ways:
+
+- `store`: all weights through Ray's object store;
+- `adapter`: a LoRA adapter alone, the same way, which vLLM applies unmerged;
+- `group`: all weights by a broadcast (gloo, NCCL).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from frpo.config import Config, ModelConfig, RolloutConfig
+
+if TYPE_CHECKING:
+    from actors._engine import Engine
+
+
+class Parcel(Protocol):
+    """One version on its way; what an engine is handed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What one engine is sent."""
+        ...
+
+    def deliver(self, sampler: Any) -> None:
+        """In the engine's process: make `sampler` (actors._sampler.Sampler) run this version."""
+        ...
+
+
+class Transport(Protocol):
+    """The end that stays with the ranks that train."""
+
+    def pack(self, engine: Engine) -> Parcel | None:
+        """All ranks, since ZeRO-3 gathers weights from all of them; rank 0 has the parcel."""
+        ...
+
+
+def serves_adapters(model: ModelConfig, rollout: RolloutConfig) -> bool:
+    """Whether engines apply the adapter in training unmerged, and it alone travels."""
+    return model.lora is not None and rollout.lora == "adapter"
+
+
+def transport_of(config: Config) -> Transport:
+    from actors.transport.adapter import AdapterTransport
+    from actors.transport.group import GroupTransport
+    from actors.transport.store import StoreTransport
+
+    if serves_adapters(config.model, config.rollout):
+        return AdapterTransport()
+    return StoreTransport() if config.rollout.transport == "object_store" else GroupTransport()

@@ -1,0 +1,56 @@
+"""A LoRA adapter alone: vLLM applies it unmerged, on the weights that it was trained on.
+
+Merged weights lie on the grid of their dtype. In bfloat16 whatever is smaller than half a step of the base's weight is lost, most of an
+early update, and engines would draw from another policy than the learner trains.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.transport.store import StoredTensors, put_tensors
+from frpo import saved
+
+if TYPE_CHECKING:
+    from actors._engine import Engine
+
+MEMORY = Path("/dev/shm")
+"""A folder in memory, on Linux."""
+
+
+@dataclass(frozen=True)
+class SentAdapter:
+    base: str
+    """The saved policy that it stands on, by a path or hub name that every node knows."""
+    config: str
+    """adapter_config.json"""
+    tensors: StoredTensors
+    """adapter_model.safetensors"""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tensors.num_bytes
+
+    def deliver(self, sampler: Any) -> None:
+        """vLLM reads adapters from folders alone (`LoRARequest` in vllm/lora/request.py)."""
+        from safetensors.torch import save_file
+
+        folder = Path(tempfile.mkdtemp(prefix="frpo-adapter-", dir=MEMORY if MEMORY.is_dir() else None))
+        try:
+            (folder / saved.ADAPTER).write_text(self.config)
+            save_file({name: tensor.clone() for name, tensor in self.tensors.read()}, folder / saved.WEIGHTS)
+            sampler.serve(folder, Path(self.base))
+        finally:
+            shutil.rmtree(folder)
+
+
+class AdapterTransport:
+    def pack(self, engine: Engine) -> SentAdapter | None:
+        found = engine.adapter()
+        if found is None:
+            return None
+        return SentAdapter(str(engine.folder), found.config, put_tensors(found.weights.items()))

@@ -1,0 +1,151 @@
+"""Adapters that travel alone: a learner's and saved ones, applied unmerged by real vLLM, against peft and against merged weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from actors._sampler import environment
+from actors.learner import LearnerPool, LearnerWorker
+from actors.rollout import RolloutPool, RolloutWorker
+from actors.transport import Transport
+from actors.transport.adapter import AdapterTransport
+from actors.transport.store import StoreTransport, put_tensors
+from frpo.config import LoraConfig, ModelConfig
+from frpo.types import Floats
+from tests.ray import helpers
+from tests.ray.test_learner import ENV, OBJECTIVE, batch, settings
+from tests.ray.test_rollout import draw, largest_gap
+from tests.unit.test_policies import lora, write_adapter
+
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def engine(model: ModelConfig) -> RolloutPool:
+    config = helpers.config(f"model.path={model.path}")
+    options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": environment(config)}}
+    worker = ray.remote(RolloutWorker).options(**options).remote(model.path, model, config.rollout, config.num_tokens_limit)
+    found = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
+    found.actors.wait_until_ready(300)
+    return found
+
+
+def rank(model: ModelConfig, transport: Transport, **fields: Any) -> LearnerPool:
+    remote: Any = ray.remote(LearnerWorker)
+    pool = LearnerPool([remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(0, 1, transport)], timeout_s=200)
+    pool.join()
+    pool.start(Path(model.path), model, settings(**fields), OBJECTIVE, helpers.config().rollout, 5)
+    return pool
+
+
+def stop(*pools: Any) -> None:
+    for pool in pools:
+        ray.kill(pool.actors.handles[0])
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
+    found = engine(ModelConfig(path=str(tiny_model), lora=LORA))
+    yield found
+    stop(found)
+
+
+def by_peft(base: Path, adapter: Path) -> Any:
+    return PeftModel.from_pretrained(model_of(base), adapter).eval()
+
+
+def model_of(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def test_what_is_published_is_the_learners_policy_also_after_a_kill(pool: RolloutPool, tiny_model: Path) -> None:
+    learner = rank(ModelConfig(path=str(tiny_model), lora=LORA), AdapterTransport())
+    data = helpers.sequences(12)
+    before = learner.logprobs(data)
+    for version in range(3):
+        parcel = learner.pack().result()
+        pool.deliver(parcel, version)
+        np.testing.assert_allclose(pool.logprobs(data)[0], learner.logprobs(data), atol=1e-5)
+        learner.update(batch(seed=version))
+    assert parcel.num_bytes == 4 * 4 * sum(a + b for a, b in projections(tiny_model))  # float32, rank 4
+    assert abs(pool.logprobs(data)[0] - before).max() > 0.05
+    now = pool.logprobs(data)
+    (pid,) = pool.members()
+    os.kill(pid, signal.SIGKILL)
+    np.testing.assert_allclose(pool.logprobs(data), now, atol=1e-6)
+    stop(learner)
+
+
+def projections(folder: Path) -> list[tuple[int, int]]:
+    """Outputs and inputs of every linear layer that gets an adapter."""
+    named = helpers.load_hf(folder)[0].named_parameters()
+    return [tuple(p.shape) for name, p in named if p.ndim == 2 and "_proj" in name]
+
+
+def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+    """Of the engine's own base, of another one, of a kind that is merged, and none at all: each after the other."""
+    data, tokenizer = helpers.sequences(12, seed=3), helpers.load_hf(tiny_model)[1]
+    other = tmp_path / "other"
+    helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=1).save_pretrained(other)
+    plain = write_adapter(tmp_path / "plain", tiny_model, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64}))
+    elsewhere = write_adapter(tmp_path / "elsewhere", other, lora())
+    dora = write_adapter(tmp_path / "dora", tiny_model, lora(use_dora=True))
+    for version, (base, adapter) in enumerate(((tiny_model, plain), (other, elsewhere), (tiny_model, dora), (tiny_model, plain))):
+        pool.load_policy(adapter, version)
+        truth = by_peft(base, adapter)
+        np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(truth, data), atol=1e-4)
+        assert max(largest_gap(truth, pool, draw(pool, helpers.prompts(tokenizer, 4), version))) < 1e-4
+    pool.load_policy(other, 7)
+    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(model_of(other), data), atol=1e-4)
+    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=2)
+    pool.deliver(put_tensors(model.named_parameters()), 8)
+    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(model, data), atol=1e-4)
+    pool.load_policy(plain, 9)
+    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
+    """Of the change of log-probs that the learner has made, how much the engine shows: regression of the one on the other."""
+    base = tmp_path / "base"
+    import torch
+
+    helpers.load_hf(tiny_model)[0].to(torch.bfloat16).save_pretrained(base)
+    helpers.load_hf(tiny_model)[1].save_pretrained(base)
+    model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
+    data = helpers.sequences(400, seed=9)
+    kept: dict[str, list[float]] = {"adapter": [], "merged": []}
+    for name, transport in (("adapter", AdapterTransport()), ("merged", StoreTransport())):
+        sender, receiver = rank(model, transport, learning_rate=1e-4, num_steps=20), engine(model)
+        moved = changes(sender, receiver, data)
+        next(moved)
+        for update in range(1, 21):
+            sender.update(batch(seed=update))
+            if update in (1, 5, 20):
+                kept[name].append(moved.send(update))
+        stop(sender, receiver)
+    print(kept)
+    assert kept["adapter"] == pytest.approx([1.0, 1.0, 1.0], abs=0.2)
+    assert kept["merged"][0] < 0.5
+
+
+def changes(sender: LearnerPool, receiver: RolloutPool, data: Any) -> Any:
+    """Share of the learner's change since the start that the engine shows, each time that it is asked."""
+    receiver.deliver(sender.pack().result(), 0)
+    first: tuple[Floats, Floats] = sender.logprobs(data), receiver.logprobs(data)[0]
+    share = 0.0
+    while True:
+        version = yield share
+        receiver.deliver(sender.pack().result(), version)
+        learned, shown = sender.logprobs(data) - first[0], receiver.logprobs(data)[0] - first[1]
+        share = float(learned @ shown / (learned @ learned))

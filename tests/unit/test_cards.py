@@ -1,0 +1,105 @@
+"""Roles that hold one GPU in turn: who leaves before who comes, what waits for its turn, and frozen weights there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from actors import reference
+from actors._host import frozen
+from actors.reference import ReferencePool
+from frpo.cluster import take_turns
+from frpo.planning import plan
+from frpo.types import Group
+from tests.contract.fakes import FakePrompts, Now
+from tests.unit.test_planning import SHARED, config
+
+
+@dataclass
+class Pool:
+    """Says what is asked of it."""
+
+    name: str
+    said: list[str]
+    takes_turns: bool = False
+    actors: Any = field(default_factory=lambda: SimpleNamespace(turn=lambda: None))
+
+    def _say(self, what: str) -> None:
+        self.actors.turn()  # as the calls of a real pool do
+        self.said.append(f"{self.name} {what}")
+
+    def __getattr__(self, what: str) -> Any:
+        if what in ("sleep", "wake", "offload", "reload", "work"):
+            return partial(self._say, what)
+        raise AttributeError(what)
+
+
+def test_whoever_is_called_next_has_the_card_and_all_others_have_left_it() -> None:
+    said: list[str] = []
+    roles = ("rollout", "learner", "finetune", "evaluate", "reference")
+    pools = {role: Pool(role, said) for role in roles}
+    take_turns(plan(config(*SHARED, "evaluate.num_gpus=1", "reference.num_gpus=1")), pools)
+    for role in ("rollout", "reference", "reference", "learner", "rollout", "evaluate"):
+        pools[role].work()
+    assert said == [
+        "rollout work", "rollout sleep", "reference reload", "reference work", "reference work", "reference offload", "learner reload",
+        "learner work", "learner offload", "rollout wake", "rollout work", "rollout sleep", "evaluate reload", "evaluate work",
+    ]  # fmt: skip
+    assert pools["reference"].takes_turns
+
+
+def test_a_role_without_gpus_never_takes_the_card() -> None:
+    said: list[str] = []
+    pools = {role: Pool(role, said) for role in ("rollout", "learner", "finetune", "evaluate", "reference")}
+    take_turns(plan(config(*SHARED)), pools)
+    pools["reference"].work()
+    assert said == ["reference work"]
+    assert not pools["reference"].takes_turns
+
+
+def test_the_reference_is_asked_when_all_is_drawn_where_it_shares_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def call(self: Any, worker: int, method: str, policy: str, group: Group, temperature: float) -> Now:
+        asked.append(group.index)
+        return Now(group.index)
+
+    monkeypatch.setattr(reference._calls.Actors, "call", call)
+    nobody: Any = None
+    pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
+    groups = [Group(i, prompt, (), 0) for i, prompt in enumerate(FakePrompts(3).take(0))]
+    pool.logprobs(groups[0], 1.0)
+    assert asked == [0]
+    pool.takes_turns = True
+    pending = [pool.logprobs(g, 1.0) for g in groups]
+    assert asked == [0]
+    assert not any(p.ready() for p in pending)
+    assert [p.result() for p in reversed(pending)] == [2, 1, 0]
+    assert asked == [0, 0, 1, 2]
+    assert pool.logprobs(groups[1], 1.0).result() == 1  # and those of the next step anew
+
+
+def test_frozen_weights_leave_and_come_back_and_the_trained_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[0].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = model[0].bias.data_ptr()
+    held = frozen(model, torch.device("cpu"))
+    assert len(held.tensors) == 4  # a matrix, and the norm's statistics
+    for _ in range(2):
+        where = model[0].weight.data_ptr()
+        held.leave()
+        assert model[0].weight.data_ptr() != where
+        held.come()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model[0].bias.data_ptr() == trained
+    assert len(held.host) == 4
+    np.testing.assert_array_equal(model(torch.ones(2, 4)).detach().shape, (2, 4))

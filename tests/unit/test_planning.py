@@ -1,0 +1,75 @@
+"""Bundles of roles that share cards, and what cannot share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frpo.cluster import backend
+from frpo.config import Config, ConfigError
+from frpo.planning import plan
+from frpo.recipe import load
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
+SHARED = ("rollout.num_gpus=0.5", "learner.num_gpus=0.5", "rollout.sleep=true")
+
+
+def config(*sets: str) -> Config:
+    return load(RECIPE, sets)
+
+
+def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
+    two = ("rollout.num_workers=2", "learner.num_workers=2")
+    asked = plan(config(*SHARED, *two, "evaluate.num_gpus=1"))
+    assert {a.role: (a.bundles, a.num_gpus) for a in asked.actors} == {
+        "learner": ((0, 1), 0.25), "finetune": ((0, 1), 0.25), "rollout": ((0, 1), 0.25), "evaluate": ((0,), 0.25),
+        "reward": ((2,), 0.0), "reference": ((3,), 0.0),
+    }  # fmt: skip
+    assert asked.bundles == ({"CPU": 0.75, "GPU": 1.0}, {"CPU": 0.5, "GPU": 1.0}, {"CPU": 0.125}, {"CPU": 0.125})
+    assert asked.num_gpus == 2
+    sampling = asked.only("rollout", "reward", "evaluate")
+    assert {a.role: a.bundles for a in sampling.actors} == {"rollout": (0, 1), "evaluate": (0,), "reward": (2,)}
+    assert sampling.num_gpus == 2
+
+
+@pytest.mark.parametrize("others", range(3))
+def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
+    asked = plan(config(*SHARED, *(f"{role}.num_gpus=1" for role in ("reference", "evaluate")[:others])))
+    shares = [a.num_gpus for a in asked.actors if a.num_gpus]
+    assert 0.999 < sum(shares) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("rollout.sleep=true",), r"rollout.sleep: it is for engines and learners that share cards"),
+        ((*SHARED, "rollout.transport=process_group"), r"rollout.sleep: it is for engines"),
+        ((*SHARED, "rollout.num_workers=2"), r"rollout.sleep: .*there are 2 engines on 1 GPUs each and 1 ranks; make"),
+        ((*SHARED, "evaluate.num_gpus=1", "evaluate.num_workers=3"), r"evaluate.num_workers: 3 on 1 cards that are shared"),
+        ((*SHARED, "learner.offload=all"), r"learner.offload: all keeps the weights off the GPU already"),
+        ((*SHARED, "model.lora={}", "learner.zero_stage=3"), r"learner.zero_stage: 3 cannot give its memory back with adapters"),
+        (("learner.num_gpus=0.5", "learner.num_workers=2"), r"learner.num_gpus: 0.5 may put two ranks on one GPU"),
+        (("learner.num_gpus=3",), r"learner.num_gpus: 3, and each worker computes on one GPU; raise learner.num_workers"),
+        (
+            ("model.lora={}", "rollout.lora=merged", "model.dtype=bfloat16"),
+            r"rollout.lora: merged is for float32, and model.dtype is bfloat16",
+        ),
+        (("model.lora.rank=600",), r"model.lora.rank: 600 is more than the 512 that vLLM serves"),
+    ],
+)
+def test_cards_that_cannot_be_had_so_are_refused(sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*sets)
+
+
+def test_the_backend_of_a_broadcast_is_that_of_the_actors() -> None:
+    """Not of the driver's machine: the head of a cluster has no GPU."""
+    assert backend(config("rollout.num_gpus=1", "learner.num_gpus=1")) == "nccl"
+    assert backend(config("rollout.num_gpus=1")) == backend(config()) == "gloo"
+
+
+def test_an_adapter_needs_no_broadcast_for_engines_of_two_cards() -> None:
+    assert config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}").rollout.transport == "object_store"
+    with pytest.raises(ConfigError, match=r"rollout.tensor_parallel: above 1 it needs rollout.transport: process_group"):
+        config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}", "rollout.lora=merged")
