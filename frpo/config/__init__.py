@@ -4,11 +4,11 @@ Every field has a docstring, which `frpo config` prints beside its value. What o
 what needs the disk or the cluster is checked in `frpo.preflight`.
 """
 
+from frpo.config.cards import LARGEST_RANK
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.config.run import (
-    LARGEST_RANK,
     AttackConfig,
     CertifyConfig,
     CheckpointConfig,
