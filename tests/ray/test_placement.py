@@ -95,6 +95,7 @@ def test_an_engine_of_two_cards_sees_both(ray_cluster: None) -> None:
     assert sorted([c for card in cards["rollout"] for c in card] + [c for (c,) in cards["learner"]]) == list(range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
 def test_the_papers_recipes(ray_cluster: None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = load(Path(helpers.ROOT) / "recipes" / f"{recipe}.yaml", FEW_CPUS)
