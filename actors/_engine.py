@@ -253,9 +253,9 @@ class Engine:
                 return None
             weights = {n: t.detach().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
         name = hub.name_of(str(self.folder))
+        base, revision = name.split("@") if name else (str(self.folder), None)
         config = wrapped.peft_config["default"].to_dict()
-        config |= {"inference_mode": True, "base_model_name_or_path": name.split("@")[0] if name else str(self.folder)}
-        config["revision"] = name.split("@")[1] if name else None
+        config |= {"inference_mode": True, "base_model_name_or_path": base, "revision": revision}
         return Adapter(json.dumps(config, indent=2, sort_keys=True, default=sorted), weights)
 
     def _export_adapter(self, folder: Path) -> None:

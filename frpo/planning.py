@@ -111,11 +111,7 @@ def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict
     ranks = tuple(range(learner.num_workers))
     bundles = [_bundle(learner.num_cpus, learner.num_gpus) for _ in ranks]
     actors = [Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks) for role in ("learner", "finetune")]
-    for role, count, cpus, gpus in roles:
-        first = len(bundles)
-        bundles += [_bundle(cpus, gpus) for _ in range(count)]
-        actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
-    return actors, bundles
+    return actors + _alone(roles, bundles), bundles
 
 
 def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
@@ -128,11 +124,17 @@ def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dic
     share = int(1e4 / len(training + turns)) / 1e4  # Ray counts in ten-thousandths
     actors = [Actor(role, count, cpus, share, cards[:count]) for role, count, cpus, _ in training + turns]
     bundles = [_bundle(sum(a.num_cpus for a in actors if card in a.bundles), 1.0) for card in cards]
-    for role, count, cpus, gpus in (role for role in roles if role not in turns):
+    return actors + _alone([role for role in roles if role not in turns], bundles), bundles
+
+
+def _alone(roles: Sequence[Role], bundles: list[dict[str, float]]) -> list[Actor]:
+    """Actors with a bundle each, added to `bundles`."""
+    actors = []
+    for role, count, cpus, gpus in roles:
         first = len(bundles)
         bundles += [_bundle(cpus, gpus) for _ in range(count)]
         actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
-    return actors, bundles
+    return actors
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

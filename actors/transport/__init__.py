@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from frpo.config import Config, ModelConfig, RolloutConfig
+from frpo.config import Config
 
 if TYPE_CHECKING:
     from actors._engine import Engine
@@ -39,16 +39,11 @@ class Transport(Protocol):
         ...
 
 
-def serves_adapters(model: ModelConfig, rollout: RolloutConfig) -> bool:
-    """Whether engines apply the adapter in training unmerged, and it alone travels."""
-    return model.lora is not None and rollout.lora == "adapter"
-
-
 def transport_of(config: Config) -> Transport:
     from actors.transport.adapter import AdapterTransport
     from actors.transport.group import GroupTransport
     from actors.transport.store import StoreTransport
 
-    if serves_adapters(config.model, config.rollout):
+    if config.sends_adapters:
         return AdapterTransport()
     return StoreTransport() if config.rollout.transport == "object_store" else GroupTransport()

@@ -56,13 +56,13 @@ def check_cards(config: Config) -> None:
 
 def check_served(config: Config) -> None:
     """That engines can run the adapter in training, and exactly it."""
-    lora, merged = config.model.lora, config.rollout.lora == "merged"
-    if lora and merged and config.model.dtype != "float32":
+    lora = config.model.lora
+    if lora and not config.sends_adapters and config.model.dtype != "float32":
         raise ValueError(
             f"rollout.lora: merged is for float32, and model.dtype is {config.model.dtype}: most of an early update is lost between its "
             "numbers, and engines would draw from another policy; use adapter"
         )
-    if lora and not merged and lora.rank > LARGEST_RANK:
+    if lora and config.sends_adapters and lora.rank > LARGEST_RANK:
         raise ValueError(
             f"model.lora.rank: {lora.rank} is more than the {LARGEST_RANK} that vLLM serves; lower it, or train in float32 with "
             "rollout.lora: merged"

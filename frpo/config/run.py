@@ -231,8 +231,7 @@ class Config(Section):
             if batch < ranks:
                 raise ValueError(f"learner.num_workers: {ranks} ranks share a batch of {batch} ({what}); use at most {batch}")
         check_cards(self)
-        adapters = self.model.lora is not None and self.rollout.lora == "adapter"
-        if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store" and not adapters:
+        if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store" and not self.sends_adapters:
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
         check_nucleus(self)
         check_served(self)
@@ -270,6 +269,11 @@ class Config(Section):
     @property
     def folder(self) -> Path:
         return self.run_dir or Path("runs") / self.name
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether engines apply the adapter in training unmerged, and it alone travels."""
+        return self.model.lora is not None and self.rollout.lora == "adapter"
 
     @property
     def parity_tolerance(self) -> float:
