@@ -28,7 +28,7 @@ test-all: lint
 	$(PYTEST) -m "not gpu" tests
 
 test-gpu: install
-	$(PYTEST) -m gpu tests
+	$(PYTEST) -m gpu tests/gpu
 
 # verl's transformers is not vLLM's, so verl has an environment of its own
 test-integrations: install

@@ -6,6 +6,7 @@ so nothing else may live there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,14 @@ class WeightLoader:
 
 def _export_stats(engine: Any) -> None:
     """Put vLLM's own gauges (ray_vllm_*: queue, KV cache, prefix cache) on the cluster's metrics port. Only what the scheduler tells at
-    each engine step: vLLM's histograms take a dozen values of every single request."""
-    from vllm.v1.metrics.loggers import StatLoggerManager
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+    each engine step: vLLM's histograms take a dozen values of every single request. A run goes on without them where they do not load:
+    they import ray.serve, which a grpc of another version than grpcio-reflection's keeps from loading."""
+    try:
+        from vllm.v1.metrics.loggers import StatLoggerManager
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+    except (ImportError, RuntimeError) as error:
+        logging.getLogger(__name__).warning("vLLM's gauges are left out of the metrics: %s", error)
+        return
 
     class SchedulerStats(RayPrometheusStatLogger):
         def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
@@ -103,6 +109,7 @@ class Sampler:
                 "gpu_memory_utilization": rollout.gpu_memory_utilization,
                 "tensor_parallel_size": rollout.tensor_parallel,
                 "enable_sleep_mode": rollout.sleep,
+                "enforce_eager": rollout.enforce_eager,
                 # in an actor vLLM would start Ray workers of its own, in the placement group of this run
                 "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
             }

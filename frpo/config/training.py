@@ -45,6 +45,8 @@ class RolloutConfig(Workers):
     """Share of GPU memory for vLLM's weights and KV cache."""
     kv_cache_gib: Annotated[Positive, NOTHING] = 1
     """KV cache on the CPU, GiB."""
+    enforce_eager: Annotated[bool, NOTHING] = False
+    """On a GPU, start engines without compiling and CUDA graphs: sooner by a minute or more, and slower at each token. For short runs."""
     sleep: Annotated[bool, NOTHING] = False
     """Free vLLM's GPU memory while the learner updates (both on one GPU)."""
     transport: Annotated[Literal["object_store", "process_group"], NOTHING] = "object_store"
