@@ -23,11 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import _dist
+from actors._gather import Block, Logprobs
 from actors._host import frozen
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
+from actors._scoring import BUDGET_TOKENS, by_group, sequences_of
 from frpo import hub, policies, saved
 from frpo.config import ConfigError, ModelConfig, TrainConfig
-from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs
+from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs, passes_of
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
 from frpo.types import Floats, Sequences
 
@@ -199,6 +201,22 @@ class Engine:
             total = torch.from_numpy(found).to(self.device)
             dist.all_reduce(total)
             found = total.cpu().numpy()
+        return found
+
+    def scores(self, blocks: Sequence[Block], temperature: float, *, together: bool = False) -> list[list[Logprobs]]:
+        """Log-probs of blocks of groups, in the passes that a saved policy takes for them. `together`: of those dealt to this rank, and it
+        makes as many passes as the rank with the most, since under ZeRO-3 each is a collective."""
+        self.ds.eval()
+        data = [sequences_of(block) for block in blocks]
+        hands = [range(rank, len(blocks), self.world_size) for rank in range(self.world_size)] if together else [range(len(blocks))]
+        mine = hands[self.rank if together else 0]
+        passes = [passes_of(d, BUDGET_TOKENS, self.ds.module.reach()) for d in data]
+        found = [
+            by_group(logprobs_of_packs(self.ds, data[i], passes[i], temperature=temperature, device=self.device), blocks[i]) for i in mine
+        ]
+        counts = [sum(len(passes[i]) for i in hand) for hand in hands]
+        for _ in range(max(counts) - sum(len(passes[i]) for i in mine)):
+            logprobs_of_packs(self.ds, data[0], passes[0][:1], temperature=temperature, device=self.device)
         return found
 
     # ---- weights out

@@ -1,4 +1,4 @@
-"""A frozen policy that gives log-probs to completions: what the reference scorer and the evaluation actors wrap."""
+"""Log-probs of groups by transformers: what the reference scorer, the evaluation actors and the trained policy share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from frpo.batching import flatten
 from frpo.config import ModelConfig
-from frpo.types import Floats, Group
+from frpo.types import Floats, Group, Sequences
 
 BUDGET_TOKENS = 8192
-"""Padded tokens of one forward pass."""
+"""Padded tokens of one forward pass, and tokens of a block. Whoever scores a policy takes the same blocks in the same passes: its
+log-probs are then the same numbers, in bfloat16 too."""
 
 
 class FrozenPolicies:
@@ -48,17 +49,24 @@ class FrozenPolicies:
         for _, weights in self.loaded.values():
             weights.come()
 
-    def logprobs(self, policy: str, groups: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:
-        """Per group, k arrays [T]: log-probs of its completions, nats."""
+    def logprobs(self, policy: str, block: Sequence[Group], temperature: float) -> list[tuple[Floats, ...]]:
+        """Per group of a block, k arrays [T]: log-probs of its completions, nats."""
         from actors._dist import device
         from frpo.logprobs import completion_logprobs
 
-        pairs = [(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
-        flat = completion_logprobs(
-            self._scorer(policy), flatten(pairs), temperature=temperature, budget_tokens=BUDGET_TOKENS, device=device()
-        )
-        parts = iter(np.split(flat, np.cumsum([len(c) for _, c in pairs])[:-1]))
-        return [tuple(next(parts) for _ in g.completions) for g in groups]
+        scorer = self._scorer(policy)
+        flat = completion_logprobs(scorer, sequences_of(block), temperature=temperature, budget_tokens=BUDGET_TOKENS, device=device())
+        return by_group(flat, block)
+
+
+def sequences_of(block: Sequence[Group]) -> Sequences:
+    return flatten([(g.prompt.token_ids, c.token_ids) for g in block for c in g.completions])
+
+
+def by_group(flat: Floats, block: Sequence[Group]) -> list[tuple[Floats, ...]]:
+    """Values of all completion tokens of a block, `[sum of completion lengths]`, as k arrays [T] per group."""
+    parts = iter(np.split(flat, np.cumsum([len(c.token_ids) for g in block for c in g.completions])[:-1]))
+    return [tuple(next(parts) for _ in g.completions) for g in block]
 
 
 def warm_up() -> None:

@@ -1,6 +1,6 @@
 """What learners and fine-tune workers share: a rank of a DeepSpeed job, its engine, and the way its weights take out.
 
-The one place of inheritance in the project: Ray serves the methods of one class, and these are the same twelve.
+The one place of inheritance in the project: Ray serves the methods of one class, and these are the same fourteen.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ray.actor import ActorHandle
 
 from actors import _calls
+from actors._gather import Block, Dealt, Logprobs, deal
+from actors._scoring import BUDGET_TOKENS
+from frpo.batching import blocks_of
 from frpo.roles import Pending
-from frpo.types import Floats, Sequences
+from frpo.types import Floats, Group, Sequences
 
 if TYPE_CHECKING:
     from actors._engine import Engine
@@ -60,6 +63,14 @@ class TrainWorker:
         """All ranks; rank 0 answers."""
         found = self._engine().logprobs(sequences)
         return found if self.rank == 0 else None
+
+    def score(self, temperature: float, blocks: list[Block]) -> list[list[Logprobs]]:
+        """Log-probs of blocks under the policy in training, by this rank alone."""
+        return self._engine().scores(blocks, temperature)
+
+    def score_together(self, temperature: float, blocks: list[Block]) -> list[list[Logprobs]]:
+        """All ranks: the same of every block; each rank answers for those that are dealt to it."""
+        return self._engine().scores(blocks, temperature, together=True)
 
     def save(self, folder: str) -> None:
         """All ranks."""
@@ -112,6 +123,8 @@ class TrainPool:
 
     def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         self.actors = _calls.Actors(role, handles, timeout_s=timeout_s)
+        self.together = False
+        """Whether no rank can compute alone: under ZeRO-3 each holds a part of the weights."""
 
     def join(self) -> None:
         """Form the group of ranks; once, before the first start."""
@@ -121,6 +134,16 @@ class TrainPool:
     def logprobs(self, sequences: Sequences) -> Floats:
         found: Floats = self.actors.call_all("logprobs", sequences)[0]
         return found
+
+    def submit(self, groups: Sequence[Group], temperature: float = 1.0) -> Dealt:
+        """Log-probs of every completion under the policy in training, in the blocks that saved policies are scored in."""
+        return self.ask(blocks_of(groups, BUDGET_TOKENS), temperature)
+
+    def ask(self, blocks: Sequence[Block], temperature: float, first: int = 0) -> Dealt:
+        if not self.together:
+            return deal(self.actors, "score", temperature, blocks=blocks, first=first)
+        calls = [self.actors.call(rank, "score_together", temperature, list(blocks)) for rank in range(len(self.actors))]
+        return Dealt(calls, len(blocks))
 
     def save(self, folder: Path) -> None:
         self.actors.call_all("save", str(folder.absolute()))

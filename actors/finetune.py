@@ -71,6 +71,7 @@ class FinetunePool(TrainPool):
         super().__init__("fine-tune", handles, timeout_s=timeout_s)
 
     def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
+        self.together = finetune.zero_stage == 3 and len(self.actors) > 1
         self.actors.call_all("start", str(policy), model, finetune, seed)
 
     def update(self, sequences: Sequences) -> FinetuneStats:

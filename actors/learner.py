@@ -12,9 +12,11 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors._gather import Dealt, Gathered, Logprobs
 from actors._train import TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
-from frpo.types import Floats, RolloutBatch, UpdateStats
+from frpo.roles import Pending
+from frpo.types import Floats, Group, RolloutBatch, UpdateStats
 
 
 @dataclass
@@ -26,13 +28,14 @@ class Sums:
     entropy: float = 0.0
     clipped: float = 0.0
     mismatch: float = 0.0
+    divergence: float = 0.0
     tokens: float = 0.0
     """Completion tokens."""
     computed: float = field(default=0.0)
     """Tokens, prompts included, each as often as it was computed."""
 
     def values(self) -> list[float]:
-        return [self.loss, self.penalty, self.entropy, self.clipped, self.mismatch, self.tokens, self.computed]
+        return [self.loss, self.penalty, self.entropy, self.clipped, self.mismatch, self.divergence, self.tokens, self.computed]
 
 
 class LearnerWorker(TrainWorker):
@@ -50,15 +53,15 @@ class LearnerWorker(TrainWorker):
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         """All ranks: one step. The batch is cut, in its order, into `updates_per_batch` parts of one optimiser update
-        each; with one part the ratio is exactly 1 and the learner's own log-probs are the old ones."""
+        each; with one part the ratio is exactly 1 and the learner's own log-probs are the old ones. Several want `batch.old`."""
         began = time.perf_counter()
         engine, sums = self._engine(), Sums()
         parts = np.array_split(np.arange(len(batch.sequences)), self.learner.updates_per_batch)
-        old = engine.logprobs(batch.sequences, self.rollout.temperature) if len(parts) > 1 else None
+        assert batch.old is not None or len(parts) == 1
         for rows in parts:
             if len(rows):
-                result = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows, old, sums))
-        loss, penalty, entropy, clipped, mismatch, tokens, computed = engine.reduce(sums.values())
+                result = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows, sums))
+        loss, penalty, entropy, clipped, mismatch, divergence, tokens, computed = engine.reduce(sums.values())
         return UpdateStats(
             loss=loss / len(parts),
             penalty=penalty / tokens,
@@ -67,11 +70,12 @@ class LearnerWorker(TrainWorker):
             entropy=entropy / tokens,
             clip_share=clipped / tokens,
             mismatch_kl=mismatch / tokens,
+            kl=None if batch.reference is None else divergence / len(batch.sequences),
             num_tokens=int(computed),
             seconds=time.perf_counter() - began,
         )
 
-    def _loss(self, batch: RolloutBatch, part: np.ndarray, old: Floats | None, sums: Sums):  # type: ignore[no-untyped-def, type-arg]
+    def _loss(self, batch: RolloutBatch, part: np.ndarray, sums: Sums):  # type: ignore[no-untyped-def, type-arg]
         """The loss of one update as a function of packs, with the denominators of the whole part."""
         import torch
 
@@ -79,6 +83,7 @@ class LearnerWorker(TrainWorker):
         from frpo.packing import Pack, pack_lengths, pad, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
+        several = self.learner.updates_per_batch > 1
         num_tokens = int((sequences.lengths - sequences.prompt_lengths)[part].sum())
 
         def loss(packs: list[Pack], weight: float) -> torch.Tensor:
@@ -88,13 +93,16 @@ class LearnerWorker(TrainWorker):
             def values(flat: Floats) -> torch.Tensor:
                 return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
 
-            before = now.logprobs.detach() if old is None else values(old)
+            own = now.logprobs.detach()
+            old = own if batch.old is None else values(batch.old)
+            before = old if several else own
             behaviour = values(batch.behaviour)
+            reference = None if batch.reference is None else values(batch.reference)
             terms = policy_loss(
                 now.logprobs,
                 before,
                 behaviour,
-                None if batch.reference is None else values(batch.reference),
+                reference if o.penalty == "k3" else None,
                 torch.from_numpy(batch.advantages[rows]).to(engine.device),
                 now.mask,
                 beta=batch.beta,
@@ -115,6 +123,7 @@ class LearnerWorker(TrainWorker):
                 sums.clipped += float(terms.clipped)
                 # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
                 sums.mismatch += float((torch.exp(-gap) - 1 + gap).sum())
+                sums.divergence += float(((old - reference) * now.mask).double().sum()) if reference is not None else 0.0
                 sums.tokens += float(now.mask.sum())
                 sums.computed += float(pack_lengths(sequences, packs).sum())
             return terms.loss
@@ -127,11 +136,25 @@ class LearnerPool(TrainPool):
 
     def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
+        self.takes_turns, self.temperature = False, 1.0
+        self.gathered = Gathered(self._ask)
 
     def start(
         self, policy: Path, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
     ) -> None:
+        self.together = learner.zero_stage == 3 and len(self.actors) > 1
+        self.temperature = rollout.temperature
         self.actors.call_all("start", str(policy), model, learner, objective, rollout, seed)
+
+    def score(self, group: Group) -> Pending[Logprobs]:
+        """At once by one rank, beside the generation; when all is drawn where a rank cannot compute alone, or shares a card."""
+        later = self.gathered.later(group)
+        if not (self.together or self.takes_turns):
+            self.gathered.ask_all()
+        return later
+
+    def _ask(self, groups: list[Group]) -> Dealt:
+        return self.ask([[g] for g in groups], self.temperature, first=groups[0].index)
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         stats: UpdateStats = self.actors.call_all("update", ray.put(batch))[0]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from actors import _calls
+from actors._gather import Block, Dealt, Gathered, Logprobs, deal
 from actors._scoring import FrozenPolicies, warm_up
 from frpo.config import ModelConfig
 from frpo.roles import Pending
-from frpo.types import Floats, Group
+from frpo.types import Group
 
 
 class ReferenceWorker:
@@ -34,9 +34,8 @@ class ReferenceWorker:
     def reload(self) -> None:
         self.policies.reload()
 
-    def logprobs(self, policy: str, group: Group, temperature: float) -> tuple[Floats, ...]:
-        """k arrays [T], nats. A group is one call, so the numbers do not depend on what else waits."""
-        return self.policies.logprobs(policy, [group], temperature)[0]
+    def logprobs(self, policy: str, temperature: float, blocks: list[Block]) -> list[list[Logprobs]]:
+        return [self.policies.logprobs(policy, block, temperature) for block in blocks]
 
 
 class ReferencePool:
@@ -47,44 +46,26 @@ class ReferencePool:
 
     def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
         self.actors = _calls.Actors("reference", handles, timeout_s=timeout_s, restarts=restarts)
-        self.policy, self.takes_turns = "", False
-        self.waiting: list[Later] = []
+        self.policy, self.temperature, self.takes_turns = "", 1.0, False
+        self.gathered = Gathered(self._ask)
 
-    def use(self, policy: Path) -> None:
-        """The policy to score by from now on."""
-        self.policy = str(policy)
+    def use(self, policy: Path, temperature: float) -> None:
+        """The policy to score by from now on, and the rollouts' temperature."""
+        self.policy, self.temperature = str(policy), temperature
 
-    def logprobs(self, group: Group, temperature: float) -> Pending[tuple[Floats, ...]]:
-        ask = partial(self.actors.call, group.index % len(self.actors), "logprobs", self.policy, group, temperature)
+    def score(self, group: Group) -> Pending[Logprobs]:
+        later = self.gathered.later(group)
         if not self.takes_turns:
-            return ask()
-        self.waiting.append(Later(ask, self.ask_all))
-        return self.waiting[-1]
+            self.gathered.ask_all()
+        return later
 
-    def ask_all(self) -> None:
-        for later in self.waiting:
-            later.call = later.ask()
-        self.waiting = []
+    def _ask(self, groups: list[Group]) -> Dealt:
+        """Each group is a block, so the numbers do not depend on what else waits."""
+        blocks = [[g] for g in groups]
+        return deal(self.actors, "logprobs", self.policy, self.temperature, blocks=blocks, first=groups[0].index)
 
     def offload(self) -> None:
         self.actors.call_all("offload")
 
     def reload(self) -> None:
         self.actors.call_all("reload")
-
-
-class Later:
-    """An answer that is asked for, with all others that wait, when the first of them is wanted."""
-
-    def __init__(self, ask: Callable[[], Pending[tuple[Floats, ...]]], ask_all: Callable[[], None]) -> None:
-        self.ask, self.ask_all = ask, ask_all
-        self.call: Pending[tuple[Floats, ...]] | None = None
-
-    def ready(self) -> bool:
-        return self.call is not None and self.call.ready()
-
-    def result(self) -> tuple[Floats, ...]:
-        if self.call is None:
-            self.ask_all()
-        assert self.call is not None
-        return self.call.result()

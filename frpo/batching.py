@@ -19,7 +19,7 @@ from frpo.objective import (
     tilt,
 )
 from frpo.steering import begin, lam_for
-from frpo.types import Floats, RolloutBatch, ScoredGroup, Sequences, Steering
+from frpo.types import Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
 
 Doubles = NDArray[np.float64]
 
@@ -34,7 +34,6 @@ class BatchStats:
     equal_groups: float
     advantage_std: float
     non_monotone: float
-    kl: float | None
     beta: float
     lam: float | None
     radius: float | None
@@ -81,14 +80,28 @@ def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) 
     return rewards, mask
 
 
-def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles:
-    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion."""
+def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles | None:
+    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion; None where either was not asked for."""
+    if any(s.policy is None or s.reference is None for s in scored):
+        return None
     return np.array(
-        [
-            [float((c.logprobs.astype(np.float64) - r).sum()) for c, r in zip(s.group.completions, s.reference or (), strict=True)]
-            for s in scored
-        ]
+        [[float((p.astype(np.float64) - r).sum()) for p, r in zip(s.policy or (), s.reference or (), strict=True)] for s in scored]
     )
+
+
+def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
+    """Neighbours that are scored together, up to `budget_tokens` or one group: the same whoever scores them, so that a policy's log-probs
+    differ from themselves by nothing, in bfloat16 too."""
+    found: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        size = sum(len(group.prompt.token_ids) + len(c.token_ids) for c in group.completions)
+        if not found or size > room:
+            found.append([])
+            room = budget_tokens
+        found[-1].append(group)
+        room -= size
+    return found
 
 
 def advantages(rewards: Doubles, mask: NDArray[np.bool_], objective: ObjectiveConfig, lam: float) -> Doubles:
@@ -113,38 +126,35 @@ def penalties(mask: NDArray[np.bool_], divergence: Doubles | None, objective: Ob
 
 
 def make_batch(
-    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None, *, top_p: float = 1.0
+    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None
 ) -> tuple[RolloutBatch, BatchStats]:
-    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step.
-
-    Of draws from a nucleus (`top_p` below 1) no KL is told: their log-probs are larger than the policy's by the kept mass.
-    """
+    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step."""
     scored = sorted(scored, key=lambda s: s.group.index)
     rewards, mask = rewards_and_mask(scored, objective)
-    divergence = log_ratios(scored) if top_p == 1 and all(s.reference is not None for s in scored) else None
     steering = steering or begin(objective)
     lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(mask), objective, steering)
     own = advantages(rewards, mask, objective, lam)
-    values = own + penalties(mask, divergence, objective, steering.beta)
+    values = own + penalties(mask, log_ratios(scored), objective, steering.beta)
     mask &= mask.sum(axis=1, keepdims=True) >= 2
-    pairs, kept, behaviour, reference = [], [], [], []
+    pairs, kept, behaviour, old, reference = [], [], [], [], []
     for g, item in enumerate(scored):
         for j, completion in enumerate(item.group.completions):
             if mask[g, j]:
                 pairs.append((item.group.prompt.token_ids, completion.token_ids))
                 kept.append(values[g, j])
                 behaviour.append(completion.logprobs)
+                old += [item.policy[j]] if item.policy is not None else []
                 reference += [item.reference[j]] if item.reference is not None else []
-    penalised = objective.penalty == "k3" and objective.penalised
     batch = RolloutBatch(
         sequences=flatten(pairs),
         advantages=np.array(kept, dtype=np.float32),
         behaviour=_concatenate(behaviour),
-        reference=_concatenate(reference) if penalised else None,
+        old=_concatenate(old) if scored[0].policy is not None else None,
+        reference=_concatenate(reference) if scored[0].reference is not None else None,
         beta=steering.beta,
     )
     used = lam if objective.method == "frpo" else None
-    return batch, _describe(scored, rewards, mask, own, values, divergence, used, steering.beta)
+    return batch, _describe(scored, rewards, mask, own, values, used, steering.beta)
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:
@@ -157,7 +167,6 @@ def _describe(
     mask: NDArray[np.bool_],
     own: Doubles,
     values: Doubles,
-    divergence: Doubles | None,
     lam: float | None,
     beta: float,
 ) -> BatchStats:
@@ -175,7 +184,6 @@ def _describe(
         equal_groups=float((spread < 1e-9).mean()) if len(spread) else 1.0,
         advantage_std=float(values[mask].std()) if mask.any() else 0.0,
         non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(own), torch.from_numpy(mask)),
-        kl=float(divergence.mean()) if divergence is not None else None,
         beta=beta,
         lam=lam,
         radius=float(radius.mean()) if radius is not None else None,

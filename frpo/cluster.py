@@ -277,5 +277,6 @@ def take_turns(asked: Plan, pools: Mapping[str, Any]) -> None:
     )
     for role, pool in sharing.items():
         pool.actors.turn = partial(turns.take, role)
-    if reference := sharing.get("reference"):
-        reference.takes_turns = True
+    for role in ("reference", "learner"):
+        if role in sharing:
+            sharing[role].takes_turns = True

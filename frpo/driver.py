@@ -3,7 +3,7 @@
 Knows roles, not Ray: the partners may be actors on a cluster or fakes in a test. What a step does depends on the run's
 seed and the step's number alone, so a run resumed from any checkpoint ends in the same weights.
 
-    prompts.take(step) -> rollouts -> rewards, reference (as soon as a group is there) -> advantages -> learner -> rollouts
+    prompts.take(step) -> rollouts -> rewards, log-probs (as soon as a group is there) -> advantages -> learner -> rollouts
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from frpo.batching import BatchStats, flatten, make_batch
 from frpo.config import ArmConfig, Config
-from frpo.roles import Learner, Publisher, Reference, Rewards, Rollouts
+from frpo.roles import Learner, Pending, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
 from frpo.steering import after, finished
 from frpo.stops import (
@@ -25,6 +25,8 @@ from frpo.stops import (
     stop_if_update_is_broken,
 )
 from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, Steering, StepMetrics, UpdateStats
+
+T = TypeVar("T")
 
 
 class Prompts(Protocol):
@@ -64,7 +66,7 @@ def train(
         prompts = partners.prompts.take(step)
         collected = collect(config, arm, partners, prompts, step)
         scored_at = time.perf_counter()
-        batch, stats = make_batch(collected.scored, arm.objective, steering, top_p=config.rollout.top_p)
+        batch, stats = make_batch(collected.scored, arm.objective, steering)
         stop_if_rewards_fail(config, stats, step + 1)
         stop_if_batch_is_broken(batch, stats, step + 1)
         if step == start or step % config.rollout.parity_every == 0:
@@ -78,7 +80,7 @@ def train(
         times = (collected.drawn_at - began, scored_at - collected.drawn_at, updated_at - scored_at, done - updated_at, done - began)
         metrics = replace(describe(step, collected, stats, update, times), driver_s=time.process_time() - cpu, published_bytes=published)
         share = step / arm.learner.num_steps
-        steering = after(steering, arm.objective, lam=stats.lam, kl=stats.kl, reward=stats.reward, done=share)
+        steering = after(steering, arm.objective, lam=stats.lam, kl=update.kl, reward=stats.reward, done=share)
         after_step(metrics, steering)
 
 
@@ -97,13 +99,26 @@ class Collected:
 def collect(config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int) -> Collected:
     """Draw the groups of one step; each is scored as soon as it is there."""
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
+    rewards, reference = partners.rewards, partners.reference
+    learner = partners.learner if scores_policy(arm) else None
     pending = [
-        (group, partners.rewards.score(group), partners.reference and partners.reference.logprobs(group, config.rollout.temperature))
+        (group, rewards.score(group), reference.score(group) if reference else None, learner.score(group) if learner else None)
         for group in partners.rollouts.generate(prompts, seeds, sampling(config), step)
     ]
     drawn_at = time.perf_counter()
-    waiting = [sum(not p.ready() for p in column if p) for column in ([r for _, r, _ in pending], [r for _, _, r in pending])]
-    return Collected([ScoredGroup(g, rewards.result(), ref.result() if ref else None) for g, rewards, ref in pending], drawn_at, *waiting)
+    waiting = [sum(not p.ready() for p in column if p) for column in ([r for _, r, _, _ in pending], [r for _, _, r, _ in pending])]
+    scored = [ScoredGroup(g, r.result(), answer(ref), answer(own)) for g, r, ref, own in pending]
+    return Collected(scored, drawn_at, *waiting)
+
+
+def answer(pending: Pending[T] | None) -> T | None:
+    return None if pending is None else pending.result()
+
+
+def scores_policy(arm: ArmConfig) -> bool:
+    """Whether the learner's log-probs are wanted before the update: for the penalty in the advantages, or as the old ones of several
+    updates. Else the update itself tells the KL."""
+    return arm.objective.reverse or arm.learner.updates_per_batch > 1
 
 
 def sampling(config: Config) -> Sampling:
@@ -130,7 +145,7 @@ def describe(
         step=step, policy_version=step, num_prompts=len(collected.scored),
         waiting_rewards=collected.waiting_rewards, waiting_reference=collected.waiting_reference,
         reward=stats.reward, reward_std=stats.reward_std, group_std=stats.group_std, equal_groups=stats.equal_groups,
-        advantage_std=stats.advantage_std, non_monotone=stats.non_monotone, kl=stats.kl,
+        advantage_std=stats.advantage_std, non_monotone=stats.non_monotone, kl=update.kl,
         beta=stats.beta, lam=stats.lam, radius=stats.radius, effective_samples=stats.effective_samples,
         entropy=update.entropy, loss=update.loss, grad_norm=update.grad_norm, learning_rate=update.learning_rate,
         clip_share=update.clip_share, mismatch_kl=update.mismatch_kl,

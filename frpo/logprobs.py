@@ -177,9 +177,14 @@ def completion_logprobs(
 
     `scorer` is a Scorer, or an engine around one. Neighbours with the same prompt share its computation.
     """
-    packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=scorer.reach())
-    batches = [[packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)]
-    return logprobs_of_packs(scorer, sequences, batches, temperature=temperature, device=device)
+    passes = passes_of(sequences, budget_tokens, scorer.reach())
+    return logprobs_of_packs(scorer, sequences, passes, temperature=temperature, device=device)
+
+
+def passes_of(sequences: Sequences, budget_tokens: int, reach: int) -> list[list[Pack]]:
+    """The forward passes of up to `budget_tokens` that score them; `reach` is the scorer's."""
+    packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=reach)
+    return [[packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)]
 
 
 @torch.no_grad()

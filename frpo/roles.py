@@ -46,7 +46,9 @@ class Rewards(Protocol):
 
 
 class Reference(Protocol):
-    def logprobs(self, group: Group, temperature: float) -> Pending[tuple[Floats, ...]]: ...
+    def score(self, group: Group) -> Pending[tuple[Floats, ...]]:
+        """k arrays [T]: log-probs of a group at the rollouts' temperature."""
+        ...
 
 
 class Learner(Protocol):
@@ -56,6 +58,10 @@ class Learner(Protocol):
 
     def logprobs(self, sequences: Sequences) -> Floats:
         """Learner's log-probs of the completion tokens at temperature 1, [sum of completion lengths]."""
+        ...
+
+    def score(self, group: Group) -> Pending[tuple[Floats, ...]]:
+        """k arrays [T]: log-probs of a group at the rollouts' temperature, the same as Reference's where the weights are."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -47,10 +47,10 @@ def nothing_left(config: Config, stats: BatchStats) -> str:
 def stop_if_batch_is_broken(batch: RolloutBatch, stats: BatchStats, step: int) -> None:
     """Before the update: the learner's weights are still whole."""
     where = f"step {step}"
+    logprobs = {"engine": batch.behaviour, "learner": batch.old, "reference": batch.reference}
+    stop_if_not_finite(where, {f"a log-prob of the {who}": float(f.sum()) for who, f in logprobs.items() if f is not None}, BROKEN)
     advantage = float(np.abs(batch.advantages).max(initial=0.0))
     stop_if_not_finite(where, {"the mean reward": stats.reward, "an advantage": advantage}, f"rewards are too large to add up; {SMALLER}")
-    stop_if_not_finite(where, {"the KL to the reference": stats.kl}, f"engine or reference give log-probs that are none: {BROKEN}")
-    stop_if_not_finite(where, {"a log-prob of the engine": float(batch.behaviour.sum())}, BROKEN)
 
 
 def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> None:

@@ -111,7 +111,9 @@ class ScoredGroup:
     rewards: tuple[Reward, ...]
     """k, in the order of the completions."""
     reference: tuple[Floats, ...] | None
-    """k arrays [T], log-probs of the reference; None when no penalty or metric asks for them."""
+    """k arrays [T], log-probs of the reference; None when no penalty asks for them."""
+    policy: tuple[Floats, ...] | None = None
+    """k arrays [T], log-probs of the policy by the learner, before the update; None where it can do without them."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,10 @@ class RolloutBatch:
     """[N], reward units"""
     behaviour: Floats
     """[sum of completion lengths], log-probs under the policy that drew them"""
+    old: Floats | None
+    """[sum of completion lengths], log-probs of the policy by the learner before the update; None where they were not asked for"""
     reference: Floats | None
-    """[sum of completion lengths]; None when the k3 penalty is off"""
+    """[sum of completion lengths]; None without a penalty"""
     beta: float
     """Weight of the k3 penalty in this step"""
 
@@ -178,6 +182,8 @@ class UpdateStats:
     """Share of completion tokens whose ratio was clipped."""
     mismatch_kl: float
     """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical policies."""
+    kl: float | None
+    """Mean over completions of log policy - log reference before the update, nats, both by transformers; None without a reference."""
     num_tokens: int
     """Tokens computed, prompts included: once for all completions that share its computation."""
     seconds: float
@@ -210,7 +216,8 @@ class StepMetrics:
     non_monotone: float
     """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
     kl: float | None
-    """Mean over completions of log policy - log reference; None without a reference, or where a nucleus was drawn from."""
+    """Mean over the completions that train of log policy - log reference; None without a reference. The policy's are the learner's: an
+    engine's differ from them, in bfloat16 by 1 to 2 nats in 1,000 tokens. Of a nucleus (top_p below 1) it is the KL of what was drawn."""
     beta: float
     """Weight of the KL penalty in this step."""
     lam: float | None
@@ -237,7 +244,7 @@ class StepMetrics:
     """Completion tokens drawn."""
     generate_s: float
     score_s: float
-    """Waiting for rewards and reference after the last group had arrived."""
+    """Waiting for rewards and log-probs after the last group had arrived."""
     waiting_rewards: int
     """Groups whose rewards were still missing then: the queue of the reward workers."""
     waiting_reference: int

@@ -287,18 +287,16 @@ class Config(Section):
 
 
 def check_nucleus(config: Config) -> None:
-    """That no penalty is made of log-probs of a nucleus. Raises ValueError."""
+    """That nothing is steered to a KL of what a nucleus draws, which is not the policy's. Raises ValueError."""
     top_p = config.rollout.top_p
     if top_p == 1:
         return
-    remedy = f"rollout.top_p = {top_p:g}, whose log-probs are of the nucleus alone, tell no KL: set it to 1"
+    remedy = f"what rollout.top_p = {top_p:g} draws tells the nucleus's, not the policy's: set it to 1"
     for where, objective in (
         *((f"arms.{a.name}", a.objective) for a in config.arms),
         *((f"downstream.{d.name}", d.objective) for d in config.downstream if isinstance(d, DownstreamRl)),
     ):
-        if objective.draws_kl and objective.target_kl is not None:
+        if objective.target_kl is not None:
             raise ValueError(f"{where}.objective.target_kl: {objective.target_kl:g} is steered by a KL; {remedy}, or leave target_kl out")
-        if objective.draws_kl:
-            raise ValueError(f"{where}.objective.penalty: reverse is made of a KL; {remedy}, or use k3")
     if config.attack:
         raise ValueError(f"attack.radii: {config.attack.radii[0]:g} is a KL to steer to; {remedy}, or leave attack out")

@@ -32,9 +32,9 @@ class RolloutConfig(Workers):
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the learner and the reference use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased (its mean is the kept mass),
-    and no KL to the reference can be told from them. So penalty: reverse, target_kl and attack are refused, and kl is not measured; k3,
-    whose log-probs are the learner's, stays right."""
+    """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased (its mean is the kept mass).
+    The KL of a step is then that of what was drawn, by the log-probs of the whole distribution; target_kl and attack, which steer to a KL
+    of the policy's own, are refused."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Redoes(("base",))] = ()
     """Strings that end a completion; rewards see the text before them."""
     tensor_parallel: Annotated[Positive, NOTHING] = 1
@@ -109,9 +109,9 @@ class ObjectiveConfig(Section):
         return self.beta > 0
 
     @property
-    def draws_kl(self) -> bool:
-        """Whether its penalty is made of the KL that the engines' own log-probs tell."""
-        return self.penalised and (self.penalty == "reverse" or self.target_kl is not None)
+    def reverse(self) -> bool:
+        """Whether the KL to the reference is in its advantages."""
+        return self.penalised and self.penalty == "reverse"
 
     @model_validator(mode="after")
     def _steered(self) -> ObjectiveConfig:

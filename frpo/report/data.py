@@ -60,6 +60,7 @@ def collect(folder: Path) -> Report:
         arms=arms,
         downstream=runs,
         comparisons=comparisons,
+        zero_line=_zero_line(runs),
         robustness=robust,
         benchmarks=tuple(_benchmarks(results, arms, finetunes)),
         training=tuple(_training(a.name, steps[a.name]) for a in arms),
@@ -69,6 +70,11 @@ def collect(folder: Path) -> Report:
         versions=json.loads(versions.read_text()) if versions.exists() else {},
         command=f"frpo run config.yaml --run-dir {config['run_dir'] or 'runs/' + config['name']}",
     )
+
+
+def _zero_line(runs: Sequence[Downstream]) -> float | None:
+    starts = [run.evaluations[0] for run in runs if run.evaluations and run.evaluations[0].step == 0]
+    return max((abs(start.kl_policy.mean) for start in starts if start.kl_policy), default=None)
 
 
 def _warnings(folder: Path, max_new_tokens: int) -> Iterator[str]:

@@ -138,6 +138,8 @@ def plane(report: Report) -> str:
                 axes.scatter(
                     [start.mean], [reward.mean], color=colour(i), s=70, marker=MARKERS[i % 8], label=f"{arm.name}, before", zorder=3
                 )
+        if report.zero_line is not None:
+            axes.axvspan(-report.zero_line, report.zero_line, color="grey", alpha=0.3, linewidth=0.8, label="a policy against itself")
         axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {report.focus} prompts")
         figure.tight_layout()
         legend(axes)

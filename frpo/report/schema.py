@@ -106,6 +106,8 @@ class Report(Record):
     arms: tuple[Arm, ...]
     downstream: tuple[Downstream, ...]
     comparisons: tuple[Comparison, ...]
+    zero_line: float | None
+    """Largest KL, nats, of an arm's policy measured against itself, where a fine-tune of it begins: what is nearer to 0 is no distance."""
     robustness: tuple[Robustness, ...]
     """Certificate and measured policies of each arm and task; empty without a certify stage."""
     benchmarks: tuple[Benchmarks, ...]

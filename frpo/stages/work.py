@@ -13,7 +13,7 @@ from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig
 from frpo.driver import Partners, train
-from frpo.evaluation import Opposite, certify, evaluate, mean_reward
+from frpo.evaluation import Opposite, Trainer, certify, evaluate, mean_reward
 from frpo.metrics import RunLog, read_steps
 from frpo.outline import Stage, arm_of, fixed_end, task_of
 from frpo.prompts import Examples, ExampleStream, PromptStream
@@ -128,7 +128,11 @@ class Work:
         for step, evaluations in self.finetune(stage, folder, self.arm_policy(arm), task, examples, (0, *task.marks)):
             self.team.finetune_publisher.publish(step)
             loss = self.team.finetune.loss(heldout) if heldout is not None else None
-            evaluations.append(self.measure(stage, arm.name, step, downstream=task.name, policy=self.arm_policy(arm), loss=loss))
+            evaluations.append(
+                self.measure(
+                    stage, arm.name, step, downstream=task.name, policy=self.arm_policy(arm), trainer=self.team.finetune, loss=loss
+                )
+            )
         return _result(stage, began, *evaluations)
 
     def downstream_rl(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamRl) -> StageResult:
@@ -182,7 +186,7 @@ class Work:
             evaluations += [e for e in [measure(0, False)] if e]
         reference = self.team.reference if arm.objective.penalised else None
         if reference:
-            reference.use(policy)
+            reference.use(policy, config.rollout.temperature)
         stream = PromptStream(prompts, mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step)
         partners = Partners(stream, self.team.rollouts, rewards, reference, learner, self.team.learner_publisher)
         self.log.begin(stage.name, arm.learner.num_steps, start)
@@ -281,13 +285,16 @@ class Work:
         validation: bool = False,
         downstream: str | None = None,
         policy: Path | None = None,
+        trainer: Trainer | None = None,
         loss: float | None = None,
     ) -> Evaluation:
-        """Evaluate what the rollouts run now, published as version `step`; a validation draws less and measures no KL."""
+        """Evaluate what the rollouts run now, published as version `step` by `trainer` (None: the learner); a validation draws less and
+        measures no KL."""
         e = self.config.evaluate
         evaluation = evaluate(
             self.team.rollouts,
             self.team.rewards,
+            trainer or self.team.learner,
             None if validation else self.team.scorer,
             self.inputs.heldout,
             arm=arm,

@@ -75,7 +75,7 @@ class FakeRewards:
 
 
 class FakeReference:
-    def logprobs(self, group: Group, temperature: float) -> Now:
+    def score(self, group: Group) -> Now:
         return Now(tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in group.completions))
 
 
@@ -86,6 +86,7 @@ class FakeLearner:
         self.objective, self.learning_rate = objective, learning_rate
         self.logits = torch.zeros(ANSWERS, requires_grad=True)
         self.seen: list[RolloutBatch] = []
+        self.scored: list[int] = []
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         self.seen.append(batch)
@@ -94,7 +95,7 @@ class FakeLearner:
         o = self.objective
         terms = policy_loss(
             logprobs, logprobs.detach(), torch.from_numpy(batch.behaviour)[:, None],
-            None if batch.reference is None else torch.from_numpy(batch.reference)[:, None],
+            torch.from_numpy(batch.reference)[:, None] if batch.reference is not None and o.penalty == "k3" else None,
             torch.from_numpy(batch.advantages), torch.ones_like(logprobs, dtype=torch.bool), beta=batch.beta, ratio=o.ratio,
             clip_low=o.clip_low, clip_high=o.clip_high, importance_cap=o.importance_cap, aggregation=o.aggregation,
             num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1,
@@ -104,7 +105,19 @@ class FakeLearner:
         mismatch = float((gap.exp() - gap - 1).mean())
         with torch.no_grad():
             self.logits -= self.learning_rate * gradient
-        return UpdateStats(float(terms.loss), 0.0, float(gradient.norm()), self.learning_rate, 0.0, 0.0, mismatch, len(tokens), 0.0)
+        divergence = None if batch.reference is None else float(logprobs.detach().sum()) - float(batch.reference.sum())
+        return UpdateStats(
+            loss=float(terms.loss.detach()), penalty=0.0, grad_norm=float(gradient.norm()), learning_rate=self.learning_rate, entropy=0.0,
+            clip_share=0.0, mismatch_kl=mismatch, kl=divergence and divergence / len(tokens), num_tokens=len(tokens), seconds=0.0,
+        )  # fmt: skip
+
+    def score(self, group: Group) -> Now:
+        self.scored.append(group.index)
+        return Now(self.submit([group]).value[0])
+
+    def submit(self, groups: Sequence[Group]) -> Now:
+        logp = torch.log_softmax(self.logits.detach(), 0)
+        return Now([tuple(logp[torch.from_numpy(c.token_ids.astype(np.int64))].numpy() for c in g.completions) for g in groups])
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return completion_logprobs(self.logits, sequences)

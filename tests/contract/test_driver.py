@@ -94,6 +94,24 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objecti
     assert [r.reward for r in again] == [r.reward for r in rows[13:]]
 
 
+@pytest.mark.parametrize(
+    ("objective", "updates", "asked"),
+    [({}, 1, False), ({"penalty": "reverse"}, 1, True), ({"penalty": "reverse", "beta": 0.0}, 1, False), ({}, 2, True)],
+)
+def test_the_learner_scores_what_was_drawn_where_that_is_wanted_before_the_update(
+    objective: dict[str, object], updates: int, asked: bool
+) -> None:
+    cfg = config(**{"beta": 0.05, **objective})
+    arm = cfg.arms[0].model_copy(update={"learner": cfg.learner.model_copy(update={"updates_per_batch": updates})})
+    learner = FakeLearner(arm.objective)
+    rows, *_ = run(cfg.model_copy(update={"arms": (arm,)}), learner, stop=2)
+    assert sorted(learner.scored) == (sorted([*range(6), *range(6)]) if asked else [])
+    assert all((b.old is not None) == asked for b in learner.seen)
+    assert rows[0].kl == 0.0  # the policy is the reference, though the engine's log-probs of it are others
+    assert rows[1].kl is not None
+    assert abs(rows[1].kl) > 1e-4
+
+
 def test_without_a_penalty_no_reference_is_asked() -> None:
     cfg = config(beta=0.0)
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective), reference=False)
@@ -178,10 +196,8 @@ def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(monkeypatc
         run(cfg, huge, table=(1e308,) * 3 + (-1e308,) * 3)
     with pytest.raises(RunStopped, match=r"step 1: an advantage is inf: rewards are too large"):  # beyond float32
         run(cfg, huge, table=(1e39, 0.0, 0.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(
-        FakeReference, "logprobs", lambda self, group, temperature: Now(tuple(np.full(1, np.nan) for _ in group.completions))
-    )
-    with pytest.raises(RunStopped, match=r"step 1: the KL to the reference is nan: engine or reference give log-probs that are none"):
+    monkeypatch.setattr(FakeReference, "score", lambda self, group: Now(tuple(np.full(1, np.nan) for _ in group.completions)))
+    with pytest.raises(RunStopped, match=r"step 1: a log-prob of the reference is nan: the weights or the activations left the range"):
         run(cfg, huge)
     assert huge.seen == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,32 @@ from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
 from frpo.evaluation import Opposite, certificate, certify, estimate, evaluate
 from frpo.records import Evaluation
 from frpo.stops import RunStopped
-from frpo.types import Floats, Group, Prompt, Reward, Sampling
-from tests.contract.fakes import ANSWERS, FakeEngine, FakePrompts, FakeRewards, Now, config
+from frpo.types import Completion, Floats, Group, Prompt, Reward, Sampling
+from tests.contract.fakes import ANSWERS, FakeEngine, FakeLearner, FakePrompts, FakeRewards, Now, config
 
 TABLE = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
 
 
 def engine(scale: float = 1.0) -> FakeEngine:
-    found = FakeEngine()
+    found = Off()
     found.logits, found.version = scale * torch.linspace(1.0, -1.0, ANSWERS), 0
     return found
+
+
+def trainer(engine: FakeEngine) -> FakeLearner:
+    """Of what the engine runs."""
+    found = FakeLearner(ObjectiveConfig())
+    found.logits = engine.logits
+    return found
+
+
+class Off(FakeEngine):
+    """An engine whose log-probs are of another implementation: higher than the trainer's."""
+
+    @staticmethod
+    def completion(token: int, logp: torch.Tensor) -> Completion:
+        found = FakeEngine.completion(token, logp)
+        return replace(found, logprobs=found.logprobs + np.float32(0.3))
 
 
 class Uniform:
@@ -43,7 +60,7 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
     policy = engine()
     p = torch.softmax(policy.logits, 0).double().numpy()
     found = evaluate(
-        policy, FakeRewards(TABLE), Uniform(), two_tasks(200), arm="x", version=0, seed=1, completions=32, max_new_tokens=1,
+        policy, FakeRewards(TABLE), trainer(policy), Uniform(), two_tasks(200), arm="x", version=0, seed=1, completions=32, max_new_tokens=1,
         trained_tasks={"a"}, reference=Path("reference"), num_samples=5,
     )  # fmt: skip
     assert [t.task for t in found.rewards] == ["a", "b"]
@@ -62,7 +79,7 @@ def measure(table: Sequence[float | None], *, prompts: int = 8, reason: str = "n
     given = {"arm": "base", "version": 0, "seed": 1, "completions": 4, "max_new_tokens": 1, "trained_tasks": {"a"}, **fields}
     policy = engine()
     policy.version = int(str(given["version"]))
-    return evaluate(policy, FakeRewards(table, reason), Uniform(), two_tasks(prompts), **given)  # type: ignore[arg-type]
+    return evaluate(policy, FakeRewards(table, reason), trainer(policy), Uniform(), two_tasks(prompts), **given)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_reward_of_a_task_stops_the_run_with_the_reason_once() -> None:
@@ -95,7 +112,7 @@ def test_an_evaluation_never_holds_a_number_that_is_none() -> None:
         measure((1e308,) * ANSWERS)
     with pytest.raises(RunStopped, match=r"evaluation of x at step 0: the KL to the reference is nan"):
         evaluate(
-            engine(), FakeRewards(TABLE), Broken(), two_tasks(4), arm="x", version=0, seed=1, completions=2, max_new_tokens=1,
+            engine(), FakeRewards(TABLE), trainer(engine()), Broken(), two_tasks(4), arm="x", version=0, seed=1, completions=2, max_new_tokens=1,
             trained_tasks={"a"}, reference=Path("reference"),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,6 @@ from actors.transport import Transport
 from actors.transport.adapter import AdapterTransport
 from actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
-from frpo.types import Floats
 from tests.ray import helpers
 from tests.ray.test_learner import ENV, OBJECTIVE, batch, settings
 from tests.ray.test_rollout import draw, largest_gap
@@ -116,36 +116,31 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, t
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
-    """Of the change of log-probs that the learner has made, how much the engine shows: regression of the one on the other."""
-    base = tmp_path / "base"
-    import torch
-
+    """Of what the updates change in the log-probs of what is trained on, in float32, how much the engine shows in bfloat16."""
+    base, tokenizer = tmp_path / "base", helpers.load_hf(tiny_model)[1]
     helpers.load_hf(tiny_model)[0].to(torch.bfloat16).save_pretrained(base)
-    helpers.load_hf(tiny_model)[1].save_pretrained(base)
+    tokenizer.save_pretrained(base)
     model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
-    data = helpers.sequences(400, seed=9)
-    kept: dict[str, list[float]] = {"adapter": [], "merged": []}
+    trained, receiver = batch(count=60), engine(model)
+    data = trained.sequences
+    before = helpers.naive_logprobs(model_of(base).float(), data)
+    kept: dict[str, list[float]] = {}
     for name, transport in (("adapter", AdapterTransport()), ("merged", StoreTransport())):
-        sender, receiver = rank(model, transport, learning_rate=1e-4, num_steps=20), engine(model)
-        moved = changes(sender, receiver, data)
-        next(moved)
+        sender = rank(model, transport, learning_rate=1e-4, num_steps=20)
+        receiver.deliver(sender.pack().result(), 0)
+        first, kept[name] = receiver.logprobs(data)[0], []
         for update in range(1, 21):
-            sender.update(batch(seed=update))
+            sender.update(trained)
             if update in (1, 5, 20):
-                kept[name].append(moved.send(update))
-        stop(sender, receiver)
+                receiver.deliver(sender.pack().result(), update)
+                sender.export(tmp_path / name / str(update))
+                truth = (
+                    helpers.naive_logprobs(PeftModel.from_pretrained(model_of(base), tmp_path / name / str(update)).float(), data) - before
+                )
+                shown = receiver.logprobs(data)[0] - first
+                kept[name].append(float(shown @ truth / (truth @ truth)))
+        stop(sender)
+    stop(receiver)
     print(kept)
     assert kept["adapter"] == pytest.approx([1.0, 1.0, 1.0], abs=0.2)
     assert kept["merged"][0] < 0.5
-
-
-def changes(sender: LearnerPool, receiver: RolloutPool, data: Any) -> Any:
-    """Share of the learner's change since the start that the engine shows, each time that it is asked."""
-    receiver.deliver(sender.pack().result(), 0)
-    first: tuple[Floats, Floats] = sender.logprobs(data), receiver.logprobs(data)[0]
-    share = 0.0
-    while True:
-        version = yield share
-        receiver.deliver(sender.pack().result(), version)
-        learned, shown = sender.logprobs(data) - first[0], receiver.logprobs(data)[0] - first[1]
-        share = float(learned @ shown / (learned @ learned))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
     data, rng = helpers.sequences(count, seed, group=group), np.random.default_rng(seed)
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
-    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), near(), OBJECTIVE.beta)
+    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), None, near(), OBJECTIVE.beta)
 
 
 def settings(**fields: Any) -> LearnerConfig:
@@ -222,7 +223,7 @@ def test_a_gradient_that_is_no_number_has_no_norm(learner: LearnerPool, tiny_mod
 
 def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) -> None:
     start(learner, tiny_model, settings(updates_per_batch=4, learning_rate=5e-2))
-    stats = learner.update(batch())
+    stats = learner.update(replace(batch(), old=learner.logprobs(batch().sequences)))
     assert stats.clip_share > 0.05  # the later parts see a policy that has moved
     now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     gap = now - batch().behaviour

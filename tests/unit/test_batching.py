@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from frpo.batching import flatten, make_batch, reasons_of
+from frpo.batching import blocks_of, flatten, make_batch, reasons_of
 from frpo.config import ObjectiveConfig
 from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup
 
@@ -18,15 +20,16 @@ def group(
     gap: float = 0.0,
     reference: bool = True,
 ) -> ScoredGroup:
-    """k completions of 2 tokens; completion j has log-probs -0.1 j, and the reference lies `gap * j` below it per token."""
+    """k completions of 2 tokens; completion j has log-probs -0.1 j, 0.01 more by the engine, and the reference's are `gap * j` lower."""
     prompt = Prompt(f"p:{index}", f"prompt {index}", np.array([1, 10 + index], np.int32), "even" if index % 2 == 0 else "odd", {})
     logprobs = [np.full(2, -0.1 * j, np.float32) for j in range(len(rewards))]
     completions = tuple(
-        Completion(np.array([100 * index + j, 2], np.int32), lp, f"c{j}", "length" if j in cut else "stop") for j, lp in enumerate(logprobs)
+        Completion(np.array([100 * index + j, 2], np.int32), lp + np.float32(0.01), f"c{j}", "length" if j in cut else "stop")
+        for j, lp in enumerate(logprobs)
     )
     scores = tuple(Reward(r, {"a": r}, None if r is not None else f"broke at {index}") for r in rewards)
     refs = tuple((lp - gap * j).astype(np.float32) for j, lp in enumerate(logprobs)) if reference else None
-    return ScoredGroup(Group(index, prompt, completions, 0), scores, refs)
+    return ScoredGroup(Group(index, prompt, completions, 0), scores, refs, tuple(logprobs))
 
 
 GRPO = ObjectiveConfig(method="grpo", beta=0.0)
@@ -62,25 +65,33 @@ def test_cut_completions(cut: str, advantages: list[float]) -> None:
 
 def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]  # D = 0, 2, 4 nats
-    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="reverse"))
-    np.testing.assert_allclose(batch.advantages, [0.2, 0.0, -0.2], atol=1e-6)
-    assert batch.reference is None
-    assert stats.kl == pytest.approx(2.0)
+    batch, _ = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="reverse"))
+    np.testing.assert_allclose(batch.advantages, [0.2, 0.0, -0.2], atol=1e-6)  # of the learner's log-probs, not the engine's
+    assert batch.old is not None
+    assert batch.reference is not None
+    assert float((batch.old - batch.reference).sum()) == pytest.approx(6.0)
+    np.testing.assert_allclose(batch.behaviour - batch.old, 0.01, atol=1e-6)
 
 
 def test_k3_keeps_the_reference_for_the_loss_and_leaves_advantages_alone() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]
-    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="k3"))
+    batch, _ = make_batch([replace(s, policy=None) for s in scored], ObjectiveConfig(method="grpo", beta=0.1, penalty="k3"))
     np.testing.assert_array_equal(batch.advantages, np.zeros(3, np.float32))
     assert batch.reference is not None
     np.testing.assert_allclose(batch.reference, [0, 0, -1.1, -1.1, -2.2, -2.2], atol=1e-6)
-    assert stats.kl == pytest.approx(2.0)
+    assert batch.old is None
 
 
-def test_without_a_reference_there_is_no_kl() -> None:
-    batch, stats = make_batch([group(0, [0.0, 1.0], reference=False)], GRPO)
-    assert stats.kl is None
+def test_without_a_reference_there_is_none_in_the_batch() -> None:
+    batch, _ = make_batch([group(0, [0.0, 1.0], reference=False)], GRPO)
     assert batch.reference is None
+
+
+def test_blocks_hold_neighbours_up_to_the_budget_and_every_group_once() -> None:
+    groups = [group(i, [0.0] * k).group for i, k in enumerate((1, 2, 3, 9, 1, 1))]  # of 4, 8, 12, 36, 4 and 4 tokens
+    assert [[g.index for g in block] for block in blocks_of(groups, 16)] == [[0, 1], [2], [3], [4, 5]]
+    assert [[g.index for g in block] for block in blocks_of(groups[:3], 24)] == [[0, 1, 2]]
+    assert blocks_of([], 16) == []
 
 
 def test_equal_groups_and_non_monotone_are_counted() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from actors import reference
 from actors._host import frozen
+from actors.learner import LearnerPool
 from actors.reference import ReferencePool
 from frpo.cluster import take_turns
 from frpo.planning import plan
@@ -64,26 +65,36 @@ def test_a_role_without_gpus_never_takes_the_card() -> None:
     assert not pools["reference"].takes_turns
 
 
-def test_the_reference_is_asked_when_all_is_drawn_where_it_shares_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, list[int]]] = []
 
-    def call(self: Any, worker: int, method: str, policy: str, group: Group, temperature: float) -> Now:
-        asked.append(group.index)
-        return Now(group.index)
+    def call(self: Any, worker: int, method: str, *args: Any) -> Now:
+        blocks = args[-1][worker::2] if method == "score_together" else args[-1]
+        asked.append((worker, [g.index for block in blocks for g in block]))
+        return Now([[(g.index,) for g in block] for block in blocks])
 
     monkeypatch.setattr(reference._calls.Actors, "call", call)
     nobody: Any = None
-    pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
+    reference_pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
+    learner = LearnerPool([nobody, nobody], timeout_s=1)
     groups = [Group(i, prompt, (), 0) for i, prompt in enumerate(FakePrompts(3).take(0))]
-    pool.logprobs(groups[0], 1.0)
-    assert asked == [0]
-    pool.takes_turns = True
-    pending = [pool.logprobs(g, 1.0) for g in groups]
-    assert asked == [0]
-    assert not any(p.ready() for p in pending)
-    assert [p.result() for p in reversed(pending)] == [2, 1, 0]
-    assert asked == [0, 0, 1, 2]
-    assert pool.logprobs(groups[1], 1.0).result() == 1  # and those of the next step anew
+    for pool in (reference_pool, learner):
+        asked.clear()
+        assert pool.score(groups[1]).result() == (1,)
+        assert asked == [(1, [1])]  # by one of them at once
+        pool.takes_turns = True
+        pending = [pool.score(g) for g in groups]
+        assert asked == [(1, [1])]
+        assert not any(p.ready() for p in pending)
+        assert [p.result() for p in reversed(pending)] == [(2,), (1,), (0,)]
+        assert asked[1:] == [(0, [0, 2]), (1, [1])]
+        assert pool.score(groups[1]).result() == (1,)  # and those of the next step anew
+    learner.takes_turns, learner.together = False, True
+    asked.clear()
+    pending = [learner.score(g) for g in groups]
+    assert asked == []
+    assert [p.result() for p in pending] == [(0,), (1,), (2,)]
+    assert asked == [(0, [0, 2]), (1, [1])]
 
 
 def test_frozen_weights_leave_and_come_back_and_the_trained_stay() -> None:

@@ -75,6 +75,16 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
+    assert collect(run).zero_line == 0.0
+    file = next(run.glob("downstream/*/*/done.json"))
+    found = StageResult.model_validate_json(file.read_text())
+    first = found.evaluations[0].model_copy(update={"kl_policy": Estimate(mean=-0.031, se=0.01)})
+    file.write_text(found.model_copy(update={"evaluations": (first, *found.evaluations[1:])}).model_dump_json())
+    assert collect(run).zero_line == 0.031
+    assert "is 0.031 nats away at most" in report.build(run).read_text()
+
+
 def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: Path) -> None:
     found = collect(run)
     assert found.focus == "harmful"
