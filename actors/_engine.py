@@ -24,7 +24,7 @@ from torch import Tensor
 
 from actors import _dist
 from actors._gather import Block, Logprobs
-from actors._host import frozen
+from actors._host import Host, frozen
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
 from actors._scoring import BUDGET_TOKENS, by_group, sequences_of
 from frpo import hub, policies, saved
@@ -98,7 +98,7 @@ class Engine:
             without_dropout(scorer)
             scorer.causal().config = exported  # the rates of whoever trains it next
         trained = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = adamw(trained, train, self.device)
+        optimizer = adamw(trained, train)
         factor = learning_rate_factor(train, num_updates)
         self.ds, *_ = deepspeed.initialize(
             model=scorer,
@@ -106,6 +106,7 @@ class Engine:
             lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
             config=deepspeed_config(model, train, self.world_size),
         )
+        self.optimizer_states = Host(self.device, frozen=False)
         if self.lora:
             self._leave_frozen_ties_out()
             self.frozen = frozen(scorer, self.device)
@@ -330,16 +331,30 @@ class Engine:
         """Move weights, gradients and optimiser to host memory, so that vLLM can have the GPU.
 
         DeepSpeed moves what its optimiser holds (`offload_states` in deepspeed/runtime/zero/stage_1_and_2.py); the frozen weights under an
-        adapter are not among it.
+        adapter are not among it, nor under ZeRO-3 the states of another optimiser than its own, which it compiles at first use (stage3.py).
         """
-        self.ds.offload_states()
+        if self.train.zero_stage == 3:
+            from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+
+            self.ds.offload_states(include=[State.lp_params, State.lp_grads, State.contiguous_grad_buffer])
+            self.optimizer_states.take(self._master_weights_and_moments())
+        else:
+            self.ds.offload_states()
         if self.lora:
             self.frozen.leave()
 
     def reload(self) -> None:
         self.ds.reload_states()
+        if self.train.zero_stage == 3:
+            self.optimizer_states.give()
         if self.lora:
             self.frozen.come()
+
+    def _master_weights_and_moments(self) -> list[Tensor]:
+        """Of this rank's part under ZeRO-3, float32."""
+        zero = self.ds.optimizer
+        moments = [state[name] for state in zero.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq") if name in state]
+        return [*zero.fp32_partitioned_groups_flat, *moments]
 
     def close(self) -> None:
         self.ds.destroy()

@@ -55,15 +55,8 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
     }
 
 
-def adamw(trained: list[torch.nn.Parameter], train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, fused. Under ZeRO-3, DeepSpeed lets no other optimiser's states leave the GPU than its own, which it compiles at first use
-    (nvcc; `offload_states` in deepspeed/runtime/zero/stage3.py)."""
-    groups = decay_groups(trained, train.weight_decay)
-    if device.type == "cuda" and train.zero_stage == 3 and train.offload == "none":
-        from deepspeed.ops.adam import FusedAdam
-
-        return FusedAdam(groups, lr=train.learning_rate)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+def adamw(trained: list[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(decay_groups(trained, train.weight_decay), lr=train.learning_rate, fused=True)
 
 
 def decay_groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -230,6 +230,26 @@ def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) 
     assert stats.mismatch_kl == pytest.approx(float((np.exp(gap) - gap - 1).mean()), rel=1e-4)  # before the first update
 
 
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_what_the_learner_holds_leaves_and_comes_back(learner: LearnerPool, tiny_model: Path, tmp_path: Path, zero_stage: int) -> None:
+    """Also before the first update, which makes the optimiser's states, and after a resume, which makes others."""
+    start(learner, tiny_model, settings(zero_stage=zero_stage))
+    exact = [learner.update(batch(seed=s)) for s in range(3)]
+    end = digest(learner)
+    start(learner, tiny_model, settings(zero_stage=zero_stage))
+    for seed in range(3):
+        learner.offload()
+        learner.reload()
+        found = learner.update(batch(seed=seed))
+        assert (found.loss, found.grad_norm) == (exact[seed].loss, exact[seed].grad_norm)
+        learner.offload()
+        learner.reload()
+        if seed == 1:
+            learner.save(tmp_path / "checkpoint")
+            learner.load(tmp_path / "checkpoint")
+    assert digest(learner) == end
+
+
 def test_export_loads_in_transformers_with_equal_logprobs(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
     start(learner, tiny_model, settings())
     learner.update(batch())

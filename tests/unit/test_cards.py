@@ -112,5 +112,5 @@ def test_frozen_weights_leave_and_come_back_and_the_trained_stay() -> None:
         held.come()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model[0].bias.data_ptr() == trained
-    assert len(held.host) == 4
+    assert len(held.kept.host) == 4
     np.testing.assert_array_equal(model(torch.ones(2, 4)).detach().shape, (2, 4))
