@@ -16,8 +16,9 @@ from rich.table import Table
 
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
+from frpo.forecast import needs, step_phases, step_seconds
 from frpo.planning import Heldout, Plan, plan
-from frpo.preflight import check, lacks
+from frpo.preflight import card, check, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
 from frpo.sources import Checked, Row, read_rows
 from frpo.stages.folders import Standing, look, paragraph
@@ -92,6 +93,8 @@ def print_plan(config: Config, console: Console) -> bool:
     if processes := pool_processes(config.rewards):
         _say(console, f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the functions import")
     console.print(_stages(asked, found))
+    for table in _forecast(config, asked):
+        console.print(table)
     _say(console, f"Completion tokens drawn: at most {asked.max_tokens:,}{_uncounted(asked)}")
     if checked:
         _say(console, f"Data: {checked.rows:,} rows read, none wrong" if checked.rows else "Data: embedded")
@@ -143,6 +146,33 @@ def _actors(asked: Plan) -> Table:
     for actor in asked.actors:
         table.add_row(actor.role, str(actor.count), f"{actor.num_cpus:g}", f"{actor.num_gpus:g}")
     return table
+
+
+def _forecast(config: Config, asked: Plan) -> Iterator[Table | str]:
+    """Memory of the cards by role, and seconds of a step by phase, where the card and the model's config.json are known."""
+    here, sizes = card(config), shape(config)
+    if asked.num_gpus == 0:
+        return
+    if here is None or sizes is None:
+        yield f"Memory and time: not predicted, {'the card is not known (cluster.gpu)' if here is None else 'config.json is not here'}"
+        return
+    title = f"Memory of a {here.name}, GiB of {here.gib:g}{', in turn' if config.rollout.sleep else ''}"
+    table = Table("role", "", "GiB", title=title)
+    for need in needs(config, sizes, here, asked):
+        for i, (name, gib) in enumerate(need.lines):
+            table.add_row(need.role if i == 0 else "", name, f"{gib:.1f}")
+        table.add_row("", "together", f"{need.gib:.1f}", end_section=True)
+    yield table
+    arm = max(config.arms, key=lambda a: a.learner.num_steps)
+    phases = tuple(step_phases(config, arm.learner, sizes, here, asked))
+    seconds = step_seconds(phases, shared=config.rollout.sleep)
+    steps = sum(a.learner.num_steps for a in config.arms)
+    times = Table("phase", "seconds", title="One step, if every completion is as long as it may be")
+    for phase in phases:
+        times.add_row(phase.name, f"{phase.seconds:.1f}")
+    times.add_row("step", f"{seconds:.1f}")
+    yield times
+    yield f"All arms: {steps:,} steps, {steps * seconds / 3600:.1f} hours at most; rewards, evaluations and fine-tunes come on top"
 
 
 STATES = {"new": "", "begun": "goes on", "done": "done", "longer": "goes on", "other": "again"}

@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from frpo import models, sources
+from frpo import models, saved, sources
 from frpo.config import (
     Config,
     ConfigError,
@@ -29,6 +29,7 @@ from frpo.config import (
     ServeReward,
     UrlReward,
 )
+from frpo.forecast import CARDS, Card, too_much
 from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.outline import fixed_end, outline
@@ -36,6 +37,7 @@ from frpo.planning import Plan
 from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
 from frpo.secrets import secrets_of
+from frpo.shape import Shape, shape_of
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> sources.Checked:
@@ -207,6 +209,8 @@ def lacks(config: Config, asked: Plan) -> list[str]:
             found.append(
                 f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {gpus}; lower num_gpus, or join a cluster (cluster.address)"
             )
+    here, sizes = card(config), shape(config)
+    found += too_much(config, sizes, here, asked) if here and sizes and asked.num_gpus > 0 else []
     parent = next(p for p in (config.folder.absolute(), *config.folder.absolute().parents) if p.exists())
     free, need = shutil.disk_usage(parent).free, disk_bytes(config)
     if need > free:
@@ -215,11 +219,30 @@ def lacks(config: Config, asked: Plan) -> list[str]:
 
 
 def num_gpus() -> int:
+    return len(gpus())
+
+
+def gpus() -> list[str]:
+    """The names of this machine's."""
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+        return []
+    return [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def card(config: Config) -> Card | None:
+    """The card that the run is planned for: the one named, or this machine's first where it is one that we know."""
+    if config.cluster.gpu:
+        return CARDS[config.cluster.gpu]
+    name = "" if elsewhere(config) else next(iter(gpus()), "")
+    return next((c for c in CARDS.values() if all(part in name for part in c.name.split("-"))), None)
+
+
+def shape(config: Config) -> Shape | None:
+    """Of the model, where its config.json is here."""
+    file = saved.base(Path(config.model.path)) / "config.json"
+    return shape_of(saved.read_json(file)) if file.is_file() else None
 
 
 def disk_bytes(config: Config) -> int:

@@ -117,6 +117,8 @@ class CheckpointConfig(Section):
 class ClusterConfig(Section):
     address: str | None = None
     """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
+    gpu: Literal["A100-40GB", "A100-80GB", "H100", "H200", "L40S"] | None = None
+    """Card of the nodes, for what `frpo plan` predicts; null: that of this machine."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Placement of the actors' bundles over nodes."""
     object_store_gib: PositiveFloat | None = None

@@ -1,0 +1,202 @@
+"""What a run will take on its cards: memory by role and line, and seconds by phase, before anything starts.
+
+Computed from the recipe, the model's config.json and the card. The rates and what libraries keep are measured ones of an H100
+(docs/results/gpu.json, docs/results/README.md); on other cards they are scaled by the data sheet, and nobody has checked them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from frpo.config import Config, LearnerConfig, TrainConfig
+from frpo.planning import Plan
+from frpo.shape import BYTES, Shape
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    gib: float
+    """Memory that processes can have."""
+    tflops: float
+    """Dense products in bfloat16, by the data sheet."""
+    gb_s: float
+    """Memory bandwidth, by the data sheet."""
+
+
+CARDS = {
+    c.name: c
+    for c in (
+        Card("A100-40GB", 39.4, 312, 1555), Card("A100-80GB", 79.1, 312, 2039), Card("H100", 79.2, 990, 3350),
+        Card("H200", 139.8, 990, 4800), Card("L40S", 44.4, 362, 864),
+    )
+}  # fmt: skip
+
+CONTEXT_GIB = 0.6
+"""Of each process on a card: CUDA's context and what libraries keep."""
+ENGINE_GIB = 3.0
+"""vLLM's activations, CUDA graphs and sampler."""
+LOGITS_GIB = 0.6
+"""A chunk of logits in float32, there and back (`logprobs.CHUNK_ELEMENTS`)."""
+SCORING_TOKENS = 8192
+"""Of one forward pass of a frozen policy (`actors._scoring.BUDGET_TOKENS`)."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of one actor of a role on its card, GiB by line."""
+
+    role: str
+    lines: tuple[tuple[str, float], ...]
+    remedy: str
+    """The fields that lower it."""
+
+    @property
+    def gib(self) -> float:
+        return sum(gib for _, gib in self.lines)
+
+
+def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool, kept: bool = True) -> float:
+    """Bytes between the forward and the backward pass; `kept` False: of a forward pass alone.
+
+    A layer keeps four times its MLP's width and eight times its own in the dtype, and its norms' inputs in float32: 68 KB a token at
+    0.5B, where 68 were measured.
+    """
+    layer = tokens * (shape.intermediate * 4 * size + shape.hidden * (8 * size + 16))
+    if not kept:
+        return layer
+    return shape.layers * tokens * shape.hidden * size + layer if checkpointing else shape.layers * layer
+
+
+def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
+    """A rank of the learner, or of a fine-tune: they never hold memory at once."""
+    model, ranks, size = config.model, config.learner.num_workers, BYTES[config.model.dtype]
+    sharded = ranks if train.zero_stage == 3 else 1
+    trained = shape.adapters(model.lora) if model.lora else shape.weights
+    states = 12 * trained / ranks if train.offload == "none" else 0.0  # master weights and two moments, float32
+    gradients = 4 * trained / (ranks if train.zero_stage >= 2 or size == 2 else 1)
+    held = activations(shape, train.micro_batch_tokens, size, checkpointing=model.gradient_checkpointing)
+    remedies = [] if model.gradient_checkpointing else ["model.gradient_checkpointing: true"]
+    remedies += ["a lower learner.micro_batch_tokens", "more learner.num_workers"]
+    remedies += [] if model.lora else ["learner.zero_stage: 3", "model.lora"]
+    return Need(
+        "learner",
+        (
+            ("weights", (shape.weights / sharded + (trained if model.lora else 0)) * size / GIB if train.offload != "all" else 0.0),
+            ("gradients", gradients / GIB),
+            ("optimizer", states / GIB),
+            ("activations", held / GIB),
+            ("logits", LOGITS_GIB),
+            ("context", CONTEXT_GIB),
+        ),
+        ", ".join(remedies),
+    )
+
+
+def frozen(config: Config, shape: Shape, role: str, policies: int) -> Need:
+    """A scorer with `policies` loaded: whole ones, adapters included."""
+    size = BYTES[config.model.dtype]
+    passing = activations(shape, SCORING_TOKENS, size, checkpointing=False, kept=False)
+    lines = (
+        ("weights", policies * shape.weights * size / GIB),
+        ("activations", passing / GIB),
+        ("logits", LOGITS_GIB),
+        ("context", CONTEXT_GIB),
+    )
+    return Need(role, lines, f"{role}.num_gpus: 0 (on the CPU), or a card of its own ({role}.num_gpus: 1)")
+
+
+def engine(config: Config, shape: Shape, card: Card) -> Need:
+    """One card of an engine: all that gpu_memory_utilization gives it; the KV cache is what the rest leaves."""
+    rollout, size = config.rollout, BYTES[config.model.dtype]
+    weights = shape.weights * size / rollout.tensor_parallel / GIB
+    adapters = shape.adapters(config.model.lora) * size / GIB if config.model.lora and config.sends_adapters else 0.0
+    cache = rollout.gpu_memory_utilization * card.gib - weights - adapters - ENGINE_GIB
+    lines = (("weights", weights), ("adapters", adapters), ("activations, graphs", ENGINE_GIB), ("KV cache", cache))
+    return Need("rollout", lines, "a higher rollout.gpu_memory_utilization, or rollout.tensor_parallel")
+
+
+def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
+    """Of every role that stands on cards, one actor each."""
+    on_cards = {a.role for a in asked.actors if a.num_gpus > 0}
+    trains = [config.learner, *(a.learner for a in config.arms)]
+    found = [engine(config, shape, card)] if "rollout" in on_cards else []
+    if "learner" in on_cards:
+        found.append(max((training(config, shape, t) for t in trains), key=lambda need: need.gib))
+    found += [frozen(config, shape, role, count) for role, count in (("reference", 1), ("evaluate", 2)) if role in on_cards]
+    return found
+
+
+def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]:
+    """What does not fit, a line each, with the fields that would help. Roles that take turns (rollout.sleep) have the card to themselves,
+    but for each other's contexts; others the share of it that they ask for."""
+    found = []
+    everybody = needs(config, shape, card, asked)
+    for need in everybody:
+        actor = next(a for a in asked.actors if a.role == need.role)
+        share = 1.0 if config.rollout.sleep or need.role in ("learner", "rollout") else min(1.0, actor.num_gpus)
+        room = share * card.gib - (CONTEXT_GIB * (len(everybody) - 1) if config.rollout.sleep else 0.0)
+        where = f"of the {room:.1f} GiB that it can have of a {card.name}"
+        if need.gib > room + 1e-6:
+            lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
+            found.append(f"GPU memory: {need.role} needs {need.gib:.1f} GiB ({lines}) {where}; set {need.remedy}")
+    for need in everybody:
+        if need.role == "rollout":
+            longest = config.num_tokens_limit * shape.kv_per_token * BYTES[config.model.dtype] / config.rollout.tensor_parallel / GIB
+            cache = dict(need.lines)["KV cache"]
+            if cache < longest:
+                found.append(
+                    f"GPU memory: an engine's weights leave {max(0.0, cache):.1f} GiB of a {card.name} for the KV cache, and one sequence of "
+                    f"{config.num_tokens_limit} tokens takes {longest:.1f}; set {need.remedy}"
+                )
+    return found
+
+
+# ---- seconds
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    seconds: float
+
+
+def efficiency(shape: Shape) -> float:
+    """Share of the data sheet's products that training and scoring reach: 37 % measured at 7.6B, 9 % at 0.5B."""
+    return min(0.37, 0.37 * (shape.hidden / 3584) ** 1.0)
+
+
+def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card, asked: Plan) -> Iterator[Phase]:
+    """Seconds of one step of an arm, if every completion is as long as it may be; rewards are not known, nor what waits for them."""
+    rollout, size = config.rollout, BYTES[config.model.dtype]
+    count = rollout.prompts_per_step * rollout.group_size
+    prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
+    flops, bandwidth = card.tflops * 1e12, card.gb_s * 1e9
+    drawn = -(-count // rollout.num_workers)
+    width = min(drawn, rollout.max_num_seqs)
+    read = (shape.weights + width * (prompt + new / 2) * shape.kv_per_token) * size / rollout.tensor_parallel
+    token = read / (0.53 * bandwidth) + width * 15e-6  # the second: of each sequence, sampling and Python
+    prefill = 2 * shape.weights * rollout.prompts_per_step / rollout.num_workers * prompt / (0.5 * flops) / rollout.tensor_parallel
+    yield Phase("generate", new * token * drawn / width + prefill)
+    tokens, rate = count * new + rollout.prompts_per_step * prompt, efficiency(shape) * flops
+    scoring = 2 * shape.weights * tokens / rate
+    counts = {a.role: a for a in asked.actors}
+    if "reference" in counts and counts["reference"].num_gpus > 0:
+        yield Phase("reference", scoring / counts["reference"].count)
+    passes = (4 if config.model.lora else 6) + (2 if config.model.gradient_checkpointing else 0)
+    yield Phase("update", passes / 2 * scoring / config.learner.num_workers)
+    if any(a.objective.reverse for a in config.arms) or learner.updates_per_batch > 1:
+        yield Phase("policy log-probs", scoring / config.learner.num_workers)
+    sent = shape.adapters(config.model.lora) if config.model.lora and config.sends_adapters else shape.weights
+    speed = 20e9 if rollout.transport == "process_group" else 1.6e9  # measured: 15.2 GB to the host in 9.5 s
+    yield Phase("publish", 0.2 + sent * size / speed)
+
+
+def step_seconds(phases: Sequence[Phase], *, shared: bool) -> float:
+    """Scoring runs beside the generation unless the roles share cards."""
+    by = {p.name: p.seconds for p in phases}
+    beside = [by.pop("reference", 0.0), by.pop("policy log-probs", 0.0)]
+    return sum(by.values()) + (sum(beside) if shared else max(0.0, max(beside) - by["generate"]))

@@ -1,0 +1,146 @@
+"""What a run is predicted to take on its cards, against what was measured on an H100, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frpo.config import Config, LoraConfig
+from frpo.forecast import CARDS, needs, step_phases, step_seconds, too_much, training
+from frpo.planning import plan
+from frpo.preflight import card, lacks
+from frpo.recipe import load
+from frpo.shape import Shape, shape_of
+
+ROOT = Path(__file__).parents[2]
+H100 = CARDS["H100"]
+QWEN_7B = {
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+QWEN_HALF = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+
+def shape(model: dict[str, object]) -> Shape:
+    found = shape_of(model)
+    assert found is not None
+    return found
+
+
+def config(*sets: str) -> Config:
+    cards = (
+        "model.dtype=bfloat16",
+        "rollout.num_gpus=1",
+        "learner.num_gpus=1",
+        "data.max_prompt_tokens=512",
+        "rollout.max_new_tokens=1500",
+        "downstream=[]",
+        "cluster.gpu=H100",
+    )
+    return load(ROOT / "recipes" / "testbed.yaml", (*cards, *sets))
+
+
+SHARED = (
+    "rollout.sleep=true",
+    "rollout.gpu_memory_utilization=0.8",
+    "reference.num_gpus=1",
+    "evaluate.num_gpus=1",
+    "model.lora={rank: 64, alpha: 64}",
+    "model.gradient_checkpointing=true",
+    "learner.micro_batch_tokens=16384",
+)
+
+
+def test_sizes_are_those_of_the_models() -> None:
+    assert shape(QWEN_7B).weights == pytest.approx(7.616e9, rel=1e-3)
+    assert shape(QWEN_HALF).weights == pytest.approx(0.494032768e9, rel=1e-3)
+    assert shape(QWEN_HALF).adapters(LoraConfig(rank=64)) == 35_192_832  # counted on the card
+    assert shape(QWEN_HALF).adapters(LoraConfig(rank=64, targets=("q_proj",))) == 24 * 64 * 2 * 896
+    assert shape_of({"n_embd": 64, "n_layer": 2}) is None
+
+
+@pytest.mark.parametrize(("model", "checkpointing", "peak"), [(QWEN_7B, True, 24.8), (QWEN_HALF, False, 26.2)])
+def test_a_learners_peak_is_within_a_fifth_of_the_one_measured(model: dict[str, object], checkpointing: bool, peak: float) -> None:
+    """On one H100, rank 64, micro-batches of 16,384 tokens: what torch had allocated at most, contexts not among it."""
+    asked = config(*SHARED, f"model.gradient_checkpointing={str(checkpointing).lower()}")
+    need = training(asked, shape(model), asked.learner)
+    assert need.gib - dict(need.lines)["context"] == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize(("context", "width", "measured"), [(300 + 384, 256, 15_900)])
+def test_generation_is_as_fast_as_measured(context: int, width: int, measured: float) -> None:
+    asked = config(
+        "rollout.prompts_per_step=32",
+        "rollout.group_size=8",
+        "data.max_prompt_tokens=300",
+        "rollout.max_new_tokens=384",
+        "rollout.max_num_seqs=256",
+    )
+    (phase,) = [p for p in step_phases(asked, asked.learner, shape(QWEN_7B), H100, plan(asked)) if p.name == "generate"]
+    assert 256 * 384 / phase.seconds == pytest.approx(measured, rel=0.2)
+
+
+def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
+    one = config(*SHARED)
+    assert too_much(one, shape(QWEN_7B), H100, plan(one)) == []
+    assert [n.role for n in needs(one, shape(QWEN_7B), H100, plan(one))] == ["rollout", "learner", "reference", "evaluate"]
+    eight = config("rollout.num_workers=4", "learner.num_workers=4", "learner.zero_stage=3", "model.gradient_checkpointing=true")
+    assert too_much(eight, shape(QWEN_7B), H100, plan(eight)) == []
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ((), "GPU memory: learner needs"),
+        (
+            ("model.lora={rank: 64, alpha: 64}", "learner.micro_batch_tokens=16384"),
+            "set model.gradient_checkpointing: true, a lower learner.micro",
+        ),
+        (
+            (*SHARED, "rollout.gpu_memory_utilization=0.2"),
+            "leave 0.0 GiB of a H100 for the KV cache, and one sequence of 2012 tokens takes 0.1",
+        ),
+        ((*SHARED, "rollout.sleep=false", "evaluate.num_gpus=0.3", "reference.num_gpus=0"), "evaluate needs 31.6"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_fields_that_help(sets: tuple[str, ...], message: str) -> None:
+    asked = config(*sets)
+    assert any(message in line for line in too_much(asked, shape(QWEN_7B), H100, plan(asked))), too_much(
+        asked, shape(QWEN_7B), H100, plan(asked)
+    )
+
+
+@pytest.mark.parametrize("name", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
+def test_the_papers_recipes_fit_the_card_that_they_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
+    asked = load(ROOT / "recipes" / f"{name}.yaml", (f"model.path={tmp_path}",))
+    named = card(asked)
+    assert named is not None
+    assert too_much(asked, shape(QWEN_7B), named, plan(asked)) == []
+    assert not any("GPU memory" in line for line in lacks(asked, plan(asked)))
+    phases = tuple(step_phases(asked, asked.learner, shape(QWEN_7B), named, plan(asked)))
+    assert 10 < step_seconds(phases, shared=False) < 600
+
+
+def test_scoring_hides_behind_generation_where_cards_are_separate() -> None:
+    asked = config(*SHARED, "arms=[{name: a, objective: {penalty: reverse, beta: 0.1}}]")
+    phases = tuple(step_phases(asked, asked.arms[0].learner, shape(QWEN_7B), H100, plan(asked)))
+    by = {p.name: p.seconds for p in phases}
+    assert set(by) == {"generate", "reference", "update", "policy log-probs", "publish"}
+    assert step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
+    assert step_seconds(phases, shared=False) < sum(by.values())
