@@ -3,13 +3,17 @@ export RAY_AUTH_MODE ?= disabled
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 
+# where there is a GPU, vLLM is its CUDA build: all roles hold the first card in turn
+ONE_GPU := --set rollout.num_gpus=1 --set rollout.sleep=true --set rollout.gpu_memory_utilization=0.5 --set rollout.enforce_eager=true \
+	--set learner.num_gpus=1 --set reference.num_gpus=1 --set evaluate.num_gpus=1
+
 .PHONY: install demo lint check test test-all test-gpu test-integrations
 
 install:
 	@deploy/install.sh
 
 demo: install
-	RAY_AUTH_MODE=token $(PY) -m frpo run recipes/testbed.yaml
+	RAY_AUTH_MODE=token $(PY) -m frpo run recipes/testbed.yaml $(if $(shell nvidia-smi -L 2>/dev/null),$(ONE_GPU))
 
 lint: install
 	$(PY) -m ruff check .

@@ -5,6 +5,7 @@ Imports no ML library. `check` raises at the first mistake; `lacks` lists what t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from frpo import models, saved, sources
@@ -45,7 +47,12 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     Returns what reading the data has found."""
     check_policy(config)
     absent: list[str] = []
-    for look in (lambda: check_attention(config), lambda: check_rewards(config.rewards), lambda: check_cluster(config)):
+    for look in (
+        lambda: check_attention(config),
+        lambda: check_rewards(config.rewards),
+        lambda: check_cluster(config),
+        lambda: check_engine(config),
+    ):
         try:
             look()
         except Missing as error:  # what is wrong is said first
@@ -124,6 +131,20 @@ def check_cluster(config: Config) -> None:
                 f"rewards.{i}.kind: serve needs the Ray cluster of the service; give cluster.address, or submit the run there as a job, "
                 "or use kind: url"
             )
+
+
+ONE_CARD = "rollout.num_gpus, learner.num_gpus, reference.num_gpus and evaluate.num_gpus to 1 and rollout.sleep to true (one card for all)"
+
+
+def check_engine(config: Config) -> None:
+    """That the vLLM that is installed here runs where the engines are to: its CUDA build has no kernels for the CPU."""
+    if elsewhere(config) or config.rollout.num_gpus > 0:
+        return
+    with contextlib.suppress(PackageNotFoundError):
+        raise Missing(
+            f"rollout.num_gpus: 0, and vllm {version('vllm')} runs on GPUs alone; set {ONE_CARD}, or install the CPU build "
+            "(FRPO_ACCELERATOR=cpu deploy/install.sh)"
+        )
 
 
 def check_urls(field: str, reward: UrlReward) -> None:

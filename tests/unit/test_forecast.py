@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frpo.config import Config, LoraConfig
+from frpo import preflight
+from frpo.config import Config, LoraConfig, Missing
 from frpo.forecast import CARDS, needs, step_phases, step_seconds, too_much, training
 from frpo.planning import plan
 from frpo.preflight import card, lacks
@@ -144,3 +145,13 @@ def test_scoring_hides_behind_generation_where_cards_are_separate() -> None:
     assert set(by) == {"generate", "reference", "update", "policy log-probs", "publish"}
     assert step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
     assert step_seconds(phases, shared=False) < sum(by.values())
+
+
+def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(ROOT / "recipes" / "testbed.yaml")
+    preflight.check_engine(plain)  # the CPU build
+    monkeypatch.setattr(preflight, "version", lambda package: {"vllm": "0.32.0"}[package])
+    with pytest.raises(Missing, match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; set rollout.num_gpus, learner.num_gpus"):
+        preflight.check_engine(plain)
+    preflight.check_engine(config())
+    preflight.check_engine(load(ROOT / "recipes" / "testbed.yaml", ("cluster.address=ray://elsewhere",)))
