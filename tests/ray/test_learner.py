@@ -364,23 +364,6 @@ def test_every_full_folder_keeps_how_the_model_generates_and_is_spoken_to(
     assert not (tmp_path / "without" / "generation_config.json").exists()
 
 
-def test_the_reference_gives_the_learners_logprobs_before_the_first_step(learner: LearnerPool, tiny_model: Path) -> None:
-    from actors.reference import ReferenceWorker
-    from frpo.types import Completion, Group
-
-    start(learner, tiny_model, settings())
-    tokenizer = helpers.load_hf(tiny_model)[1]
-    prompt = helpers.prompts(tokenizer, 1)[0]
-    completions = tuple(Completion(np.arange(5, 5 + n, dtype=np.int32), np.zeros(n, np.float32), "", "stop") for n in (3, 7, 1))
-    group = Group(0, prompt, completions, 0)
-    found = ReferenceWorker(ModelConfig(path=str(tiny_model))).logprobs(str(tiny_model), group, 1.0)
-    from frpo.batching import flatten
-
-    same = learner.logprobs(flatten([(prompt.token_ids, c.token_ids) for c in completions]))
-    np.testing.assert_allclose(np.concatenate(found), same, atol=1e-6)
-    assert [len(f) for f in found] == [3, 7, 1]
-
-
 def test_a_dead_rank_is_named(ray_cluster: None, tiny_model: Path) -> None:
     from frpo.roles import WorkerFailed
 
