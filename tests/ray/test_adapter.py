@@ -116,31 +116,40 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, t
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
-    """Of what the updates change in the log-probs of what is trained on, in float32, how much the engine shows in bfloat16."""
+    """Merged weights keep only a part of what the first updates change; an adapter arrives as it is, and engine and learner stay as near
+    as two implementations of the base are. (Log-probs alone do not tell them apart here: bfloat16 activations of so small a model round
+    early updates away in either.)"""
     base, tokenizer = tmp_path / "base", helpers.load_hf(tiny_model)[1]
     helpers.load_hf(tiny_model)[0].to(torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)
     model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
     trained, receiver = batch(count=60), engine(model)
-    data = trained.sequences
-    before = helpers.naive_logprobs(model_of(base).float(), data)
-    kept: dict[str, list[float]] = {}
-    for name, transport in (("adapter", AdapterTransport()), ("merged", StoreTransport())):
-        sender = rank(model, transport, learning_rate=1e-4, num_steps=20)
-        receiver.deliver(sender.pack().result(), 0)
-        first, kept[name] = receiver.logprobs(data)[0], []
-        for update in range(1, 21):
-            sender.update(trained)
-            if update in (1, 5, 20):
-                receiver.deliver(sender.pack().result(), update)
-                sender.export(tmp_path / name / str(update))
-                truth = (
-                    helpers.naive_logprobs(PeftModel.from_pretrained(model_of(base), tmp_path / name / str(update)).float(), data) - before
-                )
-                shown = receiver.logprobs(data)[0] - first
-                kept[name].append(float(shown @ truth / (truth @ truth)))
-        stop(sender)
-    stop(receiver)
-    print(kept)
-    assert kept["adapter"] == pytest.approx([1.0, 1.0, 1.0], abs=0.2)
-    assert kept["merged"][0] < 0.5
+    whole, sender = (rank(model, transport, learning_rate=3e-5, num_steps=20) for transport in (StoreTransport(), AdapterTransport()))
+    first = {name: tensor.float() for name, tensor in whole.pack().result().read()}
+    gaps, kept = [], []
+    for update in range(21):
+        if update in (0, 1, 5, 20):
+            parcel: Any = sender.pack().result()
+            receiver.deliver(parcel, update)
+            gaps.append(float(abs(receiver.logprobs(trained.sequences)[0] - sender.logprobs(trained.sequences)).mean()))
+            changes = changes_of(dict(parcel.tensors.read()), scale=1.0)
+            found = {name: tensor.float() - first[name] for name, tensor in whole.pack().result().read() if name in changes}
+            kept.append([float((found[n] * c).sum() / (c * c).sum()) for n, c in changes.items() if c.any()])
+        for pool in (whole, sender):
+            pool.update(trained)
+    stop(whole, sender, receiver)
+    shares = [float(np.mean(k)) for k in kept[1:]]
+    print({"gaps": gaps, "kept by merged weights after 1, 5, 20": shares})
+    assert max(gaps[1:]) < 1.5 * gaps[0]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+
+
+def changes_of(adapter: dict[str, Any], scale: float) -> dict[str, Any]:
+    """What the tensors of an adapter add to the weights, float32, by the weights' names."""
+    pairs = {name.partition(".lora_A")[0]: name for name in adapter if ".lora_A" in name}
+    return {
+        stem.removeprefix("base_model.model.") + ".weight": scale
+        * (adapter[name.replace("lora_A", "lora_B")].float() @ adapter[name].float())
+        for stem, name in pairs.items()
+    }
