@@ -143,7 +143,6 @@ def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]
         if need.gib > room + 1e-6:
             lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
             found.append(f"GPU memory: {need.role} needs {need.gib:.1f} GiB ({lines}) {where}; set {need.remedy}")
-    for need in everybody:
         if need.role == "rollout":
             longest = config.num_tokens_limit * shape.kv_per_token * BYTES[config.model.dtype] / config.rollout.tensor_parallel / GIB
             cache = dict(need.lines)["KV cache"]
@@ -166,7 +165,7 @@ class Phase:
 
 def efficiency(shape: Shape) -> float:
     """Share of the data sheet's products that training and scoring reach: 37 % measured at 7.6B, 9 % at 0.5B."""
-    return min(0.37, 0.37 * (shape.hidden / 3584) ** 1.0)
+    return 0.37 * min(1.0, shape.hidden / 3584)
 
 
 def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card, asked: Plan) -> Iterator[Phase]:
