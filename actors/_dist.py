@@ -20,6 +20,16 @@ def backend() -> str:
     return "nccl" if device().type == "cuda" else "gloo"
 
 
+def use_deterministic() -> None:
+    """Same bits from the same input, for the rest of this process, before it computes anything on a GPU.
+
+    An operation without such a kernel raises (docs.pytorch.org, `torch.use_deterministic_algorithms`).
+    """
+    os.environ.update(CUBLAS_WORKSPACE_CONFIG=":4096:8", FLASH_ATTENTION_DETERMINISTIC="1")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def join(host: str, port: int, rank: int, world_size: int) -> None:
     """Make this process a rank of a DeepSpeed job without its launcher. Once per process."""
     os.environ.update(

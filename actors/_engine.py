@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors import _dist
+from actors import _adapters, _dist
+from actors._adapters import Adapter
 from actors._gather import Block, Logprobs
 from actors._host import Host, frozen
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
 from actors._scoring import BUDGET_TOKENS, by_group, sequences_of
+from actors._writer import Writer
 from frpo import hub, policies, saved
-from frpo.config import ConfigError, ModelConfig, TrainConfig
+from frpo.config import ModelConfig, TrainConfig
 from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs, passes_of
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
-from frpo.types import Floats, Sequences
+from frpo.types import Floats, Sequences, Written
 
 TAG = "engine"
 
@@ -41,16 +44,6 @@ class StepResult:
     grad_norm: float
     """L2 over all parameters and ranks, before clipping; nan where a gradient is not finite"""
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter as peft saves it."""
-
-    config: str
-    """adapter_config.json"""
-    weights: dict[str, Tensor]
-    """Under the names of adapter_model.safetensors; on whatever device, in the dtype that they are trained in."""
 
 
 def norm_of(found: float | Tensor | None) -> float:
@@ -82,14 +75,21 @@ class Engine:
 
         folder = hub.on_this_node(folder)
         self.folder, self.train, self.lora = folder, train, model.lora is not None
+        self.stands_on = saved.parent(folder) if self.lora and policies.beside(folder, model.dtype) else folder
+        """The saved policy under all adapters here."""
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.device()
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
+        if model.deterministic:
+            _dist.use_deterministic()
         torch.manual_seed(seed % 2**63)
-        policy = policies.load(folder, dtype=model.dtype, attention=model.attention)
+        load = partial(policies.load_beside, name=_adapters.START) if self.lora else policies.load
+        policy = load(folder, dtype=model.dtype, attention=model.attention)
         if model.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if model.lora:
-            policy = self._with_adapters(policy, model)
+            if model.gradient_checkpointing:
+                policy.enable_input_require_grads()
+            policy = _adapters.add(policy, model, folder)
         if train.zero_stage < 3:  # else one device may not hold it whole
             policy.to(self.device)
         scorer = Scorer(policy)
@@ -106,36 +106,11 @@ class Engine:
             lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
             config=deepspeed_config(model, train, self.world_size),
         )
+        self.ds.checkpoint_engine = self.writer = Writer()
         self.optimizer_states = Host(self.device, frozen=False)
         if self.lora:
             self._leave_frozen_ties_out()
             self.frozen = frozen(scorer, self.device)
-
-    def _with_adapters(self, policy: Any, model: ModelConfig) -> Any:
-        """Raises ConfigError for a target that is no layer of the model, or that its weights could not be published with."""
-        from peft import LoraConfig, get_peft_model
-        from peft.tuners.lora import LoraLayer
-
-        assert model.lora is not None
-        targets = model.lora.targets if isinstance(model.lora.targets, str) else list(model.lora.targets)
-        config = LoraConfig(
-            r=model.lora.rank, lora_alpha=model.lora.alpha, lora_dropout=model.lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        if model.gradient_checkpointing:
-            policy.enable_input_require_grads()
-        try:
-            adapted = get_peft_model(policy, config)
-        except ValueError as error:  # no target fits, or one is no linear layer
-            raise ConfigError(f"model.lora.targets: {error}") from None
-        tuner: Any = adapted.base_model
-        layers: list[str] = tuner.targeted_module_names
-        for target in targets if isinstance(targets, list) else ():
-            if not any(f".{name}".endswith(f".{target}") for name in layers):
-                raise ConfigError(f"model.lora.targets: {target} is no layer of {self.folder}; leave it out")
-        words = (policy.get_input_embeddings(), policy.get_output_embeddings())
-        if policy.config.tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in words):
-            raise ConfigError("model.lora.targets: embedding and output head are one weight here (tie_word_embeddings); leave them out")
-        return adapted
 
     def _leave_frozen_ties_out(self) -> None:
         """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop it."""
@@ -204,10 +179,15 @@ class Engine:
             found = total.cpu().numpy()
         return found
 
-    def scores(self, blocks: Sequence[Block], temperature: float, *, together: bool = False) -> list[list[Logprobs]]:
-        """Log-probs of blocks of groups, in the passes that a saved policy takes for them. `together`: of those dealt to this rank, and it
-        makes as many passes as the rank with the most, since under ZeRO-3 each is a collective."""
+    def scores(self, blocks: Sequence[Block], temperature: float, *, start: bool = False, together: bool = False) -> list[list[Logprobs]]:
+        """Log-probs of blocks of groups, in the passes that a saved policy takes for them. `start`: under the policy that the adapter was
+        added to. `together`: of those dealt to this rank, and it makes as many passes as the rank with the most, since under ZeRO-3 each
+        is a collective."""
         self.ds.eval()
+        with _adapters.switched_off(self.ds.module) if start else nullcontext():
+            return self._scores(blocks, temperature, together=together)
+
+    def _scores(self, blocks: Sequence[Block], temperature: float, *, together: bool) -> list[list[Logprobs]]:
         data = [sequences_of(block) for block in blocks]
         hands = [range(rank, len(blocks), self.world_size) for rank in range(self.world_size)] if together else [range(len(blocks))]
         mine = hands[self.rank if together else 0]
@@ -227,18 +207,14 @@ class Engine:
         """Merged weights under their Hugging Face names. Under ZeRO-3 every rank must iterate to the end; the tensors of
         rank 0 count."""
         import deepspeed
-        from peft.tuners.lora import LoraLayer
 
         sharded = self.train.zero_stage == 3
         done: set[int] = set()
-        for name, module in self.ds.module.named_modules():
-            if isinstance(module, LoraLayer):
-                layer: Any = module
-                a, b, w, transposed = _low_rank(layer)
-                with deepspeed.zero.GatheredParameters([a, b, w], enabled=sharded):
-                    update = (a.T, b.T) if transposed else (b, a)
-                    yield _plain_name(name) + ".weight", torch.addmm(w, *update, alpha=layer.scaling["default"])
-                done |= {id(a), id(b), id(w)}
+        for name, layer in _adapters.layers_of(self.ds.module):
+            matrices = _adapters.matrices(layer)
+            with deepspeed.zero.GatheredParameters(matrices, enabled=sharded):
+                yield _plain_name(name) + ".weight", _adapters.merged(layer)
+            done |= {id(m) for m in matrices}
         for name, parameter in self.ds.module.named_parameters():
             if id(parameter) not in done:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
@@ -247,11 +223,11 @@ class Engine:
     def export(self, folder: Path, *, merged: bool) -> None:
         """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder, unless
         it is to be merged; all else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
-        if self.lora and not merged and not saved.is_adapter(self.folder):
+        if self.lora and not merged and not saved.is_adapter(self.stands_on):
             self._export_adapter(folder)
         else:
             # vLLM and transformers restore a tied lm_head from the embedding
-            state = {n: t.cpu().clone() for n, t in self.named_weights()}
+            state = {n: t.cpu().clone() for n, t in self.named_weights() if self.rank == 0}
             if self.rank == 0:
                 self._unwrapped().save_pretrained(folder, state_dict=state, safe_serialization=True)
                 self._keep_generation_config(folder)
@@ -261,21 +237,13 @@ class Engine:
 
     @torch.no_grad()
     def adapter(self) -> Adapter | None:
-        """The adapter in training, on the policy saved in `folder`. Under ZeRO-3 every rank must call it; rank 0 has the answer."""
+        """The adapter in training, on the policy saved in `stands_on`. Under ZeRO-3 every rank must call it; rank 0 has the answer."""
         import deepspeed
-        from peft import get_peft_model_state_dict
 
         wrapped = self.ds.module.model
-        trained = [p for p in wrapped.parameters() if p.requires_grad]
-        with deepspeed.zero.GatheredParameters(trained, enabled=self.train.zero_stage == 3):
-            if self.rank != 0:
-                return None
-            weights = {n: t.detach().clone() for n, t in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
-        name = hub.name_of(str(self.folder))
-        base, revision = name.split("@") if name else (str(self.folder), None)
-        config = wrapped.peft_config["default"].to_dict()
-        config |= {"inference_mode": True, "base_model_name_or_path": base, "revision": revision}
-        return Adapter(json.dumps(config, indent=2, sort_keys=True, default=sorted), weights)
+        weights = [w for _, layer in _adapters.layers_of(wrapped) for w in _adapters.matrices(layer)[1:]]
+        with deepspeed.zero.GatheredParameters(weights, enabled=self.train.zero_stage == 3):
+            return _adapters.as_saved(wrapped, self.stands_on) if self.rank == 0 else None
 
     def _export_adapter(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -306,13 +274,18 @@ class Engine:
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """Weights, optimiser, schedule and RNG of this rank (DeepSpeed's own format); all ranks call it."""
+        """Copy weights, optimiser, schedule and RNG of this rank, and begin to write them (DeepSpeed's own format); all ranks call it, and
+        none goes on before all have their copy. `written` tells the end."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {"rng": torch.get_rng_state(), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         if self.device.type == "cuda":
             state["device_rng"] = torch.cuda.get_rng_state(self.device)
         self.ds.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora)
         self._barrier()
+
+    def written(self) -> list[Written] | None:
+        """What this rank has written of the checkpoint; None while it still does."""
+        return self.writer.written()
 
     def load(self, folder: Path) -> None:
         """Continue exactly where `save` was called. Raises FileNotFoundError when nothing was loaded."""
@@ -357,6 +330,7 @@ class Engine:
         return [*zero.fp32_partitioned_groups_flat, *moments]
 
     def close(self) -> None:
+        self.writer.close()
         self.ds.destroy()
         del self.ds
         gc.collect()
@@ -365,14 +339,6 @@ class Engine:
         # glibc keeps what was freed: 2.8 GiB after two updates of SmolLM2-135M, while other roles work
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
-
-
-def _low_rank(layer: Any) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """Of a layer of peft: A [r, in], B [out, r], the weight that stands under them, and whether that is [in, out] (embeddings, Conv1D)."""
-    weight = layer.get_base_layer().weight
-    if layer.lora_A:
-        return layer.lora_A["default"].weight, layer.lora_B["default"].weight, weight, layer.fan_in_fan_out
-    return layer.lora_embedding_A["default"], layer.lora_embedding_B["default"], weight, True
 
 
 def _plain_name(name: str) -> str:

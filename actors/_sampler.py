@@ -87,9 +87,14 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)
 
 
 def _lora(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
-    """Settings of an engine for adapters up to the rank in training, or of the policy in `folder`; none where all weights come merged."""
-    rank = model.lora.rank if model.lora else saved.plain_rank(folder) if saved.is_adapter(folder) else None
-    if rank is None or rollout.lora == "merged" or rank > LARGEST_RANK:
+    """Settings of an engine for adapters up to the rank in training, or of the policy in `folder`; none where all weights come merged.
+
+    In bfloat16 the adapters of the policy, of an arm on it and of a fine-tune of that come as one.
+    """
+    rank = saved.plain_rank(folder) or 0 if saved.is_adapter(folder) else 0
+    if model.lora:
+        rank = model.lora.rank if model.dtype == "float32" else rank + 2 * model.lora.rank
+    if rank == 0 or rollout.lora == "merged" or rank > LARGEST_RANK:
         return {}
     # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts (`add_lora_logits` in its punica wrappers)
     layers = saved.linear_layers(saved.base(folder))

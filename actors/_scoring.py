@@ -25,7 +25,7 @@ class FrozenPolicies:
         """Scorer and its weights' copy in host memory, by policy."""
 
     def _scorer(self, policy: str) -> Any:
-        from actors._dist import device
+        from actors._dist import device, use_deterministic
         from actors._host import frozen
         from frpo import hub, policies
         from frpo.logprobs import Scorer
@@ -35,6 +35,8 @@ class FrozenPolicies:
         else:
             while len(self.loaded) >= self.capacity:
                 del self.loaded[next(iter(self.loaded))]
+            if self.model.deterministic:
+                use_deterministic()
             model = policies.load_beside(hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention)
             scorer = Scorer(model.to(device())).eval().requires_grad_(False)
             self.loaded[policy] = scorer, frozen(scorer, device())

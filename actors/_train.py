@@ -6,6 +6,7 @@ The one place of inheritance in the project: Ray serves the methods of one class
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from actors import _calls
 from actors._gather import Block, Dealt, Logprobs, deal
 from actors._scoring import BUDGET_TOKENS
 from frpo.batching import blocks_of
-from frpo.roles import Pending
-from frpo.types import Floats, Group, Sequences
+from frpo.roles import Pending, WorkerFailed
+from frpo.types import Floats, Group, Sequences, Written
 
 if TYPE_CHECKING:
     from actors._engine import Engine
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 class TrainWorker:
     """One rank. Methods marked "all ranks" are collective: the pool calls them on every rank."""
-
-    exports_merged = False
-    """Whether adapters are merged into the exported policy."""
 
     def __init__(self, rank: int, world_size: int, transport: Transport) -> None:
         self.rank, self.world_size, self.transport = rank, world_size, transport
@@ -64,25 +62,28 @@ class TrainWorker:
         found = self._engine().logprobs(sequences)
         return found if self.rank == 0 else None
 
-    def score(self, temperature: float, blocks: list[Block]) -> list[list[Logprobs]]:
-        """Log-probs of blocks under the policy in training, by this rank alone."""
-        return self._engine().scores(blocks, temperature)
+    def score(self, temperature: float, start: bool, blocks: list[Block]) -> list[list[Logprobs]]:
+        """Log-probs of blocks under the policy in training, or the one that it began from, by this rank alone."""
+        return self._engine().scores(blocks, temperature, start=start)
 
-    def score_together(self, temperature: float, blocks: list[Block]) -> list[list[Logprobs]]:
+    def score_together(self, temperature: float, start: bool, blocks: list[Block]) -> list[list[Logprobs]]:
         """All ranks: the same of every block; each rank answers for those that are dealt to it."""
-        return self._engine().scores(blocks, temperature, together=True)
+        return self._engine().scores(blocks, temperature, start=start, together=True)
 
     def save(self, folder: str) -> None:
         """All ranks."""
         self._engine().save(Path(folder))
 
+    def written(self) -> list[Written] | None:
+        return self._engine().written()
+
     def load(self, folder: str) -> None:
         """All ranks."""
         self._engine().load(Path(folder))
 
-    def export(self, folder: str) -> None:
+    def export(self, folder: str, merged: bool) -> None:
         """All ranks."""
-        self._engine().export(Path(folder), merged=self.exports_merged)
+        self._engine().export(Path(folder), merged=merged)
 
     def pack(self) -> Parcel | None:
         """All ranks; rank 0 answers with the weights as they travel."""
@@ -139,20 +140,24 @@ class TrainPool:
         """Log-probs of every completion under the policy in training, in the blocks that saved policies are scored in."""
         return self.ask(blocks_of(groups, BUDGET_TOKENS), temperature)
 
-    def ask(self, blocks: Sequence[Block], temperature: float, first: int = 0) -> Dealt:
+    def ask(self, blocks: Sequence[Block], temperature: float, *, start: bool = False, first: int = 0) -> Dealt:
+        """`start`: under the policy that training began from, with its adapter switched off."""
         if not self.together:
-            return deal(self.actors, "score", temperature, blocks=blocks, first=first)
-        calls = [self.actors.call(rank, "score_together", temperature, list(blocks)) for rank in range(len(self.actors))]
+            return deal(self.actors, "score", temperature, start, blocks=blocks, first=first)
+        calls = [self.actors.call(rank, "score_together", temperature, start, list(blocks)) for rank in range(len(self.actors))]
         return Dealt(calls, len(blocks))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Pending[list[Written]]:
+        """The ranks may be asked for more as soon as this returns."""
         self.actors.call_all("save", str(folder.absolute()))
+        return Writing(self.actors)
 
     def load(self, folder: Path) -> None:
         self.actors.call_all("load", str(folder.absolute()))
 
-    def export(self, folder: Path) -> None:
-        self.actors.call_all("export", str(folder.absolute()))
+    def export(self, folder: Path, *, merged: bool = False) -> None:
+        """`merged`: a full folder, where an adapter was trained too."""
+        self.actors.call_all("export", str(folder.absolute()), merged)
 
     def pack(self) -> Pending[Parcel]:
         first, *others = [self.actors.call(rank, "pack") for rank in range(len(self.actors))]
@@ -193,3 +198,27 @@ class Together:
         for call in self.others:
             call.result()
         return found
+
+
+class Writing:
+    """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank is asked until it is done."""
+
+    def __init__(self, actors: _calls.Actors) -> None:
+        self.actors = actors
+        self.done: dict[int, list[Written]] = {}
+
+    def ready(self) -> bool:
+        """Raises as `result`."""
+        for rank in range(len(self.actors)):
+            if rank not in self.done and (files := self.actors.beside(rank, "written").result()) is not None:
+                self.done[rank] = files
+        return len(self.done) == len(self.actors)
+
+    def result(self) -> list[Written]:
+        deadline = time.monotonic() + self.actors.timeout_s
+        while not self.ready():
+            if time.monotonic() > deadline:
+                late = ", ".join(self.actors.name(rank) for rank in range(len(self.actors)) if rank not in self.done)
+                raise WorkerFailed(f"{late} did not finish writing a checkpoint within {self.actors.timeout_s:g} s.")
+            time.sleep(0.05)
+        return [file for rank in sorted(self.done) for file in self.done[rank]]

@@ -22,12 +22,10 @@ def whole(sequences: Sequences) -> Sequences:
 
 
 class FinetuneWorker(TrainWorker):
-    """One rank. Its policies are full folders: the base that adapters stand on, or what is deployed after all."""
-
-    exports_merged = True
+    """One rank."""
 
     def start(self, policy: str, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
-        """All ranks: a fresh optimiser on a saved policy. With model.lora an adapter is trained on the merged policy."""
+        """All ranks: a fresh optimiser on a saved policy. With model.lora a fresh adapter is trained on it."""
         from actors._engine import Engine
 
         self.stop()

@@ -136,26 +136,43 @@ class LearnerPool(TrainPool):
 
     def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
-        self.takes_turns, self.temperature = False, 1.0
-        self.gathered = Gathered(self._ask)
+        self.takes_turns, self.policy, self.temperature = False, Path(), 1.0
+        self.scores = LearnerScores(self, start=False)
+        self.beginning = LearnerScores(self, start=True)
 
     def start(
         self, policy: Path, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
     ) -> None:
         self.together = learner.zero_stage == 3 and len(self.actors) > 1
-        self.temperature = rollout.temperature
+        self.policy, self.temperature = policy, rollout.temperature
         self.actors.call_all("start", str(policy), model, learner, objective, rollout, seed)
 
     def score(self, group: Group) -> Pending[Logprobs]:
-        """At once by one rank, beside the generation; when all is drawn where a rank cannot compute alone, or shares a card."""
-        later = self.gathered.later(group)
-        if not (self.together or self.takes_turns):
-            self.gathered.ask_all()
-        return later
-
-    def _ask(self, groups: list[Group]) -> Dealt:
-        return self.ask([[g] for g in groups], self.temperature, first=groups[0].index)
+        return self.scores.score(group)
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         stats: UpdateStats = self.actors.call_all("update", ray.put(batch))[0]
         return stats
+
+
+class LearnerScores:
+    """Log-probs of groups by the learner's ranks, each alone in a block: of the policy in training, or of the one that it began from
+    (reference.share). Implements roles.Reference."""
+
+    def __init__(self, pool: LearnerPool, *, start: bool) -> None:
+        self.pool, self.start = pool, start
+        self.gathered = Gathered(self._ask)
+
+    def use(self, policy: Path, temperature: float) -> None:
+        """As a reference, it is the policy that the learner was started from, which must be this one."""
+        assert (policy, temperature) == (self.pool.policy, self.pool.temperature), f"the learner began from {self.pool.policy}"
+
+    def score(self, group: Group) -> Pending[Logprobs]:
+        """At once by one rank, beside the generation; when all is drawn where a rank cannot compute alone, or shares a card."""
+        later = self.gathered.later(group)
+        if not (self.pool.together or self.pool.takes_turns):
+            self.gathered.ask_all()
+        return later
+
+    def _ask(self, groups: list[Group]) -> Dealt:
+        return self.pool.ask([[g] for g in groups], self.pool.temperature, start=self.start, first=groups[0].index)

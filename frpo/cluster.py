@@ -19,7 +19,7 @@ from actors._publish import GroupPublisher, ParcelPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
-from actors.learner import LearnerPool, LearnerWorker
+from actors.learner import LearnerPool, LearnerScores, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
@@ -48,7 +48,7 @@ class Team:
 
     rollouts: RolloutPool
     rewards: RewardPool
-    reference: ReferencePool | None
+    reference: ReferencePool | LearnerScores | None
     learner: LearnerPool
     finetune: FinetunePool
     scorer: EvaluatePool
@@ -246,7 +246,7 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     return Team(
         rollouts,
         rewards,
-        reference,
+        learner.beginning if config.reference.share else reference,
         learner,
         finetune,
         scorer,

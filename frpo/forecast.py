@@ -187,8 +187,9 @@ def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card
         yield Phase("reference", scoring / counts["reference"].count)
     passes = (4 if config.model.lora else 6) + (2 if config.model.gradient_checkpointing else 0)
     yield Phase("update", passes / 2 * scoring / config.learner.num_workers)
-    if any(a.objective.reverse for a in config.arms) or learner.updates_per_batch > 1:
-        yield Phase("policy log-probs", scoring / config.learner.num_workers)
+    own = any(a.objective.reverse for a in config.arms) or learner.updates_per_batch > 1
+    if scored := own + (config.reference.share is not None):
+        yield Phase("log-probs by the learner", scored * scoring / config.learner.num_workers)
     sent = shape.adapters(config.model.lora) if config.model.lora and config.sends_adapters else shape.weights
     speed = 20e9 if rollout.transport == "process_group" else 1.6e9  # measured: 15.2 GB to the host in 9.5 s
     yield Phase("publish", 0.2 + sent * size / speed)
@@ -197,5 +198,5 @@ def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card
 def step_seconds(phases: Sequence[Phase], *, shared: bool) -> float:
     """Scoring runs beside the generation unless the roles share cards."""
     by = {p.name: p.seconds for p in phases}
-    beside = [by.pop("reference", 0.0), by.pop("policy log-probs", 0.0)]
+    beside = [by.pop("reference", 0.0), by.pop("log-probs by the learner", 0.0)]
     return sum(by.values()) + (sum(beside) if shared else max(0.0, max(beside) - by["generate"]))

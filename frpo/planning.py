@@ -78,7 +78,7 @@ class Plan:
 def plan(config: Config, heldout: Heldout | None = None) -> Plan:
     """Roles, placement and sizes; completions of measurements where the held-out prompts are counted.
 
-    The reference is left out when no loop has a penalty.
+    The reference is left out when no loop has a penalty, or where the learner's ranks are the reference.
     """
     rollout = config.rollout
     roles: list[Role] = [
@@ -89,8 +89,8 @@ def plan(config: Config, heldout: Heldout | None = None) -> Plan:
     if config.harness:
         roles.append(("harness", 1, config.evaluate.num_cpus, 0.0))
     objectives = [a.objective for a in config.arms] + [d.objective for d in config.downstream if isinstance(d, DownstreamRl)]
-    if config.attack or any(o.penalised for o in objectives):
-        reference = config.reference
+    reference = config.reference
+    if reference.share is None and (config.attack or any(o.penalised for o in objectives)):
         roles.append(("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
     actors, bundles = shared(config, roles) if rollout.sleep else apart(config, roles)
     stages = tuple(_size(config, stage, heldout) for stage in outline(config))

@@ -40,17 +40,23 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     return policy
 
 
-def load_beside(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
-    """As `load`, but a plain LoRA adapter stays beside the weights, a peft model, where `dtype` is coarser than float32.
+def beside(folder: Path, dtype: torch.dtype | str) -> bool:
+    """Whether `load_beside` keeps the policy's adapter beside the weights."""
+    return _dtype(dtype) != torch.float32 and saved.is_adapter(folder) and saved.plain_rank(folder) is not None
+
+
+def load_beside(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa", name: str = "default") -> Any:
+    """As `load`, but a plain LoRA adapter stays beside the weights, a peft model with the adapter `name`, where `dtype` is coarser than
+    float32.
 
     So do engines and learners compute it. Between the numbers of bfloat16 merged weights lose what is small beside them: a scorer of these
     would tell the KL of another policy.
     """
     as_type = _dtype(dtype)
-    if as_type == torch.float32 or not saved.is_adapter(folder) or saved.plain_rank(folder) is None:
+    if not beside(folder, as_type):
         return load(folder, dtype=as_type, attention=attention)
     saved.base(folder)
-    adapted = _adapted(load(saved.parent(folder), dtype=as_type, attention=attention), folder)
+    adapted = _adapted(load(saved.parent(folder), dtype=as_type, attention=attention), folder, name)
     for parameter in adapted.parameters():
         parameter.data = parameter.data.to(as_type)  # peft keeps adapters in float32
     return adapted
@@ -133,8 +139,8 @@ def _merged(folder: Path) -> Any:
     return policy
 
 
-def _adapted(base: Any, folder: Path) -> Any:
-    """`base` with the adapter applied by peft, unmerged, in evaluation mode.
+def _adapted(base: Any, folder: Path, adapter: str = "default") -> Any:
+    """`base` with the adapter applied by peft under the name `adapter`, unmerged, in evaluation mode.
 
     Raises ConfigError for keys of the file that the model has no place for, keys that the file lacks, and shapes that differ.
     """
@@ -145,8 +151,8 @@ def _adapted(base: Any, folder: Path) -> Any:
         with warnings.catch_warnings():  # of the missing keys, which are refused below
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
-            adapted = PeftModel.from_pretrained(base, folder, torch_device="cpu")
-            found = adapted.load_adapter(folder, "default", torch_device="cpu", key_mapping=renamed)  # again: this one tells what fits
+            adapted = PeftModel.from_pretrained(base, folder, adapter, torch_device="cpu")
+            found = adapted.load_adapter(folder, adapter, torch_device="cpu", key_mapping=renamed)  # again: this one tells what fits
     except KeyError as error:
         raise ConfigError(f"{folder}: the adapter's file lacks {error}, which its configuration names; save the adapter again") from None
     except Exception as error:  # as in _full

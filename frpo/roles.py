@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from frpo.types import Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats
+from frpo.types import Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats, Written
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -64,8 +64,8 @@ class Learner(Protocol):
         """k arrays [T]: log-probs of a group at the rollouts' temperature, the same as Reference's where the weights are."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write weights, optimiser, schedule and RNG of all ranks into `folder` (not crash-safe by itself)."""
+    def save(self, folder: Path) -> Pending[list[Written]]:
+        """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not crash-safe by itself)."""
         ...
 
     def load(self, folder: Path) -> None: ...

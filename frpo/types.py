@@ -260,3 +260,13 @@ class StepMetrics:
     """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but in part."""
     published_bytes: int = 0
     """Weights that one engine was sent at the end of the step."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of a checkpoint, as whoever wrote it tells."""
+
+    path: str
+    size: int
+    """Bytes."""
+    sha256: str

@@ -53,4 +53,4 @@ class AdapterTransport:
         found = engine.adapter()
         if found is None:
             return None
-        return SentAdapter(str(engine.folder), found.config, put_tensors(found.weights.items()))
+        return SentAdapter(str(engine.stands_on), found.config, put_tensors(found.weights.items()))

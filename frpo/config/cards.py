@@ -57,13 +57,20 @@ def check_cards(config: Config) -> None:
 def check_served(config: Config) -> None:
     """That engines can run the adapter in training, and exactly it."""
     lora = config.model.lora
+    if config.reference.share and not lora:
+        raise ValueError(
+            f"reference.share: {config.reference.share} switches the learner's adapters off, and model.lora is null; train adapters, or leave "
+            "share out"
+        )
     if lora and not config.sends_adapters and config.model.dtype != "float32":
         raise ValueError(
             f"rollout.lora: merged is for float32, and model.dtype is {config.model.dtype}: most of an early update is lost between its "
             "numbers, and engines would draw from another policy; use adapter"
         )
-    if lora and config.sends_adapters and lora.rank > LARGEST_RANK:
+    most = LARGEST_RANK // 2 if config.model.dtype == "bfloat16" and (config.downstream or config.attack) else LARGEST_RANK
+    if lora and config.sends_adapters and lora.rank > most:
+        beside = "" if most == LARGEST_RANK else f", the adapter of an arm and that of its fine-tune side by side ({LARGEST_RANK} in all)"
         raise ValueError(
-            f"model.lora.rank: {lora.rank} is more than the {LARGEST_RANK} that vLLM serves; lower it, or train in float32 with "
+            f"model.lora.rank: {lora.rank} is more than the {most} that vLLM serves{beside}; lower it, or train in float32 with "
             "rollout.lora: merged"
         )

@@ -27,8 +27,12 @@ class ModelConfig(Section):
     testbed:model. Of hub names the cache comes first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 is for GPUs (6 to 35 times slower than float32 on AVX2)."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of the learner and the scorers. It counts: not every one caps logits or has sinks."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention implementation of the learner and the scorers. It counts: not every one caps logits or has sinks. flex_attention is for GPUs:
+    completions that share a prompt skip each other's positions, where sdpa computes and masks them."""
+    deterministic: Annotated[bool, NOTHING] = False
+    """On GPUs, the same bits from the same seeds, also after a resume: deterministic kernels in training and scoring, batch-invariant ones in
+    the engines, whose KV cache is then rollout.kv_cache_gib. All of it is slower. CPUs give the same bits anyway."""
     gradient_checkpointing: Annotated[bool, NOTHING] = False
     """Recompute activations in the backward pass: less memory, about 28 % more time."""
     lora: LoraConfig | None = None

@@ -20,6 +20,7 @@ from frpo.config.training import (
     DownstreamRl,
     DownstreamSft,
     ObjectiveConfig,
+    ReferenceConfig,
     RolloutConfig,
     RunLearner,
     Workers,
@@ -150,7 +151,7 @@ class Config(Section):
     """Share of failed rewards in one step above which the run stops."""
     reward: Annotated[Workers, NOTHING] = Workers()
     """Reward actors."""
-    reference: Annotated[Workers, NOTHING] = Workers()
+    reference: Annotated[ReferenceConfig, NOTHING] = ReferenceConfig()
     """Reference scorers."""
     rollout: Annotated[RolloutConfig, Redoes(("rlhf",))] = RolloutConfig()
     """Rollout workers and sampling."""

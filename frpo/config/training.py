@@ -22,6 +22,19 @@ class Workers(Section):
     """CPU threads of each: more pay off from about 100 million weights on, where roles take turns on the cores."""
 
 
+class ReferenceConfig(Workers):
+    share: Annotated[Literal["learner"] | None, NOTHING] = None
+    """learner: no actors of its own. The learner's ranks score the policy that they began from, with their adapters switched off (needs
+    model.lora): its weights are in memory once."""
+
+    @model_validator(mode="after")
+    def _nobodys(self) -> ReferenceConfig:
+        asked = sorted(self.model_fields_set & Workers.model_fields.keys())
+        if self.share and asked:
+            raise ValueError(f"{asked[0]}: with share: {self.share} there are no actors of the reference; leave it out")
+        return self
+
+
 class RolloutConfig(Workers):
     prompts_per_step: Positive = 16
     """Prompts of one step."""
@@ -44,7 +57,7 @@ class RolloutConfig(Workers):
     gpu_memory_utilization: Annotated[Share, NOTHING] = 0.9
     """Share of GPU memory for vLLM's weights and KV cache."""
     kv_cache_gib: Annotated[Positive, NOTHING] = 1
-    """KV cache on the CPU, GiB."""
+    """KV cache on the CPU, and on a GPU under model.deterministic, GiB; else a GPU's is what gpu_memory_utilization leaves."""
     enforce_eager: Annotated[bool, NOTHING] = False
     """On a GPU, start engines without compiling and CUDA graphs: sooner by a minute or more, and slower at each token. For short runs."""
     sleep: Annotated[bool, NOTHING] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from frpo.metrics import RunLog, read_steps
 from frpo.outline import Stage, arm_of, fixed_end, task_of
 from frpo.prompts import Examples, ExampleStream, PromptStream
 from frpo.records import ArmSummary, Evaluation, StageResult
-from frpo.roles import Rewards
+from frpo.roles import Rewards, WorkerFailed
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
@@ -193,6 +194,7 @@ class Work:
 
         def after_step(metrics: StepMetrics, steering: Steering) -> None:
             self.log.step(stage.name, metrics)
+            checkpoints.poll()
             step = metrics.step
             last = finished(steering, arm.learner, step)
             evaluation = measure(step, last)
@@ -207,9 +209,10 @@ class Work:
                     num_workers=config.learner.num_workers,
                     zero_stage=arm.learner.zero_stage,
                 )
-                checkpoints.save(state, lambda aside: learner.save(aside / "engine"))
+                checkpoints.begin(state, lambda aside: learner.save(aside / "engine"))
 
-        train(config, arm, partners, start=start, steering=steering, after_step=after_step)
+        with kept(checkpoints, self.log):
+            train(config, arm, partners, start=start, steering=steering, after_step=after_step)
         self.log.end(stage.name)
         export(learner.export, folder / "policy")
         learner.stop()
@@ -240,25 +243,28 @@ class Work:
             yield 0, evaluations
         stream = ExampleStream(examples, spec.batch_size, derive(config.seed, "examples"), in_order)
         self.log.begin(stage.name, spec.num_steps, start)
-        for step in range(start + 1, spec.num_steps + 1):
-            stats = worker.update(stream.take(step - 1))
-            numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
-            stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
-            self.log.finetune_step(stage.name, step, stats)
-            if marks and (step in marks or step == spec.num_steps):
-                yield step, evaluations
-            if step % config.checkpoint.every == 0 and step < spec.num_steps:
-                state = Progress(
-                    step=step,
-                    validation=None,
-                    evaluations=tuple(evaluations),
-                    steering=None,
-                    num_workers=config.learner.num_workers,
-                    zero_stage=spec.zero_stage,
-                )
-                checkpoints.save(state, lambda aside: worker.save(aside / "engine"))
+        with kept(checkpoints, self.log):
+            for step in range(start + 1, spec.num_steps + 1):
+                stats = worker.update(stream.take(step - 1))
+                numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
+                stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
+                self.log.finetune_step(stage.name, step, stats)
+                checkpoints.poll()
+                if marks and (step in marks or step == spec.num_steps):
+                    yield step, evaluations
+                if step % config.checkpoint.every == 0 and step < spec.num_steps:
+                    state = Progress(
+                        step=step,
+                        validation=None,
+                        evaluations=tuple(evaluations),
+                        steering=None,
+                        num_workers=config.learner.num_workers,
+                        zero_stage=spec.zero_stage,
+                    )
+                    checkpoints.begin(state, lambda aside: worker.save(aside / "engine"))
         self.log.end(stage.name)
-        export(worker.export, folder / "policy")
+        merged = stage.kind == "base" or config.model.dtype == "float32"  # between the numbers of bfloat16 a part of it would be lost
+        export(lambda aside: worker.export(aside, merged=merged), folder / "policy")
         worker.stop()
 
     # ---- measuring
@@ -318,6 +324,21 @@ class Work:
 def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: object) -> StageResult:
     seconds = time.perf_counter() - began
     return StageResult.model_validate({"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found})
+
+
+@contextmanager
+def kept(checkpoints: Checkpoints, log: RunLog) -> Iterator[None]:
+    """Training whose last checkpoint is finished in any case, so that what has ended it costs no more than the steps since."""
+    try:
+        yield
+    except BaseException:
+        with suppress(WorkerFailed):  # one that has died can't finish it, and has been named already
+            checkpoints.finish()
+        raise
+    checkpoints.poll()
+    if checkpoints.begun:
+        with log.waiting(f"writing the checkpoint of step {checkpoints.begun[0].step}"):
+            checkpoints.finish()
 
 
 def export(write: Callable[[Path], None], folder: Path) -> None:

@@ -17,7 +17,7 @@ from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stops import RunStopped
 from frpo.types import FinetuneStats, Sequences
-from tests.contract.fakes import config
+from tests.contract.fakes import Now, config
 
 
 class FakeRanks:
@@ -32,16 +32,17 @@ class FakeRanks:
     def load(self, folder: Path) -> None:
         self.done = int((folder / "done").read_text())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Now:
         folder.mkdir(parents=True)
         (folder / "done").write_text(str(self.done))
+        return Now([])
 
     def update(self, sequences: Sequences) -> FinetuneStats:
         loss, norm = self.stats[self.done]
         self.done += 1
         return FinetuneStats(loss, norm, 1e-3, len(sequences), 0.1)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, *, merged: bool) -> None:
         folder.mkdir()
 
     def stop(self) -> None: ...

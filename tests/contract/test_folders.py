@@ -17,11 +17,17 @@ from frpo.rows import SAMPLES
 from frpo.stages import folders
 from frpo.stages.folders import look, look_and_tell, supersede
 from frpo.types import Steering
+from tests.contract.fakes import Now
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 4}}]"
 ONE = ("arms=[{name: frpo}]", RL, "certify={}", "learner.num_steps=6")
 ALL = ["base", "rlhf/frpo", "certify/frpo", "downstream/frpo/more"]
+
+
+def wrote(aside: Path) -> Now:
+    (aside / "engine").write_text("state")
+    return Now([])
 
 
 def configured(folder: Path, *sets: str) -> Config:
@@ -50,7 +56,9 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
                 num_workers=config.learner.num_workers,
                 zero_stage=zero_stage,
             )
-            Checkpoints(folder / "checkpoints", 2, 0).save(state, lambda aside: (aside / "engine").write_text("state") and None)
+            checkpoints = Checkpoints(folder / "checkpoints", 2, 0)
+            checkpoints.begin(state, wrote)
+            checkpoints.finish()
         if name not in leave:
             keep = name.startswith(("rlhf", "downstream"))
             folders.finish(folder, standing.made, StageResult(stage=name, seconds=1.0, evaluations=()), keep_last=keep)

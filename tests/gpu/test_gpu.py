@@ -37,7 +37,7 @@ def start(pool: LearnerPool, policy: Path, model: ModelConfig, **fields: Any) ->
     pool.start(policy, model, settings(num_gpus=1, **fields), OBJECTIVE, helpers.config().rollout, 5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("group", [1, 6])
 def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention: str, checkpointing: bool, group: int) -> None:
@@ -50,6 +50,18 @@ def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention:
     found = learner.update(batch(group=group))
     assert found.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
     assert found.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_deterministic_training_ends_in_the_same_bits(learner: LearnerPool, tiny_model: Path, attention: Any) -> None:
+    """The process stays so for the tests after it."""
+    ends = []
+    for _ in range(2):
+        start(learner, tiny_model, ModelConfig(path=str(tiny_model), dtype="bfloat16", attention=attention, deterministic=True))
+        for seed in range(4):
+            learner.update(batch(seed=seed, group=6))
+        ends.append(digest(learner))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(2, "optimizer"), (3, "all")])

@@ -113,6 +113,30 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, t
     np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4)
 
 
+def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
+    """A fine-tune of an arm, both with adapters, in bfloat16."""
+    base, (policy, tokenizer) = tmp_path / "base", helpers.load_hf(tiny_model)
+    policy.to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    arm = write_adapter(tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16)
+    tokenizer.save_pretrained(arm)
+    model = ModelConfig(path=str(base), lora=LORA, dtype="bfloat16")
+    receiver, learner = engine(model), rank(model, AdapterTransport())
+    learner.start(arm, model, settings(), OBJECTIVE, helpers.config().rollout, 5)
+    trained = batch(count=60)
+    before = learner.logprobs(trained.sequences)
+    for _ in range(3):
+        learner.update(trained)
+    receiver.deliver(learner.pack().result(), 1)
+    now, there = learner.logprobs(trained.sequences), receiver.logprobs(trained.sequences)[0]
+    learner.export(tmp_path / "policy")
+    receiver.load_policy(tmp_path / "policy", 2)
+    saved_one = receiver.logprobs(trained.sequences)[0]
+    stop(learner, receiver)
+    assert abs(there - now).mean() < abs(now - before).mean() / 10
+    np.testing.assert_array_equal(saved_one, there)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:

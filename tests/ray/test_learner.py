@@ -194,11 +194,22 @@ def test_gradients_of_bfloat16_add_up_in_float32(finetune: FinetunePool, tiny_mo
     assert norms[0] == pytest.approx(norms[1], rel=6e-5)
 
 
+def test_deterministic_kernels_are_there_for_all_that_training_does(learner: LearnerPool, tiny_model: Path) -> None:
+    """On CPUs they change no bit; torch raises where an operation has none."""
+    ends = []
+    for deterministic in (False, True):
+        model = ModelConfig(path=str(tiny_model), deterministic=deterministic, lora=LoraConfig(rank=4))
+        start(learner, tiny_model, settings(), model)
+        learner.update(batch(group=6))
+        ends.append(digest(learner))
+    assert ends[0] == ends[1]
+
+
 def test_a_checkpoint_continues_bit_for_bit(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
     schedule = settings(schedule="cosine", warmup_share=0.5)
     start(learner, tiny_model, schedule)
     first = [learner.update(batch(seed=s)).learning_rate for s in range(2)]
-    learner.save(tmp_path)
+    learner.save(tmp_path).result()
     rest = [learner.update(batch(seed=s)).learning_rate for s in (2, 3)]
     undisturbed = digest(learner)
     assert first == pytest.approx([0.005, 0.01])
@@ -245,7 +256,7 @@ def test_what_the_learner_holds_leaves_and_comes_back(learner: LearnerPool, tiny
         learner.offload()
         learner.reload()
         if seed == 1:
-            learner.save(tmp_path / "checkpoint")
+            learner.save(tmp_path / "checkpoint").result()
             learner.load(tmp_path / "checkpoint")
     assert digest(learner) == end
 
@@ -269,7 +280,7 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
     start(learner, tiny_model, settings(), model)
     learner.update(batch())
-    learner.save(tmp_path / "checkpoint")
+    learner.save(tmp_path / "checkpoint").result()
     learner.export(tmp_path / "policy")
     found = weights(learner)
     merged = PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()

@@ -16,10 +16,12 @@ from actors._scoring import sequences_of
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool, ReferenceWorker
+from frpo import saved
 from frpo.config import LoraConfig, ModelConfig
 from frpo.types import Completion, Group, Prompt
 from tests.ray import helpers
 from tests.ray.test_learner import ENV, batch, learner, settings, start, stop, two_ranks
+from tests.unit.test_policies import lora, write_adapter
 
 __all__ = ["learner", "two_ranks"]
 
@@ -83,6 +85,36 @@ def test_in_bfloat16_a_policy_is_no_distance_from_itself(
     np.testing.assert_array_equal(after, flat(evaluate.submit(tmp_path / "policy", drawn).result()))
     assert abs(after - before).max() > 0.01
     np.testing.assert_array_equal(before, flat(evaluate.submit(base, drawn).result()))
+
+
+@pytest.mark.parametrize("ranks", ["learner", "two_ranks"])
+def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
+    request: pytest.FixtureRequest, scorers: Any, base: Path, tmp_path: Path, ranks: str
+) -> None:
+    """An arm's in bfloat16, merged, would be another policy. With the trained one switched off the ranks are the reference, also later."""
+    pool: LearnerPool = request.getfixturevalue(ranks)
+    (reference, evaluate), drawn = scorers, groups()
+    arm = write_adapter(tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16)
+    helpers.load_hf(base)[1].save_pretrained(arm)
+    fields = settings(zero_stage=3 if len(pool.actors) > 1 else 2)
+    start(pool, arm, fields, ModelConfig(path=str(base), dtype="bfloat16", lora=LoraConfig(rank=4, alpha=8)))
+    reference.use(arm, 1.0)
+    pool.beginning.use(arm, 1.0)
+    before = flat([later.result() for later in [reference.score(g) for g in drawn]])
+    assert abs(before - flat(evaluate.submit(base, drawn).result())).max() > 0.1
+    np.testing.assert_array_equal(flat([later.result() for later in [pool.score(g) for g in drawn]]), before)
+    for seed in range(3):
+        pool.update(batch(seed=seed))
+    np.testing.assert_array_equal(flat([later.result() for later in [pool.beginning.score(g) for g in drawn]]), before)
+    pool.save(tmp_path / "checkpoint").result()
+    after = flat(pool.submit(drawn).result())
+    assert abs(after - before).max() > 0.01
+    pool.export(tmp_path / "policy")
+    assert saved.plain_rank(tmp_path / "policy") == 8
+    assert abs(after - flat(evaluate.submit(tmp_path / "policy", drawn).result())).mean() < abs(after - before).mean() / 4
+    start(pool, arm, fields, ModelConfig(path=str(base), dtype="bfloat16", lora=LoraConfig(rank=4, alpha=8)))
+    pool.load(tmp_path / "checkpoint")
+    np.testing.assert_array_equal(flat(pool.submit(drawn).result()), after)
 
 
 def test_scores_are_those_of_one_sequence_at_a_time(scorers: Any, base: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,19 +14,69 @@ import pytest
 from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ConfigError
-from frpo.types import Steering
+from frpo.types import Steering, Written
 
 
 def progress(step: int, validation: float | None = None) -> Progress:
     return Progress(step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None))
 
 
-def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:
-    def write(folder: Path) -> None:
-        (folder / "engine").mkdir()
-        (folder / "engine" / "weights").write_text(f"weights of {step}")
+class Writing:
+    """A file that is on disk once somebody waits for it, or after some looks."""
 
-    checkpoints.save(progress(step, validation), write)
+    def __init__(self, folder: Path, text: str, looks: int = 0) -> None:
+        (folder / "engine").mkdir()
+        self.file, self.text, self.looks = folder / "engine" / "weights", text, looks
+
+    def ready(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def result(self) -> list[Written]:
+        self.file.write_text(self.text)
+        return [Written(str(self.file), len(self.text), hashlib.sha256(self.text.encode()).hexdigest())]
+
+
+def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:
+    checkpoints.begin(progress(step, validation), lambda folder: Writing(folder, f"weights of {step}"))
+    checkpoints.finish()
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    found = checkpoints.latest()
+    return found and found[1].step
+
+
+def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints.begin(progress(10), lambda folder: Writing(folder, "ten", looks=2))
+    for _ in range(2):
+        checkpoints.poll()
+        assert newest(checkpoints) is None
+    checkpoints.poll()
+    assert newest(checkpoints) == 10
+    checkpoints.begin(progress(20), lambda folder: Writing(folder, "twenty", looks=9))
+    checkpoints.begin(progress(30), lambda folder: Writing(folder, "thirty", looks=9))  # the last is finished first
+    assert newest(checkpoints) == 20
+    checkpoints.finish()
+    assert newest(checkpoints) == 30
+
+
+def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_path: Path) -> None:
+    """A rank that tells of other bytes than there are: the disk has lost some, and the checkpoint does not count."""
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+
+    class Wrong(Writing):
+        def result(self) -> list[Written]:
+            (found,) = super().result()
+            return [replace(found, sha256="0" * 64)]
+
+    save(checkpoints, 10)
+    manifest = json.loads((tmp_path / "step-00000010" / "manifest.json").read_text())
+    assert sorted(manifest) == ["engine/weights", "progress.json"]
+    checkpoints.begin(progress(20), lambda folder: Wrong(folder, "text"))
+    checkpoints.finish()
+    assert newest(checkpoints) == 10
 
 
 def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
@@ -48,12 +101,12 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
     save(checkpoints, 10)
 
-    def broken(folder: Path) -> None:
+    def broken(folder: Path) -> Writing:
         (folder / "half").write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(progress(20), broken)
+        checkpoints.begin(progress(20), broken)
     found = checkpoints.latest()
     assert found is not None
     assert found[1].step == 10

@@ -142,7 +142,7 @@ def test_scoring_hides_behind_generation_where_cards_are_separate() -> None:
     asked = config(*SHARED, "arms=[{name: a, objective: {penalty: reverse, beta: 0.1}}]")
     phases = tuple(step_phases(asked, asked.arms[0].learner, shape(QWEN_7B), H100, plan(asked)))
     by = {p.name: p.seconds for p in phases}
-    assert set(by) == {"generate", "reference", "update", "policy log-probs", "publish"}
+    assert set(by) == {"generate", "reference", "update", "log-probs by the learner", "publish"}
     assert step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
     assert step_seconds(phases, shared=False) < sum(by.values())
 

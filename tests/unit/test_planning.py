@@ -33,6 +33,11 @@ def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
     assert sampling.num_gpus == 2
 
 
+def test_where_the_learner_is_the_reference_there_are_no_actors_of_it() -> None:
+    asked = plan(config("model.lora={}", "reference={share: learner}"))
+    assert {a.role for a in asked.actors} == {"learner", "finetune", "rollout", "reward", "evaluate"}
+
+
 @pytest.mark.parametrize("others", range(3))
 def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
     asked = plan(config(*SHARED, *(f"{role}.num_gpus=1" for role in ("reference", "evaluate")[:others])))
@@ -55,7 +60,16 @@ def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
             ("model.lora={}", "rollout.lora=merged", "model.dtype=bfloat16"),
             r"rollout.lora: merged is for float32, and model.dtype is bfloat16",
         ),
-        (("model.lora.rank=600",), r"model.lora.rank: 600 is more than the 512 that vLLM serves"),
+        (("model.lora.rank=600",), r"model.lora.rank: 600 is more than the 512 that vLLM serves; lower it"),
+        (
+            ("model.lora.rank=300", "model.dtype=bfloat16"),
+            r"model.lora.rank: 300 is more than the 256 that vLLM serves, the adapter of an arm and that of its fine-tune side by side",
+        ),
+        (("reference={share: learner}",), r"reference.share: learner switches the learner's adapters off, and model.lora is null"),
+        (
+            ("model.lora={}", "reference.share=learner", "reference.num_gpus=1"),
+            r"reference.num_cpus: with share: learner there are no actors of the reference",
+        ),
     ],
 )
 def test_cards_that_cannot_be_had_so_are_refused(sets: tuple[str, ...], message: str) -> None:

@@ -1,0 +1,102 @@
+"""An adapter that is trained beside the one that a policy has already, against peft's own sum of the two."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from actors import _adapters
+from actors._adapters import START, TRAINED
+from frpo import policies, saved
+from frpo.config import LoraConfig, ModelConfig
+from tests.unit.test_policies import logprobs, lora, write_adapter, write_base
+
+MODEL = ModelConfig(path="any", dtype="bfloat16", lora=LoraConfig(rank=3, alpha=7, targets=("v_proj", "up_proj"), dropout=0.5))
+"""Its layers are not those of the adapter that it stands beside, and its scale is no power of two."""
+
+
+def adapted(base: Path, start: Path | None = None) -> Any:
+    """A policy in training, float32 for exact comparisons, with a trained adapter that does something."""
+    policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    policy = PeftModel.from_pretrained(policy, start, START) if start else policy
+    found = _adapters.add(policy, MODEL, base).eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for _, layer in _adapters.layers_of(found):
+            for weight in _adapters.weights_of(layer, TRAINED):
+                weight.add_(0.2 * torch.randn_like(weight))
+    return found
+
+
+def loaded(adapter: _adapters.Adapter, base: Path, folder: Path) -> Tensor:
+    """Log-probs of what is saved, by peft."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    (folder / saved.ADAPTER).write_text(adapter.config)
+    save_file({n: t.contiguous() for n, t in adapter.weights.items()}, folder / saved.WEIGHTS)
+    assert saved.plain_rank(folder) == saved.read_json(folder / saved.ADAPTER)["r"]
+    return logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval())
+
+
+def test_both_are_one_adapter_where_they_are_saved_and_one_weight_where_they_are_merged(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    start = write_adapter(tmp_path / "start", base, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64}, use_rslora=True))
+    policy = adapted(base, start)
+    truth = logprobs(policy)
+    torch.testing.assert_close(loaded(_adapters.as_saved(policy, base), base, tmp_path / "both"), truth, atol=1e-5, rtol=0)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    named = dict(plain.named_parameters())
+    with torch.no_grad():
+        for at, layer in _adapters.layers_of(policy):
+            named[at.removeprefix("base_model.model.") + ".weight"].copy_(_adapters.merged(layer))
+    torch.testing.assert_close(logprobs(plain), truth, atol=1e-5, rtol=0)
+    alone = logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), start).eval())
+    assert (alone - truth).abs().max() > 0.1
+
+
+def test_an_adapter_alone_is_saved_as_it_is(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    policy = adapted(base)
+    found = _adapters.as_saved(policy, base)
+    assert {t.shape[0] for name, t in found.weights.items() if "lora_A" in name} == {3}
+    torch.testing.assert_close(loaded(found, base, tmp_path / "alone"), logprobs(policy), atol=1e-5, rtol=0)
+
+
+def test_switched_off_it_is_the_policy_that_training_began_from_and_comes_back(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    start = write_adapter(tmp_path / "start", base, lora())
+    for folder in (None, start):
+        policy, before = adapted(base, folder), AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        before = PeftModel.from_pretrained(before, folder).eval() if folder else before
+        now = logprobs(policy)
+        with _adapters.switched_off(policy):
+            torch.testing.assert_close(logprobs(policy), logprobs(before), atol=0, rtol=0)
+        torch.testing.assert_close(logprobs(policy), now, atol=0, rtol=0)
+        assert (now - logprobs(before)).abs().max() > 0.1
+
+
+def test_the_trained_one_alone_is_trained_and_drops_out(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    policy = adapted(base, write_adapter(tmp_path / "start", base, lora(lora_dropout=0.9)))
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in policy.named_parameters() if f".{TRAINED}." in n}
+    assert len(trained) == 2 * 2 * 2  # layers, targets, matrices
+    assert not torch.equal(logprobs(policy.train()), logprobs(policy))
+    silent = copy.deepcopy(policy)
+    for _, layer in _adapters.layers_of(silent):
+        layer.set_scale(TRAINED, 0.0)
+    torch.testing.assert_close(logprobs(silent.train()), logprobs(silent.eval()), atol=0, rtol=0)
+
+
+def test_only_where_merging_would_round_it_away(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    plain, dora = write_adapter(tmp_path / "plain", base, lora()), write_adapter(tmp_path / "dora", base, lora(use_dora=True))
+    assert policies.beside(plain, "bfloat16")
+    assert not any((policies.beside(plain, "float32"), policies.beside(dora, "bfloat16"), policies.beside(base, "bfloat16")))
