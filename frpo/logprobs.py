@@ -22,6 +22,8 @@ from frpo.types import Floats, Sequences
 
 CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
 """Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
+EVERYTHING = 1 << 40
+"""A reach that puts all completions of a prompt into one pack."""
 CHECKED = 4
 """Tokens whose logits are compared with the model's own when it is loaded."""
 
@@ -137,28 +139,37 @@ class Scorer(nn.Module):
         """How much masked attention a prompt token is worth (see `packing.packs_of`), 0 for a model whose completions cannot share a prompt.
 
         Per token and layer the weights cost about 24 hidden^2 operations and a pair of positions 8 hidden, there and back in attention.
+        Flex attention computes none that is masked.
         A mask of one's own needs transformers' attention interface, given positions, and layers that all attend to everything before them.
         """
         causal = self.causal()
         config, body = causal.config, self.body()
         able = (
-            config._attn_implementation in ("sdpa", "eager")
+            config._attn_implementation in ("sdpa", "eager", "flex_attention")
             and getattr(causal, "_supports_attention_backend", False)
             and not getattr(causal, "_is_stateful", False)
             and getattr(config, "sliding_window", None) is None
             and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
             and "position_ids" in inspect.signature(body.forward).parameters
         )
-        return 3 * int(config.hidden_size) if able else 0
+        if not able:
+            return 0
+        return EVERYTHING if config._attn_implementation == "flex_attention" else 3 * int(config.hidden_size)
+
+    def _mask(self, batch: MicroBatch) -> Any:
+        """Whom each position of packs may attend to, as transformers hands it on to the attention: what is added to the scores, or for flex
+        attention the blocks of it that are not empty."""
+        if self.causal().config._attn_implementation == "flex_attention":
+            return batch.blocks()
+        visible, dtype = batch.visible(), next(self.body().parameters()).dtype
+        assert visible is not None
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         causal, body = self.causal(), self.body()
-        layout: dict[str, Tensor | None] = {}
-        visible = batch.visible()
-        if visible is not None:  # else padding stands on the right, where causal attention never looks: no mask is needed
-            dtype = next(body.parameters()).dtype
-            hidden_from = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-            layout = {"attention_mask": hidden_from, "position_ids": batch.positions}
+        layout: dict[str, Any] = {}
+        if batch.segments is not None:  # else padding stands on the right, where causal attention never looks: no mask is needed
+            layout = {"attention_mask": self._mask(batch), "position_ids": batch.positions}
         hidden = body(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
         states = hidden.flatten(0, 1)[batch.source]
         if self.head is None:

@@ -50,6 +50,20 @@ class MicroBatch:
         own, other = self.segments[:, :, None], self.segments[:, None, :]
         return ((other == 0) | (other == own)).tril()[:, None]
 
+    def blocks(self) -> Any:
+        """The same as a BlockMask of `torch.nn.attention.flex_attention`, [B, 1, L, L]; packs alone have one."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        segments = self.segments
+        assert segments is not None
+
+        def visible(b: Tensor, h: Tensor, own: Tensor, other: Tensor) -> Tensor:
+            there = segments[b, other]
+            return (own >= other) & ((there == 0) | (there == segments[b, own]))
+
+        rows, length = segments.shape
+        return create_block_mask(visible, rows, None, length, length, device=segments.device, _compile=segments.is_cuda)
+
 
 def packs_of(sequences: Sequences, rows: Rows, *, budget_tokens: int, reach: float) -> list[Pack]:
     """Put neighbours with the same prompt into one pack of at most `budget_tokens`, as far as that saves work.

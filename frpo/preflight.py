@@ -160,14 +160,13 @@ def check_urls(field: str, reward: UrlReward) -> None:
 
 
 def check_attention(config: Config) -> None:
-    """That flash attention 2 has a GPU, and its package where that is this machine's."""
-    if config.model.attention != "flash_attention_2":
+    """That the attention has a GPU, and flash attention 2 its package where that is this machine's."""
+    attention = config.model.attention
+    if attention not in ("flash_attention_2", "flex_attention"):
         return
     if config.learner.num_gpus == 0:
-        raise ConfigError(
-            "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0; use sdpa, or give the learner a GPU"
-        )
-    if not elsewhere(config) and importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(f"model.attention: {attention} runs on a GPU, and learner.num_gpus is 0; use sdpa, or give the learner a GPU")
+    if attention == "flash_attention_2" and not elsewhere(config) and importlib.util.find_spec("flash_attn") is None:
         raise Missing("model.attention: flash_attention_2 needs the package flash_attn, which is not installed; use sdpa, or install it")
 
 

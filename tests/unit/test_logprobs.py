@@ -105,9 +105,11 @@ def build(kind: str, settings: dict[str, Any], attention: str = "sdpa") -> Any:
     return net
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("kind", SHARING)
 def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention: str) -> None:
+    if (kind, attention) == ("GPT2", "flex_attention"):
+        pytest.skip("transformers has none of it")
     net = build(kind, SHARING[kind], attention)
     data = sequences(24, group=6)
     packs = packs_of(data, np.arange(24), budget_tokens=100, reach=Scorer(net).reach())
@@ -115,8 +117,25 @@ def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention
     truth = naive_logprobs(net, data)
     np.testing.assert_allclose(completion_logprobs(Scorer(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4)
     batch = pad(data, packs)
-    unmasked = Scorer(net)(replace(batch, segments=None)).logprobs[batch.mask].detach().numpy()
+    with torch.no_grad():  # flex attention has no gradients on CPUs
+        unmasked = Scorer(net)(replace(batch, segments=None)).logprobs[batch.mask].numpy()
     assert np.abs(unmasked - truth).max() > 0.1  # completions that see each other have other numbers: the mask is at work
+
+
+def test_blocks_hide_what_the_mask_hides_and_skip_what_is_empty() -> None:
+    data = sequences(24, group=6)
+    packs = packs_of(data, np.arange(24), budget_tokens=100_000, reach=logprobs.EVERYTHING)
+    batch = pad(data, packs)
+    blocks, visible = batch.blocks(), batch.visible()
+    assert visible is not None
+    there = torch.stack([
+        torch.stack([blocks.mask_mod(torch.tensor(b), torch.tensor(0), torch.tensor(own), torch.arange(visible.shape[-1]))
+                     for own in range(visible.shape[-1])]) for b in range(len(packs))
+    ])  # fmt: skip
+    assert torch.equal(there, visible[:, 0])
+    long = torch.cat([torch.zeros(128), *(torch.full((128,), float(i)) for i in range(1, 9))]).long()[None]
+    apart = replace(batch, tokens=long, positions=long, segments=long).blocks()
+    assert apart.sparsity() == pytest.approx(100 * (1 - (1 + 8 * 2) / 81), abs=0.1)  # the prompt's block, and two of each completion
 
 
 @pytest.mark.parametrize("kind", APART_ONLY)
