@@ -7,6 +7,7 @@ so nothing else may live there.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def environment(config: Config) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
             "OMP_NUM_THREADS": str(config.rollout.num_threads),
         }
+    elif config.model.deterministic:
+        env["VLLM_BATCH_INVARIANT"] = "1"
     base = saved.base(Path(config.model.path))
     if base.is_dir() and hub.name_of(str(base)) is None:  # one of the hub may have to be downloaded on the worker's node
         env["HF_HUB_OFFLINE"] = "1"
@@ -82,6 +85,31 @@ def _export_stats(engine: Any) -> None:
     engine.logger_manager = StatLoggerManager(engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False)
 
 
+MEMORY_LIMIT_S = 1800.0
+"""Longest wait for a card to become free: the longest update of a learner that has it."""
+
+
+def wait_for_memory(share: float) -> None:
+    """Until as much of the card is free as vLLM asks for when it starts (`request_memory` in vllm/v1/worker/utils.py). An engine that is
+    restarted finds it taken while another role has its turn, and that one leaves when the engines are called next.
+
+    Raises RuntimeError after MEMORY_LIMIT_S.
+    """
+    import torch
+
+    deadline = time.monotonic() + MEMORY_LIMIT_S
+    while True:
+        free, total = torch.cuda.mem_get_info()
+        if free >= share * total:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU were free, and an engine takes {share:.0%} of it; lower "
+                "rollout.gpu_memory_utilization, or end what else runs there"
+            )
+        time.sleep(1.0)
+
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)
 """Those that an engine can be started for; it then takes smaller ones too."""
 
@@ -115,6 +143,8 @@ class Sampler:
                 "tensor_parallel_size": rollout.tensor_parallel,
                 "enable_sleep_mode": rollout.sleep,
                 "enforce_eager": rollout.enforce_eager,
+                # else it follows the free memory, and with it who is put off for lack of it
+                "kv_cache_memory_bytes": rollout.kv_cache_gib << 30 if model.deterministic else None,
                 # in an actor vLLM would start Ray workers of its own, in the placement group of this run
                 "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
             }
@@ -131,6 +161,8 @@ class Sampler:
         """The saved policy whose weights it runs; None for published ones."""
         self.adapter: Any = None  # comes with the first load_policy
         self.num_adapters = 0
+        if gpu and rollout.sleep:
+            wait_for_memory(rollout.gpu_memory_utilization)
         try:
             self.llm = LLM(
                 model=str(self.weights),
