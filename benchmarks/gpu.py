@@ -180,25 +180,64 @@ def run_adapter(work: Path, size: str) -> PartResult:
 # ---- the engines, apart from Ray
 
 
+def join() -> None:
+    """Make this process the only rank of a learner."""
+    from actors import _dist
+    from actors.transport.group import free_address
+
+    host, port = free_address()
+    _dist.join(host, port, 0, 1)
+
+
+def engine_of(work: Path, size: str, **fields: Any) -> Any:
+    """A learner's engine on the random weights; fields of its model."""
+    from actors._engine import Engine
+    from frpo.config import LearnerConfig, LoraConfig, ModelConfig
+
+    lora = LoraConfig(rank=RANK, alpha=RANK)
+    model = ModelConfig(path=str(work / "model"), dtype="bfloat16", lora=lora, gradient_checkpointing=size == "7B", **fields)
+    train = LearnerConfig(num_steps=100, learning_rate=3e-5, micro_batch_tokens=16384 if card() else 256)
+    return Engine(work / "model", model, train, 100, 0, dropout=False)
+
+
+def update(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
+    """Makes the tokens likelier with -1, and keeps the weights with 0."""
+    from frpo.packing import pad
+
+    share = engine.share(sequences)
+    count = float((sequences.lengths - sequences.prompt_lengths).sum())
+
+    def loss(packs: Any, weight: float) -> Any:
+        now = engine.forward(pad(sequences, packs, engine.device))
+        return (now.logprobs * now.mask).sum() * sign / count
+
+    return timed(lambda: engine.step(share, loss))
+
+
+def kernels_part(work: Path, size: str) -> PartResult:
+    """Updates in packs by masked attention, by flex attention, and with deterministic kernels: the price of each."""
+    join()
+    found: PartResult = {}
+    ways = {"sdpa": {}, "deterministic": {"deterministic": True}, "flex": {"attention": "flex_attention"}}
+    for name, fields in ways.items() if card() else list(ways.items())[:2]:  # flex attention has no gradients on CPUs
+        engine = engine_of(work, size, **fields)
+        for lengths in LENGTHS[size]:
+            sequences = random_batch(size, *lengths)
+            seconds = [update(engine, sequences, 0.0)[0] for _ in range(3)][1:]  # the first compiles
+            found["+".join(map(str, lengths[:2])) + " " + name] = {"tokens_per_s": int(sequences.lengths.sum()) / min(seconds)}
+        engine.close()
+    return found
+
+
 def learner_part(work: Path, size: str) -> PartResult:
     """Updates of the learner's engine in packs and apart, against a plain product of matrices; memory; log-probs before and after."""
     import torch
 
-    from actors import _dist
-    from actors._engine import Engine
-    from actors.transport.group import free_address
-    from frpo.config import LearnerConfig, LoraConfig, ModelConfig
     from frpo.logprobs import Scorer
-    from frpo.packing import pad
 
-    host, port = free_address()
-    _dist.join(host, port, 0, 1)
-    model = ModelConfig(
-        path=str(work / "model"), dtype="bfloat16", lora=LoraConfig(rank=RANK, alpha=RANK), gradient_checkpointing=size == "7B"
-    )
-    train = LearnerConfig(num_steps=100, learning_rate=3e-5, micro_batch_tokens=16384 if card() else 256)
+    join()
     found: PartResult = {"gib": {"before": used_gib()}}
-    found["start_s"], engine = timed(lambda: Engine(work / "model", model, train, 100, 0, dropout=False))
+    found["start_s"], engine = timed(lambda: engine_of(work, size))
     frozen = sum(p.numel() for p in engine.ds.module.parameters() if not p.requires_grad)
     found |= {
         "billion_weights": frozen / 1e9,
@@ -211,17 +250,6 @@ def learner_part(work: Path, size: str) -> PartResult:
         seconds, _ = timed(lambda: [a @ a for _ in range(20)])
         found["product_tflops"] = 20 * 2 * 8192**3 / seconds / 1e12
 
-    def update(sequences: Any, sign: float) -> tuple[float, Any]:
-        """Makes the tokens likelier with -1, and keeps the weights with 0."""
-        share = engine.share(sequences)
-        count = float((sequences.lengths - sequences.prompt_lengths).sum())
-
-        def loss(packs: Any, weight: float) -> Any:
-            now = engine.forward(pad(sequences, packs, engine.device))
-            return (now.logprobs * now.mask).sum() * sign / count
-
-        return timed(lambda: engine.step(share, loss))
-
     own = Scorer.reach
     found["updates"] = {}
     for lengths in LENGTHS[size]:
@@ -231,8 +259,8 @@ def learner_part(work: Path, size: str) -> PartResult:
             Scorer.reach = reach  # type: ignore[method-assign]
             if card():
                 torch.cuda.reset_peak_memory_stats()
-            update(sequences, 0.0)
-            seconds, result = update(sequences, 0.0)
+            update(engine, sequences, 0.0)
+            seconds, result = update(engine, sequences, 0.0)
             passes = 6 if size == "7B" else 4  # forward and gradients of activations; once more forward with recomputation
             found["updates"]["+".join(map(str, lengths[:2])) + " " + how] = {
                 "seconds": seconds, "tokens_per_s": tokens / seconds, "tflops": passes * frozen * tokens / seconds / 1e12,
@@ -246,7 +274,7 @@ def learner_part(work: Path, size: str) -> PartResult:
     rows = {"before": before}
     for count in (1, 5):
         while engine.ds.global_steps < count + 2 * 2 * len(LENGTHS[size]):
-            _, result = update(sequences, -1.0)
+            _, result = update(engine, sequences, -1.0)
         rows[f"after{count}"] = engine.logprobs(sequences)
         engine.export(work / f"adapter{count}", merged=False)
     found["grad_norm"] = result.grad_norm
@@ -367,6 +395,7 @@ PARTS: dict[str, tuple[Callable[[Path, str], PartResult], int]] = {
     "run_full": (run_full, 130),
     "run_adapter": (run_adapter, 130),
     "learner": (learner_part, 90),
+    "kernels": (kernels_part, 90),
     "engine": (engine_part, 240),
     "tests": (tests_part, 240),
 }

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
-from frpo.forecast import needs, step_phases, step_seconds
+from frpo.forecast import Need, host_gib, host_needs, needs, step_phases, step_seconds
 from frpo.planning import Heldout, Plan, plan
 from frpo.preflight import card, check, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
@@ -148,9 +148,22 @@ def _actors(asked: Plan) -> Table:
     return table
 
 
+def _host(needs: Sequence[Need], asked: Plan) -> Table:
+    """Host memory by role, and of all together."""
+    counts = {a.role: a.count for a in asked.actors}
+    table = Table("role", "actors", "GiB each", "for", title="Host memory, at most")
+    for need in needs:
+        lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
+        table.add_row(need.role, str(counts[need.role]), f"{need.gib:.1f}", lines, end_section=need is needs[-1])
+    table.add_row("together", "", f"{host_gib(needs, asked):.1f}", "learner and finetune in turn; and the object store")
+    return table
+
+
 def _forecast(config: Config, asked: Plan) -> Iterator[Table | str]:
-    """Memory of the cards by role, and seconds of a step by phase, where the card and the model's config.json are known."""
+    """Memory by role, and seconds of a step by phase, where the model's config.json is here and the card is known."""
     here, sizes = card(config), shape(config)
+    if sizes:
+        yield _host(host_needs(config, sizes, asked), asked)
     if asked.num_gpus == 0:
         return
     if here is None or sizes is None:

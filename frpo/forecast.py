@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from frpo.config import Config, LearnerConfig, TrainConfig
-from frpo.planning import Plan
+from frpo.config import Config, DownstreamRl, DownstreamSft, FinetuneConfig, LearnerConfig, TrainConfig
+from frpo.planning import Actor, Plan
 from frpo.shape import BYTES, Shape
 
 GIB = 2**30
@@ -39,8 +39,10 @@ CONTEXT_GIB = 0.6
 """Of each process on a card: CUDA's context and what libraries keep."""
 ENGINE_GIB = 3.0
 """vLLM's activations, CUDA graphs and sampler."""
-LOGITS_GIB = 0.6
-"""A chunk of logits in float32, there and back (`logprobs.CHUNK_ELEMENTS`)."""
+LOGITS = (1 << 24, 256)
+"""Elements and positions of a chunk of logits in float32 (`logprobs.CHUNK_ELEMENTS`, `CHUNK_POSITIONS`)."""
+LOADED = {"reference": 1, "evaluate": 2}
+"""Policies that a scorer has loaded at once."""
 SCORING_TOKENS = 8192
 """Of one forward pass of a frozen policy (`actors._scoring.BUDGET_TOKENS`)."""
 
@@ -71,6 +73,21 @@ def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool, ke
     return shape.layers * tokens * shape.hidden * size + layer if checkpointing else shape.layers * layer
 
 
+def logits(shape: Shape, tokens: int) -> float:
+    """Bytes of a chunk of them, there and back: four copies."""
+    most, positions = LOGITS
+    return 4 * 4 * min(tokens * shape.vocabulary, max(most, positions * shape.vocabulary))
+
+
+def micro_batch(config: Config, train: TrainConfig) -> int:
+    """Tokens of a rank's largest, at most; completions of a prompt share it."""
+    rollout = config.rollout
+    batch = rollout.prompts_per_step * (config.data.max_prompt_tokens + rollout.group_size * rollout.max_new_tokens)
+    if isinstance(train, FinetuneConfig):
+        batch = train.batch_size * train.max_tokens
+    return min(train.micro_batch_tokens, -(-batch // config.learner.num_workers))
+
+
 def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     """A rank of the learner, or of a fine-tune: they never hold memory at once."""
     model, ranks, size = config.model, config.learner.num_workers, BYTES[config.model.dtype]
@@ -78,7 +95,8 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     trained = shape.adapters(model.lora) if model.lora else shape.weights
     states = 12 * trained / ranks if train.offload == "none" else 0.0  # master weights and two moments, float32
     gradients = 4 * trained / (ranks if train.zero_stage >= 2 or size == 2 else 1)
-    held = activations(shape, train.micro_batch_tokens, size, checkpointing=model.gradient_checkpointing)
+    tokens = micro_batch(config, train)
+    held = activations(shape, tokens, size, checkpointing=model.gradient_checkpointing)
     remedies = [] if model.gradient_checkpointing else ["model.gradient_checkpointing: true"]
     remedies += ["a lower learner.micro_batch_tokens", "more learner.num_workers"]
     remedies += [] if model.lora else ["learner.zero_stage: 3", "model.lora"]
@@ -89,21 +107,32 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
             ("gradients", gradients / GIB),
             ("optimizer", states / GIB),
             ("activations", held / GIB),
-            ("logits", LOGITS_GIB),
+            ("logits", logits(shape, tokens) / GIB),
             ("context", CONTEXT_GIB),
         ),
         ", ".join(remedies),
     )
 
 
-def frozen(config: Config, shape: Shape, role: str, policies: int) -> Need:
-    """A scorer with `policies` loaded: whole ones, adapters included."""
-    size = BYTES[config.model.dtype]
-    passing = activations(shape, SCORING_TOKENS, size, checkpointing=False, kept=False)
+def evaluated(config: Config) -> int:
+    """Held-out prompts, at most; no fewer than fill a pass where their number is open."""
+    tasks = {source.task for source in config.data.heldout}
+    most = config.evaluate.max_prompts
+    return SCORING_TOKENS if most is None or None in tasks else most * len(tasks)
+
+
+def frozen(config: Config, shape: Shape, role: str) -> Need:
+    """A scorer with the policies that it has loaded, whole ones, adapters included."""
+    size, prompts, each = BYTES[config.model.dtype], 1, config.rollout.group_size  # the reference has a group at a time
+    if role == "evaluate":
+        prompts, each = evaluated(config), config.evaluate.completions_per_prompt
+    drawn = prompts * each * config.rollout.max_new_tokens
+    tokens = min(SCORING_TOKENS, prompts * config.data.max_prompt_tokens + drawn)
+    passing = activations(shape, tokens, size, checkpointing=False, kept=False)
     lines = (
-        ("weights", policies * shape.weights * size / GIB),
+        ("weights", LOADED[role] * shape.weights * size / GIB),
         ("activations", passing / GIB),
-        ("logits", LOGITS_GIB),
+        ("logits", logits(shape, min(tokens, drawn)) / GIB),
         ("context", CONTEXT_GIB),
     )
     return Need(role, lines, f"{role}.num_gpus: 0 (on the CPU), or a card of its own ({role}.num_gpus: 1)")
@@ -122,11 +151,10 @@ def engine(config: Config, shape: Shape, card: Card) -> Need:
 def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     """Of every role that stands on cards, one actor each."""
     on_cards = {a.role for a in asked.actors if a.num_gpus > 0}
-    trains = [config.learner, *(a.learner for a in config.arms)]
     found = [engine(config, shape, card)] if "rollout" in on_cards else []
     if "learner" in on_cards:
-        found.append(max((training(config, shape, t) for t in trains), key=lambda need: need.gib))
-    found += [frozen(config, shape, role, count) for role, count in (("reference", 1), ("evaluate", 2)) if role in on_cards]
+        found.append(max((training(config, shape, t) for t in trainings(config, "learner")), key=lambda need: need.gib))
+    found += [frozen(config, shape, role) for role in LOADED if role in on_cards]
     return found
 
 
@@ -152,6 +180,73 @@ def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]
                     f"{config.num_tokens_limit} tokens takes {longest:.1f}; set {need.remedy}"
                 )
     return found
+
+
+# ---- host memory
+
+PROCESS_GIB = {"rollout": 0.7, "learner": 0.47, "finetune": 0.45, "reference": 0.38, "evaluate": 0.38, "reward": 0.085}
+"""Of each actor by itself, with the libraries that it imports."""
+
+
+def host_needs(config: Config, shape: Shape, asked: Plan) -> list[Need]:
+    """Host memory of one actor of each role, shared libraries and the object store not counted."""
+    return [_host_need(config, shape, actor) for actor in asked.actors if actor.role in PROCESS_GIB]
+
+
+def host_gib(needs: Sequence[Need], asked: Plan) -> float:
+    """Of all actors together. Learner and fine-tune ranks never hold a policy at once."""
+    counts = {a.role: a.count for a in asked.actors}
+    by = {need.role: need.gib * counts[need.role] for need in needs}
+    return sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"] * counts["finetune"]
+
+
+def _host_need(config: Config, shape: Shape, actor: Actor) -> Need:
+    role, process, weights = actor.role, ("process", PROCESS_GIB[actor.role]), shape.weights * BYTES[config.model.dtype] / GIB
+    if role == "reward":
+        lines = [process]
+    elif actor.num_gpus > 0:
+        lines = [process, *_host_copies(config, shape, role, weights)]
+    elif role == "rollout":  # vLLM packs a copy of them for the CPU
+        lines = [process, ("weights", 2 * weights), ("KV cache", float(config.rollout.kv_cache_gib))]
+    else:
+        trains = role in ("learner", "finetune")
+        most = max((training(config, shape, t) for t in trainings(config, role)), key=_gib) if trains else frozen(config, shape, role)
+        left_out = ("weights", "context")
+        lines = [process, ("weights", _merged(config, role) * weights), *(line for line in most.lines if line[0] not in left_out)]
+    return Need(role, tuple(lines), "")
+
+
+def _gib(need: Need) -> float:
+    return need.gib
+
+
+def _merged(config: Config, role: str) -> int:
+    """Policies whose weights a process on the CPU has to itself: what it trains, and merged adapters. All others lie in files that are mapped
+    into memory, once for all processes of a machine."""
+    if config.model.lora is None:
+        return int(role not in LOADED)
+    if config.model.dtype != "float32":
+        return 0
+    arms_go_on = config.attack is not None or any(isinstance(d, DownstreamRl) for d in config.downstream)
+    return int(role in ("finetune", "evaluate") or arms_go_on)
+
+
+def _host_copies(config: Config, shape: Shape, role: str, weights: float) -> list[tuple[str, float]]:
+    """Of what an actor has on its card."""
+    lines: list[tuple[str, float]] = []
+    states = 12 * (shape.adapters(config.model.lora) if config.model.lora else shape.weights) / config.learner.num_workers / GIB
+    if role in ("learner", "finetune"):
+        lines.append(("a checkpoint, while it is written", states))
+    if config.rollout.sleep:
+        lines.append(("what has left the card", LOADED.get(role, 1) * weights + (states if lines else 0.0)))
+    return lines
+
+
+def trainings(config: Config, role: str) -> list[TrainConfig]:
+    """Settings of all that a role trains."""
+    if role == "learner":
+        return [config.learner, *(a.learner for a in config.arms)]
+    return [*([config.base] if config.base else []), *(d for d in config.downstream if isinstance(d, DownstreamSft))] or [config.learner]
 
 
 # ---- seconds

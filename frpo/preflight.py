@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from frpo import models, saved, sources
+from frpo import models, saved, sources, testbed
 from frpo.config import (
     Config,
     ConfigError,
@@ -31,7 +31,7 @@ from frpo.config import (
     ServeReward,
     UrlReward,
 )
-from frpo.forecast import CARDS, Card, too_much
+from frpo.forecast import CARDS, Card, host_gib, host_needs, too_much
 from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.outline import fixed_end, outline
@@ -230,11 +230,18 @@ def lacks(config: Config, asked: Plan) -> list[str]:
                 f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {gpus}; lower num_gpus, or join a cluster (cluster.address)"
             )
     here, sizes = card(config), shape(config)
+    if sizes and not elsewhere(config):
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        if (need := host_gib(host_needs(config, sizes, asked), asked)) > have:
+            found.append(
+                f"memory: the actors may need {need:.1f} GiB together, this machine has {have:.1f} GiB; lower learner.micro_batch_tokens or "
+                "rollout.kv_cache_gib, train adapters (model.lora), or join a cluster"
+            )
     found += too_much(config, sizes, here, asked) if here and sizes and asked.num_gpus > 0 else []
     parent = next(p for p in (config.folder.absolute(), *config.folder.absolute().parents) if p.exists())
-    free, need = shutil.disk_usage(parent).free, disk_bytes(config)
-    if need > free:
-        found.append(f"disk: the run may need {need / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; choose another run_dir")
+    free, written = shutil.disk_usage(parent).free, disk_bytes(config)
+    if written > free:
+        found.append(f"disk: the run may need {written / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; choose another run_dir")
     return found
 
 
@@ -261,6 +268,8 @@ def card(config: Config) -> Card | None:
 
 def shape(config: Config) -> Shape | None:
     """Of the model, where its config.json is here."""
+    if config.model.path == "testbed:model":
+        return shape_of(testbed.sizes())
     file = saved.base(Path(config.model.path)) / "config.json"
     return shape_of(saved.read_json(file)) if file.is_file() else None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from frpo import preflight
+from frpo import preflight, testbed
 from frpo.config import Config, LoraConfig, Missing
-from frpo.forecast import CARDS, needs, step_phases, step_seconds, too_much, training
+from frpo.forecast import CARDS, PROCESS_GIB, host_gib, host_needs, needs, step_phases, step_seconds, too_much, training
 from frpo.planning import plan
 from frpo.preflight import card, lacks
 from frpo.recipe import load
@@ -155,3 +156,40 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
         preflight.check_engine(plain)
     preflight.check_engine(config())
     preflight.check_engine(load(ROOT / "recipes" / "testbed.yaml", ("cluster.address=ray://elsewhere",)))
+
+
+SMOLLM2 = {
+    "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+FEW = (
+    "arms=[{name: grpo, objective: {method: grpo, beta: 0.02, penalty: reverse}}]", "harness=null", "base.num_steps=2", "learner.num_steps=3",
+    "evaluate.max_prompts=8", "evaluate.completions_per_prompt=1",
+)  # fmt: skip
+MEASURED = {
+    "testbed": ("testbed", (), testbed.sizes()),
+    "smollm2": ("smollm2_math", (*FEW, "model.lora=null", "rollout.lora=adapter"), SMOLLM2),
+    "qwen_half": ("smollm2_math", (*FEW, "rollout.prompts_per_step=4"), QWEN_HALF | {"vocab_size": 49152}),
+}
+"""Recipe, fields and model of the runs in docs/results/memory.json."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_host_memory_is_predicted_within_a_fifth(name: str) -> None:
+    """Of every actor, where it was measured by benchmarks/memory.py, and never less than that by more."""
+    recipe, sets, model = MEASURED[name]
+    config = load(ROOT / "recipes" / f"{recipe}.yaml", sets)
+    found = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
+    measured = json.loads((ROOT / "docs" / "results" / "memory.json").read_text())[name]
+    assert set(found) == set(measured)
+    assert found == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
+
+
+def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(ROOT / "recipes" / "testbed.yaml")
+    needs, asked = host_needs(config, shape(testbed.sizes()), plan(config)), plan(config)
+    by = {n.role: n.gib for n in needs}
+    assert host_gib(needs, asked) == pytest.approx(sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"])
+    assert not any("memory:" in line for line in lacks(config, asked))
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 << 15)
+    assert any(line.startswith("memory: the actors may need") and "this machine has 1.0 GiB" in line for line in lacks(config, asked))
