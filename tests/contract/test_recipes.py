@@ -28,7 +28,8 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(tmp_path / "again.yaml") == config
     asked = plan(config)
-    assert {a.role for a in asked.actors} - {"harness"} == {"rollout", "reward", "reference", "learner", "finetune", "evaluate"}
+    roles = {"rollout", "reward", "learner", "finetune", "evaluate"} | ({"reference"} if config.reference.share is None else set())
+    assert {a.role for a in asked.actors} - {"harness"} == roles
     assert [s.name for s in asked.stages] == [s.name for s in outline(config)]
     check_tasks(config)
     for reward in config.rewards:
