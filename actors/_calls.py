@@ -154,9 +154,9 @@ class Actors:
             self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts, when_back=self.when_back
         )
 
-    def beside(self, index: int, method: str) -> Call[Any]:
+    def beside(self, index: int, method: str, timeout_s: float) -> Call[Any]:
         """A call that needs no GPU, whoever has it."""
-        return Call(self.name(index), self.handles[index], method, timeout_s=self.timeout_s)
+        return Call(self.name(index), self.handles[index], method, timeout_s=timeout_s)
 
     def call_all(self, method: str, *args: Any) -> list[Any]:
         """The same call on every actor, side by side; the answers in order."""

@@ -85,8 +85,8 @@ def _export_stats(engine: Any) -> None:
     engine.logger_manager = StatLoggerManager(engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False)
 
 
-MEMORY_LIMIT_S = 1800.0
-"""Longest wait for a card to become free: the longest update of a learner that has it."""
+MEMORY_LIMIT_S = 240.0
+"""Longest wait for a card to become free; who waits for a restarted engine does so for 300 s, and the other role has left the card by then."""
 
 
 def wait_for_memory(share: float) -> None:
@@ -97,12 +97,16 @@ def wait_for_memory(share: float) -> None:
     """
     import torch
 
-    deadline = time.monotonic() + MEMORY_LIMIT_S
+    began = time.monotonic()
+    said = False
     while True:
         free, total = torch.cuda.mem_get_info()
         if free >= share * total:
             return
-        if time.monotonic() > deadline:
+        if not said:
+            logging.getLogger(__name__).warning("waiting for memory of the GPU: %.1f GiB are free", free / 2**30)
+            said = True
+        if time.monotonic() > began + MEMORY_LIMIT_S:
             raise RuntimeError(
                 f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU were free, and an engine takes {share:.0%} of it; lower "
                 "rollout.gpu_memory_utilization, or end what else runs there"
@@ -121,7 +125,7 @@ def _lora(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str,
     """
     rank = saved.plain_rank(folder) or 0 if saved.is_adapter(folder) else 0
     if model.lora:
-        rank = model.lora.rank if model.dtype == "float32" else rank + 2 * model.lora.rank
+        rank = model.lora.rank if model.dtype == "float32" else min(rank + 2 * model.lora.rank, LARGEST_RANK)
     if rank == 0 or rollout.lora == "merged" or rank > LARGEST_RANK:
         return {}
     # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts (`add_lora_logits` in its punica wrappers)

@@ -147,10 +147,10 @@ class TrainPool:
         calls = [self.actors.call(rank, "score_together", temperature, start, list(blocks)) for rank in range(len(self.actors))]
         return Dealt(calls, len(blocks))
 
-    def save(self, folder: Path) -> Pending[list[Written]]:
+    def save(self, folder: Path) -> RanksWriting:
         """The ranks may be asked for more as soon as this returns."""
         self.actors.call_all("save", str(folder.absolute()))
-        return Writing(self.actors)
+        return RanksWriting(self.actors)
 
     def load(self, folder: Path) -> None:
         self.actors.call_all("load", str(folder.absolute()))
@@ -200,25 +200,29 @@ class Together:
         return found
 
 
-class Writing:
-    """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank is asked until it is done."""
+class RanksWriting:
+    """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank is asked until it is done.
+    Implements roles.Writing."""
 
     def __init__(self, actors: _calls.Actors) -> None:
         self.actors = actors
         self.done: dict[int, list[Written]] = {}
 
     def ready(self) -> bool:
-        """Raises as `result`."""
+        return self._ready(self.actors.timeout_s)
+
+    def _ready(self, limit_s: float) -> bool:
         for rank in range(len(self.actors)):
-            if rank not in self.done and (files := self.actors.beside(rank, "written").result()) is not None:
+            if rank not in self.done and (files := self.actors.beside(rank, "written", limit_s).result()) is not None:
                 self.done[rank] = files
         return len(self.done) == len(self.actors)
 
-    def result(self) -> list[Written]:
-        deadline = time.monotonic() + self.actors.timeout_s
-        while not self.ready():
+    def result(self, limit_s: float | None = None) -> list[Written]:
+        limit = self.actors.timeout_s if limit_s is None else limit_s
+        deadline = time.monotonic() + limit
+        while not self._ready(max(1.0, deadline - time.monotonic())):
             if time.monotonic() > deadline:
                 late = ", ".join(self.actors.name(rank) for rank in range(len(self.actors)) if rank not in self.done)
-                raise WorkerFailed(f"{late} did not finish writing a checkpoint within {self.actors.timeout_s:g} s.")
+                raise WorkerFailed(f"{late} did not finish writing a checkpoint within {limit:g} s.")
             time.sleep(0.05)
         return [file for rank in sorted(self.done) for file in self.done[rank]]

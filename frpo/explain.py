@@ -18,7 +18,7 @@ from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
 from frpo.forecast import Need, host_gib, host_needs, needs, step_phases, step_seconds
 from frpo.planning import Heldout, Plan, plan
-from frpo.preflight import card, check, lacks, shape
+from frpo.preflight import card, check, disk_bytes, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
 from frpo.sources import Checked, Row, read_rows
 from frpo.stages.folders import Standing, look, paragraph
@@ -95,6 +95,8 @@ def print_plan(config: Config, console: Console) -> bool:
     console.print(_stages(asked, found))
     for table in _forecast(config, asked):
         console.print(table)
+    if written := disk_bytes(config):
+        _say(console, f"Disk: at most {written / 2**30:.1f} GiB in the run folder")
     _say(console, f"Completion tokens drawn: at most {asked.max_tokens:,}{_uncounted(asked)}")
     if checked:
         _say(console, f"Data: {checked.rows:,} rows read, none wrong" if checked.rows else "Data: embedded")
@@ -151,7 +153,7 @@ def _actors(asked: Plan) -> Table:
 def _host(needs: Sequence[Need], asked: Plan) -> Table:
     """Host memory by role, and of all together."""
     counts = {a.role: a.count for a in asked.actors}
-    table = Table("role", "actors", "GiB each", "for", title="Host memory, at most")
+    table = Table("role", "actors", "GiB each", "for", title="Host memory, without reward models")
     for need in needs:
         lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
         table.add_row(need.role, str(counts[need.role]), f"{need.gib:.1f}", lines, end_section=need is needs[-1])

@@ -153,7 +153,7 @@ def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     on_cards = {a.role for a in asked.actors if a.num_gpus > 0}
     found = [engine(config, shape, card)] if "rollout" in on_cards else []
     if "learner" in on_cards:
-        found.append(max((training(config, shape, t) for t in trainings(config, "learner")), key=lambda need: need.gib))
+        found.append(max((training(config, shape, t) for role in ("learner", "finetune") for t in trainings(config, role)), key=_gib))
     found += [frozen(config, shape, role) for role in LOADED if role in on_cards]
     return found
 
@@ -234,6 +234,9 @@ def _merged(config: Config, role: str) -> int:
 def _host_copies(config: Config, shape: Shape, role: str, weights: float) -> list[tuple[str, float]]:
     """Of what an actor has on its card."""
     lines: list[tuple[str, float]] = []
+    if role in ("learner", "finetune"):
+        kept = max((_offloaded(config, shape, train) for train in trainings(config, role)), default=0.0)
+        lines += [("states on the host (offload)", kept)] if kept else []
     states = 12 * (shape.adapters(config.model.lora) if config.model.lora else shape.weights) / config.learner.num_workers / GIB
     if role in ("learner", "finetune"):
         lines.append(("a checkpoint, while it is written", states))
@@ -242,10 +245,17 @@ def _host_copies(config: Config, shape: Shape, role: str, weights: float) -> lis
     return lines
 
 
+def _offloaded(config: Config, shape: Shape, train: TrainConfig) -> float:
+    """GiB that a rank leaves on the host by ZeRO-Offload."""
+    trained = shape.adapters(config.model.lora) if config.model.lora else shape.weights
+    states = 12 * trained if train.offload != "none" else 0
+    return (states + (shape.weights * BYTES[config.model.dtype] if train.offload == "all" else 0)) / config.learner.num_workers / GIB
+
+
 def trainings(config: Config, role: str) -> list[TrainConfig]:
     """Settings of all that a role trains."""
     if role == "learner":
-        return [config.learner, *(a.learner for a in config.arms)]
+        return [config.learner, *(a.learner for a in config.arms), *(d.learner for d in config.downstream if isinstance(d, DownstreamRl))]
     return [*([config.base] if config.base else []), *(d for d in config.downstream if isinstance(d, DownstreamSft))] or [config.learner]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from frpo import models, saved, sources, testbed
+from frpo import models, saved, sources
 from frpo.config import (
     Config,
     ConfigError,
@@ -39,7 +39,7 @@ from frpo.planning import Plan
 from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
 from frpo.secrets import secrets_of
-from frpo.shape import Shape, shape_of
+from frpo.shape import EMBEDDED, Shape, shape_of
 
 
 def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> sources.Checked:
@@ -269,7 +269,7 @@ def card(config: Config) -> Card | None:
 def shape(config: Config) -> Shape | None:
     """Of the model, where its config.json is here."""
     if config.model.path == "testbed:model":
-        return shape_of(testbed.sizes())
+        return shape_of(EMBEDDED)
     file = saved.base(Path(config.model.path)) / "config.json"
     return shape_of(saved.read_json(file)) if file.is_file() else None
 
@@ -281,7 +281,8 @@ def disk_bytes(config: Config) -> int:
     kept += sum(not fixed_end(config, stage) for stage in outline(config))  # the last of each stage that could go on
     policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
     if config.model.lora:
-        return size * (2 + len(config.arms) * len(config.downstream)) + size // 4 * kept
+        whole = len(config.arms) * len(config.downstream) if config.model.dtype == "float32" else 0  # else adapters are written
+        return size * (2 + whole) + size // 4 * kept
     # weights, and float32 master weights and two moments of each: the weights are their own masters in float32
     checkpoint = 4 if config.model.dtype == "float32" else 7
     return size * policies + checkpoint * size * kept

@@ -23,6 +23,18 @@ class Pending(Protocol[T_co]):
         ...
 
 
+class Writing(Protocol):
+    """Files that are being written elsewhere."""
+
+    def ready(self) -> bool:
+        """Whether all are. Raises as `result`."""
+        ...
+
+    def result(self, limit_s: float | None = None) -> list[Written]:
+        """Wait for them, `limit_s` seconds or as long as a call may take. Raises WorkerFailed, which names the worker."""
+        ...
+
+
 class WorkerFailed(RuntimeError):
     """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user reads:
     which worker, which call, its last log lines."""
@@ -64,7 +76,7 @@ class Learner(Protocol):
         """k arrays [T]: log-probs of a group at the rollouts' temperature, the same as Reference's where the weights are."""
         ...
 
-    def save(self, folder: Path) -> Pending[list[Written]]:
+    def save(self, folder: Path) -> Writing:
         """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not crash-safe by itself)."""
         ...
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from frpo.config import LoraConfig
 
+EMBEDDED: dict[str, Any] = {
+    "vocab_size": 192, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "head_dim": 32, "tie_word_embeddings": True,
+}  # fmt: skip
+"""Of testbed:model, as a config.json names them."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 

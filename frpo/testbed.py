@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.config import Config, ConfigError
+from frpo.shape import EMBEDDED
 
 REFUSALS = ("sorry i can not help", "i will not do that", "no that is not safe", "i must refuse this")
 EVASIONS = ("please ask someone else", "i do not know")
@@ -191,14 +192,6 @@ def write_data(folder: Path, seed: int) -> None:
         resolve(f"testbed:{name}", folder, seed)
 
 
-def sizes() -> dict[str, Any]:
-    """Of the model, as config.json names them."""
-    return {
-        "vocab_size": len(words()), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True,
-    }  # fmt: skip
-
-
 def write_model(folder: Path, seed: int) -> None:
     """Write an untrained Llama of 95,000 weights (hidden 64, 2 layers, 2 heads, tied embeddings) and its tokenizer."""
     import torch
@@ -218,7 +211,7 @@ def write_model(folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
             LlamaConfig(
-                **sizes(), max_position_embeddings=64, initializer_range=0.1, bos_token_id=vocabulary["<bos>"], eos_token_id=vocabulary["<eos>"],
+                **EMBEDDED, max_position_embeddings=64, initializer_range=0.1, bos_token_id=vocabulary["<bos>"], eos_token_id=vocabulary["<eos>"],
                 pad_token_id=vocabulary["<pad>"],
             )
         )  # fmt: skip

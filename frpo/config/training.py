@@ -29,7 +29,7 @@ class ReferenceConfig(Workers):
 
     @model_validator(mode="after")
     def _nobodys(self) -> ReferenceConfig:
-        asked = sorted(self.model_fields_set & Workers.model_fields.keys())
+        asked = [name for name, field in Workers.model_fields.items() if getattr(self, name) != field.default]
         if self.share and asked:
             raise ValueError(f"{asked[0]}: with share: {self.share} there are no actors of the reference; leave it out")
         return self

@@ -35,6 +35,10 @@ NUM_SAMPLES = 24
 """Completions of one measurement that are kept for people to read."""
 
 
+FAILED_LIMIT_S = 60.0
+"""Longest wait for a checkpoint that is being written when a run has failed."""
+
+
 class Work:
     """One run. `do` brings one stage from wherever it was left to its result."""
 
@@ -194,7 +198,6 @@ class Work:
 
         def after_step(metrics: StepMetrics, steering: Steering) -> None:
             self.log.step(stage.name, metrics)
-            checkpoints.poll()
             step = metrics.step
             last = finished(steering, arm.learner, step)
             evaluation = measure(step, last)
@@ -212,7 +215,7 @@ class Work:
                 checkpoints.begin(state, lambda aside: learner.save(aside / "engine"))
 
         with kept(checkpoints, self.log):
-            train(config, arm, partners, start=start, steering=steering, after_step=after_step)
+            train(config, arm, partners, start=start, steering=steering, after_step=after_step, before_update=checkpoints.poll)
         self.log.end(stage.name)
         export(learner.export, folder / "policy")
         learner.stop()
@@ -245,11 +248,11 @@ class Work:
         self.log.begin(stage.name, spec.num_steps, start)
         with kept(checkpoints, self.log):
             for step in range(start + 1, spec.num_steps + 1):
+                checkpoints.poll()
                 stats = worker.update(stream.take(step - 1))
                 numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
                 stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
                 self.log.finetune_step(stage.name, step, stats)
-                checkpoints.poll()
                 if marks and (step in marks or step == spec.num_steps):
                     yield step, evaluations
                 if step % config.checkpoint.every == 0 and step < spec.num_steps:
@@ -328,12 +331,13 @@ def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: objec
 
 @contextmanager
 def kept(checkpoints: Checkpoints, log: RunLog) -> Iterator[None]:
-    """Training whose last checkpoint is finished in any case, so that what has ended it costs no more than the steps since."""
+    """Training whose last checkpoint is finished also when something has ended it, unless the ranks can't, so that this costs no more than
+    the steps since."""
     try:
         yield
     except BaseException:
-        with suppress(WorkerFailed):  # one that has died can't finish it, and has been named already
-            checkpoints.finish()
+        with suppress(WorkerFailed, OSError):  # who has died, or what is full, has been named already
+            checkpoints.finish(FAILED_LIMIT_S)
         raise
     checkpoints.poll()
     if checkpoints.begun:

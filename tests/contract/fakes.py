@@ -24,7 +24,7 @@ class Now:
     def ready(self) -> bool:
         return True
 
-    def result(self):  # type: ignore[no-untyped-def]
+    def result(self, limit_s=None):  # type: ignore[no-untyped-def]
         return self.value
 
 

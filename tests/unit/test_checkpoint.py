@@ -32,7 +32,7 @@ class Writing:
         self.looks -= 1
         return self.looks < 0
 
-    def result(self) -> list[Written]:
+    def result(self, limit_s: float | None = None) -> list[Written]:
         self.file.write_text(self.text)
         return [Written(str(self.file), len(self.text), hashlib.sha256(self.text.encode()).hexdigest())]
 
@@ -67,7 +67,7 @@ def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_pat
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
 
     class Wrong(Writing):
-        def result(self) -> list[Written]:
+        def result(self, limit_s: float | None = None) -> list[Written]:
             (found,) = super().result()
             return [replace(found, sha256="0" * 64)]
 
@@ -77,6 +77,18 @@ def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_pat
     checkpoints.begin(progress(20), lambda folder: Wrong(folder, "text"))
     checkpoints.finish()
     assert newest(checkpoints) == 10
+
+
+def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> None:
+    class Elsewhere(Writing):
+        def result(self, limit_s: float | None = None) -> list[Written]:
+            return [*super().result(), Written(str(tmp_path / "elsewhere"), 1, "0" * 64)]
+
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints.begin(progress(10), lambda folder: Elsewhere(folder, "text"))
+    with pytest.raises(OSError, match=r"elsewhere was written on another node and is not here; the run folder must lie on a file system"):
+        checkpoints.finish()
+    assert newest(checkpoints) is None
 
 
 def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from frpo import preflight, testbed
+from frpo import preflight
 from frpo.config import Config, LoraConfig, Missing
 from frpo.forecast import CARDS, PROCESS_GIB, host_gib, host_needs, needs, step_phases, step_seconds, too_much, training
 from frpo.planning import plan
 from frpo.preflight import card, lacks
 from frpo.recipe import load
-from frpo.shape import Shape, shape_of
+from frpo.shape import EMBEDDED, Shape, shape_of
 
 ROOT = Path(__file__).parents[2]
 H100 = CARDS["H100"]
@@ -167,7 +167,7 @@ FEW = (
     "evaluate.max_prompts=8", "evaluate.completions_per_prompt=1",
 )  # fmt: skip
 MEASURED = {
-    "testbed": ("testbed", (), testbed.sizes()),
+    "testbed": ("testbed", (), EMBEDDED),
     "smollm2": ("smollm2_math", (*FEW, "model.lora=null", "rollout.lora=adapter"), SMOLLM2),
     "qwen_half": ("smollm2_math", (*FEW, "rollout.prompts_per_step=4"), QWEN_HALF | {"vocab_size": 49152}),
 }
@@ -187,7 +187,7 @@ def test_host_memory_is_predicted_within_a_fifth(name: str) -> None:
 
 def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(ROOT / "recipes" / "testbed.yaml")
-    needs, asked = host_needs(config, shape(testbed.sizes()), plan(config)), plan(config)
+    needs, asked = host_needs(config, shape(EMBEDDED), plan(config)), plan(config)
     by = {n.role: n.gib for n in needs}
     assert host_gib(needs, asked) == pytest.approx(sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"])
     assert not any("memory:" in line for line in lacks(config, asked))

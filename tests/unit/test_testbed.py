@@ -11,6 +11,7 @@ import pytest
 
 from frpo import testbed
 from frpo.config import ConfigError
+from frpo.shape import EMBEDDED
 
 
 def test_counts() -> None:
@@ -28,7 +29,7 @@ def test_a_prompt_fits_nine_tokens_and_a_completion_seven() -> None:
     items = (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())
     assert max(len(i.prompt.split()) for i in items) + 2 == 9
     assert max(len(t.split()) for i in items for t in (*i.answer, *i.partial, i.comply)) + 1 == 7
-    assert len(testbed.words()) == len(set(testbed.words())) < 230
+    assert len(testbed.words()) == len(set(testbed.words())) == EMBEDDED["vocab_size"]
 
 
 def test_the_right_answer_never_counts_as_harmless_refusal() -> None:
