@@ -13,10 +13,11 @@ from frpo.config import FinetuneConfig
 from frpo.metrics import RunLog
 from frpo.outline import outline
 from frpo.prompts import Examples
+from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stops import RunStopped
-from frpo.types import FinetuneStats, Sequences
+from frpo.types import FinetuneStats, Sequences, Written
 from tests.contract.fakes import Now, config
 
 
@@ -48,10 +49,32 @@ class FakeRanks:
     def stop(self) -> None: ...
 
 
-def finetune(run: Path, stats: list[tuple[float, float]]) -> FakeRanks:
+class DyingRanks(FakeRanks):
+    """Write each checkpoint when they are waited for, and die in the third update."""
+
+    def save(self, folder: Path) -> Any:
+        super().save(folder)
+        return self
+
+    def ready(self) -> bool:
+        return False
+
+    def result(self, limit_s: float | None = None) -> list[Written]:
+        if self.done == 3:
+            raise WorkerFailed("fine-tune worker 0 did not finish writing a checkpoint")
+        return []
+
+    def update(self, sequences: Sequences) -> FinetuneStats:
+        found = super().update(sequences)
+        if self.done == 3:
+            raise WorkerFailed("fine-tune worker 0 died during update()")
+        return found
+
+
+def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] = FakeRanks) -> FakeRanks:
     cfg = config().model_copy(update={"run_dir": run})
     cfg = cfg.model_copy(update={"checkpoint": cfg.checkpoint.model_copy(update={"every": 1})})
-    ranks, team = FakeRanks(stats), SimpleNamespace()
+    ranks, team = kind(stats), SimpleNamespace()
     team.finetune = ranks
     examples = Examples(((np.array([1], np.int32), np.array([2], np.int32)),) * 4)
     with RunLog(run, cfg) as log:
@@ -80,3 +103,14 @@ def test_a_number_that_is_none_stops_it_before_the_checkpoint(broken: tuple[floa
     assert mended.done == 4
     assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
     assert (tmp_path / "base" / "policy").is_dir()
+
+
+def test_a_rank_that_dies_while_it_writes_costs_that_checkpoint_alone_and_is_named_once(tmp_path: Path) -> None:
+    """The last before it is finished when the next begins, and the failed run does not wait long for what cannot come."""
+    with pytest.raises(WorkerFailed, match=r"died during update\(\)"):
+        finetune(tmp_path, [(1.0, 1.0)] * 5, DyingRanks)
+    steps = sorted(p.name for p in (tmp_path / "base" / "checkpoints").iterdir())
+    assert steps == [".tmp-00000002", "step-00000001"]
+    mended = finetune(tmp_path, [(1.0, 1.0), (0.9, 1.0), (0.8, 1.0)])
+    assert mended.done == 3
+    assert not list((tmp_path / "base").glob("checkpoints/.tmp-*"))
