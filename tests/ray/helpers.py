@@ -27,6 +27,14 @@ def load_hf(folder: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
+def in_bfloat16(policy: Path, folder: Path) -> Path:
+    """Write the policy, rounded, with its tokenizer."""
+    model, tokenizer = load_hf(policy)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def prompts(tokenizer: Any, count: int) -> list[Prompt]:
     items = list(testbed.harmless())[:count]
     return [

@@ -115,9 +115,7 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, t
 
 def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
     """A fine-tune of an arm, both with adapters, in bfloat16."""
-    base, (policy, tokenizer) = tmp_path / "base", helpers.load_hf(tiny_model)
-    policy.to(torch.bfloat16).save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    base, tokenizer = helpers.in_bfloat16(tiny_model, tmp_path / "base"), helpers.load_hf(tiny_model)[1]
     arm = write_adapter(tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16)
     tokenizer.save_pretrained(arm)
     model = ModelConfig(path=str(base), lora=LORA, dtype="bfloat16")
@@ -143,9 +141,7 @@ def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_clus
     """Merged weights keep only a part of what the first updates change; an adapter arrives as it is, and engine and learner stay as near
     as two implementations of the base are. (Log-probs alone do not tell them apart here: bfloat16 activations of so small a model round
     early updates away in either.)"""
-    base, tokenizer = tmp_path / "base", helpers.load_hf(tiny_model)[1]
-    helpers.load_hf(tiny_model)[0].to(torch.bfloat16).save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    base = helpers.in_bfloat16(tiny_model, tmp_path / "base")
     model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
     trained, receiver = batch(count=60), engine(model)
     whole, sender = (rank(model, transport, learning_rate=3e-5, num_steps=20) for transport in (StoreTransport(), AdapterTransport()))

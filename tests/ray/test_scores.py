@@ -59,10 +59,7 @@ def scorers(ray_cluster: None) -> Iterator[tuple[ReferencePool, EvaluatePool]]:
 @pytest.fixture(scope="module")
 def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in bfloat16."""
-    folder, (policy, tokenizer) = tmp_path_factory.mktemp("bf16") / "base", helpers.load_hf(tiny_model)
-    policy.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return helpers.in_bfloat16(tiny_model, tmp_path_factory.mktemp("bf16") / "base")
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)], ids=["all weights", "adapter"])
