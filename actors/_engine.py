@@ -28,12 +28,13 @@ from actors._adapters import Adapter
 from actors._gather import Block, Logprobs
 from actors._host import Host, frozen
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
-from actors._scoring import BUDGET_TOKENS, by_group, sequences_of
+from actors._scoring import by_group, sequences_of
 from actors._writer import Writer
 from frpo import hub, policies, saved
 from frpo.config import ModelConfig, TrainConfig
 from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs, passes_of
 from frpo.packing import MicroBatch, Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
+from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Sequences, Written
 
 TAG = "engine"

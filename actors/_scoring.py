@@ -9,11 +9,8 @@ import numpy as np
 
 from frpo.batching import flatten
 from frpo.config import ModelConfig
+from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Group, Sequences
-
-BUDGET_TOKENS = 8192
-"""Padded tokens of one forward pass, and tokens of a block. Whoever scores a policy takes the same blocks in the same passes: its
-log-probs are then the same numbers, in bfloat16 too."""
 
 
 class FrozenPolicies:

@@ -15,9 +15,9 @@ from ray.actor import ActorHandle
 
 from actors import _calls
 from actors._gather import Block, Dealt, Logprobs, deal
-from actors._scoring import BUDGET_TOKENS
 from frpo.batching import blocks_of
 from frpo.roles import Pending, WorkerFailed
+from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Group, Sequences, Written
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from ray.actor import ActorHandle
 
 from actors import _calls
 from actors._gather import Block, Dealt, Logprobs, deal
-from actors._scoring import BUDGET_TOKENS, FrozenPolicies, warm_up
+from actors._scoring import FrozenPolicies, warm_up
 from frpo.batching import blocks_of
 from frpo.config import ModelConfig
+from frpo.shape import BUDGET_TOKENS
 from frpo.types import Group
 
 

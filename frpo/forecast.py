@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from frpo.config import Config, DownstreamRl, DownstreamSft, FinetuneConfig, LearnerConfig, TrainConfig
 from frpo.planning import Actor, Plan
-from frpo.shape import BYTES, Shape
+from frpo.shape import BUDGET_TOKENS, BYTES, CHUNK_ELEMENTS, CHUNK_POSITIONS, Shape
 
 GIB = 2**30
 
@@ -39,12 +40,8 @@ CONTEXT_GIB = 0.6
 """Of each process on a card: CUDA's context and what libraries keep."""
 ENGINE_GIB = 3.0
 """vLLM's activations, CUDA graphs and sampler."""
-LOGITS = (1 << 24, 256)
-"""Elements and positions of a chunk of logits in float32 (`logprobs.CHUNK_ELEMENTS`, `CHUNK_POSITIONS`)."""
 LOADED = {"reference": 1, "evaluate": 2}
 """Policies that a scorer has loaded at once."""
-SCORING_TOKENS = 8192
-"""Of one forward pass of a frozen policy (`actors._scoring.BUDGET_TOKENS`)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,7 @@ def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool, ke
 
 def logits(shape: Shape, tokens: int) -> float:
     """Bytes of a chunk of them, there and back: four copies."""
-    most, positions = LOGITS
-    return 4 * 4 * min(tokens * shape.vocabulary, max(most, positions * shape.vocabulary))
+    return 4 * 4 * min(tokens * shape.vocabulary, max(CHUNK_ELEMENTS, CHUNK_POSITIONS * shape.vocabulary))
 
 
 def micro_batch(config: Config, train: TrainConfig) -> int:
@@ -118,7 +114,7 @@ def evaluated(config: Config) -> int:
     """Held-out prompts, at most; no fewer than fill a pass where their number is open."""
     tasks = {source.task for source in config.data.heldout}
     most = config.evaluate.max_prompts
-    return SCORING_TOKENS if most is None or None in tasks else most * len(tasks)
+    return BUDGET_TOKENS if most is None or None in tasks else most * len(tasks)
 
 
 def frozen(config: Config, shape: Shape, role: str) -> Need:
@@ -127,7 +123,7 @@ def frozen(config: Config, shape: Shape, role: str) -> Need:
     if role == "evaluate":
         prompts, each = evaluated(config), config.evaluate.completions_per_prompt
     drawn = prompts * each * config.rollout.max_new_tokens
-    tokens = min(SCORING_TOKENS, prompts * config.data.max_prompt_tokens + drawn)
+    tokens = min(BUDGET_TOKENS, prompts * config.data.max_prompt_tokens + drawn)
     passing = activations(shape, tokens, size, checkpointing=False, kept=False)
     lines = (
         ("weights", LOADED[role] * shape.weights * size / GIB),
@@ -153,7 +149,9 @@ def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     on_cards = {a.role for a in asked.actors if a.num_gpus > 0}
     found = [engine(config, shape, card)] if "rollout" in on_cards else []
     if "learner" in on_cards:
-        found.append(max((training(config, shape, t) for role in ("learner", "finetune") for t in trainings(config, role)), key=_gib))
+        found.append(
+            max((training(config, shape, t) for role in ("learner", "finetune") for t in trainings(config, role)), key=attrgetter("gib"))
+        )
     found += [frozen(config, shape, role) for role in LOADED if role in on_cards]
     return found
 
@@ -210,14 +208,14 @@ def _host_need(config: Config, shape: Shape, actor: Actor) -> Need:
         lines = [process, ("weights", 2 * weights), ("KV cache", float(config.rollout.kv_cache_gib))]
     else:
         trains = role in ("learner", "finetune")
-        most = max((training(config, shape, t) for t in trainings(config, role)), key=_gib) if trains else frozen(config, shape, role)
+        most = (
+            max((training(config, shape, t) for t in trainings(config, role)), key=attrgetter("gib"))
+            if trains
+            else frozen(config, shape, role)
+        )
         left_out = ("weights", "context")
         lines = [process, ("weights", _merged(config, role) * weights), *(line for line in most.lines if line[0] not in left_out)]
     return Need(role, tuple(lines), "")
-
-
-def _gib(need: Need) -> float:
-    return need.gib
 
 
 def _merged(config: Config, role: str) -> int:

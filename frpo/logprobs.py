@@ -18,10 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from frpo.config import ConfigError
 from frpo.packing import MicroBatch, Pack, micro_batches, pack_lengths, packs_of, pad
+from frpo.shape import CHUNK_ELEMENTS, CHUNK_POSITIONS
 from frpo.types import Floats, Sequences
 
-CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
-"""Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
 EVERYTHING = 1 << 40
 """A reach that puts all completions of a prompt into one pack."""
 CHECKED = 4

@@ -14,6 +14,11 @@ EMBEDDED: dict[str, Any] = {
 }  # fmt: skip
 """Of testbed:model, as a config.json names them."""
 BYTES = {"float32": 4, "bfloat16": 2}
+CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
+"""Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
+BUDGET_TOKENS = 8192
+"""Padded tokens of one forward pass of a scorer, and tokens of a block. Whoever scores a policy takes the same blocks in the same passes:
+its log-probs are then the same numbers, in bfloat16 too."""
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
-from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig
+from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig, TrainConfig
 from frpo.driver import Partners, train
 from frpo.evaluation import Opposite, Trainer, certify, evaluate, mean_reward
 from frpo.metrics import RunLog, read_steps
 from frpo.outline import Stage, arm_of, fixed_end, task_of
 from frpo.prompts import Examples, ExampleStream, PromptStream
 from frpo.records import ArmSummary, Evaluation, StageResult
-from frpo.roles import Rewards, WorkerFailed
+from frpo.roles import Rewards
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
@@ -33,10 +32,6 @@ if TYPE_CHECKING:  # whoever has a team has imported Ray
 
 NUM_SAMPLES = 24
 """Completions of one measurement that are kept for people to read."""
-
-
-FAILED_LIMIT_S = 60.0
-"""Longest wait for a checkpoint that is being written when a run has failed."""
 
 
 class Work:
@@ -181,10 +176,10 @@ class Work:
         learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner"))
         start, steering, evaluations = 0, begin(arm.objective), list[Evaluation]()
         if found := checkpoints.latest():
-            path, progress = found
+            path, resumed = found
             learner.load(path / "engine")
-            assert progress.steering is not None, path
-            start, steering, evaluations = progress.step, progress.steering, list(progress.evaluations)
+            assert resumed.steering is not None, path
+            start, steering, evaluations = resumed.step, resumed.steering, list(resumed.evaluations)
             self.log.note(f"{stage.name}: goes on after step {start} of {arm.learner.num_steps}")
         else:
             self.team.rollouts.load_policy(policy, 0)
@@ -204,17 +199,10 @@ class Work:
             evaluations.extend([evaluation] if evaluation else [])
             if step % config.checkpoint.every == 0 or last:
                 validation = mean_reward(evaluation) if evaluation else None
-                state = Progress(
-                    step=step,
-                    validation=validation,
-                    evaluations=tuple(evaluations),
-                    steering=steering,
-                    num_workers=config.learner.num_workers,
-                    zero_stage=arm.learner.zero_stage,
-                )
+                state = progress(config, arm.learner, step, evaluations, validation=validation, steering=steering)
                 checkpoints.begin(state, lambda aside: learner.save(aside / "engine"))
 
-        with kept(checkpoints, self.log):
+        with checkpoints.kept(self.log.waiting):
             train(config, arm, partners, start=start, steering=steering, after_step=after_step, before_update=checkpoints.poll)
         self.log.end(stage.name)
         export(learner.export, folder / "policy")
@@ -238,15 +226,15 @@ class Work:
         worker.start(policy, config.model, spec, derive(config.seed, "finetune"))
         start, evaluations = 0, list[Evaluation]()
         if found := checkpoints.latest():
-            path, progress = found
+            path, resumed = found
             worker.load(path / "engine")
-            start, evaluations = progress.step, list(progress.evaluations)
+            start, evaluations = resumed.step, list(resumed.evaluations)
             self.log.note(f"{stage.name}: goes on after step {start} of {spec.num_steps}")
         elif 0 in marks:
             yield 0, evaluations
         stream = ExampleStream(examples, spec.batch_size, derive(config.seed, "examples"), in_order)
         self.log.begin(stage.name, spec.num_steps, start)
-        with kept(checkpoints, self.log):
+        with checkpoints.kept(self.log.waiting):
             for step in range(start + 1, spec.num_steps + 1):
                 checkpoints.poll()
                 stats = worker.update(stream.take(step - 1))
@@ -256,15 +244,7 @@ class Work:
                 if marks and (step in marks or step == spec.num_steps):
                     yield step, evaluations
                 if step % config.checkpoint.every == 0 and step < spec.num_steps:
-                    state = Progress(
-                        step=step,
-                        validation=None,
-                        evaluations=tuple(evaluations),
-                        steering=None,
-                        num_workers=config.learner.num_workers,
-                        zero_stage=spec.zero_stage,
-                    )
-                    checkpoints.begin(state, lambda aside: worker.save(aside / "engine"))
+                    checkpoints.begin(progress(config, spec, step, evaluations), lambda aside: worker.save(aside / "engine"))
         self.log.end(stage.name)
         merged = stage.kind == "base" or config.model.dtype == "float32"  # between the numbers of bfloat16 a part of it would be lost
         export(lambda aside: worker.export(aside, merged=merged), folder / "policy")
@@ -329,20 +309,24 @@ def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: objec
     return StageResult.model_validate({"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found})
 
 
-@contextmanager
-def kept(checkpoints: Checkpoints, log: RunLog) -> Iterator[None]:
-    """Training whose last checkpoint is finished also when something has ended it, unless the ranks can't, so that this costs no more than
-    the steps since."""
-    try:
-        yield
-    except BaseException:
-        with suppress(WorkerFailed, OSError):  # who has died, or what is full, has been named already
-            checkpoints.finish(FAILED_LIMIT_S)
-        raise
-    checkpoints.poll()
-    if checkpoints.begun:
-        with log.waiting(f"writing the checkpoint of step {checkpoints.begun[0].step}"):
-            checkpoints.finish()
+def progress(
+    config: Config,
+    train: TrainConfig,
+    step: int,
+    evaluations: Sequence[Evaluation],
+    *,
+    validation: float | None = None,
+    steering: Steering | None = None,
+) -> Progress:
+    """Of a stage that the learner's ranks train by `train`."""
+    return Progress(
+        step=step,
+        validation=validation,
+        evaluations=tuple(evaluations),
+        steering=steering,
+        num_workers=config.learner.num_workers,
+        zero_stage=train.zero_stage,
+    )
 
 
 def export(write: Callable[[Path], None], folder: Path) -> None:
