@@ -1,5 +1,5 @@
-"""LoRA adapters on a policy in training: the one that is trained, and beside it the one that training began from, where a saved policy has one
-that merging would change (`policies.beside`)."""
+"""LoRA adapters on a policy in training: the one that is trained, and beside it the one that training began
+from, where a saved policy has one that merging would change (`policies.beside`)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ class Adapter:
     config: str
     """adapter_config.json"""
     weights: dict[str, Tensor]
-    """Under the names of adapter_model.safetensors; on whatever device, in the dtype that they are trained in."""
+    """Under the names of adapter_model.safetensors; on whatever device, in the dtype that they are trained
+    in."""
 
 
 def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
-    """A fresh adapter on a policy that was read from `folder`; the one that it has already, named START, stays as it is.
+    """A fresh adapter on a policy that was read from `folder`; the one that it has already, named START,
+    stays as it is.
 
-    Raises ConfigError for a target that is no layer of the model, or that its weights could not be published with.
+    Raises ConfigError for a target that is no layer of the model, or that its weights could not be published
+    with.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -41,7 +44,11 @@ def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
     assert model.lora is not None
     targets = model.lora.targets if isinstance(model.lora.targets, str) else list(model.lora.targets)
     config = LoraConfig(
-        r=model.lora.rank, lora_alpha=model.lora.alpha, lora_dropout=model.lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        lora_dropout=model.lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     try:
         if isinstance(policy, PeftModel):
@@ -58,7 +65,10 @@ def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
             raise ConfigError(f"model.lora.targets: {target} is no layer of {folder}; leave it out")
     words = (plain.get_input_embeddings(), plain.get_output_embeddings())
     if plain.config.tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in words):
-        raise ConfigError("model.lora.targets: embedding and output head are one weight here (tie_word_embeddings); leave them out")
+        raise ConfigError(
+            "model.lora.targets: embedding and output head are one weight here (tie_word_embeddings); leave "
+            "them out"
+        )
     if START in adapted.peft_config:
         adapted.base_model.set_adapter([START, TRAINED])
         for _, layer in layers_of(adapted):
@@ -116,8 +126,9 @@ def switched_off(module: nn.Module) -> Iterator[None]:
 
 
 def as_saved(adapted: Any, stands_on: Path) -> Adapter:
-    """The adapter in training on the policy saved in `stands_on`, with the one that it began from in it where there is one: two products
-    of matrices are one of their columns and rows side by side. The weights must be whole."""
+    """The adapter in training on the policy saved in `stands_on`, with the one that it began from in it where
+    there is one: two products of matrices are one of their columns and rows side by side. The weights must be
+    whole."""
     from peft import get_peft_model_state_dict
 
     name = hub.name_of(str(stands_on))
@@ -133,13 +144,18 @@ def as_saved(adapted: Any, stands_on: Path) -> Adapter:
         names = sorted(at.removeprefix("base_model.model.") for at, _ in layers)
         config |= {"r": rank, "lora_alpha": rank, "target_modules": names, "use_rslora": False}
     else:
-        weights = {n: t.detach().clone() for n, t in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
+        weights = {
+            n: t.detach().clone()
+            for n, t in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+        }
     return Adapter(json.dumps(config, indent=2, sort_keys=True, default=sorted), weights)
 
 
 def side_by_side(layer: Any, rank: int) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] of both adapters at scale 1, filled up with zeros."""
-    pairs = [(*weights_of(layer, name), layer.scaling[name]) for name in (START, TRAINED) if name in layer.scaling]
+    pairs = [
+        (*weights_of(layer, name), layer.scaling[name]) for name in (START, TRAINED) if name in layer.scaling
+    ]
     a = torch.cat([a for a, _, _ in pairs])
     b = torch.cat([b.float() * scale for _, b, scale in pairs], dim=1).to(a.dtype)
     missing = rank - len(a)

@@ -24,8 +24,8 @@ RESTART_LIMIT_S = 300.0
 class Call(Generic[T]):
     """One call of one method, already submitted; implements roles.Pending.
 
-    When the actor was restarted meanwhile `when_back` gives it back its state, and the call is submitted again, which its
-    method must allow (idempotent).
+    When the actor was restarted meanwhile `when_back` gives it back its state, and the call is submitted
+    again, which its method must allow (idempotent).
     """
 
     def __init__(
@@ -50,14 +50,17 @@ class Call(Generic[T]):
         return bool(ray.wait([self._ref], timeout=0)[0])
 
     def result(self) -> T:
-        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed; ConfigError where the method did."""
+        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed;
+        ConfigError where the method did."""
         deadline = time.monotonic() + self.timeout_s
         for _ in range(self.restarts + 1):
             try:
                 answer: T = ray.get(self._ref, timeout=max(0.1, deadline - time.monotonic()))
                 return answer
             except GetTimeoutError:
-                raise WorkerFailed(f"{self.name} did not answer {self.method}() within {self.timeout_s:g} s.") from None
+                raise WorkerFailed(
+                    f"{self.name} did not answer {self.method}() within {self.timeout_s:g} s."
+                ) from None
             except RayTaskError as error:
                 raise failed(self.name, self.method, error) from None
             except RayActorError as error:
@@ -66,7 +69,9 @@ class Call(Generic[T]):
                 wait_until_back(self.name, self.handle)
                 self.when_back()
                 self._ref = self._submit()
-        raise WorkerFailed(f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts.")
+        raise WorkerFailed(
+            f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts."
+        )
 
 
 def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed | ConfigError:
@@ -80,12 +85,17 @@ def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed | Config
 def died(name: str, method: str, error: RayActorError) -> WorkerFailed:
     reason = " ".join(str(error).split())
     pid = re.search(r"pid[=: ]+(\d+)", reason)
-    return WorkerFailed(f"{name} died during {method}(): {reason[:400]}{last_lines(int(pid[1])) if pid else ''}")
+    return WorkerFailed(
+        f"{name} died during {method}(): {reason[:400]}{last_lines(int(pid[1])) if pid else ''}"
+    )
 
 
 def last_lines(pid: int, count: int = 5) -> str:
-    """The last lines that a process of this node wrote to stderr, for the message; empty when there are none here."""
-    logs = sorted(Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err"), key=lambda p: p.stat().st_mtime)
+    """The last lines that a process of this node wrote to stderr, for the message; empty when there are none
+    here."""
+    logs = sorted(
+        Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err"), key=lambda p: p.stat().st_mtime
+    )
     lines = logs[-1].read_text(errors="replace").strip().splitlines()[-count:] if logs else []
     return "\nIts last lines:\n" + "\n".join(f"  {line[:300]}" for line in lines) if lines else ""
 
@@ -99,11 +109,15 @@ def wait_until_back(name: str, handle: ActorHandle[Any]) -> None:
             return
         except ActorUnavailableError:
             if time.monotonic() > deadline:
-                raise WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.") from None
+                raise WorkerFailed(
+                    f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s."
+                ) from None
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
         except GetTimeoutError:
-            raise WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.") from None
+            raise WorkerFailed(
+                f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s."
+            ) from None
         except RayActorError as error:
             raise died(name, "restart", error) from None
 
@@ -115,12 +129,15 @@ def wait_all(calls: Sequence[Call[T]]) -> list[T]:
 class Turns:
     """Roles that share one GPU and hold its memory in turn."""
 
-    def __init__(self, first: str, release: Mapping[str, Callable[[], None]], acquire: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(
+        self, first: str, release: Mapping[str, Callable[[], None]], acquire: Mapping[str, Callable[[], None]]
+    ) -> None:
         self.holder, self.release, self.acquire = first, release, acquire
         self.changing = False
 
     def take(self, role: str) -> None:
-        """Make `role` the holder: whoever holds the memory lets it go first. Both are called for that, which is no turn of theirs."""
+        """Make `role` the holder: whoever holds the memory lets it go first. Both are called for that, which
+        is no turn of theirs."""
         if role == self.holder or self.changing:
             return
         self.changing = True
@@ -135,7 +152,9 @@ class Turns:
 class Actors:
     """The handles of one role, with names for people and the limits of its calls."""
 
-    def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int = 0) -> None:
+    def __init__(
+        self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int = 0
+    ) -> None:
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
         self.turn: Callable[[], None] = lambda: None
         """Called before each call: takes the GPU over where roles share one."""
@@ -151,7 +170,13 @@ class Actors:
     def call(self, index: int, method: str, *args: Any) -> Call[Any]:
         self.turn()
         return Call(
-            self.name(index), self.handles[index], method, args, timeout_s=self.timeout_s, restarts=self.restarts, when_back=self.when_back
+            self.name(index),
+            self.handles[index],
+            method,
+            args,
+            timeout_s=self.timeout_s,
+            restarts=self.restarts,
+            when_back=self.when_back,
         )
 
     def beside(self, index: int, method: str, timeout_s: float) -> Call[Any]:

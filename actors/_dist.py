@@ -45,6 +45,7 @@ def join(host: str, port: int, rank: int, world_size: int) -> None:
     import deepspeed
     import deepspeed.ops
 
-    # else the CPU backend compiles, for a minute, an op that only inference uses; killed meanwhile it locks all later ones
+    # else the CPU backend compiles, for a minute, an op that only inference uses; killed meanwhile it locks
+    # all later ones
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend(), verbose=False, timeout=timedelta(seconds=TIMEOUT_S))

@@ -1,7 +1,7 @@
 """One DeepSpeed engine around one policy: build it from a saved policy, step it, save it, export it.
 
-Knows nothing of rewards or data: the loss is a callback on rows of a batch. Several engines may follow one another in a
-process; `close` frees one.
+Knows nothing of rewards or data: the loss is a callback on rows of a batch. Several engines may follow one
+another in a process; `close` frees one.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ class StepResult:
 
 
 def norm_of(found: float | Tensor | None) -> float:
-    """DeepSpeed's gradient norm; nan where it has none, or gives its marks of an overflow (-1, infinity; the update is left out)."""
+    """DeepSpeed's gradient norm; nan where it has none, or gives its marks of an overflow (-1, infinity; the
+    update is left out)."""
     norm = math.nan if found is None else float(found)
     return norm if 0 <= norm < math.inf else math.nan
 
 
 def without_dropout(policy: torch.nn.Module) -> None:
-    """Make every forward pass that of evaluation, so that training draws no noise: adapters' dropout, the model's own, and skipped layers.
+    """Make every forward pass that of evaluation, so that training draws no noise: adapters' dropout, the
+    model's own, and skipped layers.
 
-    Modules hold a rate as `p` of a Dropout, or under a name with "drop" in it; some read it from the configuration at each pass.
+    Modules hold a rate as `p` of a Dropout, or under a name with "drop" in it; some read it from the
+    configuration at each pass.
     """
     for module in policy.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
@@ -70,13 +73,24 @@ def without_dropout(policy: torch.nn.Module) -> None:
 class Engine:
     """`num_updates` optimiser updates of the policy saved in `folder`, on this rank."""
 
-    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, num_updates: int, seed: int, *, dropout: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        train: TrainConfig,
+        num_updates: int,
+        seed: int,
+        *,
+        dropout: bool,
+    ) -> None:
         import deepspeed
         from transformers import AutoTokenizer
 
         folder = hub.on_this_node(folder)
         self.folder, self.train, self.lora = folder, train, model.lora is not None
-        self.stands_on = saved.parent(folder) if self.lora and policies.beside(folder, model.dtype) else folder
+        self.stands_on = (
+            saved.parent(folder) if self.lora and policies.beside(folder, model.dtype) else folder
+        )
         """The saved policy under all adapters here."""
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.device()
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
@@ -114,7 +128,8 @@ class Engine:
             self.frozen = frozen(scorer, self.device)
 
     def _leave_frozen_ties_out(self) -> None:
-        """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop it."""
+        """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop
+        it."""
         original = self.ds.module_state_dict
 
         def module_state_dict(*args: Any, exclude_frozen_parameters: bool = False, **kwargs: Any) -> Any:
@@ -130,17 +145,26 @@ class Engine:
     # ---- training
 
     def share(self, sequences: Sequences, rows: Rows | None = None) -> list[tuple[list[Pack], float]]:
-        """This rank's micro-batches of the batch: packs and a weight of 1, or 0 for one that only keeps ranks in step.
+        """This rank's micro-batches of the batch: packs and a weight of 1, or 0 for one that only keeps ranks
+        in step.
 
-        Every rank has as many, since under ZeRO-2 and 3 each backward pass is a collective. No pack is more than half of a rank's
-        part, so that whole packs can be dealt evenly.
+        Every rank has as many, since under ZeRO-2 and 3 each backward pass is a collective. No pack is more
+        than half of a rank's part, so that whole packs can be dealt evenly.
         """
         rows = rows if rows is not None else np.arange(len(sequences))
         budget = self.train.micro_batch_tokens
         half = int(sequences.lengths[rows].sum()) // (2 * self.world_size)
-        packs = packs_of(sequences, rows, budget_tokens=min(budget, half) if self.world_size > 1 else budget, reach=self.ds.module.reach())
+        packs = packs_of(
+            sequences,
+            rows,
+            budget_tokens=min(budget, half) if self.world_size > 1 else budget,
+            reach=self.ds.module.reach(),
+        )
         lengths = pack_lengths(sequences, packs)
-        cuts = [[mine[b] for b in micro_batches(lengths[mine], budget)] for mine in split_ranks(lengths, self.world_size)]
+        cuts = [
+            [mine[b] for b in micro_batches(lengths[mine], budget)]
+            for mine in split_ranks(lengths, self.world_size)
+        ]
         parts = [([packs[i] for i in cut], 1.0) for cut in cuts[self.rank]]
         return parts + [([rows[:1]], 0.0)] * (max(map(len, cuts)) - len(parts))
 
@@ -148,12 +172,16 @@ class Engine:
         found: TokenLogprobs = self.ds(batch, temperature)
         return found
 
-    def step(self, share: Sequence[tuple[list[Pack], float]], loss: Callable[[list[Pack], float], Tensor]) -> StepResult:
-        """One optimiser update. `loss(packs, weight)` gives the part of the global loss that the packs contribute; it must
-        count nothing where the weight is 0."""
+    def step(
+        self, share: Sequence[tuple[list[Pack], float]], loss: Callable[[list[Pack], float], Tensor]
+    ) -> StepResult:
+        """One optimiser update. `loss(packs, weight)` gives the part of the global loss that the packs
+        contribute; it must count nothing where the weight is 0."""
         self.ds.train()
         for packs, weight in share:
-            value = loss(packs, weight) * weight * self.world_size  # DeepSpeed averages over ranks, the loss is a global sum
+            value = (
+                loss(packs, weight) * weight * self.world_size
+            )  # DeepSpeed averages over ranks, the loss is a global sum
             self.ds.backward(value, scale_wrt_gas=False)
         rate = float(self.ds.get_lr()[0])
         self.ds.step()
@@ -172,7 +200,9 @@ class Engine:
         share = self.share(sequences)
         mine = [packs for packs, weight in share if weight]
         found = logprobs_of_packs(self.ds, sequences, mine, temperature=temperature, device=self.device)
-        for packs, _ in share[len(mine) :]:  # as many passes as the other ranks make: under ZeRO-3 each is a collective
+        for packs, _ in share[
+            len(mine) :
+        ]:  # as many passes as the other ranks make: under ZeRO-3 each is a collective
             logprobs_of_packs(self.ds, sequences, [packs], temperature=temperature, device=self.device)
         if self.world_size > 1:
             total = torch.from_numpy(found).to(self.device)
@@ -180,21 +210,31 @@ class Engine:
             found = total.cpu().numpy()
         return found
 
-    def scores(self, blocks: Sequence[Block], temperature: float, *, start: bool = False, together: bool = False) -> list[list[Logprobs]]:
-        """Log-probs of blocks of groups, in the passes that a saved policy takes for them. `start`: under the policy that the adapter was
-        added to. `together`: of those dealt to this rank, and it makes as many passes as the rank with the most, since under ZeRO-3 each
-        is a collective."""
+    def scores(
+        self, blocks: Sequence[Block], temperature: float, *, start: bool = False, together: bool = False
+    ) -> list[list[Logprobs]]:
+        """Log-probs of blocks of groups, in the passes that a saved policy takes for them. `start`: under the
+        policy that the adapter was added to. `together`: of those dealt to this rank, and it makes as many
+        passes as the rank with the most, since under ZeRO-3 each is a collective."""
         self.ds.eval()
         with _adapters.switched_off(self.ds.module) if start else nullcontext():
             return self._scores(blocks, temperature, together=together)
 
     def _scores(self, blocks: Sequence[Block], temperature: float, *, together: bool) -> list[list[Logprobs]]:
         data = [sequences_of(block) for block in blocks]
-        hands = [range(rank, len(blocks), self.world_size) for rank in range(self.world_size)] if together else [range(len(blocks))]
+        hands = (
+            [range(rank, len(blocks), self.world_size) for rank in range(self.world_size)]
+            if together
+            else [range(len(blocks))]
+        )
         mine = hands[self.rank if together else 0]
         passes = [passes_of(d, BUDGET_TOKENS, self.ds.module.reach()) for d in data]
         found = [
-            by_group(logprobs_of_packs(self.ds, data[i], passes[i], temperature=temperature, device=self.device), blocks[i]) for i in mine
+            by_group(
+                logprobs_of_packs(self.ds, data[i], passes[i], temperature=temperature, device=self.device),
+                blocks[i],
+            )
+            for i in mine
         ]
         counts = [sum(len(passes[i]) for i in hand) for hand in hands]
         for _ in range(max(counts) - sum(len(passes[i]) for i in mine)):
@@ -205,8 +245,8 @@ class Engine:
 
     @torch.no_grad()
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Merged weights under their Hugging Face names. Under ZeRO-3 every rank must iterate to the end; the tensors of
-        rank 0 count."""
+        """Merged weights under their Hugging Face names. Under ZeRO-3 every rank must iterate to the end; the
+        tensors of rank 0 count."""
         import deepspeed
 
         sharded = self.train.zero_stage == 3
@@ -222,8 +262,9 @@ class Engine:
                     yield _plain_name(name), parameter.detach().clone() if sharded else parameter.detach()
 
     def export(self, folder: Path, *, merged: bool) -> None:
-        """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT folder, unless
-        it is to be merged; all else, an adapter on an already merged adapter included, as a full Hugging Face folder."""
+        """Write the policy, safetensors, with its tokenizer. An adapter on a full base is written as a PEFT
+        folder, unless it is to be merged; all else, an adapter on an already merged adapter included, as a
+        full Hugging Face folder."""
         if self.lora and not merged and not saved.is_adapter(self.stands_on):
             self._export_adapter(folder)
         else:
@@ -238,7 +279,8 @@ class Engine:
 
     @torch.no_grad()
     def adapter(self) -> Adapter | None:
-        """The adapter in training, on the policy saved in `stands_on`. Under ZeRO-3 every rank must call it; rank 0 has the answer."""
+        """The adapter in training, on the policy saved in `stands_on`. Under ZeRO-3 every rank must call it;
+        rank 0 has the answer."""
         import deepspeed
 
         wrapped = self.ds.module.model
@@ -252,7 +294,11 @@ class Engine:
         if found := self.adapter():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / saved.ADAPTER).write_text(found.config, encoding="utf-8")
-            save_file({n: t.cpu().contiguous() for n, t in found.weights.items()}, folder / saved.WEIGHTS, metadata={"format": "pt"})
+            save_file(
+                {n: t.cpu().contiguous() for n, t in found.weights.items()},
+                folder / saved.WEIGHTS,
+                metadata={"format": "pt"},
+            )
 
     def _unwrapped(self) -> Any:
         """A transformers model to call save_pretrained on; its own weights do not matter."""
@@ -262,11 +308,14 @@ class Engine:
         if self.lora:
             with torch.device("meta"):
                 causal = type(causal)(causal.config)
-        causal.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
+        causal.generation_config = (
+            GenerationConfig()
+        )  # save_pretrained raises for many that hubs' folders hold
         return causal
 
     def _keep_generation_config(self, folder: Path) -> None:
-        """As the model came with it, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence tokens."""
+        """As the model came with it, to the byte: whoever serves the policy ends its completions by its list
+        of end-of-sequence tokens."""
         own, written = saved.base(self.folder) / "generation_config.json", folder / "generation_config.json"
         written.unlink(missing_ok=True)
         if own.is_file():
@@ -275,13 +324,18 @@ class Engine:
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """Copy weights, optimiser, schedule and RNG of this rank, and begin to write them (DeepSpeed's own format); all ranks call it, and
-        none goes on before all have their copy. `written` tells the end."""
+        """Copy weights, optimiser, schedule and RNG of this rank, and begin to write them (DeepSpeed's own
+        format); all ranks call it, and none goes on before all have their copy. `written` tells the end."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"rng": torch.get_rng_state(), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        state = {
+            "rng": torch.get_rng_state(),
+            "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+        }
         if self.device.type == "cuda":
             state["device_rng"] = torch.cuda.get_rng_state(self.device)
-        self.ds.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora)
+        self.ds.save_checkpoint(
+            str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora
+        )
         self._barrier()
 
     def written(self) -> list[Written] | None:
@@ -304,8 +358,9 @@ class Engine:
     def offload(self) -> None:
         """Move weights, gradients and optimiser to host memory, so that vLLM can have the GPU.
 
-        DeepSpeed moves what its optimiser holds (`offload_states` in deepspeed/runtime/zero/stage_1_and_2.py); the frozen weights under an
-        adapter are not among it, nor under ZeRO-3 the states of another optimiser than its own, which it compiles at first use (stage3.py).
+        DeepSpeed moves what its optimiser holds (`offload_states` in
+        deepspeed/runtime/zero/stage_1_and_2.py); the frozen weights under an adapter are not among it, nor
+        under ZeRO-3 the states of another optimiser than its own, which it compiles at first use (stage3.py).
         """
         if self.train.zero_stage == 3:
             from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
@@ -327,7 +382,12 @@ class Engine:
     def _master_weights_and_moments(self) -> list[Tensor]:
         """Of this rank's part under ZeRO-3, float32."""
         zero = self.ds.optimizer
-        moments = [state[name] for state in zero.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq") if name in state]
+        moments = [
+            state[name]
+            for state in zero.optimizer.state.values()
+            for name in ("exp_avg", "exp_avg_sq")
+            if name in state
+        ]
         return [*zero.fp32_partitioned_groups_flat, *moments]
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""An lm-evaluation-harness model whose forward passes are the rollout workers'. Imports lm_eval: import this late."""
+"""An lm-evaluation-harness model whose forward passes are the rollout workers'. Imports lm_eval: import this
+late."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ VERSION = 0
 
 
 class EngineLM(TemplateLM):
-    """`policy` is the saved policy that the engines run as VERSION, for its tokenizer; `limit` their longest sequence, tokens.
-    Contexts that are too long lose their beginning, as in lm-eval's own models."""
+    """`policy` is the saved policy that the engines run as VERSION, for its tokenizer; `limit` their longest
+    sequence, tokens. Contexts that are too long lose their beginning, as in lm-eval's own models."""
 
     def __init__(self, pool: RolloutPool, policy: str, limit: int, seed: int) -> None:
         super().__init__()
@@ -38,11 +39,15 @@ class EngineLM(TemplateLM):
         return Path(self.policy).name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        written = bool(self.tokenizer.bos_token) and string.startswith(self.tokenizer.bos_token)  # a chat template writes its own
+        written = bool(self.tokenizer.bos_token) and string.startswith(
+            self.tokenizer.bos_token
+        )  # a chat template writes its own
         special = add_special_tokens if add_special_tokens is not None else not written
         return list(self.tokenizer.encode(string, add_special_tokens=special))
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -56,7 +61,12 @@ class EngineLM(TemplateLM):
         asked = [(i, r.args[0], normalize_gen_kwargs(r.args[1])) for i, r in enumerate(requests)]
         alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
         for i, context, kwargs in asked:
-            key = (tuple(kwargs["until"]), kwargs["max_gen_toks"], kwargs["temperature"], kwargs.get("top_p", 1.0))
+            key = (
+                tuple(kwargs["until"]),
+                kwargs["max_gen_toks"],
+                kwargs["temperature"],
+                kwargs.get("top_p", 1.0),
+            )
             alike.setdefault(key, []).append((i, context))
         texts = [""] * len(requests)
         for (until, new, temperature, top_p), rows in alike.items():
@@ -66,7 +76,9 @@ class EngineLM(TemplateLM):
             stop = tuple(u for u in until if u)
             sampling = Sampling(1, new, temperature=temperature, top_p=top_p, stop=stop)
             for group in self.pool.generate(prompts, seeds, sampling, VERSION):
-                texts[rows[group.index][0]] = postprocess_generated_text(group.completions[0].text, list(stop), None)
+                texts[rows[group.index][0]] = postprocess_generated_text(
+                    group.completions[0].text, list(stop), None
+                )
         return texts
 
     def _prompt(self, index: int, context: str, room: int) -> Prompt:
@@ -77,7 +89,9 @@ class EngineLM(TemplateLM):
         pairs = []
         for _, context, continuation in requests:
             kept = context[-max(1, self.limit - len(continuation)) :]
-            pairs.append((np.array(kept, dtype=np.int32), np.array(continuation[-(self.limit - 1) :], dtype=np.int32)))
+            pairs.append(
+                (np.array(kept, dtype=np.int32), np.array(continuation[-(self.limit - 1) :], dtype=np.int32))
+            )
         logprobs, ranks = self.pool.ranked(pairs)
         cuts = np.cumsum([len(c) for _, c in pairs])[:-1]
         parts = zip(np.split(logprobs.astype(np.float64), cuts), np.split(ranks, cuts), strict=True)
@@ -87,7 +101,9 @@ class EngineLM(TemplateLM):
         windows, owners = [], []
         for i, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, max_seq_len=self.limit - 1, context_len=1):
+            for window in get_rolling_token_windows(
+                tokens, self.prefix_token_id, max_seq_len=self.limit - 1, context_len=1
+            ):
                 windows.append((None, *make_disjoint_window(window)))
                 owners.append(i)
         totals = [0.0] * len(requests)

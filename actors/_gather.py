@@ -18,12 +18,15 @@ Block = list[Group]
 def deal(actors: Actors, method: str, *args: Any, blocks: Sequence[Block], first: int = 0) -> Dealt:
     """Call `method(*args, blocks)` on as many workers as there are blocks for, from worker `first` on."""
     hands = min(len(actors), len(blocks))
-    calls = [actors.call((first + i) % len(actors), method, *args, list(blocks[i::hands])) for i in range(hands)]
+    calls = [
+        actors.call((first + i) % len(actors), method, *args, list(blocks[i::hands])) for i in range(hands)
+    ]
     return Dealt(calls, len(blocks))
 
 
 class Dealt:
-    """The answers for blocks that were dealt out like cards: block i to worker i modulo their number. Implements roles.Pending."""
+    """The answers for blocks that were dealt out like cards: block i to worker i modulo their number.
+    Implements roles.Pending."""
 
     def __init__(self, calls: Sequence[Pending[list[list[Logprobs]]]], num_blocks: int) -> None:
         self.calls, self.num_blocks = calls, num_blocks
@@ -36,12 +39,15 @@ class Dealt:
         """Of each group, in the order of the blocks."""
         if self.found is None:
             hands = [call.result() for call in self.calls]
-            self.found = [group for i in range(self.num_blocks) for group in hands[i % len(hands)][i // len(hands)]]
+            self.found = [
+                group for i in range(self.num_blocks) for group in hands[i % len(hands)][i // len(hands)]
+            ]
         return self.found
 
 
 class Gathered:
-    """Groups that are asked for together by `ask`: when somebody wants the first answer, or `ask_all` is called."""
+    """Groups that are asked for together by `ask`: when somebody wants the first answer, or `ask_all` is
+    called."""
 
     def __init__(self, ask: Callable[[list[Group]], Pending[list[Logprobs]]]) -> None:
         self.ask = ask

@@ -9,7 +9,8 @@ from torch import nn
 
 
 class Host:
-    """Host memory for some tensors of `device`, and the way there and back. Those that never change are copied there once."""
+    """Host memory for some tensors of `device`, and the way there and back. Those that never change are
+    copied there once."""
 
     def __init__(self, device: torch.device, *, frozen: bool) -> None:
         self.device, self.frozen = device, frozen
@@ -21,7 +22,10 @@ class Host:
         self.tensors = list(tensors)
         pinned = self.device.type == "cuda"
         if [t.shape for t in self.tensors] != [h.shape for h in self.host]:
-            self.host = [torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False) for t in self.tensors]
+            self.host = [
+                torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False)
+                for t in self.tensors
+            ]
         elif self.frozen:
             self._point(self.host)
             return
@@ -31,7 +35,12 @@ class Host:
 
     def give(self) -> None:
         """Back to the device."""
-        self._point([kept.to(self.device, non_blocking=True) if self.device.type == "cuda" else kept.clone() for kept in self.host])
+        self._point(
+            [
+                kept.to(self.device, non_blocking=True) if self.device.type == "cuda" else kept.clone()
+                for kept in self.host
+            ]
+        )
 
     def _point(self, where: list[torch.Tensor]) -> None:
         for tensor, values in zip(self.tensors, where, strict=True):

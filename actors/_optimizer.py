@@ -31,8 +31,9 @@ def learning_rate_factor(config: TrainConfig, num_updates: int) -> Callable[[int
 def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) -> dict[str, Any]:
     """Gradients accumulate and are reduced in float32, whatever the model's dtype.
 
-    ZeRO-1 in bfloat16 runs as ZeRO-2: DeepSpeed gives its float32 sums to another optimiser, which counts each micro-batch of ours again
-    (gradient norm 36.9 where it is 0.654, 101 micro-batches; `_do_optimizer_sanity_check` in deepspeed/runtime/engine.py).
+    ZeRO-1 in bfloat16 runs as ZeRO-2: DeepSpeed gives its float32 sums to another optimiser, which counts
+    each micro-batch of ours again (gradient norm 36.9 where it is 0.654, 101 micro-batches;
+    `_do_optimizer_sanity_check` in deepspeed/runtime/engine.py).
     """
     half = model.dtype == "bfloat16"
     zero: dict[str, Any] = {"stage": max(train.zero_stage, 2) if half else train.zero_stage}
@@ -60,8 +61,8 @@ def adamw(trained: list[torch.nn.Parameter], train: TrainConfig) -> torch.optim.
 
 
 def decay_groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases (one dimension) do not decay, matrices and embeddings do. Without decay there is one group,
-    and no group is empty, which DeepSpeed does not take."""
+    """Parameter groups: norms and biases (one dimension) do not decay, matrices and embeddings do. Without
+    decay there is one group, and no group is empty, which DeepSpeed does not take."""
     decayed = [p for p in trained if p.ndim > 1 or weight_decay == 0]
     plain = [p for p in trained if p.ndim <= 1 and weight_decay > 0]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

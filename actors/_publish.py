@@ -38,9 +38,11 @@ class ParcelPublisher:
 
 
 class GroupPublisher:
-    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine was restarted.
+    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine was
+    restarted.
 
-    An engine that is killed in the middle of a broadcast breaks it: the run ends and is resumed from its checkpoint.
+    An engine that is killed in the middle of a broadcast breaks it: the run ends and is resumed from its
+    checkpoint.
     """
 
     def __init__(self, name: str, source: Broadcasts, rollouts: RolloutPool, backend: str) -> None:

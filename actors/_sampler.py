@@ -1,7 +1,7 @@
 """The vLLM engine of one rollout worker: draws groups, gives log-probs, takes new weights.
 
-Runs in-process (no engine core of its own, whose death would hang the caller for ever). It patches torch in its process,
-so nothing else may live there.
+Runs in-process (no engine core of its own, whose death would hang the caller for ever). It patches torch in
+its process, so nothing else may live there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def environment(config: Config) -> dict[str, str]:
     elif config.model.deterministic:
         env["VLLM_BATCH_INVARIANT"] = "1"
     base = saved.base(Path(config.model.path))
-    if base.is_dir() and hub.name_of(str(base)) is None:  # one of the hub may have to be downloaded on the worker's node
+    if (
+        base.is_dir() and hub.name_of(str(base)) is None
+    ):  # one of the hub may have to be downloaded on the worker's node
         env["HF_HUB_OFFLINE"] = "1"
     return env
 
@@ -46,8 +48,8 @@ class WeightLoader:
     """vLLM worker extension: these methods run beside the model, once per tensor-parallel rank."""
 
     def frpo_load(self, named: group.Named) -> None:
-        """Replace weights. On the CPU, vLLM has packed them away: a reload packs the new ones, except those of a tied
-        lm_head, which keeps its old copy silently unless it is packed again."""
+        """Replace weights. On the CPU, vLLM has packed them away: a reload packs the new ones, except those
+        of a tied lm_head, which keeps its old copy silently unless it is packed again."""
         runner = self.model_runner  # type: ignore[attr-defined]
         runner.reload_weights(weights_iterator=iter(named))
         model = runner.get_model()
@@ -59,7 +61,9 @@ class WeightLoader:
         dtype = self.model_runner.model_config.dtype  # type: ignore[attr-defined]
         self.frpo_load(policies.tensors(hub.on_this_node(folder), dtype))
 
-    def frpo_join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
+    def frpo_join(
+        self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str
+    ) -> None:
         groups = self.__dict__.setdefault("frpo_groups", {})
         groups[name] = group.make_group(host, port, first_rank + self.rank, world_size, backend)  # type: ignore[attr-defined]
 
@@ -68,9 +72,10 @@ class WeightLoader:
 
 
 def _export_stats(engine: Any) -> None:
-    """Put vLLM's own gauges (ray_vllm_*: queue, KV cache, prefix cache) on the cluster's metrics port. Only what the scheduler tells at
-    each engine step: vLLM's histograms take a dozen values of every single request. A run goes on without them where they do not load:
-    they import ray.serve, which a grpc of another version than grpcio-reflection's keeps from loading."""
+    """Put vLLM's own gauges (ray_vllm_*: queue, KV cache, prefix cache) on the cluster's metrics port. Only
+    what the scheduler tells at each engine step: vLLM's histograms take a dozen values of every single
+    request. A run goes on without them where they do not load: they import ray.serve, which a grpc of another
+    version than grpcio-reflection's keeps from loading."""
     try:
         from vllm.v1.metrics.loggers import StatLoggerManager
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
@@ -79,19 +84,25 @@ def _export_stats(engine: Any) -> None:
         return
 
     class SchedulerStats(RayPrometheusStatLogger):
-        def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
             super().record(scheduler_stats, None, None, engine_idx)
 
-    engine.logger_manager = StatLoggerManager(engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False)
+    engine.logger_manager = StatLoggerManager(
+        engine.vllm_config, custom_stat_loggers=[SchedulerStats], enable_default_loggers=False
+    )
 
 
 MEMORY_LIMIT_S = 240.0
-"""Longest wait for a card to become free; who waits for a restarted engine does so for 300 s, and the other role has left the card by then."""
+"""Longest wait for a card to become free; who waits for a restarted engine does so for 300 s, and the other
+role has left the card by then."""
 
 
 def wait_for_memory(share: float) -> None:
-    """Until as much of the card is free as vLLM asks for when it starts (`request_memory` in vllm/v1/worker/utils.py). An engine that is
-    restarted finds it taken while another role has its turn, and that one leaves when the engines are called next.
+    """Until as much of the card is free as vLLM asks for when it starts (`request_memory` in
+    vllm/v1/worker/utils.py). An engine that is restarted finds it taken while another role has its turn, and
+    that one leaves when the engines are called next.
 
     Raises RuntimeError after MEMORY_LIMIT_S.
     """
@@ -104,11 +115,14 @@ def wait_for_memory(share: float) -> None:
         if free >= share * total:
             return
         if not said:
-            logging.getLogger(__name__).warning("waiting for memory of the GPU: %.1f GiB are free", free / 2**30)
+            logging.getLogger(__name__).warning(
+                "waiting for memory of the GPU: %.1f GiB are free", free / 2**30
+            )
             said = True
         if time.monotonic() > began + MEMORY_LIMIT_S:
             raise RuntimeError(
-                f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU were free, and an engine takes {share:.0%} of it; lower "
+                f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU were free, and an engine takes "
+                f"{share:.0%} of it; lower "
                 "rollout.gpu_memory_utilization, or end what else runs there"
             )
         time.sleep(1.0)
@@ -119,7 +133,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)
 
 
 def _lora(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
-    """Settings of an engine for adapters up to the rank in training, or of the policy in `folder`; none where all weights come merged.
+    """Settings of an engine for adapters up to the rank in training, or of the policy in `folder`; none where
+    all weights come merged.
 
     In bfloat16 the adapters of the policy, of an arm on it and of a fine-tune of that come as one.
     """
@@ -128,15 +143,24 @@ def _lora(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str,
         rank = model.lora.rank if model.dtype == "float32" else min(rank + 2 * model.lora.rank, LARGEST_RANK)
     if rank == 0 or rollout.lora == "merged" or rank > LARGEST_RANK:
         return {}
-    # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts (`add_lora_logits` in its punica wrappers)
+    # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts
+    # (`add_lora_logits` in its punica wrappers)
     layers = saved.linear_layers(saved.base(folder))
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank), "lora_target_modules": layers}
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": next(r for r in LORA_RANKS if r >= rank),
+        "lora_target_modules": layers,
+    }
 
 
 class Sampler:
-    """One engine: the weights of one policy, and an adapter on them or none. `max_model_len` is the longest prompt + completion, tokens."""
+    """One engine: the weights of one policy, and an adapter on them or none. `max_model_len` is the longest
+    prompt + completion, tokens."""
 
-    def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int) -> None:
+    def __init__(
+        self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int
+    ) -> None:
         from transformers import AutoTokenizer
         from vllm import LLM
 
@@ -171,9 +195,11 @@ class Sampler:
             self.llm = LLM(
                 model=str(self.weights),
                 tokenizer=tokenizer,
-                served_model_name="policy",  # a tag of its metrics, where a path with other letters than ASCII ends the process
+                # a tag of its metrics, where a path with other letters than ASCII ends the process
+                served_model_name="policy",
                 dtype=model.dtype,
-                max_model_len=max_model_len + 1,  # a full sequence plus the one token that a log-prob request must draw
+                max_model_len=max_model_len
+                + 1,  # a full sequence plus the one token that a log-prob request must draw
                 max_num_seqs=rollout.max_num_seqs,
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled; "raw" ignores the temperature
                 disable_log_stats=False,
@@ -184,17 +210,25 @@ class Sampler:
             )
         except ValueError as error:
             if lora and "LoRA" in str(error):  # of a model that it has no adapters for
-                raise ConfigError(f"rollout.lora: {error} Train in float32 with rollout.lora: merged, or choose another model") from None
+                raise ConfigError(
+                    f"rollout.lora: {error} Train in float32 with rollout.lora: merged, or choose another "
+                    "model"
+                ) from None
             raise
         _export_stats(self.llm.llm_engine)
 
     def generate(
-        self, prompts: Sequence[Prompt], indices: Sequence[int], seeds: Sequence[int], sampling: Sampling, policy_version: int
+        self,
+        prompts: Sequence[Prompt],
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        policy_version: int,
     ) -> Iterator[tuple[Group, ...]]:
         """Yield groups as they finish, those of one engine step together.
 
-        The prefix cache is emptied first: what a batch draws then depends on the batch alone, not on what ran before.
-        Raises ValueError naming a prompt that leaves no room for the completion.
+        The prefix cache is emptied first: what a batch draws then depends on the batch alone, not on what ran
+        before. Raises ValueError naming a prompt that leaves no room for the completion.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -202,7 +236,8 @@ class Sampler:
         for prompt in prompts:
             if len(prompt.token_ids) + sampling.max_new_tokens > self.max_model_len:
                 raise ValueError(
-                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new ones are more than "
+                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new "
+                    "ones are more than "
                     f"{self.max_model_len}; lower data.max_prompt_tokens or rollout.max_new_tokens"
                 )
         self.reset_cache()
@@ -221,7 +256,9 @@ class Sampler:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             waiting[str(index)] = (index, prompt)
-            engine.add_request(str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params, lora_request=self.adapter)
+            engine.add_request(
+                str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params, lora_request=self.adapter
+            )
         while waiting:
             done: list[Any] = [o for o in engine.step() if o.finished]
             if done:
@@ -233,7 +270,9 @@ class Sampler:
         completions = tuple(
             Completion(
                 token_ids=np.array(tokens, dtype=np.int32),
-                logprobs=np.array([row[t].logprob for t, row in zip(tokens, o.logprobs, strict=True)], dtype=np.float32),
+                logprobs=np.array(
+                    [row[t].logprob for t, row in zip(tokens, o.logprobs, strict=True)], dtype=np.float32
+                ),
                 text=_before(text, o),
                 finish_reason="length" if o.finish_reason == "length" else "stop",
             )
@@ -258,7 +297,9 @@ class Sampler:
             for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True)
             for t in range(int(start), len(tokens))
         ]
-        return np.array([f.logprob for f in found], dtype=np.float32), np.array([f.rank for f in found], dtype=np.int32)
+        return np.array([f.logprob for f in found], dtype=np.float32), np.array(
+            [f.rank for f in found], dtype=np.int32
+        )
 
     def load(self, named: group.Named) -> None:
         """All weights anew, without an adapter."""
@@ -269,7 +310,8 @@ class Sampler:
         self._replace("frpo_receive", name, meta)
 
     def load_policy(self, folder: Path) -> None:
-        """A saved policy: an adapter unmerged, where vLLM applies its kind exactly, on the weights of what it stands on."""
+        """A saved policy: an adapter unmerged, where vLLM applies its kind exactly, on the weights of what it
+        stands on."""
         here = hub.on_this_node(folder)
         rank = saved.plain_rank(here) if saved.is_adapter(here) and self.max_rank else None
         if rank is not None and rank <= self.max_rank:
@@ -278,13 +320,15 @@ class Sampler:
             self._merge(here)
 
     def serve(self, folder: Path, base: Path) -> None:
-        """The adapter in `folder` on the weights of the saved policy `base`. Raises ConfigError where vLLM has none for some layer."""
+        """The adapter in `folder` on the weights of the saved policy `base`. Raises ConfigError where vLLM
+        has none for some layer."""
         from vllm.lora.request import LoRARequest
 
         base = hub.on_this_node(base)
         if saved.plain_rank(folder) is None:
             raise ConfigError(
-                "model.lora: engines serve adapters on linear layers alone, not on the output head or the embedding; leave them out of the "
+                "model.lora: engines serve adapters on linear layers alone, not on the output head or the "
+                "embedding; leave them out of the "
                 "targets, or train in float32 with rollout.lora: merged"
             )
         if self.weights is None or base.resolve() != self.weights.resolve():
@@ -296,7 +340,8 @@ class Sampler:
             self.llm.llm_engine.add_lora(request)
         except ValueError as error:
             raise ConfigError(
-                f"rollout.lora: vLLM does not serve this adapter ({error}); train in float32 with rollout.lora merged"
+                f"rollout.lora: vLLM does not serve this adapter ({error}); train in float32 with "
+                "rollout.lora merged"
             ) from None
         self.adapter = request
 
@@ -330,8 +375,9 @@ class Sampler:
 
 
 def _before(text: str, output: Any) -> str:
-    """The text of a completion up to the stop string that ended it, if one did: at once or in the middle of a token. vLLM's own text keeps
-    the blank of a first word, and stands in where a tokenizer drops that with the stop string's own."""
+    """The text of a completion up to the stop string that ended it, if one did: at once or in the middle of a
+    token. vLLM's own text keeps the blank of a first word, and stands in where a tokenizer drops that with
+    the stop string's own."""
     stop = output.stop_reason
     if not isinstance(stop, str):
         return text

@@ -1,4 +1,5 @@
-"""Log-probs of groups by transformers: what the reference scorer, the evaluation actors and the trained policy share."""
+"""Log-probs of groups by transformers: what the reference scorer, the evaluation actors and the trained
+policy share."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class FrozenPolicies:
                 del self.loaded[next(iter(self.loaded))]
             if self.model.deterministic:
                 use_deterministic()
-            model = policies.load_beside(hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention)
+            model = policies.load_beside(
+                hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention
+            )
             scorer = Scorer(model.to(device())).eval().requires_grad_(False)
             self.loaded[policy] = scorer, frozen(scorer, device())
         return self.loaded[policy][0]
@@ -54,7 +57,9 @@ class FrozenPolicies:
         from frpo.logprobs import completion_logprobs
 
         scorer = self._scorer(policy)
-        flat = completion_logprobs(scorer, sequences_of(block), temperature=temperature, budget_tokens=BUDGET_TOKENS, device=device())
+        flat = completion_logprobs(
+            scorer, sequences_of(block), temperature=temperature, budget_tokens=BUDGET_TOKENS, device=device()
+        )
         return by_group(flat, block)
 
 
@@ -63,7 +68,8 @@ def sequences_of(block: Sequence[Group]) -> Sequences:
 
 
 def by_group(flat: Floats, block: Sequence[Group]) -> list[tuple[Floats, ...]]:
-    """Values of all completion tokens of a block, `[sum of completion lengths]`, as k arrays [T] per group."""
+    """Values of all completion tokens of a block, `[sum of completion lengths]`, as k arrays [T] per
+    group."""
     parts = iter(np.split(flat, np.cumsum([len(c.token_ids) for g in block for c in g.completions])[:-1]))
     return [tuple(next(parts) for _ in g.completions) for g in block]
 

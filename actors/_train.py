@@ -1,6 +1,8 @@
-"""What learners and fine-tune workers share: a rank of a DeepSpeed job, its engine, and the way its weights take out.
+"""What learners and fine-tune workers share: a rank of a DeepSpeed job, its engine, and the way its weights
+take out.
 
-The one place of inheritance in the project: Ray serves the methods of one class, and these are the same fourteen.
+The one place of inheritance in the project: Ray serves the methods of one class, and these are the same
+fourteen.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class TrainWorker:
         return found if self.rank == 0 else None
 
     def score(self, temperature: float, start: bool, blocks: list[Block]) -> list[list[Logprobs]]:
-        """Log-probs of blocks under the policy in training, or the one that it began from, by this rank alone."""
+        """Log-probs of blocks under the policy in training, or the one that it began from, by this rank
+        alone."""
         return self._engine().scores(blocks, temperature, start=start)
 
     def score_together(self, temperature: float, start: bool, blocks: list[Block]) -> list[list[Logprobs]]:
@@ -120,7 +123,8 @@ class TrainWorker:
 
 
 class TrainPool:
-    """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last checkpoint."""
+    """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last
+    checkpoint."""
 
     def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
         self.actors = _calls.Actors(role, handles, timeout_s=timeout_s)
@@ -137,14 +141,20 @@ class TrainPool:
         return found
 
     def submit(self, groups: Sequence[Group], temperature: float = 1.0) -> Dealt:
-        """Log-probs of every completion under the policy in training, in the blocks that saved policies are scored in."""
+        """Log-probs of every completion under the policy in training, in the blocks that saved policies are
+        scored in."""
         return self.ask(blocks_of(groups, BUDGET_TOKENS), temperature)
 
-    def ask(self, blocks: Sequence[Block], temperature: float, *, start: bool = False, first: int = 0) -> Dealt:
+    def ask(
+        self, blocks: Sequence[Block], temperature: float, *, start: bool = False, first: int = 0
+    ) -> Dealt:
         """`start`: under the policy that training began from, with its adapter switched off."""
         if not self.together:
             return deal(self.actors, "score", temperature, start, blocks=blocks, first=first)
-        calls = [self.actors.call(rank, "score_together", temperature, start, list(blocks)) for rank in range(len(self.actors))]
+        calls = [
+            self.actors.call(rank, "score_together", temperature, start, list(blocks))
+            for rank in range(len(self.actors))
+        ]
         return Dealt(calls, len(blocks))
 
     def save(self, folder: Path) -> RanksWriting:
@@ -201,8 +211,8 @@ class Together:
 
 
 class RanksWriting:
-    """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank is asked until it is done.
-    Implements roles.Writing."""
+    """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank
+    is asked until it is done. Implements roles.Writing."""
 
     def __init__(self, actors: _calls.Actors) -> None:
         self.actors = actors
@@ -213,7 +223,10 @@ class RanksWriting:
 
     def _ready(self, limit_s: float) -> bool:
         for rank in range(len(self.actors)):
-            if rank not in self.done and (files := self.actors.beside(rank, "written", limit_s).result()) is not None:
+            if (
+                rank not in self.done
+                and (files := self.actors.beside(rank, "written", limit_s).result()) is not None
+            ):
                 self.done[rank] = files
         return len(self.done) == len(self.actors)
 
@@ -222,7 +235,9 @@ class RanksWriting:
         deadline = time.monotonic() + limit
         while not self._ready(max(1.0, deadline - time.monotonic())):
             if time.monotonic() > deadline:
-                late = ", ".join(self.actors.name(rank) for rank in range(len(self.actors)) if rank not in self.done)
+                late = ", ".join(
+                    self.actors.name(rank) for rank in range(len(self.actors)) if rank not in self.done
+                )
                 raise WorkerFailed(f"{late} did not finish writing a checkpoint within {limit:g} s.")
             time.sleep(0.05)
         return [file for rank in sorted(self.done) for file in self.done[rank]]

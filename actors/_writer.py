@@ -1,4 +1,5 @@
-"""Writes DeepSpeed's checkpoints beside the training: from a copy in host memory, in a thread, each file hashed as it is written."""
+"""Writes DeepSpeed's checkpoints beside the training: from a copy in host memory, in a thread, each file
+hashed as it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from frpo.types import Written
 
 
 class Writer(TorchCheckpointEngine):  # type: ignore[misc]
-    """What a rank writes of one checkpoint, one after the other. `save` returns as soon as the values are copied."""
+    """What a rank writes of one checkpoint, one after the other. `save` returns as soon as the values are
+    copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +41,8 @@ class Writer(TorchCheckpointEngine):  # type: ignore[misc]
         self.files.append(self.thread.submit(write, copied, Path(path)))
 
     def written(self) -> list[Written] | None:
-        """The files of this rank, on disk; None while it still writes. Raises OSError, as a full disk does."""
+        """The files of this rank, on disk; None while it still writes. Raises OSError, as a full disk
+        does."""
         return [file.result() for file in self.files] if all(file.done() for file in self.files) else None
 
     def close(self) -> None:
@@ -48,8 +51,8 @@ class Writer(TorchCheckpointEngine):  # type: ignore[misc]
 
 
 def on_host(state: Any, seen: dict[Any, Tensor] | None = None) -> Any:
-    """The same containers with copies of the tensors in host memory, pinned if they come from a GPU. Whoever shares memory wholly goes on
-    to."""
+    """The same containers with copies of the tensors in host memory, pinned if they come from a GPU. Whoever
+    shares memory wholly goes on to."""
     seen = {} if seen is None else seen
     if isinstance(state, Tensor):
         own = (state.data_ptr(), state.dtype, state.shape, state.stride(), state.device)

@@ -1,4 +1,5 @@
-"""Evaluation actors: log-probs of drawn completions under any saved policy, for KL(Q || reference) and KL(Q || policy)."""
+"""Evaluation actors: log-probs of drawn completions under any saved policy, for KL(Q || reference) and KL(Q
+|| policy)."""
 
 from __future__ import annotations
 

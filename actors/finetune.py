@@ -1,4 +1,5 @@
-"""Fine-tune workers: supervised training of a saved policy on the learner's engine (base stage, downstream tasks)."""
+"""Fine-tune workers: supervised training of a saved policy on the learner's engine (base stage, downstream
+tasks)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class FinetuneWorker(TrainWorker):
     """One rank."""
 
     def start(self, policy: str, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
-        """All ranks: a fresh optimiser on a saved policy. With model.lora a fresh adapter is trained on it."""
+        """All ranks: a fresh optimiser on a saved policy. With model.lora a fresh adapter is trained on
+        it."""
         from actors._engine import Engine
 
         self.stop()
@@ -33,7 +35,8 @@ class FinetuneWorker(TrainWorker):
         self.engine = Engine(Path(policy), model, finetune, finetune.num_steps, seed, dropout=True)
 
     def update(self, sequences: Sequences) -> FinetuneStats:
-        """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the batch."""
+        """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the
+        batch."""
         import torch
 
         from frpo.packing import Pack, pad
@@ -46,14 +49,19 @@ class FinetuneWorker(TrainWorker):
 
         def loss(packs: list[Pack], weight: float) -> torch.Tensor:
             nonlocal total
-            value = -engine.forward(pad(sequences, packs, engine.device)).logprobs.sum() / sequences.num_completion_tokens
+            value = (
+                -engine.forward(pad(sequences, packs, engine.device)).logprobs.sum()
+                / sequences.num_completion_tokens
+            )
             total += float(value.detach()) * weight
             return value
 
         result = engine.step(engine.share(sequences), loss)
         (mean,) = engine.reduce([total])
         tokens = int(sequences.lengths.sum())
-        return FinetuneStats(mean, result.grad_norm, result.learning_rate, tokens, time.perf_counter() - began)
+        return FinetuneStats(
+            mean, result.grad_norm, result.learning_rate, tokens, time.perf_counter() - began
+        )
 
     def loss(self, sequences: Sequences) -> float:
         """All ranks: mean negative log-likelihood, nats per completion token, of the current policy."""

@@ -1,6 +1,8 @@
-"""lm-evaluation-harness on the engines that are up already: one actor that turns its requests into calls of the rollout workers.
+"""lm-evaluation-harness on the engines that are up already: one actor that turns its requests into calls of
+the rollout workers.
 
-The harness brings tasks, prompts, few-shot examples and metrics; a policy is loaded into the engines once for all tasks.
+The harness brings tasks, prompts, few-shot examples and metrics; a policy is loaded into the engines once for
+all tasks.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class HarnessWorker:
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         secrets.place()
-        self.pool = RolloutPool(rollouts, timeout_s=timeout_s, restarts=restarts, tensor_parallel=tensor_parallel)
+        self.pool = RolloutPool(
+            rollouts, timeout_s=timeout_s, restarts=restarts, tensor_parallel=tensor_parallel
+        )
         self.harness, self.limit, self.seed = harness, limit, seed
 
     def ping(self) -> int:
@@ -55,9 +59,16 @@ class HarnessWorker:
         h = self.harness
         tasks, manager = tasks_of(h)
         found: Any = simple_evaluate(
-            model=EngineLM(self.pool, policy, self.limit, self.seed), tasks=tasks, task_manager=manager, limit=h.limit,
-            num_fewshot=h.num_fewshot, apply_chat_template=h.chat, log_samples=False, bootstrap_iters=1000, random_seed=self.seed % 2**31,
-        )  # fmt: skip
+            model=EngineLM(self.pool, policy, self.limit, self.seed),
+            tasks=tasks,
+            task_manager=manager,
+            limit=h.limit,
+            num_fewshot=h.num_fewshot,
+            apply_chat_template=h.chat,
+            log_samples=False,
+            bootstrap_iters=1000,
+            random_seed=self.seed % 2**31,
+        )
         return tuple(scores_of(found))
 
 
@@ -71,9 +82,13 @@ def scores_of(found: dict[str, Any]) -> Iterator[BenchmarkScore]:
             se = row.get(f"{metric}_stderr,{name}")
             count = found["n-samples"].get(task, {}).get("effective")
             yield BenchmarkScore(
-                task=task, metric=metric, filter=name, value=float(value), se=float(se) if isinstance(se, int | float) else None,
+                task=task,
+                metric=metric,
+                filter=name,
+                value=float(value),
+                se=float(se) if isinstance(se, int | float) else None,
                 num_examples=count,
-            )  # fmt: skip
+            )
 
 
 class HarnessPool:

@@ -35,25 +35,43 @@ class Sums:
     """Tokens, prompts included, each as often as it was computed."""
 
     def values(self) -> list[float]:
-        return [self.loss, self.penalty, self.entropy, self.clipped, self.mismatch, self.divergence, self.tokens, self.computed]
+        return [
+            self.loss,
+            self.penalty,
+            self.entropy,
+            self.clipped,
+            self.mismatch,
+            self.divergence,
+            self.tokens,
+            self.computed,
+        ]
 
 
 class LearnerWorker(TrainWorker):
     """One rank of the learner."""
 
     def start(
-        self, policy: str, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
+        self,
+        policy: str,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        objective: ObjectiveConfig,
+        rollout: RolloutConfig,
+        seed: int,
     ) -> None:
         """All ranks: a fresh optimiser on a saved policy; an engine left from before is freed."""
         from actors._engine import Engine
 
         self.stop()
         self.learner, self.objective, self.rollout = learner, objective, rollout
-        self.engine = Engine(Path(policy), model, learner, learner.num_steps * learner.updates_per_batch, seed, dropout=False)
+        self.engine = Engine(
+            Path(policy), model, learner, learner.num_steps * learner.updates_per_batch, seed, dropout=False
+        )
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
-        """All ranks: one step. The batch is cut, in its order, into `updates_per_batch` parts of one optimiser update
-        each; with one part the ratio is exactly 1 and the learner's own log-probs are the old ones. Several want `batch.old`."""
+        """All ranks: one step. The batch is cut, in its order, into `updates_per_batch` parts of one
+        optimiser update each; with one part the ratio is exactly 1 and the learner's own log-probs are the
+        old ones. Several want `batch.old`."""
         began = time.perf_counter()
         engine, sums = self._engine(), Sums()
         parts = np.array_split(np.arange(len(batch.sequences)), self.learner.updates_per_batch)
@@ -123,7 +141,9 @@ class LearnerWorker(TrainWorker):
                 sums.clipped += float(terms.clipped)
                 # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
                 sums.mismatch += float((torch.exp(-gap) - 1 + gap).sum())
-                sums.divergence += float(((old - reference) * now.mask).double().sum()) if reference is not None else 0.0
+                sums.divergence += (
+                    float(((old - reference) * now.mask).double().sum()) if reference is not None else 0.0
+                )
                 sums.tokens += float(now.mask.sum())
                 sums.computed += float(pack_lengths(sequences, packs).sum())
             return terms.loss
@@ -141,7 +161,13 @@ class LearnerPool(TrainPool):
         self.beginning = LearnerScores(self, start=True)
 
     def start(
-        self, policy: Path, model: ModelConfig, learner: LearnerConfig, objective: ObjectiveConfig, rollout: RolloutConfig, seed: int
+        self,
+        policy: Path,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        objective: ObjectiveConfig,
+        rollout: RolloutConfig,
+        seed: int,
     ) -> None:
         self.together = learner.zero_stage == 3 and len(self.actors) > 1
         self.policy, self.temperature = policy, rollout.temperature
@@ -156,8 +182,8 @@ class LearnerPool(TrainPool):
 
 
 class LearnerScores:
-    """Log-probs of groups by the learner's ranks, each alone in a block: of the policy in training, or of the one that it began from
-    (reference.share). Implements roles.Reference."""
+    """Log-probs of groups by the learner's ranks, each alone in a block: of the policy in training, or of the
+    one that it began from (reference.share). Implements roles.Reference."""
 
     def __init__(self, pool: LearnerPool, *, start: bool) -> None:
         self.pool, self.start = pool, start
@@ -165,14 +191,19 @@ class LearnerScores:
 
     def use(self, policy: Path, temperature: float) -> None:
         """As a reference, it is the policy that the learner was started from, which must be this one."""
-        assert (policy, temperature) == (self.pool.policy, self.pool.temperature), f"the learner began from {self.pool.policy}"
+        assert (policy, temperature) == (self.pool.policy, self.pool.temperature), (
+            f"the learner began from {self.pool.policy}"
+        )
 
     def score(self, group: Group) -> Pending[Logprobs]:
-        """At once by one rank, beside the generation; when all is drawn where a rank cannot compute alone, or shares a card."""
+        """At once by one rank, beside the generation; when all is drawn where a rank cannot compute alone, or
+        shares a card."""
         later = self.gathered.later(group)
         if not (self.pool.together or self.pool.takes_turns):
             self.gathered.ask_all()
         return later
 
     def _ask(self, groups: list[Group]) -> Dealt:
-        return self.pool.ask([[g] for g in groups], self.pool.temperature, start=self.start, first=groups[0].index)
+        return self.pool.ask(
+            [[g] for g in groups], self.pool.temperature, start=self.start, first=groups[0].index
+        )

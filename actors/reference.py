@@ -18,7 +18,8 @@ from frpo.types import Group
 
 
 class ReferenceWorker:
-    """One copy of the reference. The policy's folder comes with each call, so that a restarted worker needs no set-up."""
+    """One copy of the reference. The policy's folder comes with each call, so that a restarted worker needs
+    no set-up."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.policies = FrozenPolicies(model, capacity=1)
@@ -41,7 +42,8 @@ class ReferenceWorker:
 class ReferencePool:
     """All reference workers; implements roles.Reference.
 
-    With `takes_turns` they share GPUs with the engines: what they are asked waits until the first answer is wanted, when all is drawn.
+    With `takes_turns` they share GPUs with the engines: what they are asked waits until the first answer is
+    wanted, when all is drawn.
     """
 
     def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
@@ -62,7 +64,9 @@ class ReferencePool:
     def _ask(self, groups: list[Group]) -> Dealt:
         """Each group is a block, so the numbers do not depend on what else waits."""
         blocks = [[g] for g in groups]
-        return deal(self.actors, "logprobs", self.policy, self.temperature, blocks=blocks, first=groups[0].index)
+        return deal(
+            self.actors, "logprobs", self.policy, self.temperature, blocks=blocks, first=groups[0].index
+        )
 
     def offload(self) -> None:
         self.actors.call_all("offload")

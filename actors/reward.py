@@ -24,7 +24,8 @@ ANSWER_LIMIT_S = 30.0
 
 
 class ServedReward:
-    """A reward service in the same cluster. A gateway that dies is asked again until the reward's time is up."""
+    """A reward service in the same cluster. A gateway that dies is asked again until the reward's time is
+    up."""
 
     def __init__(self, reward: ServeReward) -> None:
         from ray import serve
@@ -55,13 +56,16 @@ def check_served(rewards: Sequence[RewardConfig]) -> None:
     for i, reward in asked:
         if reward.app not in running:
             raise ConfigError(
-                f"rewards.{i}.app: no Serve application {reward.app!r} on this Ray cluster (it has: {', '.join(running) or 'none'}); "
+                f"rewards.{i}.app: no Serve application {reward.app!r} on this Ray cluster (it has: "
+                f"{', '.join(running) or 'none'}); "
                 "start `frpo serve` on the cluster first"
             )
         answer: Any = serve.get_app_handle(reward.app).names.remote()
         names: list[str] = answer.result(timeout_s=ANSWER_LIMIT_S)
         if unknown := sorted(set(reward.rewards) - set(names)):
-            raise ConfigError(f"rewards.{i}.rewards: {reward.app} has no reward {unknown[0]!r}; it has {', '.join(names)}")
+            raise ConfigError(
+                f"rewards.{i}.rewards: {reward.app} has no reward {unknown[0]!r}; it has {', '.join(names)}"
+            )
 
 
 GROUPS_AT_ONCE = 2
@@ -71,7 +75,9 @@ GROUPS_AT_ONCE = 2
 class RewardWorker:
     """All rewards of the run. An async actor: its calls overlap, and it answers pings meanwhile."""
 
-    def __init__(self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS) -> None:
+    def __init__(
+        self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS
+    ) -> None:
         secrets.place()
         self.scorer = Scorer(rewards, combine, handle=ServedReward)
         self.threads = ThreadPoolExecutor(GROUPS_AT_ONCE)
@@ -83,7 +89,9 @@ class RewardWorker:
 
     async def score(self, group: Group) -> tuple[Reward, ...]:
         """k rewards, in the order of the completions."""
-        found = await asyncio.get_running_loop().run_in_executor(self.threads, self.scorer.score, items_of(group))
+        found = await asyncio.get_running_loop().run_in_executor(
+            self.threads, self.scorer.score, items_of(group)
+        )
         return tuple(found)
 
 
@@ -91,11 +99,17 @@ def items_of(group: Group) -> list[Item]:
     p = group.prompt
     return [
         Item(
-            p.text, c.text, p.task, p.columns, messages=p.messages, conversational=p.conversational,
-            completion_ids=tuple(c.token_ids.tolist()), step=group.policy_version,
+            p.text,
+            c.text,
+            p.task,
+            p.columns,
+            messages=p.messages,
+            conversational=p.conversational,
+            completion_ids=tuple(c.token_ids.tolist()),
+            step=group.policy_version,
         )
         for c in group.completions
-    ]  # fmt: skip
+    ]
 
 
 class RewardPool:

@@ -34,7 +34,9 @@ def rollout_env(config: Config) -> dict[str, str]:
 class RolloutWorker:
     """One vLLM engine and the policy version that it runs."""
 
-    def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int) -> None:
+    def __init__(
+        self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int
+    ) -> None:
         from actors._sampler import Sampler
 
         self.sampler = Sampler(model_path, model, rollout, max_model_len)
@@ -44,7 +46,12 @@ class RolloutWorker:
         return os.getpid()
 
     def generate(
-        self, prompts: Sequence[Prompt], indices: Sequence[int], seeds: Sequence[int], sampling: Sampling, policy_version: int
+        self,
+        prompts: Sequence[Prompt],
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        policy_version: int,
     ) -> Iterator[tuple[Group, ...]]:
         """Stream groups as they finish. Raises StaleWeights when another version is loaded."""
         if self.version != policy_version:
@@ -66,7 +73,9 @@ class RolloutWorker:
         self.sampler.load_policy(Path(folder))
         self._now(version)
 
-    def join_group(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
+    def join_group(
+        self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str
+    ) -> None:
         self.sampler.join(name, host, port, first_rank, world_size, backend)
 
     def _now(self, version: int) -> None:
@@ -83,7 +92,9 @@ class RolloutWorker:
 class RolloutPool:
     """All rollout workers; implements roles.Rollouts. A restarted worker gets the current weights again."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int, tensor_parallel: int) -> None:
+    def __init__(
+        self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int, tensor_parallel: int
+    ) -> None:
         self.actors = _calls.Actors("rollout", handles, timeout_s=timeout_s, restarts=restarts)
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
 
@@ -92,11 +103,13 @@ class RolloutPool:
         """Engines times tensor-parallel ranks."""
         return len(self.actors) * self.tensor_parallel
 
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
         """Spread the prompts over the workers by index and yield groups from whoever finishes one.
 
-        A worker that dies is waited for, given the weights again, and sent the same share again: the same batch in the
-        same order draws the same completions, and groups that had arrived are not used twice.
+        A worker that dies is waited for, given the weights again, and sent the same share again: the same
+        batch in the same order draws the same completions, and groups that had arrived are not used twice.
         """
         self.actors.turn()
         workers = len(self.actors)
@@ -105,7 +118,9 @@ class RolloutPool:
         def submit(w: int) -> Any:
             mine = shares[w]
             method: Any = self.actors.handles[w].generate.options(num_returns="streaming")
-            return method.remote([prompts[i] for i in mine], mine, [seeds[i] for i in mine], sampling, policy_version)
+            return method.remote(
+                [prompts[i] for i in mine], mine, [seeds[i] for i in mine], sampling, policy_version
+            )
 
         streams = {submit(w): w for w in shares}
         arrived: set[int] = set()
@@ -140,10 +155,14 @@ class RolloutPool:
             raise _calls.failed(name, "generate", error) from None
         if isinstance(error, RayTaskError) and lives[worker] == 0:
             raise WorkerFailed(
-                f"{name} was given the weights {self.restarts} times and still {error.cause} (cluster.max_restarts)"
+                f"{name} was given the weights {self.restarts} times and still {error.cause} "
+                "(cluster.max_restarts)"
             ) from None
         if isinstance(error, ActorDiedError) or lives[worker] == 0:
-            raise WorkerFailed(f"{name} died and may not be restarted again (cluster.max_restarts = {self.restarts}): {error}") from None
+            raise WorkerFailed(
+                f"{name} died and may not be restarted again (cluster.max_restarts = {self.restarts}): "
+                f"{error}"
+            ) from None
         lives[worker] -= 1
         _calls.wait_until_back(name, self.actors.handles[worker])
         self.actors.when_back()
@@ -152,8 +171,8 @@ class RolloutPool:
         return np.stack(self.actors.call_all("logprobs", sequences))
 
     def ranked(self, pairs: Sequence[tuple[Ints, Ints]]) -> tuple[Floats, Ints]:
-        """Log-probs and ranks of the completion tokens of (prompt ids, completion ids) pairs, both [sum of completion lengths];
-        the pairs are shared out over the engines."""
+        """Log-probs and ranks of the completion tokens of (prompt ids, completion ids) pairs, both [sum of
+        completion lengths]; the pairs are shared out over the engines."""
         cuts = [len(pairs) * i // len(self.actors) for i in range(len(self.actors) + 1)]
         shares = [flatten(pairs[a:b]) for a, b in itertools.pairwise(cuts)]
         parts = _calls.wait_all([self.actors.call(w, "ranked", s) for w, s in enumerate(shares) if len(s)])
@@ -186,7 +205,9 @@ class RolloutPool:
 
     def join_group(self, name: str, host: str, port: int, world_size: int, backend: str) -> None:
         calls = [
-            self.actors.call(w, "join_group", name, host, port, 1 + w * self.tensor_parallel, world_size, backend)
+            self.actors.call(
+                w, "join_group", name, host, port, 1 + w * self.tensor_parallel, world_size, backend
+            )
             for w in range(len(self.actors))
         ]
         _calls.wait_all(calls)

@@ -2,10 +2,11 @@
 
     python benchmarks/cost.py recipes/testbed.yaml --blocks 30 --steps 22
 
-Every block starts again from the base policy, with the same settings but the method, and a learning rate that moves no weight: both methods
-draw, score and train on the same completions, step for step, where policies of their own would draw longer or shorter ones. The first two
-steps of a block, and the first pair of blocks, are left out. Prints one JSON line: seconds per step of both (mean of the blocks' medians), their ratio with its 95 % interval (bootstrap over pairs of neighbouring
-blocks), and the driver's CPU time as a share of the step.
+Every block starts again from the base policy, with the same settings but the method, and a learning rate that
+moves no weight: both methods draw, score and train on the same completions, step for step, where policies of
+their own would draw longer or shorter ones. The first two steps of a block, and the first pair of blocks, are
+left out. Prints one JSON line: seconds per step of both (mean of the blocks' medians), their ratio with its
+95 % interval (bootstrap over pairs of neighbouring blocks), and the driver's CPU time as a share of the step.
 """
 
 from __future__ import annotations
@@ -38,17 +39,27 @@ def main() -> None:
         for name, objective in list(METHODS.items())[:: 1 if block % 2 else -1]  # neither is always the first
     ]
     sets = [
-        *args.sets, f"arms={json.dumps(arms)}", f"learner.num_steps={args.steps}", f"learner.learning_rate={NO_STEP}", "downstream=[]", "evaluate.validate_every=1000000",
-        "evaluate.completions_per_prompt=1", "checkpoint.every=1000000",
-    ]  # fmt: skip
+        *args.sets,
+        f"arms={json.dumps(arms)}",
+        f"learner.num_steps={args.steps}",
+        f"learner.learning_rate={NO_STEP}",
+        "downstream=[]",
+        "evaluate.validate_every=1000000",
+        "evaluate.completions_per_prompt=1",
+        "checkpoint.every=1000000",
+    ]
     words = [w for s in sets for w in ("--set", s)]
-    subprocess.run([sys.executable, "-m", "frpo", "run", args.recipe, "--run-dir", str(args.folder), *words], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "frpo", "run", args.recipe, "--run-dir", str(args.folder), *words], check=True
+    )
 
     from frpo.metrics import read_steps
 
     def blocks(name: str, field: str) -> np.ndarray:  # type: ignore[type-arg]
         found = [read_steps(args.folder, f"rlhf/{name}-{b}")[LEFT_OUT:] for b in range(1, args.blocks + 1)]
-        return np.array([np.median([getattr(r, field) for r in rows]) for rows in found])  # a hiccup of the machine is nobody's cost
+        return np.array(
+            [np.median([getattr(r, field) for r in rows]) for rows in found]
+        )  # a hiccup of the machine is nobody's cost
 
     seconds = {name: blocks(name, "step_s") for name in METHODS}
     rows = np.random.default_rng(0).integers(args.blocks, size=(10_000, args.blocks))
@@ -64,7 +75,9 @@ def main() -> None:
                 "ratio": float(seconds["frpo"].mean() / seconds["grpo"].mean()),
                 "lo": float(lo),
                 "hi": float(hi),
-                "driver_share": {name: float(blocks(name, "driver_s").mean() / s.mean()) for name, s in seconds.items()},
+                "driver_share": {
+                    name: float(blocks(name, "driver_s").mean() / s.mean()) for name, s in seconds.items()
+                },
             }
         )
     )

@@ -3,9 +3,10 @@
     python benchmarks/gpu.py --out docs/results/gpu.json             # one card of 80 GB
     python benchmarks/gpu.py --out /tmp/gpu.json --size tiny --cpu   # tries every line without one
 
-Runs `frpo run` with all roles on one card (the testbed in float32 and in full; random Qwen2 weights in bfloat16 with an adapter), then the
-learner's engine and vLLM on the same random weights, then the tests marked gpu. Each part is a process with a time limit of its own, so
-that one which fails leaves the others' figures; what a part found stands in the file even when a later one is cut off.
+Runs `frpo run` with all roles on one card (the testbed in float32 and in full; random Qwen2 weights in
+bfloat16 with an adapter), then the learner's engine and vLLM on the same random weights, then the tests
+marked gpu. Each part is a process with a time limit of its own, so that one which fails leaves the others'
+figures; what a part found stands in the file even when a later one is cut off.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Qwen2.5's shapes."""
 RANK = 64
-LENGTHS = {"tiny": ((8, 6, 2, 3),), "0.5B": ((300, 700, 8, 8), (90, 60, 16, 8)), "7B": ((300, 1500, 2, 8), (90, 60, 8, 8))}
-"""Prompt, completion, groups, completions of a group: batches that the learner is timed on; the first also tells the log-probs apart."""
+LENGTHS = {
+    "tiny": ((8, 6, 2, 3),),
+    "0.5B": ((300, 700, 8, 8), (90, 60, 16, 8)),
+    "7B": ((300, 1500, 2, 8), (90, 60, 8, 8)),
+}
+"""Prompt, completion, groups, completions of a group: batches that the learner is timed on; the first also
+tells the log-probs apart."""
 
 PartResult = dict[str, Any]
 
@@ -66,22 +72,29 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def write_model(folder: Path, size: str) -> None:
-    """Random weights of Qwen2, bfloat16, and a tokenizer of letters, whose other tokens are words like w300."""
+    """Random weights of Qwen2, bfloat16, and a tokenizer of letters, whose other tokens are words like
+    w300."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     shape = SIZES[size]
-    config = Qwen2Config(**shape, max_position_embeddings=4096, bos_token_id=None, eos_token_id=shape["vocab_size"] - 1)
+    config = Qwen2Config(
+        **shape, max_position_embeddings=4096, bos_token_id=None, eos_token_id=shape["vocab_size"] - 1
+    )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if card() else "cpu"):
         model = Qwen2ForCausalLM(config)
     model.save_pretrained(folder, max_shard_size="4GB")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {letter: i for i, letter in enumerate(letters)} | {f"w{i}": i for i in range(len(letters), shape["vocab_size"] - 1)}
+    words = {letter: i for i, letter in enumerate(letters)} | {
+        f"w{i}": i for i in range(len(letters), shape["vocab_size"] - 1)
+    }
     tokenizer = Tokenizer(models.BPE(words | {"<eos>": len(words)}, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(
+        folder
+    )
 
 
 def random_batch(size: str, prompt: int, completion: int, groups: int, k: int) -> Any:
@@ -97,12 +110,16 @@ def random_batch(size: str, prompt: int, completion: int, groups: int, k: int) -
 
 
 def apart(found: Any, other: Any) -> PartResult:
-    """How far log-probs of the same tokens by two implementations are from each other; k3 of the second under the first's."""
+    """How far log-probs of the same tokens by two implementations are from each other; k3 of the second under
+    the first's."""
     d = (other - found).astype(np.float64)
     return {
-        "mean": float(np.abs(d).mean()), "p99": float(np.percentile(np.abs(d), 99)), "max": float(np.abs(d).max()),
-        "k3_per_token": float((np.exp(d) - 1 - d).mean()), "sum_per_1000_tokens": float(d.mean() * 1000),
-    }  # fmt: skip
+        "mean": float(np.abs(d).mean()),
+        "p99": float(np.percentile(np.abs(d), 99)),
+        "max": float(np.abs(d).max()),
+        "k3_per_token": float((np.exp(d) - 1 - d).mean()),
+        "sum_per_1000_tokens": float(d.mean() * 1000),
+    }
 
 
 # ---- whole runs
@@ -124,7 +141,9 @@ def whole_run(recipe: Path, folder: Path, settings: tuple[str, ...]) -> PartResu
 
     words = [w for s in settings for w in ("--set", s)]
     seconds, _ = timed(
-        lambda: subprocess.run([sys.executable, "-m", "frpo", "run", str(recipe), "--run-dir", str(folder), *words], check=True)
+        lambda: subprocess.run(
+            [sys.executable, "-m", "frpo", "run", str(recipe), "--run-dir", str(folder), *words], check=True
+        )
     )
     rows = read_steps(folder, "rlhf/frpo")
     names = (
@@ -153,7 +172,10 @@ def run_adapter(work: Path, size: str) -> PartResult:
     rng, vocabulary = np.random.default_rng(1), SIZES[size]["vocab_size"]
     prompts = work / "prompts.jsonl"
     prompts.write_text(
-        "".join(json.dumps({"prompt": " ".join(map(str, rng.integers(0, vocabulary, 8))), "task": "even"}) + "\n" for _ in range(96))
+        "".join(
+            json.dumps({"prompt": " ".join(map(str, rng.integers(0, vocabulary, 8))), "task": "even"}) + "\n"
+            for _ in range(96)
+        )
     )
     new, groups = (128, 16) if card() else (8, 4)
     recipe = work / "adapter.yaml"
@@ -162,10 +184,31 @@ def run_adapter(work: Path, size: str) -> PartResult:
         json.dumps(
             {
                 "name": "adapter",
-                "model": {"path": str(work / "model"), "dtype": "bfloat16", "lora": {"rank": RANK, "alpha": RANK}},
-                "data": {"train": [data | {"part": "train"}], "heldout": [data | {"part": "heldout"}], "max_prompt_tokens": 64},
-                "rewards": [{"kind": "function", "name": "even", "function": "frpo.rewards:format_regex", "arguments": {"pattern": EVEN}}],
-                "rollout": {"prompts_per_step": groups, "group_size": 8, "max_new_tokens": new, "max_num_seqs": 128, "parity_every": 2},
+                "model": {
+                    "path": str(work / "model"),
+                    "dtype": "bfloat16",
+                    "lora": {"rank": RANK, "alpha": RANK},
+                },
+                "data": {
+                    "train": [data | {"part": "train"}],
+                    "heldout": [data | {"part": "heldout"}],
+                    "max_prompt_tokens": 64,
+                },
+                "rewards": [
+                    {
+                        "kind": "function",
+                        "name": "even",
+                        "function": "frpo.rewards:format_regex",
+                        "arguments": {"pattern": EVEN},
+                    }
+                ],
+                "rollout": {
+                    "prompts_per_step": groups,
+                    "group_size": 8,
+                    "max_new_tokens": new,
+                    "max_num_seqs": 128,
+                    "parity_every": 2,
+                },
                 "objective": {"lam": 0.5, "beta": 0.02, "penalty": "reverse"},
                 "learner": {"num_steps": 4, "learning_rate": 1e-3, "micro_batch_tokens": 16384},
                 "arms": [{"name": "frpo", "objective": {}}],
@@ -195,7 +238,9 @@ def engine_of(work: Path, size: str, **fields: Any) -> Any:
     from frpo.config import LearnerConfig, LoraConfig, ModelConfig
 
     lora = LoraConfig(rank=RANK, alpha=RANK)
-    model = ModelConfig(path=str(work / "model"), dtype="bfloat16", lora=lora, gradient_checkpointing=size == "7B", **fields)
+    model = ModelConfig(
+        path=str(work / "model"), dtype="bfloat16", lora=lora, gradient_checkpointing=size == "7B", **fields
+    )
     train = LearnerConfig(num_steps=100, learning_rate=3e-5, micro_batch_tokens=16384 if card() else 256)
     return Engine(work / "model", model, train, 100, 0, dropout=False)
 
@@ -215,22 +260,28 @@ def update(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
 
 
 def kernels_part(work: Path, size: str) -> PartResult:
-    """Updates in packs by masked attention, by flex attention, and with deterministic kernels: the price of each."""
+    """Updates in packs by masked attention, by flex attention, and with deterministic kernels: the price of
+    each."""
     join()
     found: PartResult = {}
     ways = {"sdpa": {}, "deterministic": {"deterministic": True}, "flex": {"attention": "flex_attention"}}
-    for name, fields in ways.items() if card() else list(ways.items())[:2]:  # flex attention has no gradients on CPUs
+    for name, fields in (
+        ways.items() if card() else list(ways.items())[:2]
+    ):  # flex attention has no gradients on CPUs
         engine = engine_of(work, size, **fields)
         for lengths in LENGTHS[size]:
             sequences = random_batch(size, *lengths)
             seconds = [update(engine, sequences, 0.0)[0] for _ in range(3)][1:]  # the first compiles
-            found["+".join(map(str, lengths[:2])) + " " + name] = {"tokens_per_s": int(sequences.lengths.sum()) / min(seconds)}
+            found["+".join(map(str, lengths[:2])) + " " + name] = {
+                "tokens_per_s": int(sequences.lengths.sum()) / min(seconds)
+            }
         engine.close()
     return found
 
 
 def learner_part(work: Path, size: str) -> PartResult:
-    """Updates of the learner's engine in packs and apart, against a plain product of matrices; memory; log-probs before and after."""
+    """Updates of the learner's engine in packs and apart, against a plain product of matrices; memory;
+    log-probs before and after."""
     import torch
 
     from frpo.logprobs import Scorer
@@ -261,11 +312,15 @@ def learner_part(work: Path, size: str) -> PartResult:
                 torch.cuda.reset_peak_memory_stats()
             update(engine, sequences, 0.0)
             seconds, result = update(engine, sequences, 0.0)
-            passes = 6 if size == "7B" else 4  # forward and gradients of activations; once more forward with recomputation
+            passes = (
+                6 if size == "7B" else 4
+            )  # forward and gradients of activations; once more forward with recomputation
             found["updates"]["+".join(map(str, lengths[:2])) + " " + how] = {
-                "seconds": seconds, "tokens_per_s": tokens / seconds, "tflops": passes * frozen * tokens / seconds / 1e12,
+                "seconds": seconds,
+                "tokens_per_s": tokens / seconds,
+                "tflops": passes * frozen * tokens / seconds / 1e12,
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if card() else None,
-            }  # fmt: skip
+            }
     Scorer.reach = own  # type: ignore[method-assign]
     sequences = random_batch(size, *LENGTHS[size][0])
     seconds, before = timed(lambda: engine.logprobs(sequences))
@@ -291,7 +346,8 @@ def learner_part(work: Path, size: str) -> PartResult:
 
 
 def engine_part(work: Path, size: str) -> PartResult:
-    """vLLM through the rollout worker's Sampler against vLLM alone, with an adapter and without; log-probs against the learner's."""
+    """vLLM through the rollout worker's Sampler against vLLM alone, with an adapter and without; log-probs
+    against the learner's."""
     from frpo.batching import flatten
     from frpo.config import LoraConfig, ModelConfig, RolloutConfig
     from frpo.types import Prompt, Sampling
@@ -307,24 +363,37 @@ def engine_part(work: Path, size: str) -> PartResult:
     rollout = RolloutConfig(num_gpus=int(gpu), gpu_memory_utilization=0.7, sleep=gpu, max_num_seqs=256)
     longest = 2048 if gpu else 64
     found: PartResult = {"gib": {"before": used_gib()}}
-    found["start_s"], sampler = timed(lambda: sampler_of.Sampler(str(work / "model"), model, rollout, longest))
+    found["start_s"], sampler = timed(
+        lambda: sampler_of.Sampler(str(work / "model"), model, rollout, longest)
+    )
     found["gib"]["up"] = used_gib()
     rng, vocabulary = np.random.default_rng(0), SIZES[size]["vocab_size"]
     count, prompt, k, new = (32, 300, 8, 256) if gpu else (3, 8, 2, 8)
-    prompts = [Prompt(f"p:{i}", "", rng.integers(3, vocabulary, prompt).astype(np.int32), "t", {}) for i in range(count)]
+    prompts = [
+        Prompt(f"p:{i}", "", rng.integers(3, vocabulary, prompt).astype(np.int32), "t", {})
+        for i in range(count)
+    ]
     sampling = Sampling(k, new, 1.0, 1.0, ())
 
     def ours() -> list[Any]:
-        groups = [g for some in sampler.generate(prompts, range(count), range(100, 100 + count), sampling, 0) for g in some]
+        groups = [
+            g
+            for some in sampler.generate(prompts, range(count), range(100, 100 + count), sampling, 0)
+            for g in some
+        ]
         return sorted(groups, key=lambda g: g.index)
 
     def alone() -> None:
         sampler.reset_cache()
         sampler.llm.generate(
             [{"prompt_token_ids": p.token_ids.tolist()} for p in prompts],
-            [SamplingParams(n=k, max_tokens=new, seed=100 + i, logprobs=0, detokenize=False) for i in range(count)],
-            use_tqdm=False, lora_request=sampler.adapter,
-        )  # fmt: skip
+            [
+                SamplingParams(n=k, max_tokens=new, seed=100 + i, logprobs=0, detokenize=False)
+                for i in range(count)
+            ],
+            use_tqdm=False,
+            lora_request=sampler.adapter,
+        )
 
     def rate(call: Callable[[], Any]) -> tuple[float, Any, Any]:
         first = call()
@@ -340,7 +409,9 @@ def engine_part(work: Path, size: str) -> PartResult:
     for tag, call in load.items():
         found["load_s"][tag], _ = timed(call)
         ours_per_s, drawn, again = rate(ours)
-        found["tokens_per_s"][tag] = {"frpo": ours_per_s} | ({} if tag == "merged" else {"vllm_alone": rate(alone)[0]})
+        found["tokens_per_s"][tag] = {"frpo": ours_per_s} | (
+            {} if tag == "merged" else {"vllm_alone": rate(alone)[0]}
+        )
         same = [
             bool(np.array_equal(a.token_ids, b.token_ids))
             for x, y in zip(drawn, again, strict=True)
@@ -363,7 +434,8 @@ def engine_part(work: Path, size: str) -> PartResult:
         found[f"after_{n}_updates"] = {
             "learner_moved": float(np.abs(truth).mean()),
             **{
-                how: apart(theirs[f"after{n}"], now) | {"share_of_the_change": float((now - base) @ truth / (truth @ truth))}
+                how: apart(theirs[f"after{n}"], now)
+                | {"share_of_the_change": float((now - base) @ truth / (truth @ truth))}
                 for how, now in (("adapter", by_adapter), ("merged", merged))
             },
         }
@@ -376,16 +448,33 @@ def engine_part(work: Path, size: str) -> PartResult:
             wake_s, _ = timed(sampler.wake)
             sampler.reset_cache()
             found[f"sleep_{kind}"] = {
-                "sleep_s": sleep_s, "wake_s": wake_s, "awake_gib": awake, "asleep_gib": asleep, "back_gib": used_gib(),
+                "sleep_s": sleep_s,
+                "wake_s": wake_s,
+                "awake_gib": awake,
+                "asleep_gib": asleep,
+                "back_gib": used_gib(),
                 "largest_change": float(np.abs(sampler.logprobs(sequences) - before).max()),
-            }  # fmt: skip
+            }
     return found
 
 
 def tests_part(work: Path, size: str) -> PartResult:
-    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8", "tests/gpu"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "--durations=8",
+        "tests/gpu",
+    ]
     seconds, done = timed(
-        lambda: subprocess.run(words, check=False, capture_output=True, text=True, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+        lambda: subprocess.run(
+            words, check=False, capture_output=True, text=True, env=os.environ | {"RAY_AUTH_MODE": "disabled"}
+        )
     )
     print(done.stdout[-5000:], done.stderr[-1000:])
     return {"seconds": round(seconds, 1), "summary": done.stdout.strip().splitlines()[-1]}
@@ -429,7 +518,18 @@ def main() -> None:
     for part in args.parts.split(","):
         limit = min(PARTS[part][1], args.seconds - (time.perf_counter() - began))
         print(f"=== {time.perf_counter() - began:5.0f} s {part}", flush=True)
-        words = [sys.executable, __file__, "--out", str(args.out), "--size", args.size, "--work", str(args.work), "--part", part]
+        words = [
+            sys.executable,
+            __file__,
+            "--out",
+            str(args.out),
+            "--size",
+            args.size,
+            "--work",
+            str(args.work),
+            "--part",
+            part,
+        ]
         process = subprocess.Popen(words)
         try:
             code = process.wait(limit if card() else None)
@@ -439,7 +539,11 @@ def main() -> None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     started.kill()
             process.wait(20)
-        results[part] = json.loads((args.work / f"{part}.json").read_text()) if code == 0 else {"failed": "too slow" if code < 0 else code}
+        results[part] = (
+            json.loads((args.work / f"{part}.json").read_text())
+            if code == 0
+            else {"failed": "too slow" if code < 0 else code}
+        )
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1))
         print(json.dumps(results[part]), flush=True)

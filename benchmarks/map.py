@@ -1,12 +1,15 @@
-"""Where FRPO pays on the testbed: GRPO and three lambdas, steered to one KL to the reference, in several settings.
+"""Where FRPO pays on the testbed: GRPO and three lambdas, steered to one KL to the reference, in several
+settings.
 
     python benchmarks/map.py runs/map --seeds 6 --out docs/results
 
-Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first was stopped, and leaves out
-the settings that testbed_map.json holds already. Writes testbed_map.json (the studies' format) and testbed_map.png. Where a controller of
-few steps leaves the methods at unlike KLs, each is steered to several and compared where their curves overlap. Settings: a tight and a
-roomy KL budget with the reverse penalty, the tight one with k3, a base that fails rarely, a reward with a risky and a safe way
-(recipes/studies/risky.py), a base that refuses rarely, a third of the steps, twice as many of half the size, and larger groups.
+Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first
+was stopped, and leaves out the settings that testbed_map.json holds already. Writes testbed_map.json (the
+studies' format) and testbed_map.png. Where a controller of few steps leaves the methods at unlike KLs, each
+is steered to several and compared where their curves overlap. Settings: a tight and a roomy KL budget with
+the reverse penalty, the tight one with k3, a base that fails rarely, a reward with a risky and a safe way
+(recipes/studies/risky.py), a base that refuses rarely, a third of the steps, twice as many of half the size,
+and larger groups.
 """
 
 from __future__ import annotations
@@ -26,10 +29,25 @@ SETTINGS: dict[str, tuple[str, tuple[float, ...], str, tuple[str, ...]]] = {
     "roomy": ("KL 0.6", (0.6,), "reverse", ()),
     "rare": ("failures rare, KL 0.1", (0.1,), "reverse", ("base.data.0.path=testbed:base?refusal=0.9",)),
     "risky": ("risky and safe way, KL 0.6", (0.6,), "reverse", (RISKY,)),
-    "hard": ("base refuses rarely, KL 0.6", (0.6,), "reverse", ("base.data.0.path=testbed:base?refusal=0.25",)),
+    "hard": (
+        "base refuses rarely, KL 0.6",
+        (0.6,),
+        "reverse",
+        ("base.data.0.path=testbed:base?refusal=0.25",),
+    ),
     "short": ("30 steps, KL 0.2 to 0.5", (0.2, 0.3, 0.5), "reverse", ("learner.num_steps=30",)),
-    "groups": ("groups of 16, KL 0.3", (0.3,), "reverse", ("rollout.group_size=16", "rollout.prompts_per_step=12")),
-    "small-steps": ("200 smaller steps, KL 0.3", (0.3,), "reverse", ("learner.num_steps=200", "learner.learning_rate=5.0e-4")),
+    "groups": (
+        "groups of 16, KL 0.3",
+        (0.3,),
+        "reverse",
+        ("rollout.group_size=16", "rollout.prompts_per_step=12"),
+    ),
+    "small-steps": (
+        "200 smaller steps, KL 0.3",
+        (0.3,),
+        "reverse",
+        ("learner.num_steps=200", "learner.learning_rate=5.0e-4"),
+    ),
 }
 METHODS = {
     "grpo": "method: grpo",
@@ -40,14 +58,28 @@ METHODS = {
 METRICS = ("kept after crafts-harsh", "kept after crafts-gentle", "certified", "other tasks")
 
 
-def sweep(folder: Path, seeds: int, kls: tuple[float, ...], penalty: str, sets: tuple[str, ...]) -> dict[str, Any]:
+def sweep(
+    folder: Path, seeds: int, kls: tuple[float, ...], penalty: str, sets: tuple[str, ...]
+) -> dict[str, Any]:
     arms = ", ".join(
-        f"{{name: {name if len(kls) == 1 else f'{name}-kl{kl}'}, objective: {{{method}, penalty: {penalty}, beta: 0.2, target_kl: {kl}}}}}"
+        f"{{name: {name if len(kls) == 1 else f'{name}-kl{kl}'}, objective: {{{method}, penalty: {penalty}, "
+        f"beta: 0.2, target_kl: {kl}}}}}"
         for name, method in METHODS.items()
         for kl in kls
     )
     words = [w for s in (f"arms=[{arms}]", *sets) for w in ("--set", s)]
-    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--seeds", str(seeds), "--run-dir", str(folder), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "frpo",
+        "sweep",
+        RECIPE,
+        "--seeds",
+        str(seeds),
+        "--run-dir",
+        str(folder),
+        *words,
+    ]
     subprocess.run(command, check=True)
     found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     return found
@@ -75,11 +107,21 @@ def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
     for axis, metric in zip(axes, METRICS, strict=True):
         for i, name in enumerate(done):
             for j, arm in enumerate(list(METHODS)[1:]):
-                row = next((c for c in comparisons if (c["setting"], c["metric"], c["a"]) == (name, metric, arm)), None)
+                row = next(
+                    (c for c in comparisons if (c["setting"], c["metric"], c["a"]) == (name, metric, arm)),
+                    None,
+                )
                 if row:
                     y = -(i + 0.2 * (j - 1))
-                    axis.errorbar(row["difference"], y, xerr=[[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]], fmt="o", color=f"C{j}",
-                                  label=arm.removeprefix("frpo-lam") if i == 0 else None, capsize=2)  # fmt: skip
+                    axis.errorbar(
+                        row["difference"],
+                        y,
+                        xerr=[[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]],
+                        fmt="o",
+                        color=f"C{j}",
+                        label=arm.removeprefix("frpo-lam") if i == 0 else None,
+                        capsize=2,
+                    )
         axis.axvline(0, color="grey", lw=0.8)
         axis.set_title(metric)
         axis.set_xlabel("FRPO - GRPO")
@@ -90,21 +132,27 @@ def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
     kept = given.out / "testbed_map.json"
     result: dict[str, Any] = (
-        json.loads(kept.read_text()) if kept.is_file() else {"study": "testbed_map", "seeds": [], "comparisons": [], "arms": []}
+        json.loads(kept.read_text())
+        if kept.is_file()
+        else {"study": "testbed_map", "seeds": [], "comparisons": [], "arms": []}
     )
     for name, (label, kls, penalty, sets) in SETTINGS.items():
         if any(a["setting"] == name for a in result["arms"]):
             continue
         found = sweep(given.folder / name, given.seeds, kls, penalty, sets)
         result["seeds"] = found["seeds"]
-        result["arms"] += [{"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]]
+        result["arms"] += [
+            {"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]
+        ]
         result["comparisons"] += [{"setting": name, "label": label, **c} for c in comparisons(found, kls)]
         kept.write_text(json.dumps(result, indent=1) + "\n")
     draw(result["comparisons"], given.out / "testbed_map.png")

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py recipes/testbed.yaml --out memory.json --set learner.num_steps=4
 
-Runs `frpo run` and looks at its actors ten times a second. Counted is the memory that a process has to itself (RssAnon in
-/proc/PID/status): libraries and the object store are shared by all of a machine.
+Runs `frpo run` and looks at its actors ten times a second. Counted is the memory that a process has to itself
+(RssAnon in /proc/PID/status): libraries and the object store are shared by all of a machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def peaks(command: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--name", help="of the row in the file")
     parser.add_argument("--out", type=Path, help="JSON file; the row is added to it")
@@ -62,10 +64,15 @@ def main() -> None:
     config = load(Path(asked.recipe), tuple(asked.sets))
     with tempfile.TemporaryDirectory() as folder:
         words = [word for given in asked.sets for word in ("--set", given)]
-        found = peaks([sys.executable, "-m", "frpo", "run", asked.recipe, "--run-dir", f"{folder}/run", *words])
+        found = peaks(
+            [sys.executable, "-m", "frpo", "run", asked.recipe, "--run-dir", f"{folder}/run", *words]
+        )
     sizes = shape(config)
     predicted = {need.role: need.gib for need in host_needs(config, sizes, plan(config))} if sizes else {}
-    row = {role: {"measured_gib": gib, "predicted_gib": predicted.get(role)} for role, gib in sorted(found.items())}
+    row = {
+        role: {"measured_gib": gib, "predicted_gib": predicted.get(role)}
+        for role, gib in sorted(found.items())
+    }
     print(json.dumps(row, indent=1))
     if asked.out:
         rows = json.loads(asked.out.read_text()) if asked.out.is_file() else {}

@@ -1,9 +1,10 @@
-"""What it takes to bring a version of the policy to the engines, by each transport: bytes, and seconds from the learner to the engine.
+"""What it takes to bring a version of the policy to the engines, by each transport: bytes, and seconds from
+the learner to the engine.
 
     python benchmarks/publish.py recipes/smollm2_math.yaml --out publish.json
 
-One engine and one learner rank of the recipe, which trains an adapter, on real weights; each transport in a cluster of its own. The least of
-several publishes, the first left out: it sets the transport up.
+One engine and one learner rank of the recipe, which trains an adapter, on real weights; each transport in a
+cluster of its own. The least of several publishes, the first left out: it sets the transport up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ TRANSPORTS = {
 
 def measure(config: Config, times: int) -> dict[str, Any]:
     """Of one transport."""
-    with RunLog(config.folder, config) as log, placed(config, plan(config).only("rollout", "learner"), log) as spawner:
+    with (
+        RunLog(config.folder, config) as log,
+        placed(config, plan(config).only("rollout", "learner"), log) as spawner,
+    ):
         rollouts, learner = spawner.rollouts(), spawner.learner()
         for pool in (rollouts, learner):
             pool.actors.wait_until_ready(config.cluster.start_timeout_s)
@@ -46,7 +50,9 @@ def measure(config: Config, times: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -55,7 +61,9 @@ def main() -> None:
     found = {}
     for name, sets in TRANSPORTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(load(Path(asked.recipe), (*asked.sets, *sets, f"run_dir={folder}")), asked.times)
+            found[name] = measure(
+                load(Path(asked.recipe), (*asked.sets, *sets, f"run_dir={folder}")), asked.times
+            )
         print(json.dumps({name: found[name]}), flush=True)
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,11 +1,14 @@
-"""The reward service under load: requests a second and latency, beside the raw model and a plain server, in one run.
+"""The reward service under load: requests a second and latency, beside the raw model and a plain server, in
+one run.
 
     python benchmarks/service.py runs/models/SmolLM2-135M-Instruct --seconds 20 --out docs/results
 
-The reward model is the folder's model, its first 8 layers, with an untrained head (the cost does not depend on it). Three ways to score the same
-items: `raw`, the scoring class called with large batches in a process of its own; `frpo serve`; and `plain`, the design of
-OpenRLHF's serve_rm: one FastAPI process that scores each request as it comes, without batching across requests. All of
-them with one thread for the model, and at most 16 requests in a batch of the service. A trivial reward shows what the service itself costs. Writes service.json.
+The reward model is the folder's model, its first 8 layers, with an untrained head (the cost does not depend
+on it). Three ways to score the same items: `raw`, the scoring class called with large batches in a process of
+its own; `frpo serve`; and `plain`, the design of OpenRLHF's serve_rm: one FastAPI process that scores each
+request as it comes, without batching across requests. All of them with one thread for the model, and at most
+16 requests in a batch of the service. A trivial reward shows what the service itself costs. Writes
+service.json.
 """
 
 from __future__ import annotations
@@ -27,7 +30,34 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 
-WORDS = ["the", "a", "lock", "door", "key", "how", "open", "what", "safe", "can", "not", "help", "with", "this", "answer", "is", "and", "then", "turn", "use", "tool", "on", "it", "careful", "never", "always"]  # fmt: skip
+WORDS = [
+    "the",
+    "a",
+    "lock",
+    "door",
+    "key",
+    "how",
+    "open",
+    "what",
+    "safe",
+    "can",
+    "not",
+    "help",
+    "with",
+    "this",
+    "answer",
+    "is",
+    "and",
+    "then",
+    "turn",
+    "use",
+    "tool",
+    "on",
+    "it",
+    "careful",
+    "never",
+    "always",
+]
 
 
 LOADS = ((1, 1), (16, 1), (64, 1), (8, 16))
@@ -66,7 +96,9 @@ def write_reward_model(base: Path, out: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, num_hidden_layers=LAYERS, dtype="float32")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, num_hidden_layers=LAYERS, dtype="float32"
+    )
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)
 
@@ -124,13 +156,19 @@ async def load(url: str, clients: int, per_request: int, seconds: float) -> tupl
     began = time.perf_counter()
     counted = began + seconds / 4
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+    ) as session:
 
         async def client(seed: int) -> None:
             rng = random.Random(seed)
             while True:
                 chosen = rng.sample(pool, per_request)
-                body = {"query": [p + c for p, c in chosen], "prompts": [p for p, _ in chosen], "labels": [""] * per_request}
+                body = {
+                    "query": [p + c for p, c in chosen],
+                    "prompts": [p for p, _ in chosen],
+                    "labels": [""] * per_request,
+                }
                 asked = time.perf_counter()
                 async with session.post(url, json=body) as answer:
                     answer.raise_for_status()
@@ -150,13 +188,25 @@ async def load(url: str, clients: int, per_request: int, seconds: float) -> tupl
     return len(times) / (ended - counted), sorted(times)
 
 
-def measured(way: str, reward: str, url: str, clients: int, per_request: int, seconds: float, raw_rate: float | None) -> Load:
+def measured(
+    way: str, reward: str, url: str, clients: int, per_request: int, seconds: float, raw_rate: float | None
+) -> Load:
     rate, times = asyncio.run(load(url, clients, per_request, seconds))
 
     def at(share: float) -> float:
         return 1000 * times[min(len(times) - 1, int(share * len(times)))]
 
-    found = Load(way, reward, clients, per_request, rate, rate * per_request, at(0.5), at(0.99), raw_rate and rate * per_request / raw_rate)
+    found = Load(
+        way,
+        reward,
+        clients,
+        per_request,
+        rate,
+        rate * per_request,
+        at(0.5),
+        at(0.99),
+        raw_rate and rate * per_request / raw_rate,
+    )
     print(json.dumps(asdict(found)), flush=True)
     return found
 
@@ -173,7 +223,9 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
     import urllib.error
     import urllib.request
 
-    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "FRPO_SERVICE_TOKEN")} | {"OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "FRPO_SERVICE_TOKEN")} | {
+        "OMP_NUM_THREADS": "1"
+    }
     process = subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
     url, ends = f"http://127.0.0.1:{port}/get_reward", time.monotonic() + 240
     body = json.dumps({"query": ["a b"], "prompts": ["a"], "labels": [""]}).encode()
@@ -198,7 +250,9 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="Hugging Face folder of a causal model")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--out", type=Path, default=Path("."))
@@ -220,22 +274,54 @@ def main() -> None:
         def raw_now() -> float:
             env = os.environ | {"OMP_NUM_THREADS": "1"}
             command = [*this, str(given.model), "--raw", str(folder), "--seconds", str(given.seconds)]
-            return float(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.split()[-1])
+            return float(
+                subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.split()[
+                    -1
+                ]
+            )
 
         before = raw_now()
         port = free_port()
         with running([*this, str(folder), "--plain", str(port)], port, Path(place) / "plain.log") as url:
             for clients, size in LOADS:
                 found.append(measured("plain", "model", url, clients, size, given.seconds, before))
-        for reward in ({"kind": "function", "name": "trivial", "function": "frpo.rewards:length"}, spec(folder)):
+        for reward in (
+            {"kind": "function", "name": "trivial", "function": "frpo.rewards:length"},
+            spec(folder),
+        ):
             port, service = free_port(), Path(place) / "service.yaml"
-            service.write_text(json.dumps({"rewards": [reward], "port": port, "replicas": {"num_cpus": 0.5, "max_batch_requests": 16}}))
-            with running([sys.executable, "-m", "frpo", "serve", str(service)], port, Path(place) / "serve.log") as url:
+            service.write_text(
+                json.dumps(
+                    {
+                        "rewards": [reward],
+                        "port": port,
+                        "replicas": {"num_cpus": 0.5, "max_batch_requests": 16},
+                    }
+                )
+            )
+            with running(
+                [sys.executable, "-m", "frpo", "serve", str(service)], port, Path(place) / "serve.log"
+            ) as url:
                 for clients, size in LOADS:
                     name = str(reward["name"])
-                    found.append(measured("frpo serve", name, url, clients, size, given.seconds, before if name == "model" else None))
+                    found.append(
+                        measured(
+                            "frpo serve",
+                            name,
+                            url,
+                            clients,
+                            size,
+                            given.seconds,
+                            before if name == "model" else None,
+                        )
+                    )
         after = raw_now()
-    result = {"raw_items_per_s": [before, after], "cpus": os.cpu_count(), "model": given.model.name, "loads": [asdict(f) for f in found]}
+    result = {
+        "raw_items_per_s": [before, after],
+        "cpus": os.cpu_count(),
+        "model": given.model.name,
+        "loads": [asdict(f) for f in found],
+    }
     (given.out / "service.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["raw_items_per_s"]))
 

@@ -2,10 +2,11 @@
 
     python benchmarks/step.py recipes/testbed.yaml --steps 30 --set base.num_steps=100
 
-Runs `frpo run` on the first arm alone, then vLLM and transformers + AdamW by hand: the same prompts and group size, drawn
-from the base policy, and one update on what was drawn. Prints one JSON line: seconds per step of each phase, seconds per
-1,000 completion tokens of both, and their ratio. The bare engines have no rewards, no reference, no weights to send: what
-frpo adds on top is in `score` and `publish`, and in what is left between the phases.
+Runs `frpo run` on the first arm alone, then vLLM and transformers + AdamW by hand: the same prompts and group
+size, drawn from the base policy, and one update on what was drawn. Prints one JSON line: seconds per step of
+each phase, seconds per 1,000 completion tokens of both, and their ratio. The bare engines have no rewards, no
+reference, no weights to send: what frpo adds on top is in `score` and `publish`, and in what is left between
+the phases.
 """
 
 from __future__ import annotations
@@ -32,7 +33,17 @@ def through_actors(recipe: str, sets: list[str], folder: Path) -> dict[str, floa
 
     config = load(Path(recipe), tuple(sets))
     subprocess.run(
-        [sys.executable, "-m", "frpo", "run", recipe, "--run-dir", str(folder), *(w for s in sets for w in ("--set", s))], check=True
+        [
+            sys.executable,
+            "-m",
+            "frpo",
+            "run",
+            recipe,
+            "--run-dir",
+            str(folder),
+            *(w for s in sets for w in ("--set", s)),
+        ],
+        check=True,
     )
     rows = read_steps(folder, f"rlhf/{config.arms[0].name}")[2:]
     found = {p: median(getattr(r, p) for r in rows) for p in PHASES}
@@ -40,7 +51,8 @@ def through_actors(recipe: str, sets: list[str], folder: Path) -> dict[str, floa
 
 
 def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
-    """In a process of its own: vLLM's generate on the prompts of each step; writes seconds and the drawn tokens."""
+    """In a process of its own: vLLM's generate on the prompts of each step; writes seconds and the drawn
+    tokens."""
     from vllm import LLM, SamplingParams
 
     from frpo.driver import sampling
@@ -51,17 +63,29 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
 
     with RunLog(config.folder, config) as log:
         inputs = Inputs(resolve(config), log)
-    stream = PromptStream(inputs.train, config.data.mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step)
+    stream = PromptStream(
+        inputs.train, config.data.mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step
+    )
     llm: Any = LLM(
-        model=str(policy), dtype="float32", enforce_eager=True, block_size=32, max_model_len=config.num_tokens_limit + 1,
-        max_num_seqs=config.rollout.max_num_seqs, disable_log_stats=True,
-    )  # fmt: skip
+        model=str(policy),
+        dtype="float32",
+        enforce_eager=True,
+        block_size=32,
+        max_model_len=config.num_tokens_limit + 1,
+        max_num_seqs=config.rollout.max_num_seqs,
+        disable_log_stats=True,
+    )
     asked = sampling(config)
     rows = []
     for step in range(steps):
         prompts: Any = [{"prompt_token_ids": p.token_ids.tolist()} for p in stream.take(step)]
         params = SamplingParams(
-            n=asked.num_completions, max_tokens=asked.max_new_tokens, temperature=1.0, seed=step, logprobs=0, detokenize=False
+            n=asked.num_completions,
+            max_tokens=asked.max_new_tokens,
+            temperature=1.0,
+            seed=step,
+            logprobs=0,
+            detokenize=False,
         )
         began = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -69,14 +93,19 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
         rows.append(
             {
                 "seconds": seconds,
-                "pairs": [[p["prompt_token_ids"], list(o.token_ids)] for p, r in zip(prompts, outputs, strict=True) for o in r.outputs],
+                "pairs": [
+                    [p["prompt_token_ids"], list(o.token_ids)]
+                    for p, r in zip(prompts, outputs, strict=True)
+                    for o in r.outputs
+                ],
             }
         )
     out.write_text(json.dumps(rows))
 
 
 def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> list[float]:
-    """Forward, backward and AdamW of transformers (and peft) on each step's sequences, sorted into the same micro-batches."""
+    """Forward, backward and AdamW of transformers (and peft) on each step's sequences, sorted into the same
+    micro-batches."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
@@ -89,7 +118,12 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
         from peft import LoraConfig, get_peft_model
 
         lora = config.model.lora
-        model = get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            ),
+        )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     seconds = []
     for row in drawn:
@@ -137,14 +171,31 @@ def main() -> None:
     from actors._sampler import environment
 
     raw = args.folder / "raw.json"
-    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--raw", str(raw)], check=True, env={**os.environ, **environment(config)})
+    subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--raw", str(raw)],
+        check=True,
+        env={**os.environ, **environment(config)},
+    )
     drawn = json.loads(raw.read_text())[2:]
     tokens = median(sum(len(c) for _, c in row["pairs"]) for row in drawn)
-    bare = {"generate_s": median(r["seconds"] for r in drawn), "update_s": median(raw_update(config, policy, drawn)), "tokens": tokens}
-    per = {"actors": 1000 * actors["step_s"] / actors["tokens"], "bare": 1000 * (bare["generate_s"] + bare["update_s"]) / tokens}
+    bare = {
+        "generate_s": median(r["seconds"] for r in drawn),
+        "update_s": median(raw_update(config, policy, drawn)),
+        "tokens": tokens,
+    }
+    per = {
+        "actors": 1000 * actors["step_s"] / actors["tokens"],
+        "bare": 1000 * (bare["generate_s"] + bare["update_s"]) / tokens,
+    }
     print(
         json.dumps(
-            {"recipe": args.recipe, "actors": actors, "bare": bare, "seconds_per_1000_tokens": per, "ratio": per["actors"] / per["bare"]}
+            {
+                "recipe": args.recipe,
+                "actors": actors,
+                "bare": bare,
+                "seconds_per_1000_tokens": per,
+                "ratio": per["actors"] / per["bare"],
+            }
         )
     )
 

@@ -80,7 +80,8 @@ def tables(folder: Path) -> str:
     words = [
         "# Tables",
         "",
-        "Made by `python benchmarks/tables.py docs/results` from the JSON files beside it. Means over seeds with 95 % bootstrap intervals over seeds and prompts; corrected: for",
+        "Made by `python benchmarks/tables.py docs/results` from the JSON files beside it. Means over seeds "
+        "with 95 % bootstrap intervals over seeds and prompts; corrected: for",
         "all comparisons of their kind of metric at once. What they mean stands in README.md.",
         "",
     ]

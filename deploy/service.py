@@ -1,6 +1,8 @@
-"""The reward service on Ray Serve: one deployment per reward, batched and scaled by itself, behind one HTTP ingress.
+"""The reward service on Ray Serve: one deployment per reward, batched and scaled by itself, behind one HTTP
+ingress.
 
-request -> proxy -> Gateway (frpo.service.app: token, limits, formats) -> a RewardReplica per reward -> weighted sum
+request -> proxy -> Gateway (frpo.service.app: token, limits, formats) -> a RewardReplica per reward ->
+weighted sum
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ REQUESTS_AT_ONCE = 8
 
 
 class RewardReplica:
-    """One reward in one process. Requests for a model that wait together are scored together; each request for a function is a
-    call of its own, so that one that hangs is nobody else's."""
+    """One reward in one process. Requests for a model that wait together are scored together; each request
+    for a function is a call of its own, so that one that hangs is nobody else's."""
 
     def __init__(self, reward: RewardConfig, replicas: ReplicaConfig, secrets: Secrets = NO_SECRETS) -> None:
         secrets.place()
@@ -66,7 +68,9 @@ class RewardReplica:
         if isinstance(self.reward, ModelReward):
             found: list[Part] = await self._batched(items)
             return found
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self.one.parts, self.reward, items)
+        return await asyncio.get_running_loop().run_in_executor(
+            self.threads, self.one.parts, self.reward, items
+        )
 
     @serve.batch
     async def _batched(self, requests: list[list[Item]]) -> list[list[Part]]:
@@ -100,7 +104,9 @@ class Handles:
                 return found
             except BackPressureError:
                 waiting = self.config.replicas.max_queued_requests
-                raise Overloaded(f"{waiting} requests wait for the reward {name!r} (replicas.max_queued_requests)") from None
+                raise Overloaded(
+                    f"{waiting} requests wait for the reward {name!r} (replicas.max_queued_requests)"
+                ) from None
             except (RayActorError, DeploymentUnavailableError):
                 await asyncio.sleep(pause)
             except RayTaskError as error:
@@ -113,7 +119,8 @@ class Handles:
 
 
 def build(config: ServiceConfig, digest: bytes | None) -> Any:
-    """The Serve application. `digest` is the SHA-256 of its token, 32 bytes: the gateway's process may lack the variable.
+    """The Serve application. `digest` is the SHA-256 of its token, 32 bytes: the gateway's process may lack
+    the variable.
 
     The keys of the rewards are taken from this process's environment.
     """
@@ -125,7 +132,8 @@ def build(config: ServiceConfig, digest: bytes | None) -> Any:
             "autoscaling_config": {
                 "min_replicas": r.min_replicas,
                 "max_replicas": r.max_replicas,
-                "target_ongoing_requests": r.max_batch_requests,  # another replica where more wait than one batch takes
+                # another replica where more wait than one batch takes
+                "target_ongoing_requests": r.max_batch_requests,
             }
         }
     )
@@ -139,7 +147,8 @@ def build(config: ServiceConfig, digest: bytes | None) -> Any:
         replica.options(
             name=_deployment(reward.name),
             ray_actor_options=actor,
-            # they wait inside the replica: what waits before it is asked for again and again, with pauses that leave the model idle
+            # they wait inside the replica: what waits before it is asked for again and again, with pauses
+            # that leave the model idle
             max_ongoing_requests=r.max_batch_requests + r.max_queued_requests,
             max_queued_requests=r.max_queued_requests,
             **scale,
@@ -153,7 +162,8 @@ def build(config: ServiceConfig, digest: bytes | None) -> Any:
 
 
 class Gateway:
-    """The HTTP side, and what `kind: serve` calls. `digest` is the SHA-256 of the token, 32 bytes, or None."""
+    """The HTTP side, and what `kind: serve` calls. `digest` is the SHA-256 of the token, 32 bytes, or
+    None."""
 
     def __init__(self, config: ServiceConfig, digest: bytes | None, *children: DeploymentHandle[Any]) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its access log
@@ -172,7 +182,8 @@ class Gateway:
 
 
 def application(args: dict[str, str]) -> Any:
-    """For Serve's own configuration files (`serve deploy`, RayService): `config` is the path of the service's YAML.
+    """For Serve's own configuration files (`serve deploy`, RayService): `config` is the path of the service's
+    YAML.
 
     Built in a process of the cluster, which must know the token. Raises ConfigError.
     """
@@ -193,11 +204,14 @@ class Holder:
 
 
 def hold_name(config: ServiceConfig) -> Any:
-    """Take the service's name in this cluster, for as long as what is returned. Raises ConfigError when it is taken."""
+    """Take the service's name in this cluster, for as long as what is returned. Raises ConfigError when it is
+    taken."""
     remote: Any = ray.remote(Holder)
     try:
         holder = remote.options(name=config.name, namespace="frpo-services", num_cpus=0).remote()
-        ray.get(holder.here.remote(), timeout=START_LIMIT_S)  # of two at the same moment, the later hears of it here
+        ray.get(
+            holder.here.remote(), timeout=START_LIMIT_S
+        )  # of two at the same moment, the later hears of it here
     except (ValueError, RayActorError):
         raise ConfigError(_taken(config)) from None
     return holder
@@ -210,8 +224,8 @@ def _taken(config: ServiceConfig) -> str:
 def refuse_if_taken(config: ServiceConfig) -> None:
     """That nothing on this cluster would be replaced or left unheard. Raises ConfigError.
 
-    Serve itself replaces an application of the same name, and keeps the first host and port without a word. An
-    application that its `frpo serve` left behind, by a kill, is replaced.
+    Serve itself replaces an application of the same name, and keeps the first host and port without a word.
+    An application that its `frpo serve` left behind, by a kill, is replaced.
     """
     client = running()
     if client is None:
@@ -219,9 +233,13 @@ def refuse_if_taken(config: ServiceConfig) -> None:
     at = client.http_config
     for field, mine, theirs in (("host", config.host, at.host), ("port", config.port, at.port)):
         if mine != theirs:
-            raise ConfigError(f"{field}: this cluster serves at {at.host}:{at.port} already; use that, and a route_prefix")
+            raise ConfigError(
+                f"{field}: this cluster serves at {at.host}:{at.port} already; use that, and a route_prefix"
+            )
     for app in client.get_serve_details()["applications"].values():
-        if app["name"] == config.name and not (app["source"] == "imperative" and "gateway" in app["deployments"]):
+        if app["name"] == config.name and not (
+            app["source"] == "imperative" and "gateway" in app["deployments"]
+        ):
             raise ConfigError(_taken(config))
         if app["name"] != config.name and app["route_prefix"] == config.route_prefix:
             taken = f"{config.route_prefix} is that of {app['name']} on this cluster"
@@ -236,8 +254,8 @@ def running() -> Any:
 def deploy(config: ServiceConfig, digest: bytes | None) -> None:
     """Wait until every reward is up.
 
-    Raises ConfigError when another service took the route at the same moment, WorkerFailed that names the rewards that
-    do not come up.
+    Raises ConfigError when another service took the route at the same moment, WorkerFailed that names the
+    rewards that do not come up.
     """
     target = serve.RunTarget(build(config, digest), name=config.name, route_prefix=config.route_prefix)
     try:
@@ -247,8 +265,15 @@ def deploy(config: ServiceConfig, digest: bytes | None) -> None:
     until = time.monotonic() + START_LIMIT_S
     while (app := serve.status().applications[config.name]).status != ApplicationStatus.RUNNING:
         if app.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > until:
-            lacking = [f"{name}: {d.message or d.status}" for name, d in app.deployments.items() if d.status != "HEALTHY"]
-            raise WorkerFailed(f"The service {config.name} did not come up within {START_LIMIT_S} s. " + "\n".join([app.message, *lacking]))
+            lacking = [
+                f"{name}: {d.message or d.status}"
+                for name, d in app.deployments.items()
+                if d.status != "HEALTHY"
+            ]
+            raise WorkerFailed(
+                f"The service {config.name} did not come up within {START_LIMIT_S} s. "
+                + "\n".join([app.message, *lacking])
+            )
         time.sleep(0.2)
 
 
@@ -256,8 +281,8 @@ def deploy(config: ServiceConfig, digest: bytes | None) -> None:
 def serving(config: ServiceConfig, digest: bytes | None) -> Iterator[str]:
     """Serve on a Ray cluster that is connected already; gives the URL when every reward is up.
 
-    At the end the application is taken down, its last requests answered. Raises ConfigError with nothing of others
-    touched, WorkerFailed when a reward does not come up.
+    At the end the application is taken down, its last requests answered. Raises ConfigError with nothing of
+    others touched, WorkerFailed when a reward does not come up.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     holder = hold_name(config)
@@ -277,7 +302,9 @@ def serve_forever(config: ServiceConfig, address: str | None, digest: bytes | No
     Raises ConfigError, WorkerFailed when Ray does not start.
     """
     join(address, OBJECT_STORE_BYTES, "--address")
-    first = named(address) is not None and running() is None  # where Ray is started here, the caller holds the port
+    first = (
+        named(address) is not None and running() is None
+    )  # where Ray is started here, the caller holds the port
     try:
         with held_port(config) if first else nullcontext(), serving(config, digest) as url:
             print(f"Serving at {url}{'' if digest else ', without a token'}. Ctrl-C stops it.", flush=True)

@@ -1,4 +1,5 @@
-"""What a person should be told about a run's steps: numbers that mean that it learns little, and what to change. Pure."""
+"""What a person should be told about a run's steps: numbers that mean that it learns little, and what to
+change. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ def causes(recent: Sequence[StepMetrics], max_new_tokens: int) -> Iterator[tuple
     if len(recent) >= PATIENCE and all(row.equal_groups == 1 for row in recent[-PATIENCE:]):
         yield (
             "equal rewards",
-            f"step {last.step}: all {last.num_prompts - last.dropped_groups} groups had equal rewards for {PATIENCE} steps: no gradient "
-            "comes from them; use harder or easier prompts, a finer reward, or more completions per group (rollout.group_size)",
+            f"step {last.step}: all {last.num_prompts - last.dropped_groups} groups had equal rewards for "
+            f"{PATIENCE} steps: no gradient "
+            "comes from them; use harder or easier prompts, a finer reward, or more completions per group "
+            "(rollout.group_size)",
         )
     if last.cut_share > MOST_CUT:
         yield (
             "cut completions",
-            f"step {last.step}: {last.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = {max_new_tokens}: rewards "
+            f"step {last.step}: {last.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = "
+            f"{max_new_tokens}: rewards "
             "judge unfinished answers; raise it, give rollout.stop, or set objective.cut to mask or penalise",
         )
 
@@ -40,7 +44,9 @@ class Adviser:
     def see(self, row: StepMetrics) -> list[str]:
         """What this step gives occasion to say for the first time in its stage."""
         self.recent = [*self.recent, row][-PATIENCE:]
-        new = {cause: text for cause, text in causes(self.recent, self.max_new_tokens) if cause not in self.told}
+        new = {
+            cause: text for cause, text in causes(self.recent, self.max_new_tokens) if cause not in self.told
+        }
         self.told |= set(new)
         return list(new.values())
 

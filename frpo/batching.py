@@ -1,4 +1,5 @@
-"""From scored groups to the batch that the learner trains on: who counts, with what advantage. Pure functions."""
+"""From scored groups to the batch that the learner trains on: who counts, with what advantage. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -62,11 +63,13 @@ def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Seq
     )
 
 
-def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[Doubles, NDArray[np.bool_]]:
+def rewards_and_mask(
+    scored: Sequence[ScoredGroup], objective: ObjectiveConfig
+) -> tuple[Doubles, NDArray[np.bool_]]:
     """Rewards `[G, k]` (0 where there is none) and the mask of those that train.
 
-    A failed reward leaves its group. A completion ended by the length limit leaves it too under cut: mask, and is
-    lowered by cut_penalty under cut: penalise.
+    A failed reward leaves its group. A completion ended by the length limit leaves it too under cut: mask,
+    and is lowered by cut_penalty under cut: penalise.
     """
     k = len(scored[0].rewards)
     rewards, mask = np.zeros((len(scored), k)), np.zeros((len(scored), k), dtype=bool)
@@ -75,23 +78,32 @@ def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) 
             cut = completion.finish_reason == "length"
             if reward.total is None or (cut and objective.cut == "mask"):
                 continue
-            rewards[g, j] = reward.total - (objective.cut_penalty if cut and objective.cut == "penalise" else 0.0)
+            rewards[g, j] = reward.total - (
+                objective.cut_penalty if cut and objective.cut == "penalise" else 0.0
+            )
             mask[g, j] = True
     return rewards, mask
 
 
 def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles | None:
-    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion; None where either was not asked for."""
+    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion; None where either was
+    not asked for."""
     if any(s.policy is None or s.reference is None for s in scored):
         return None
     return np.array(
-        [[float((p.astype(np.float64) - r).sum()) for p, r in zip(s.policy or (), s.reference or (), strict=True)] for s in scored]
+        [
+            [
+                float((p.astype(np.float64) - r).sum())
+                for p, r in zip(s.policy or (), s.reference or (), strict=True)
+            ]
+            for s in scored
+        ]
     )
 
 
 def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
-    """Neighbours that are scored together, up to `budget_tokens` or one group: the same whoever scores them, so that a policy's log-probs
-    differ from themselves by nothing, in bfloat16 too."""
+    """Neighbours that are scored together, up to `budget_tokens` or one group: the same whoever scores them,
+    so that a policy's log-probs differ from themselves by nothing, in bfloat16 too."""
     found: list[list[Group]] = []
     room = 0
     for group in groups:
@@ -117,7 +129,9 @@ def advantages(rewards: Doubles, mask: NDArray[np.bool_], objective: ObjectiveCo
     return result
 
 
-def penalties(mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, beta: float) -> Doubles:
+def penalties(
+    mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, beta: float
+) -> Doubles:
     """What the reverse penalty adds to each advantage `[G, k]`; 0 where there is none."""
     if divergence is None or objective.penalty != "reverse" or beta == 0:
         return np.zeros(mask.shape)
@@ -128,7 +142,8 @@ def penalties(mask: NDArray[np.bool_], divergence: Doubles | None, objective: Ob
 def make_batch(
     scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None
 ) -> tuple[RolloutBatch, BatchStats]:
-    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None: the first step."""
+    """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None:
+    the first step."""
     scored = sorted(scored, key=lambda s: s.group.index)
     rewards, mask = rewards_and_mask(scored, objective)
     steering = steering or begin(objective)
@@ -174,7 +189,11 @@ def _describe(
     totals = [(s.group.prompt.task, r) for s in scored for r in s.rewards]
     drawn = np.array([r.total for _, r in totals if r.total is not None])
     whole = mask.any(axis=1)
-    radius, effective = tilt(torch.from_numpy(rewards), lam, torch.from_numpy(mask)) if lam is not None and whole.any() else (None, None)
+    radius, effective = (
+        tilt(torch.from_numpy(rewards), lam, torch.from_numpy(mask))
+        if lam is not None and whole.any()
+        else (None, None)
+    )
     spread = np.array([rewards[g][mask[g]].std() for g in np.flatnonzero(whole)])
     parts = sorted({p for _, r in totals for p in r.parts})
     return BatchStats(
@@ -183,7 +202,9 @@ def _describe(
         group_std=float(spread.mean()) if len(spread) else 0.0,
         equal_groups=float((spread < 1e-9).mean()) if len(spread) else 1.0,
         advantage_std=float(values[mask].std()) if mask.any() else 0.0,
-        non_monotone=non_monotone_share(torch.from_numpy(rewards), torch.from_numpy(own), torch.from_numpy(mask)),
+        non_monotone=non_monotone_share(
+            torch.from_numpy(rewards), torch.from_numpy(own), torch.from_numpy(mask)
+        ),
         beta=beta,
         lam=lam,
         radius=float(radius.mean()) if radius is not None else None,

@@ -1,12 +1,15 @@
-"""What a policy's reward can fall to inside a KL ball: the plug-in curve, its interval, and the bound that holds.
+"""What a policy's reward can fall to inside a KL ball: the plug-in curve, its interval, and the bound that
+holds.
 
-Rewards are those of independent completions drawn at temperature 1, `[prompts, completions]`; radii are in nats per
-completion. No policy Q with mean over prompts of KL(Q || policy) <= rho averages less than
+Rewards are those of independent completions drawn at temperature 1, `[prompts, completions]`; radii are in
+nats per completion. No policy Q with mean over prompts of KL(Q || policy) <= rho averages less than
 
-    R(rho) = max over lam > 0 of  -lam mean_x log E_{y~policy} exp(-r / lam) - lam rho        (3.5 of arXiv 2602.08813)
+    R(rho) = max over lam > 0 of  -lam mean_x log E_{y~policy} exp(-r / lam) - lam rho        (3.5 of arXiv
+    2602.08813)
 
-`worst_case_reward` puts the sample in place of E: good for plots, too high for a promise (Jensen, and the maximum), most
-so where failures are rare. `reward_lower_bound` is valid at every sample size, by sample splitting. Imports numpy alone.
+`worst_case_reward` puts the sample in place of E: good for plots, too high for a promise (Jensen, and the
+maximum), most so where failures are rare. `reward_lower_bound` is valid at every sample size, by sample
+splitting. Imports numpy alone.
 """
 
 from __future__ import annotations
@@ -42,9 +45,11 @@ def _log_mean_exp(x: Doubles, axis: int) -> Doubles:
 
 
 def tilted(rewards: ArrayLike, lam: float) -> tuple[float, float]:
-    """Mean reward and mean KL(Q || policy) of the tilted policy Q ~ policy exp(-r / lam) on the sample, over prompts.
+    """Mean reward and mean KL(Q || policy) of the tilted policy Q ~ policy exp(-r / lam) on the sample, over
+    prompts.
 
-    The KL is the radius that training at this lam guards: it stands on the legend of an arm that was given lam.
+    The KL is the radius that training at this lam guards: it stands on the legend of an arm that was given
+    lam.
     """
     r = _checked(rewards)
     if not lam > 0:
@@ -57,11 +62,12 @@ def tilted(rewards: ArrayLike, lam: float) -> tuple[float, float]:
 
 
 def worst_case_reward(rewards: ArrayLike, radius: float) -> float:
-    """Least mean reward of any reweighting of the sample within `radius` nats of mean KL, one multiplier for all prompts.
+    """Least mean reward of any reweighting of the sample within `radius` nats of mean KL, one multiplier for
+    all prompts.
 
-    rewards `[prompts, completions]`. Radius 0 gives the mean; from the radius on that the worst completions of each
-    prompt need, the mean of the prompts' least rewards. Exact to 1e-9 of the rewards' range (bisection on lam).
-    This is the plug-in estimate of R(radius), not a promise: see `reward_lower_bound`.
+    rewards `[prompts, completions]`. Radius 0 gives the mean; from the radius on that the worst completions
+    of each prompt need, the mean of the prompts' least rewards. Exact to 1e-9 of the rewards' range
+    (bisection on lam). This is the plug-in estimate of R(radius), not a promise: see `reward_lower_bound`.
     """
     r = _checked(rewards, radius)
     spread = float((r.max(axis=1) - r.min(axis=1)).max())
@@ -93,7 +99,15 @@ class Curve:
     """Lower bound, valid for all radii of the grid at once; at the floor nothing is promised."""
 
 
-def curve(rewards: ArrayLike, radii: ArrayLike, *, floor: float, confidence: float = 0.95, draws: int = 1000, seed: int = 0) -> Curve:
+def curve(
+    rewards: ArrayLike,
+    radii: ArrayLike,
+    *,
+    floor: float,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Curve:
     """Both estimates on a grid of radii that was fixed beforehand."""
     r, grid = _checked(rewards), np.asarray(radii, dtype=np.float64)
     lo, hi = bootstrap(r, grid, confidence=confidence, draws=draws, seed=seed)
@@ -137,8 +151,8 @@ def bootstrap(
 
 
 def binomial_upper(mean: ArrayLike, n: int, log_inverse_delta: float) -> Doubles:
-    """Largest q with n kl(mean, q) <= log(1/delta), kl of Bernoullis: the Hoeffding-Chernoff upper bound of the mean of
-    n independent variables in [0, 1], which need not be alike."""
+    """Largest q with n kl(mean, q) <= log(1/delta), kl of Bernoullis: the Hoeffding-Chernoff upper bound of
+    the mean of n independent variables in [0, 1], which need not be alike."""
     v = np.clip(np.asarray(mean, dtype=np.float64), 0.0, 1.0)
     low, high = v.copy(), np.ones_like(v)
     budget = log_inverse_delta / n
@@ -153,21 +167,27 @@ def binomial_upper(mean: ArrayLike, n: int, log_inverse_delta: float) -> Doubles
 
 
 def reward_lower_bound(rewards: ArrayLike, radius: float, *, floor: float, confidence: float = 0.95) -> float:
-    """A number that R(radius) is not below, with probability >= `confidence` over the draws, at every sample size.
+    """A number that R(radius) is not below, with probability >= `confidence` over the draws, at every sample
+    size.
 
-    rewards `[prompts, completions]`, completions >= 2, independent draws that were not used to choose the policy, none
-    below `floor`; the statement is about these prompts. Never below `floor`; at `floor` nothing can be promised at this
-    radius with so few completions. Raises ValueError for a reward below the floor or a single completion.
+    rewards `[prompts, completions]`, completions >= 2, independent draws that were not used to choose the
+    policy, none below `floor`; the statement is about these prompts. Never below `floor`; at `floor` nothing
+    can be promised at this radius with so few completions. Raises ValueError for a reward below the floor or
+    a single completion.
 
-    z = exp(-(r - floor) / lam) lies in (0, 1]. Half A of the completions chooses lam and a reference c_x per prompt; with
-    half B, Jensen and a Chernoff bound on the mean of v = z min(c) / c_x in [0, 1] give
-    R >= floor - lam (mean_x log c_x + log u + radius), u = v_up / min(c), for any lam and c > 0.
+    z = exp(-(r - floor) / lam) lies in (0, 1]. Half A of the completions chooses lam and a reference c_x per
+    prompt; with half B, Jensen and a Chernoff bound on the mean of v = z min(c) / c_x in [0, 1] give R >=
+    floor - lam (mean_x log c_x + log u + radius), u = v_up / min(c), for any lam and c > 0.
     """
     r = _checked(rewards, radius)
     if r.shape[1] < 2:
-        raise ValueError("rewards: one completion per prompt; the bound needs at least 2, half to choose and half to bound")
+        raise ValueError(
+            "rewards: one completion per prompt; the bound needs at least 2, half to choose and half to bound"
+        )
     if (r < floor).any():
-        raise ValueError(f"floor: {floor} is above the reward {r.min()}; give the least value that the reward can take")
+        raise ValueError(
+            f"floor: {floor} is above the reward {r.min()}; give the least value that the reward can take"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence}; need a share between 0 and 1")
     half = r.shape[1] // 2
@@ -180,16 +200,26 @@ def reward_lower_bound(rewards: ArrayLike, radius: float, *, floor: float, confi
     own = _log_mean_exp(-a[None] / lams[:, :, None], 2)  # [lam, prompt]
     pooled = _log_mean_exp(own, 1)[:, None]
     shrunk = np.logaddexp(own + np.log(half), pooled + np.log(SHRINKAGE)) - np.log(half + SHRINKAGE)
-    log_c = np.stack([np.broadcast_to(pooled, own.shape) if s == 1 else np.maximum(shrunk, pooled + np.log(s)) for s in SHARES])
+    log_c = np.stack(
+        [
+            np.broadcast_to(pooled, own.shape) if s == 1 else np.maximum(shrunk, pooled + np.log(s))
+            for s in SHARES
+        ]
+    )
     promised = _bound(own, lams[:, 0], log_c, radius, b.size, log_inverse_delta)  # [share, lam]
     s, i = np.unravel_index(promised.argmax(), promised.shape)
     lam = lams[i]
-    value = _bound(_log_mean_exp(-b / lam, 1)[None], lam, log_c[s, i][None], radius, b.size, log_inverse_delta)
+    value = _bound(
+        _log_mean_exp(-b / lam, 1)[None], lam, log_c[s, i][None], radius, b.size, log_inverse_delta
+    )
     return float(floor + max(0.0, float(value[0])))
 
 
-def _bound(own: Doubles, lam: Doubles, log_c: Doubles, radius: float, n: int, log_inverse_delta: float) -> Doubles:
-    """-lam (mean_x log c_x + log u + radius) for own = log mean_y z of each prompt `[..., X]`, as if from n draws."""
+def _bound(
+    own: Doubles, lam: Doubles, log_c: Doubles, radius: float, n: int, log_inverse_delta: float
+) -> Doubles:
+    """-lam (mean_x log c_x + log u + radius) for own = log mean_y z of each prompt `[..., X]`, as if from n
+    draws."""
     least = log_c.min(axis=-1, keepdims=True)
     v = np.exp(own + least - log_c).mean(axis=-1)  # each in [0, 1]
     log_u = np.log(binomial_upper(v, n, log_inverse_delta)) - least[..., 0]
@@ -208,8 +238,12 @@ class Point:
     reward_se: float
 
 
-def violates(point: Point, rewards: ArrayLike, *, floor: float, confidence: float = 0.95, z: float = 1.96) -> bool:
-    """Whether a policy lies below what was certified at its own KL: the upper limit of its reward is below the bound at
-    the upper limit of its KL."""
-    bound = reward_lower_bound(rewards, max(0.0, point.kl + z * point.kl_se), floor=floor, confidence=confidence)
+def violates(
+    point: Point, rewards: ArrayLike, *, floor: float, confidence: float = 0.95, z: float = 1.96
+) -> bool:
+    """Whether a policy lies below what was certified at its own KL: the upper limit of its reward is below
+    the bound at the upper limit of its KL."""
+    bound = reward_lower_bound(
+        rewards, max(0.0, point.kl + z * point.kl_se), floor=floor, confidence=confidence
+    )
     return point.reward + z * point.reward_se < bound

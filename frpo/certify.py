@@ -24,7 +24,8 @@ from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
 PARITY_PROMPTS = 8
-"""Completions, of as many prompts, whose log-probs are compared before anything is drawn for the certificate."""
+"""Completions, of as many prompts, whose log-probs are compared before anything is drawn for the
+certificate."""
 
 
 class CertificateFile(Record):
@@ -54,7 +55,9 @@ OPTIONS = {
 def in_options(error: ConfigError) -> ConfigError:
     """The same mistakes, each line's fields named by the options."""
     lines = [line.partition(": ") for line in str(error).splitlines()]
-    return ConfigError("\n".join(" + ".join(map(_option, head.split(" + "))) + colon + rest for head, colon, rest in lines))
+    return ConfigError(
+        "\n".join(" + ".join(map(_option, head.split(" + "))) + colon + rest for head, colon, rest in lines)
+    )
 
 
 def _option(field: str) -> str:
@@ -76,18 +79,23 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
 
 
 def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelReward:
-    """A reward model where `spec` is a folder or a hub name, else a function with its arguments, values in YAML. Raises ConfigError."""
+    """A reward model where `spec` is a folder or a hub name, else a function with its arguments, values in
+    YAML. Raises ConfigError."""
     given: dict[str, Any] = {}
     for key, text in pairs("--argument", arguments).items():
         try:
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"--argument {key}={text}: not valid YAML ({reason}); quote the value") from None
+            raise ConfigError(
+                f"--argument {key}={text}: not valid YAML ({reason}); quote the value"
+            ) from None
     if not Path(spec).expanduser().is_dir() and not hub.is_name(spec):
         return FunctionReward(kind="function", name="reward", function=spec, arguments=given)
     if given:
-        raise ConfigError(f"--argument {next(iter(given))}: {spec} is a reward model, which takes none; leave it out")
+        raise ConfigError(
+            f"--argument {next(iter(given))}: {spec} is a reward model, which takes none; leave it out"
+        )
     return ModelReward(kind="model", name="reward", path=spec)
 
 
@@ -120,7 +128,8 @@ def configuration(
 
 
 def run(config: Config) -> Path:
-    """Draw, score and certify what `preflight.ready` let pass; returns the JSON file. Raises ConfigError, RunStopped or WorkerFailed."""
+    """Draw, score and certify what `preflight.ready` let pass; returns the JSON file. Raises ConfigError,
+    RunStopped or WorkerFailed."""
     assert config.certify is not None
     from frpo import cluster  # heavy
     from frpo.metrics import RunLog
@@ -141,11 +150,17 @@ def run(config: Config) -> Path:
         reward = config.rewards[0]
         assert isinstance(reward, FunctionReward | ModelReward)
         result = CertificateFile(
-            model=hub.name_of(str(policy)) or str(policy), weights_sha256=weights_sha256(policy), prompts=config.data.heldout[0].path,
-            reward=reward.function if isinstance(reward, FunctionReward) else hub.name_of(reward.path) or reward.path,
-            max_new_tokens=config.rollout.max_new_tokens, seed=config.seed, certificates=found,
+            model=hub.name_of(str(policy)) or str(policy),
+            weights_sha256=weights_sha256(policy),
+            prompts=config.data.heldout[0].path,
+            reward=reward.function
+            if isinstance(reward, FunctionReward)
+            else hub.name_of(reward.path) or reward.path,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=config.seed,
+            certificates=found,
             prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts),
-        )  # fmt: skip
+        )
         write_text(out / "certificate.json", result.model_dump_json(indent=1))
         certificates(found, out / "certificate.png")
         for c in found:
@@ -155,15 +170,19 @@ def run(config: Config) -> Path:
 
 
 def weights_sha256(policy: Path) -> str:
-    """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it stands on."""
+    """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it
+    stands on."""
     if not saved.is_adapter(policy):
         return folder_sha256(policy)
     parts = (folder_sha256(policy), weights_sha256(saved.parent(policy)), saved.applied(policy))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def check_parity(rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config) -> None:
-    """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run. Raises RunStopped."""
+def check_parity(
+    rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config
+) -> None:
+    """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run.
+    Raises RunStopped."""
     from frpo.batching import flatten
     from frpo.stops import RunStopped, parity_gap
 
@@ -175,6 +194,7 @@ def check_parity(rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequ
     gap = parity_gap(found, right)
     if not gap <= config.parity_tolerance:
         raise RunStopped(
-            f"engine and transformers differ by {gap:.3g} nats a token of {policy} (rollout.parity_tolerance = "
+            f"engine and transformers differ by {gap:.3g} nats a token of {policy} (rollout.parity_tolerance "
+            "= "
             f"{config.parity_tolerance:g}): the engine does not run this policy, and would certify another"
         )

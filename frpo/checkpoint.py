@@ -1,8 +1,8 @@
 """The run folder: who holds it, and crash-safe checkpoints.
 
-A checkpoint is written aside, while training goes on, listed in a manifest with sizes and SHA-256, flushed to disk and then renamed; a
-reader takes the newest whose manifest verifies. Knows nothing of what is inside: the writer is a callback. On several nodes the run folder
-must lie on a file system that all of them share.
+A checkpoint is written aside, while training goes on, listed in a manifest with sizes and SHA-256, flushed to
+disk and then renamed; a reader takes the newest whose manifest verifies. Knows nothing of what is inside: the
+writer is a callback. On several nodes the run folder must lie on a file system that all of them share.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path, pattern: str = "*.safetensors") -> str:
-    """One digest over the names and contents of the matching files; not of those in folders below, such as a trainer's checkpoints."""
+    """One digest over the names and contents of the matching files; not of those in folders below, such as a
+    trainer's checkpoints."""
     lines = [f"{p.name} {sha256(p)}" for p in sorted(folder.glob(pattern))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -68,7 +69,8 @@ class InUse(ConfigError):
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Own a run folder while the run lasts. Raises InUse when another process does, ConfigError when it can't be written."""
+    """Own a run folder while the run lasts. Raises InUse when another process does, ConfigError when it can't
+    be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("a+")
@@ -79,7 +81,10 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise InUse(f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or choose another") from None
+            raise InUse(
+                f"run_dir: {folder} is in use by {lock.read().strip() or 'another run'}; wait for it or "
+                "choose another"
+            ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
         lock.flush()
@@ -99,7 +104,8 @@ def describe(folder: Path, config: Config) -> None:
 
 
 class Progress(BaseModel):
-    """The driver's own state in a checkpoint. The prompt position, seeds and policy version all follow from the step."""
+    """The driver's own state in a checkpoint. The prompt position, seeds and policy version all follow from
+    the step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,7 +141,8 @@ FAILED_LIMIT_S = 60.0
 
 
 class Checkpoints:
-    """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json. One is written at a time."""
+    """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json.
+    One is written at a time."""
 
     def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
         self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
@@ -156,16 +163,17 @@ class Checkpoints:
             self.finish()
 
     def finish(self, limit_s: float | None = None) -> None:
-        """Wait for the checkpoint that was begun, make it the newest, and delete those no longer kept. Raises as the writers do, and OSError
-        for a file that one has written and that is not here."""
+        """Wait for the checkpoint that was begun, make it the newest, and delete those no longer kept. Raises
+        as the writers do, and OSError for a file that one has written and that is not here."""
         if self.begun:
             (progress, aside, writing), self.begun = self.begun, None
             self._complete(progress, aside, writing.result(limit_s))
 
     @contextmanager
     def kept(self, waiting: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
-        """Training whose last checkpoint is finished also when something has ended it, unless the ranks can't, so that this costs no more
-        than the steps since. `waiting` shows a person what is waited for."""
+        """Training whose last checkpoint is finished also when something has ended it, unless the ranks
+        can't, so that this costs no more than the steps since. `waiting` shows a person what is waited
+        for."""
         try:
             yield
         except BaseException:
@@ -183,9 +191,12 @@ class Checkpoints:
         files = sorted(p for p in aside.rglob("*") if p.is_file())
         for lost in known.keys() - {p.resolve() for p in files}:
             raise OSError(
-                f"{lost} was written on another node and is not here; the run folder must lie on a file system that all nodes share"
+                f"{lost} was written on another node and is not here; the run folder must lie on a file "
+                "system that all nodes share"
             )
-        manifest = {str(p.relative_to(aside)): known.get(p.resolve()) or [p.stat().st_size, sha256(p)] for p in files}
+        manifest = {
+            str(p.relative_to(aside)): known.get(p.resolve()) or [p.stat().st_size, sha256(p)] for p in files
+        }
         (aside / "manifest.json").write_text(json.dumps(manifest))
         final = self._path(progress.step)
         for path in [*files, aside / "manifest.json"]:
@@ -220,7 +231,10 @@ class Checkpoints:
     def _verifies(path: Path) -> bool:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            return all((path / n).stat().st_size == size and sha256(path / n) == digest for n, (size, digest) in manifest.items())
+            return all(
+                (path / n).stat().st_size == size and sha256(path / n) == digest
+                for n, (size, digest) in manifest.items()
+            )
         except (OSError, ValueError, AttributeError, TypeError):  # torn, or JSON of another shape
             return False
 

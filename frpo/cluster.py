@@ -59,7 +59,8 @@ class Team:
 
 @contextmanager
 def start(config: Config, log: RunLog) -> Iterator[Team]:
-    """Connect to Ray (or start it here), place all actors, wait until each answers; take everything down at the end.
+    """Connect to Ray (or start it here), place all actors, wait until each answers; take everything down at
+    the end.
 
     Raises ConfigError when the cluster lacks what the plan needs, WorkerFailed when an actor does not start.
     """
@@ -100,7 +101,8 @@ def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
 
 
 def object_store_bytes(config: Config, teams: int = 1) -> int:
-    """One version of each team's weights lies there at a time; a store that is too small spills it to disk at each publish."""
+    """One version of each team's weights lies there at a time; a store that is too small spills it to disk at
+    each publish."""
     if config.cluster.object_store_gib is not None:
         return int(config.cluster.object_store_gib * 2**30)
     return teams * (2**29 + weight_bytes(config.model))
@@ -115,12 +117,16 @@ def refuse_if_too_small(asked: Plan) -> None:
     ):
         have = total.get(resource, 0.0)
         if need > have + 1e-6:
-            raise ConfigError(f"cluster: the plan needs {need:g} {resource}s and the cluster has {have:g}; {remedy}, or add nodes")
+            raise ConfigError(
+                f"cluster: the plan needs {need:g} {resource}s and the cluster has {have:g}; {remedy}, or "
+                "add nodes"
+            )
 
 
 @contextmanager
 def shared(config: Config, most: int) -> Iterator[str]:
-    """One Ray for several processes, each with a team of its own, at most `most`: gives the address to join."""
+    """One Ray for several processes, each with a team of its own, at most `most`: gives the address to
+    join."""
     teams = min(most, max(1, int((os.cpu_count() or 1) / plan(config).num_cpus)))
     join(config.cluster.address, object_store_bytes(config, teams))
     try:
@@ -130,7 +136,8 @@ def shared(config: Config, most: int) -> Iterator[str]:
 
 
 def teams_that_fit(asked: Plan) -> int:
-    """How many teams the free part of the cluster holds at once; at least 1, the placement says what is lacking."""
+    """How many teams the free part of the cluster holds at once; at least 1, the placement says what is
+    lacking."""
     free = ray.available_resources()
     needs = (("CPU", asked.num_cpus), ("GPU", asked.num_gpus))
     return max(1, min(int(free.get(name, 0.0) / need + 1e-6) for name, need in needs if need > 0))
@@ -142,14 +149,16 @@ def place(config: Config, asked: Plan) -> PlacementGroup:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         remove_placement_group(group)
         raise WorkerFailed(
-            f"No placement for {len(asked.bundles)} bundles ({asked.num_cpus:g} CPUs, {asked.num_gpus:g} GPUs) within "
+            f"No placement for {len(asked.bundles)} bundles ({asked.num_cpus:g} CPUs, {asked.num_gpus:g} "
+            "GPUs) within "
             f"{config.cluster.start_timeout_s:g} s; free now: {free}. Wait for other jobs or lower the plan."
         )
     return group
 
 
 class Spawner:
-    """Starts the actors of a plan in their placement group, a pool a role. Returns at once: they start side by side."""
+    """Starts the actors of a plan in their placement group, a pool a role. Returns at once: they start side
+    by side."""
 
     def __init__(self, config: Config, asked: Plan, group: PlacementGroup) -> None:
         self.config, self.asked, self.group = config, asked, group
@@ -160,10 +169,15 @@ class Spawner:
     def num_actors(self) -> int:
         return sum(a.count for a in self.asked.actors)
 
-    def workers(self, role: str, cls: type, arguments: Sequence[tuple[Any, ...]], env: dict[str, str], restarts: int) -> list[Handle]:
+    def workers(
+        self, role: str, cls: type, arguments: Sequence[tuple[Any, ...]], env: dict[str, str], restarts: int
+    ) -> list[Handle]:
         actor = self._actor(role)
         if actor.num_gpus == 0:
-            env = {**env, "CUDA_VISIBLE_DEVICES": ""}  # Ray leaves it as the node has it, and the actor would take the first GPU
+            env = {
+                **env,
+                "CUDA_VISIBLE_DEVICES": "",
+            }  # Ray leaves it as the node has it, and the actor would take the first GPU
         return [
             remote(cls)
             .options(
@@ -173,7 +187,9 @@ class Spawner:
                 num_gpus=actor.num_gpus,
                 max_restarts=restarts,
                 runtime_env={"env_vars": env},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=bundle
+                ),
             )
             .remote(*given)
             for i, (bundle, given) in enumerate(zip(actor.bundles, arguments, strict=True))
@@ -194,33 +210,53 @@ class Spawner:
 
     def rollouts(self) -> RolloutPool:
         c = self.config
-        workers = self._alike("rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=rollout_env(c))
+        workers = self._alike(
+            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=rollout_env(c)
+        )
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 
     def rewards(self) -> RewardPool:
         c = self.config
         given = (c.rewards, c.combine, secrets_of(c.rewards))
-        return RewardPool(self._alike("reward", RewardWorker, *given, env=threads(c.reward.num_threads)), **self.limits)
+        return RewardPool(
+            self._alike("reward", RewardWorker, *given, env=threads(c.reward.num_threads)), **self.limits
+        )
 
     def reference(self) -> ReferencePool | None:
         if all(a.role != "reference" for a in self.asked.actors):
             return None
         return ReferencePool(
-            self._alike("reference", ReferenceWorker, self.config.model, env=threads(self.config.reference.num_threads)), **self.limits
+            self._alike(
+                "reference",
+                ReferenceWorker,
+                self.config.model,
+                env=threads(self.config.reference.num_threads),
+            ),
+            **self.limits,
         )
 
     def scorer(self) -> EvaluatePool:
         return EvaluatePool(
-            self._alike("evaluate", EvaluateWorker, self.config.model, env=threads(self.config.evaluate.num_threads)), **self.limits
+            self._alike(
+                "evaluate", EvaluateWorker, self.config.model, env=threads(self.config.evaluate.num_threads)
+            ),
+            **self.limits,
         )
 
     def harness(self, rollouts: RolloutPool) -> HarnessPool | None:
         c = self.config
         if c.harness is None:
             return None
-        given = (list(rollouts.actors.handles), rollouts.tensor_parallel, self.limits["timeout_s"], self.limits["restarts"])
+        given = (
+            list(rollouts.actors.handles),
+            rollouts.tensor_parallel,
+            self.limits["timeout_s"],
+            self.limits["restarts"],
+        )
         settings = (c.harness, c.num_tokens_limit, c.seed, secrets_of(()))
-        workers = self._alike("harness", HarnessWorker, *given, *settings, env=threads(c.evaluate.num_threads))
+        workers = self._alike(
+            "harness", HarnessWorker, *given, *settings, env=threads(c.evaluate.num_threads)
+        )
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
     def learner(self) -> LearnerPool:
@@ -242,7 +278,10 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     finetune.join()
     if config.rollout.sleep:
         others = {"reference": reference} if reference else {}
-        take_turns(spawner.asked, {"rollout": rollouts, "learner": learner, "finetune": finetune, "evaluate": scorer, **others})
+        take_turns(
+            spawner.asked,
+            {"rollout": rollouts, "learner": learner, "finetune": finetune, "evaluate": scorer, **others},
+        )
     return Team(
         rollouts,
         rewards,
@@ -256,19 +295,23 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     )
 
 
-def publisher(config: Config, name: str, source: LearnerPool | FinetunePool, rollouts: RolloutPool) -> Publisher:
+def publisher(
+    config: Config, name: str, source: LearnerPool | FinetunePool, rollouts: RolloutPool
+) -> Publisher:
     if isinstance(transport_of(config), GroupTransport):
         return GroupPublisher(name, source, rollouts, backend(config))
     return ParcelPublisher(source, rollouts)
 
 
 def backend(config: Config) -> str:
-    """Of the process group that weights travel by: of the actors' devices, whatever the driver's machine has."""
+    """Of the process group that weights travel by: of the actors' devices, whatever the driver's machine
+    has."""
     return "nccl" if config.rollout.num_gpus > 0 and config.learner.num_gpus > 0 else "gloo"
 
 
 def take_turns(asked: Plan, pools: Mapping[str, Any]) -> None:
-    """One card for vLLM, training and scorers: whoever is called next gets its memory, the others wait in host memory."""
+    """One card for vLLM, training and scorers: whoever is called next gets its memory, the others wait in
+    host memory."""
     sharing = {a.role: pools[a.role] for a in asked.actors if a.num_gpus > 0 and a.role in pools}
     turns = Turns(
         "rollout",

@@ -1,7 +1,9 @@
-"""What the things that a recipe names hold: one digest for a model, a data set, reward code or a benchmark task, wherever it lies.
+"""What the things that a recipe names hold: one digest for a model, a data set, reward code or a benchmark
+task, wherever it lies.
 
-Digests of files are remembered by path, size and times of change, so that a model of many GB is read once. Imports no ML library.
-What cannot be read from here (a hub name, an endpoint, a server's rewards) counts by its name.
+Digests of files are remembered by path, size and times of change, so that a model of many GB is read once.
+Imports no ML library. What cannot be read from here (a hub name, an endpoint, a server's rewards) counts by
+its name.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ OURS = Path(__file__).parent
 
 
 class Digests:
-    """Digests of files. `folder` is where they are remembered, such as the run folder; nothing is written but by `save`."""
+    """Digests of files. `folder` is where they are remembered, such as the run folder; nothing is written but
+    by `save`."""
 
     def __init__(self, folder: Path) -> None:
         self.file_ = folder / REMEMBERED
@@ -73,7 +76,8 @@ class Digests:
             write_text(self.file_, json.dumps(self.used, indent=0))
 
     def of(self, what: Content, value: Any) -> str:
-        """The digest of what a field marked with `what` names. Raises ConfigError for a `testbed:` name that there is not."""
+        """The digest of what a field marked with `what` names. Raises ConfigError for a `testbed:` name that
+        there is not."""
         if what.of == "tasks":
             return _hash([self._task(Path(v)) if Path(v).is_file() else v for v in value])
         if str(value).startswith("testbed:"):
@@ -83,8 +87,8 @@ class Digests:
         return self._data(value) if what.of == "data" else self._code(value)
 
     def _model(self, name: str, above: tuple[Path, ...] = ()) -> str:
-        """Configuration, tokenizer and weights; of an adapter how it is applied, and its base wherever that lies. `above` are the
-        adapters that stand on it."""
+        """Configuration, tokenizer and weights; of an adapter how it is applied, and its base wherever that
+        lies. `above` are the adapters that stand on it."""
         folder = Path(name)
         if not folder.is_dir() or folder in above:
             return name
@@ -98,7 +102,8 @@ class Digests:
             return self.files(files, folder)
 
     def _data(self, name: str) -> str:
-        """A file by its bytes, a folder by those of all its files but caches, a generator by its version; other names as they are."""
+        """A file by its bytes, a folder by those of all its files but caches, a generator by its version;
+        other names as they are."""
         path = Path(name)
         if name.startswith(gym.SCHEME):
             return _hash([name, _version("reasoning_gym")])
@@ -108,8 +113,8 @@ class Digests:
         return self.files((p for p in inside if not _is_cache(p.relative_to(path))), path)
 
     def _code(self, spec: str) -> str:
-        """The function's name, its file, and every file that it imports from its own folder. Of an installed package the
-        module's file and the package's version. Names of files do not count."""
+        """The function's name, its file, and every file that it imports from its own folder. Of an installed
+        package the module's file and the package's version. Names of files do not count."""
         place, _, name = spec.rpartition(":")
         if place.endswith(".py"):
             file = Path(place).resolve()  # its neighbours are those of the file itself, not of a link to it
@@ -126,8 +131,8 @@ class Digests:
         return sorted(self.file(p) for p in local_imports(file, top))
 
     def _task(self, file: Path, above: tuple[Path, ...] = ()) -> str:
-        """A task file of lm-evaluation-harness, the data files that it names, and what it includes or calls beside it. `above` are the
-        files that include it."""
+        """A task file of lm-evaluation-harness, the data files that it names, and what it includes or calls
+        beside it. `above` are the files that include it."""
         found = [self.file(file)]
         try:
             tree = read_task(file)
@@ -135,7 +140,11 @@ class Digests:
             return _hash(found)
         found += [self.file(Path(name)) for name in data_files(tree)]
         included = tree.get("include")
-        if isinstance(included, str) and (other := file.parent / included).is_file() and other not in (file, *above):
+        if (
+            isinstance(included, str)
+            and (other := file.parent / included).is_file()
+            and other not in (file, *above)
+        ):
             found.append(self._task(other, (*above, file)))
         for module in sorted(modules_of(tree)):
             found += self._imports(file.parent / f"{module.replace('.', '/')}.py", file.parent)
@@ -165,13 +174,16 @@ def _source_of(module: str) -> Path | None:
     """Its file, found without running it (the packages that hold it are imported)."""
     try:
         spec = importlib.util.find_spec(module)
-    except Exception:  # user code: whatever the packages around it raise; that it cannot be imported is said elsewhere
+    except (
+        Exception
+    ):  # user code: whatever the packages around it raise; that it cannot be imported is said elsewhere
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def _version(package: str) -> str:
-    """Of the distribution that bears the package's name; empty where there is none (to look for others takes seconds)."""
+    """Of the distribution that bears the package's name; empty where there is none (to look for others takes
+    seconds)."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -182,8 +194,8 @@ def _version(package: str) -> str:
 
 
 def local_imports(file: Path, top: Path) -> set[Path]:
-    """The file and all that it imports from below `top`, directly or not, found by reading: nothing is run. Of frpo itself
-    only what lies in the file's own folder."""
+    """The file and all that it imports from below `top`, directly or not, found by reading: nothing is run.
+    Of frpo itself only what lies in the file's own folder."""
     own = file.parent if file.is_relative_to(OURS) else top
     found, waiting = set[Path](), [file]
     while waiting:
@@ -197,7 +209,11 @@ def local_imports(file: Path, top: Path) -> set[Path]:
             continue
         for level, name in _imported(tree):
             above = path.parents[level - 1] if 0 < level <= len(path.parents) else top
-            waiting += [p for p in _modules(above, name) if p.is_relative_to(own) and p.is_relative_to(OURS) == own.is_relative_to(OURS)]
+            waiting += [
+                p
+                for p in _modules(above, name)
+                if p.is_relative_to(own) and p.is_relative_to(OURS) == own.is_relative_to(OURS)
+            ]
     return found
 
 

@@ -1,6 +1,7 @@
 """`frpo doctor`: what a run needs from this machine, and how to mend what is missing. One finding a line.
 
-Heavy libraries are imported in processes of their own, with a time limit: a broken one says why instead of taking the doctor down.
+Heavy libraries are imported in processes of their own, with a time limit: a broken one says why instead of
+taking the doctor down.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from frpo.model_checks import check_policy, weight_bytes
 
 IMPORT_LIMIT_S, CLUSTER_LIMIT_S = 180, 60
 LEAST_DISK_GIB, LEAST_TMP_GIB, LEAST_SHM_GIB, LEAST_MEMORY_GIB = 5.0, 3.0, 1.0, 6.0
-ENGINES = {"vllm": "vllm", "deepspeed": "deepspeed", "ray": "ray", "ray serve": "ray.serve", "transformers": "transformers", "peft": "peft"}
+ENGINES = {
+    "vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "ray": "ray",
+    "ray serve": "ray.serve",
+    "transformers": "transformers",
+    "peft": "peft",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,11 @@ def examine(config: Config | None) -> Iterator[Finding]:
     yield cluster((config.cluster.address if config else None) or os.environ.get("RAY_ADDRESS"))
     if config:
         for error in uncached:
-            yield Finding("model", *str(error).split("; ", 1)) if isinstance(error, hub.Offline) else Finding("model", str(error))
+            yield (
+                Finding("model", *str(error).split("; ", 1))
+                if isinstance(error, hub.Offline)
+                else Finding("model", str(error))
+            )
         if not hub.is_name(config.model.path):
             yield model(config)
 
@@ -61,7 +73,9 @@ def versions() -> Iterator[Finding]:
     extra = "gpu" if preflight.num_gpus() else "cpu"
     asked = [Requirement(text) for text in metadata.requires("frpo") or []]
     mine = [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", extra))]
-    strictest = {r.name: r for r in sorted(mine, key=lambda r: len(r.specifier))}  # a package can stand in several extras
+    strictest = {
+        r.name: r for r in sorted(mine, key=lambda r: len(r.specifier))
+    }  # a package can stand in several extras
     for requirement in strictest.values():
         name = f"{requirement.name} {requirement.specifier}".strip()
         try:
@@ -70,7 +84,9 @@ def versions() -> Iterator[Finding]:
             yield Finding(requirement.name, "not installed", f"deploy/install.sh, or pip install '{name}'")
             continue
         fits = requirement.specifier.contains(version.split("+")[0], prereleases=True)
-        yield Finding(requirement.name, version, "" if fits else f"frpo was run with {name}: pip install '{name}'")
+        yield Finding(
+            requirement.name, version, "" if fits else f"frpo was run with {name}: pip install '{name}'"
+        )
 
 
 def accelerators() -> Finding:
@@ -81,7 +97,9 @@ def accelerators() -> Finding:
     if asked.ok and asked.text == str(count):
         return Finding("accelerators", f"{count} GPUs")
     return Finding(
-        "accelerators", f"{count} GPUs, torch sees {asked.text}", "install a CUDA build of torch: FRPO_ACCELERATOR=gpu deploy/install.sh"
+        "accelerators",
+        f"{count} GPUs, torch sees {asked.text}",
+        "install a CUDA build of torch: FRPO_ACCELERATOR=gpu deploy/install.sh",
     )
 
 
@@ -93,18 +111,29 @@ def space(config: Config | None) -> Iterator[Finding]:
     yield ray_folder()
     if (shared := Path("/dev/shm")).is_dir():
         need = max(LEAST_SHM_GIB, 0.5 + weight_bytes(config.model) / 2**30 if config else 0.0)
-        yield _room("shared memory", shared, need, "give the container more (docker run --shm-size): Ray's object store lies there")
+        yield _room(
+            "shared memory",
+            shared,
+            need,
+            "give the container more (docker run --shm-size): Ray's object store lies there",
+        )
     import psutil
 
     memory = psutil.virtual_memory().available / 2**30
     yield Finding(
-        "memory", f"{memory:.1f} GiB available", "" if memory >= LEAST_MEMORY_GIB else f"a run needs about {LEAST_MEMORY_GIB:g} GiB"
+        "memory",
+        f"{memory:.1f} GiB available",
+        "" if memory >= LEAST_MEMORY_GIB else f"a run needs about {LEAST_MEMORY_GIB:g} GiB",
     )
 
 
 def _room(what: str, folder: Path, need: float, remedy: str) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    return Finding(what, f"{free:.1f} GiB free in {folder}", "" if free >= need else f"{need:.1f} GiB are needed: {remedy}")
+    return Finding(
+        what,
+        f"{free:.1f} GiB free in {folder}",
+        "" if free >= need else f"{need:.1f} GiB are needed: {remedy}",
+    )
 
 
 def ray_folder() -> Finding:
@@ -113,7 +142,9 @@ def ray_folder() -> Finding:
         folder = joining.temporary_folder()
     except ConfigError as error:
         return _finding("temporary folder", error)
-    room = _room("temporary folder", folder, LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there")
+    room = _room(
+        "temporary folder", folder, LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there"
+    )
     asked = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
     if asked and not folder.is_relative_to(asked):
         return replace(room, found=f"{asked} is too long; Ray's sockets go to {folder}: {room.found}")
@@ -125,12 +156,18 @@ def token() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode == "disabled":
         return Finding(
-            "token", "RAY_AUTH_MODE=disabled", "anybody who reaches the cluster's ports runs code there: set RAY_AUTH_MODE=token"
+            "token",
+            "RAY_AUTH_MODE=disabled",
+            "anybody who reaches the cluster's ports runs code there: set RAY_AUTH_MODE=token",
         )
     places = [os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token"]
     held = "RAY_AUTH_TOKEN" in os.environ or any(p and Path(p).expanduser().is_file() for p in places)
     if mode == "token" and "RAY_ADDRESS" in os.environ and not held:
-        return Finding("token", "RAY_AUTH_MODE=token without a token", "set RAY_AUTH_TOKEN to that of the head (ray get-auth-token there)")
+        return Finding(
+            "token",
+            "RAY_AUTH_MODE=token without a token",
+            "set RAY_AUTH_TOKEN to that of the head (ray get-auth-token there)",
+        )
     return Finding("token", "held" if held else "none yet: a Ray that a run starts makes its own")
 
 
@@ -138,7 +175,9 @@ def engines() -> Iterator[Finding]:
     for what, module in ENGINES.items():
         asked = _ask(f"import {module}", IMPORT_LIMIT_S)
         yield Finding(
-            f"import {what}", "works" if asked.ok else asked.text, "" if asked.ok else "deploy/install.sh installs what fits together"
+            f"import {what}",
+            "works" if asked.ok else asked.text,
+            "" if asked.ok else "deploy/install.sh installs what fits together",
         )
 
 
@@ -153,7 +192,10 @@ def cluster(address: str | None) -> Finding:
     asked = _ask(code, CLUSTER_LIMIT_S)
     if asked.ok:
         return Finding("cluster", f"{address}: {asked.text}")
-    return _finding("cluster", ConfigError(asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"))
+    return _finding(
+        "cluster",
+        ConfigError(asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"),
+    )
 
 
 def _finding(what: str, error: ConfigError) -> Finding:
@@ -163,7 +205,8 @@ def _finding(what: str, error: ConfigError) -> Finding:
 
 
 def model(config: Config) -> Finding:
-    """That the folder's weights are whole, transformers knows it, and vLLM serves its architecture. Loads no weights."""
+    """That the folder's weights are whole, transformers knows it, and vLLM serves its architecture. Loads no
+    weights."""
     path = config.model.path
     if path.startswith("testbed:"):
         return Finding("model", f"{path}: made by the run itself")
@@ -171,14 +214,21 @@ def model(config: Config) -> Finding:
         check_policy(config)
         base, words = saved.base(Path(path)), saved.tokenizer(Path(path))
     except ConfigError as error:
-        return Finding("model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path")
+        return Finding(
+            "model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path"
+        )
     code = (
         "from transformers import AutoConfig, AutoTokenizer; from vllm import ModelRegistry\n"
         f"c = AutoConfig.from_pretrained({str(base)!r}); AutoTokenizer.from_pretrained({str(words)!r})\n"
-        "a = c.architectures[0]; assert a in ModelRegistry.get_supported_archs(), f'vLLM does not serve {a}'; print(a)"
+        "a = c.architectures[0]; assert a in ModelRegistry.get_supported_archs(), f'vLLM does not serve "
+        "{a}'; print(a)"
     )
     asked = _ask(code, IMPORT_LIMIT_S)
-    return Finding("model", f"{path}: {asked.text}", "" if asked.ok else "choose a model that transformers and vLLM both know")
+    return Finding(
+        "model",
+        f"{path}: {asked.text}",
+        "" if asked.ok else "choose a model that transformers and vLLM both know",
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from frpo.stages.folders import Standing, look, paragraph
 
 
 def explained(config: Config) -> str:
-    """The resolved configuration as YAML, each field with its meaning and default as a comment; `load` reads it back."""
+    """The resolved configuration as YAML, each field with its meaning and default as a comment; `load` reads
+    it back."""
     return "\n".join(_lines(config, 0))
 
 
@@ -46,7 +47,9 @@ def _field(name: str, value: Any, field: FieldInfo, depth: int) -> list[str]:
             first, *rest = _lines(item, depth + 2)
             lines += [f"{pad}  - {first.strip()}", *rest]
         return lines
-    default = "" if field.is_required() else f" [default {_yaml(field.get_default(call_default_factory=True))}]"
+    default = (
+        "" if field.is_required() else f" [default {_yaml(field.get_default(call_default_factory=True))}]"
+    )
     return [f"{pad}{name}: {_yaml(value)}  {comment}{default}"]
 
 
@@ -67,8 +70,8 @@ def _yaml(value: Any) -> str:
 
 
 def print_plan(config: Config, console: Console) -> bool:
-    """Actors, sizes and stages, and what a run here would redo; then what is missing here. Touches nothing, downloads nothing. Whether
-    nothing is missing.
+    """Actors, sizes and stages, and what a run here would redo; then what is missing here. Touches nothing,
+    downloads nothing. Whether nothing is missing.
 
     Raises ConfigError for a configuration that is wrong.
     """
@@ -91,7 +94,11 @@ def print_plan(config: Config, console: Console) -> bool:
         f"{config.rollout.max_new_tokens} tokens; prompts of at most {config.data.max_prompt_tokens} tokens",
     )
     if processes := pool_processes(config.rewards):
-        _say(console, f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the functions import")
+        _say(
+            console,
+            f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the "
+            "functions import",
+        )
     console.print(_stages(asked, found))
     for table in _forecast(config, asked):
         console.print(table)
@@ -114,7 +121,9 @@ def print_plan(config: Config, console: Console) -> bool:
 def count_heldout(config: Config) -> Heldout:
     """Read the held-out rows, and of the training rows the tasks."""
     with TemporaryDirectory() as folder:
-        rows = Counter(row.task for source in config.data.heldout for row in _rows(source, config.seed, Path(folder)))
+        rows = Counter(
+            row.task for source in config.data.heldout for row in _rows(source, config.seed, Path(folder))
+        )
         trained = {source.task for source in config.data.train if source.task}
         unlabelled = [source for source in config.data.train if not source.task]
         trained |= {row.task for source in unlabelled for row in _rows(source, config.seed, Path(folder))}
@@ -144,7 +153,13 @@ def _say(console: Console, text: str) -> None:
 
 
 def _actors(asked: Plan) -> Table:
-    table = Table("role", "actors", "CPUs each", "GPUs each", title=f"Actors: {asked.num_cpus:g} CPUs, {asked.num_gpus:g} GPUs")
+    table = Table(
+        "role",
+        "actors",
+        "CPUs each",
+        "GPUs each",
+        title=f"Actors: {asked.num_cpus:g} CPUs, {asked.num_gpus:g} GPUs",
+    )
     for actor in asked.actors:
         table.add_row(actor.role, str(actor.count), f"{actor.num_cpus:g}", f"{actor.num_gpus:g}")
     return table
@@ -156,13 +171,18 @@ def _host(needs: Sequence[Need], asked: Plan) -> Table:
     table = Table("role", "actors", "GiB each", "for", title="Host memory, without reward models")
     for need in needs:
         lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
-        table.add_row(need.role, str(counts[need.role]), f"{need.gib:.1f}", lines, end_section=need is needs[-1])
-    table.add_row("together", "", f"{host_gib(needs, asked):.1f}", "learner and finetune in turn; and the object store")
+        table.add_row(
+            need.role, str(counts[need.role]), f"{need.gib:.1f}", lines, end_section=need is needs[-1]
+        )
+    table.add_row(
+        "together", "", f"{host_gib(needs, asked):.1f}", "learner and finetune in turn; and the object store"
+    )
     return table
 
 
 def _forecast(config: Config, asked: Plan) -> Iterator[Table | str]:
-    """Memory by role, and seconds of a step by phase, where the model's config.json is here and the card is known."""
+    """Memory by role, and seconds of a step by phase, where the model's config.json is here and the card is
+    known."""
     here, sizes = card(config), shape(config)
     if sizes:
         yield _host(host_needs(config, sizes, asked), asked)
@@ -195,7 +215,14 @@ STATES = {"new": "", "begun": "goes on", "done": "done", "longer": "goes on", "o
 
 def _stages(asked: Plan, found: Sequence[Standing]) -> Table:
     """What the completions are drawn for: to train on, and to measure with."""
-    table = Table("stage", "updates", "trained on", "measured by", "here", title="Stages, and the completions that they draw")
+    table = Table(
+        "stage",
+        "updates",
+        "trained on",
+        "measured by",
+        "here",
+        title="Stages, and the completions that they draw",
+    )
     table.columns[0].overflow = "fold"
     for size, standing in zip(asked.stages, found, strict=True):
         measured = "not known" if size.measured is None else f"{size.measured:,}"

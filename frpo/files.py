@@ -1,6 +1,7 @@
 """Files, folders, saved and hub data sets -> raw rows, each with its place. Imports no ML library.
 
-Whatever a reader can't make out is a ConfigError that names file and line (or row), what is wrong, and a remedy.
+Whatever a reader can't make out is a ConfigError that names file and line (or row), what is wrong, and a
+remedy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from frpo.rewards import gym
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 HUB_NAME = re.compile(r"[\w-]+|[\w.-]+/[\w.-]+")
 MAX_DEPTH = 100
-"""Of lists and objects in one another; what writes JSON or crosses to another process gives up not far beyond."""
+"""Of lists and objects in one another; what writes JSON or crosses to another process gives up not far
+beyond."""
 MAX_CELL = (1 << 31) - 1
 """Characters of one csv cell; Python's own limit of 131,072 is less than a long document."""
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -48,11 +50,16 @@ def raw_rows(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
         return _hub(source)
     for field, value in (("split", source.split), ("subset", source.subset)):
         if value is not None:
-            raise ConfigError(f"data set {source.path}: {field}: {value!r} means nothing for one file; leave it out, or give its file")
+            raise ConfigError(
+                f"data set {source.path}: {field}: {value!r} means nothing for one file; leave it out, or "
+                "give its file"
+            )
     if source.path.startswith(gym.SCHEME):
         return ((f"{source.path}:{number}", row) for number, row in gym.rows(source.path))
     if not exists:
-        raise ConfigError(f"data set {path}: no such file; give the path from where you run, or an absolute one")
+        raise ConfigError(
+            f"data set {path}: no such file; give the path from where you run, or an absolute one"
+        )
     if not path.is_file():  # a pipe could be read once, and waited for without end
         raise ConfigError(f"data set {path}: this is no file; give a file or a folder")
     if not named:
@@ -85,12 +92,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if not line.isascii():
                     _refuse_other_bytes(line, f"{path}:{number}")
                 if "\0" in line:
-                    raise ConfigError(f"{path}:{number}: a NUL byte: this is binary, or UTF-16; save it as UTF-8 text")
+                    raise ConfigError(
+                        f"{path}:{number}: a NUL byte: this is binary, or UTF-16; save it as UTF-8 text"
+                    )
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}:{number + 1}: broken gzip data ({error}); download or compress the file again") from None
+        raise ConfigError(
+            f"{path}:{number + 1}: broken gzip data ({error}); download or compress the file again"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"data set {path}: {error.strerror or error}; give a file that can be read") from None
+        raise ConfigError(
+            f"data set {path}: {error.strerror or error}; give a file that can be read"
+        ) from None
 
 
 def _refuse_other_bytes(line: str, where: Place) -> None:
@@ -100,14 +113,18 @@ def _refuse_other_bytes(line: str, where: Place) -> None:
     except UnicodeEncodeError as error:
         byte = ord(line[error.start]) - 0xDC00
         begins = line[:2].encode("utf-8", "surrogateescape")[:2]
-        guess = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip: name it .gz"}.get(begins, "Latin-1, maybe")
+        guess = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip: name it .gz"}.get(
+            begins, "Latin-1, maybe"
+        )
         place = f"byte 0x{byte:02X} at character {error.start + 1}"
         raise ConfigError(f"{where}: {place} is not UTF-8 ({guess}); save the file as UTF-8") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[Place, Raw]]:
     for number, line in _lines(path):
-        if text := line.strip(" \t\r\n\ufeff"):  # byte order marks stand inside where files with one each were joined
+        if text := line.strip(
+            " \t\r\n\ufeff"
+        ):  # byte order marks stand inside where files with one each were joined
             where = f"{path}:{number}"
             yield where, _object(text, where)
 
@@ -116,7 +133,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> Raw:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        raise ValueError(
+            f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
+        )
     return found
 
 
@@ -146,7 +165,9 @@ def _object(line: str, where: Place) -> Raw:
         found = f"{error.msg} at character {error.pos + 1}"
         raise ConfigError(f"{where}: not valid JSON ({found}); each line must be one object") from None
     except ValueError as error:  # ours, and numbers of more digits than Python reads
-        raise ConfigError(f"{where}: not valid JSON ({str(error).partition('; use sys')[0]}); mend the row") from None
+        raise ConfigError(
+            f"{where}: not valid JSON ({str(error).partition('; use sys')[0]}); mend the row"
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected an object, found {type(value).__name__}")
     if "\\u" in line and HALF.search(line):
@@ -165,13 +186,16 @@ def _refuse_depth(value: Any, depth: int = 0) -> None:
 
 
 def _refuse_halves(value: Any, where: Place) -> None:
-    """Half a character (a surrogate without its partner) passes json.loads; no tokenizer takes it and no file can hold it."""
+    """Half a character (a surrogate without its partner) passes json.loads; no tokenizer takes it and no file
+    can hold it."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
             half = ascii(value[error.start])
-            raise ConfigError(f"{where}: half a character ({half}, a lone surrogate); mend or remove it") from None
+            raise ConfigError(
+                f"{where}: half a character ({half}, a lone surrogate); mend or remove it"
+            ) from None
     elif isinstance(value, dict | list):
         for item in [*value, *value.values()] if isinstance(value, dict) else value:
             _refuse_halves(item, where)
@@ -189,7 +213,9 @@ def _csv(path: Path) -> Iterator[tuple[Place, Raw]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ConfigError(f"{where}: not valid csv ({error}); put cells with quotes in quotes, the inner ones doubled") from None
+            raise ConfigError(
+                f"{where}: not valid csv ({error}); put cells with quotes in quotes, the inner ones doubled"
+            ) from None
         if not cells:
             continue
         if not header:
@@ -225,11 +251,14 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Raw]]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         place = f"{path}:{number + 1}" if number else f"data set {path}"
-        raise ConfigError(f"{place}: no parquet file that can be read ({_one_line(error)}); write or download it again") from None
+        raise ConfigError(
+            f"{place}: no parquet file that can be read ({_one_line(error)}); write or download it again"
+        ) from None
 
 
 def _folder(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
-    """A saved data set, or files as the hub knows them: data/train-00000-of-00001.parquet, test.jsonl, configs in README.md."""
+    """A saved data set, or files as the hub knows them: data/train-00000-of-00001.parquet, test.jsonl,
+    configs in README.md."""
     import datasets
 
     folder = Path(source.path)
@@ -260,13 +289,17 @@ def _asked(source: DatasetConfig, call: Any) -> Any:
         asked = "give a file, a folder of files, a saved data set or a hub name"
         if "onfig" in str(error) and "vailable" in str(error):  # it lists them
             asked = "name one in the data set's field subset"
-        raise ConfigError(f"data set {source.path}: {type(error).__name__}: {_one_line(error)}; {asked}") from None
+        raise ConfigError(
+            f"data set {source.path}: {type(error).__name__}: {_one_line(error)}; {asked}"
+        ) from None
 
 
 def _split(source: DatasetConfig, found: Mapping[str, T]) -> T:
     name = source.split or ("train" if "train" in found or len(found) != 1 else next(iter(found)))
     if name not in found:
-        raise ConfigError(f"data set {source.path}: no split {name!r}; choose one of {sorted(map(str, found))}")
+        raise ConfigError(
+            f"data set {source.path}: no split {name!r}; choose one of {sorted(map(str, found))}"
+        )
     return found[name]
 
 
@@ -277,7 +310,9 @@ def _numbered(found: Iterable[Mapping[str, Any]], path: str) -> Iterator[tuple[P
             number += 1
             yield f"{path}:{number}", dict(row)
     except Exception as error:  # of a column's own decoder (pictures, sound)
-        raise ConfigError(f"{path}:{number + 1}: {type(error).__name__}: {_one_line(error)}; take the column out") from None
+        raise ConfigError(
+            f"{path}:{number + 1}: {type(error).__name__}: {_one_line(error)}; take the column out"
+        ) from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """What a run will take on its cards: memory by role and line, and seconds by phase, before anything starts.
 
-Computed from the recipe, the model's config.json and the card. The rates and what libraries keep are measured ones of an H100
-(docs/results/gpu.json, docs/results/README.md); on other cards they are scaled by the data sheet, and nobody has checked them there.
+Computed from the recipe, the model's config.json and the card. The rates and what libraries keep are measured
+ones of an H100 (docs/results/gpu.json, docs/results/README.md); on other cards they are scaled by the data
+sheet, and nobody has checked them there.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Need:
 def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool, kept: bool = True) -> float:
     """Bytes between the forward and the backward pass; `kept` False: of a forward pass alone.
 
-    A layer keeps four times its MLP's width and eight times its own in the dtype, and its norms' inputs in float32: 68 KB a token at
+    A layer keeps four times its MLP's width and eight times its own in the dtype, and its norms' inputs in
+    float32: 68 KB a token at
     0.5B, where 68 were measured.
     """
     layer = tokens * (shape.intermediate * 4 * size + shape.hidden * (8 * size + 16))
@@ -78,7 +80,9 @@ def logits(shape: Shape, tokens: int) -> float:
 def micro_batch(config: Config, train: TrainConfig) -> int:
     """Tokens of a rank's largest, at most; completions of a prompt share it."""
     rollout = config.rollout
-    batch = rollout.prompts_per_step * (config.data.max_prompt_tokens + rollout.group_size * rollout.max_new_tokens)
+    batch = rollout.prompts_per_step * (
+        config.data.max_prompt_tokens + rollout.group_size * rollout.max_new_tokens
+    )
     if isinstance(train, FinetuneConfig):
         batch = train.batch_size * train.max_tokens
     return min(train.micro_batch_tokens, -(-batch // config.learner.num_workers))
@@ -89,7 +93,9 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     model, ranks, size = config.model, config.learner.num_workers, BYTES[config.model.dtype]
     sharded = ranks if train.zero_stage == 3 else 1
     trained = shape.adapters(model.lora) if model.lora else shape.weights
-    states = 12 * trained / ranks if train.offload == "none" else 0.0  # master weights and two moments, float32
+    states = (
+        12 * trained / ranks if train.offload == "none" else 0.0
+    )  # master weights and two moments, float32
     gradients = 4 * trained / (ranks if train.zero_stage >= 2 or size == 2 else 1)
     tokens = micro_batch(config, train)
     held = activations(shape, tokens, size, checkpointing=model.gradient_checkpointing)
@@ -99,7 +105,12 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     return Need(
         "learner",
         (
-            ("weights", (shape.weights / sharded + (trained if model.lora else 0)) * size / GIB if train.offload != "all" else 0.0),
+            (
+                "weights",
+                (shape.weights / sharded + (trained if model.lora else 0)) * size / GIB
+                if train.offload != "all"
+                else 0.0,
+            ),
             ("gradients", gradients / GIB),
             ("optimizer", states / GIB),
             ("activations", held / GIB),
@@ -119,7 +130,11 @@ def evaluated(config: Config) -> int:
 
 def frozen(config: Config, shape: Shape, role: str) -> Need:
     """A scorer with the policies that it has loaded, whole ones, adapters included."""
-    size, prompts, each = BYTES[config.model.dtype], 1, config.rollout.group_size  # the reference has a group at a time
+    size, prompts, each = (
+        BYTES[config.model.dtype],
+        1,
+        config.rollout.group_size,
+    )  # the reference has a group at a time
     if role == "evaluate":
         prompts, each = evaluated(config), config.evaluate.completions_per_prompt
     drawn = prompts * each * config.rollout.max_new_tokens
@@ -135,12 +150,20 @@ def frozen(config: Config, shape: Shape, role: str) -> Need:
 
 
 def engine(config: Config, shape: Shape, card: Card) -> Need:
-    """One card of an engine: all that gpu_memory_utilization gives it; the KV cache is what the rest leaves."""
+    """One card of an engine: all that gpu_memory_utilization gives it; the KV cache is what the rest
+    leaves."""
     rollout, size = config.rollout, BYTES[config.model.dtype]
     weights = shape.weights * size / rollout.tensor_parallel / GIB
-    adapters = shape.adapters(config.model.lora) * size / GIB if config.model.lora and config.sends_adapters else 0.0
+    adapters = (
+        shape.adapters(config.model.lora) * size / GIB if config.model.lora and config.sends_adapters else 0.0
+    )
     cache = rollout.gpu_memory_utilization * card.gib - weights - adapters - ENGINE_GIB
-    lines = (("weights", weights), ("adapters", adapters), ("activations, graphs", ENGINE_GIB), ("KV cache", cache))
+    lines = (
+        ("weights", weights),
+        ("adapters", adapters),
+        ("activations, graphs", ENGINE_GIB),
+        ("KV cache", cache),
+    )
     return Need("rollout", lines, "a higher rollout.gpu_memory_utilization, or rollout.tensor_parallel")
 
 
@@ -150,31 +173,49 @@ def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     found = [engine(config, shape, card)] if "rollout" in on_cards else []
     if "learner" in on_cards:
         found.append(
-            max((training(config, shape, t) for role in ("learner", "finetune") for t in trainings(config, role)), key=attrgetter("gib"))
+            max(
+                (
+                    training(config, shape, t)
+                    for role in ("learner", "finetune")
+                    for t in trainings(config, role)
+                ),
+                key=attrgetter("gib"),
+            )
         )
     found += [frozen(config, shape, role) for role in LOADED if role in on_cards]
     return found
 
 
 def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]:
-    """What does not fit, a line each, with the fields that would help. Roles that take turns (rollout.sleep) have the card to themselves,
-    but for each other's contexts; others the share of it that they ask for."""
+    """What does not fit, a line each, with the fields that would help. Roles that take turns (rollout.sleep)
+    have the card to themselves, but for each other's contexts; others the share of it that they ask for."""
     found = []
     everybody = needs(config, shape, card, asked)
     for need in everybody:
         actor = next(a for a in asked.actors if a.role == need.role)
-        share = 1.0 if config.rollout.sleep or need.role in ("learner", "rollout") else min(1.0, actor.num_gpus)
+        share = (
+            1.0 if config.rollout.sleep or need.role in ("learner", "rollout") else min(1.0, actor.num_gpus)
+        )
         room = share * card.gib - (CONTEXT_GIB * (len(everybody) - 1) if config.rollout.sleep else 0.0)
         where = f"of the {room:.1f} GiB that it can have of a {card.name}"
         if need.gib > room + 1e-6:
             lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
-            found.append(f"GPU memory: {need.role} needs {need.gib:.1f} GiB ({lines}) {where}; set {need.remedy}")
+            found.append(
+                f"GPU memory: {need.role} needs {need.gib:.1f} GiB ({lines}) {where}; set {need.remedy}"
+            )
         if need.role == "rollout":
-            longest = config.num_tokens_limit * shape.kv_per_token * BYTES[config.model.dtype] / config.rollout.tensor_parallel / GIB
+            longest = (
+                config.num_tokens_limit
+                * shape.kv_per_token
+                * BYTES[config.model.dtype]
+                / config.rollout.tensor_parallel
+                / GIB
+            )
             cache = dict(need.lines)["KV cache"]
             if cache < longest:
                 found.append(
-                    f"GPU memory: an engine's weights leave {max(0.0, cache):.1f} GiB of a {card.name} for the KV cache, and one sequence of "
+                    f"GPU memory: an engine's weights leave {max(0.0, cache):.1f} GiB of a {card.name} for "
+                    "the KV cache, and one sequence of "
                     f"{config.num_tokens_limit} tokens takes {longest:.1f}; set {need.remedy}"
                 )
     return found
@@ -182,7 +223,14 @@ def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]
 
 # ---- host memory
 
-PROCESS_GIB = {"rollout": 0.7, "learner": 0.47, "finetune": 0.45, "reference": 0.38, "evaluate": 0.38, "reward": 0.085}
+PROCESS_GIB = {
+    "rollout": 0.7,
+    "learner": 0.47,
+    "finetune": 0.45,
+    "reference": 0.38,
+    "evaluate": 0.38,
+    "reward": 0.085,
+}
 """Of each actor by itself, with the libraries that it imports."""
 
 
@@ -195,11 +243,17 @@ def host_gib(needs: Sequence[Need], asked: Plan) -> float:
     """Of all actors together. Learner and fine-tune ranks never hold a policy at once."""
     counts = {a.role: a.count for a in asked.actors}
     by = {need.role: need.gib * counts[need.role] for need in needs}
-    return sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"] * counts["finetune"]
+    return (
+        sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"] * counts["finetune"]
+    )
 
 
 def _host_need(config: Config, shape: Shape, actor: Actor) -> Need:
-    role, process, weights = actor.role, ("process", PROCESS_GIB[actor.role]), shape.weights * BYTES[config.model.dtype] / GIB
+    role, process, weights = (
+        actor.role,
+        ("process", PROCESS_GIB[actor.role]),
+        shape.weights * BYTES[config.model.dtype] / GIB,
+    )
     if role == "reward":
         lines = [process]
     elif actor.num_gpus > 0:
@@ -214,13 +268,17 @@ def _host_need(config: Config, shape: Shape, actor: Actor) -> Need:
             else frozen(config, shape, role)
         )
         left_out = ("weights", "context")
-        lines = [process, ("weights", _merged(config, role) * weights), *(line for line in most.lines if line[0] not in left_out)]
+        lines = [
+            process,
+            ("weights", _merged(config, role) * weights),
+            *(line for line in most.lines if line[0] not in left_out),
+        ]
     return Need(role, tuple(lines), "")
 
 
 def _merged(config: Config, role: str) -> int:
-    """Policies whose weights a process on the CPU has to itself: what it trains, and merged adapters. All others lie in files that are mapped
-    into memory, once for all processes of a machine."""
+    """Policies whose weights a process on the CPU has to itself: what it trains, and merged adapters. All
+    others lie in files that are mapped into memory, once for all processes of a machine."""
     if config.model.lora is None:
         return int(role not in LOADED)
     if config.model.dtype != "float32":
@@ -235,7 +293,12 @@ def _host_copies(config: Config, shape: Shape, role: str, weights: float) -> lis
     if role in ("learner", "finetune"):
         kept = max((_offloaded(config, shape, train) for train in trainings(config, role)), default=0.0)
         lines += [("states on the host (offload)", kept)] if kept else []
-    states = 12 * (shape.adapters(config.model.lora) if config.model.lora else shape.weights) / config.learner.num_workers / GIB
+    states = (
+        12
+        * (shape.adapters(config.model.lora) if config.model.lora else shape.weights)
+        / config.learner.num_workers
+        / GIB
+    )
     if role in ("learner", "finetune"):
         lines.append(("a checkpoint, while it is written", states))
     if config.rollout.sleep:
@@ -247,14 +310,25 @@ def _offloaded(config: Config, shape: Shape, train: TrainConfig) -> float:
     """GiB that a rank leaves on the host by ZeRO-Offload."""
     trained = shape.adapters(config.model.lora) if config.model.lora else shape.weights
     states = 12 * trained if train.offload != "none" else 0
-    return (states + (shape.weights * BYTES[config.model.dtype] if train.offload == "all" else 0)) / config.learner.num_workers / GIB
+    return (
+        (states + (shape.weights * BYTES[config.model.dtype] if train.offload == "all" else 0))
+        / config.learner.num_workers
+        / GIB
+    )
 
 
 def trainings(config: Config, role: str) -> list[TrainConfig]:
     """Settings of all that a role trains."""
     if role == "learner":
-        return [config.learner, *(a.learner for a in config.arms), *(d.learner for d in config.downstream if isinstance(d, DownstreamRl))]
-    return [*([config.base] if config.base else []), *(d for d in config.downstream if isinstance(d, DownstreamSft))] or [config.learner]
+        return [
+            config.learner,
+            *(a.learner for a in config.arms),
+            *(d.learner for d in config.downstream if isinstance(d, DownstreamRl)),
+        ]
+    return [
+        *([config.base] if config.base else []),
+        *(d for d in config.downstream if isinstance(d, DownstreamSft)),
+    ] or [config.learner]
 
 
 # ---- seconds
@@ -267,12 +341,16 @@ class Phase:
 
 
 def efficiency(shape: Shape) -> float:
-    """Share of the data sheet's products that training and scoring reach: 37 % measured at 7.6B, 9 % at 0.5B."""
+    """Share of the data sheet's products that training and scoring reach: 37 % measured at 7.6B, 9 % at
+    0.5B."""
     return 0.37 * min(1.0, shape.hidden / 3584)
 
 
-def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card, asked: Plan) -> Iterator[Phase]:
-    """Seconds of one step of an arm, if every completion is as long as it may be; rewards are not known, nor what waits for them."""
+def step_phases(
+    config: Config, learner: LearnerConfig, shape: Shape, card: Card, asked: Plan
+) -> Iterator[Phase]:
+    """Seconds of one step of an arm, if every completion is as long as it may be; rewards are not known, nor
+    what waits for them."""
     rollout, size = config.rollout, BYTES[config.model.dtype]
     count = rollout.prompts_per_step * rollout.group_size
     prompt, new = config.data.max_prompt_tokens, rollout.max_new_tokens
@@ -281,7 +359,15 @@ def step_phases(config: Config, learner: LearnerConfig, shape: Shape, card: Card
     width = min(drawn, rollout.max_num_seqs)
     read = (shape.weights + width * (prompt + new / 2) * shape.kv_per_token) * size / rollout.tensor_parallel
     token = read / (0.53 * bandwidth) + width * 15e-6  # the second: of each sequence, sampling and Python
-    prefill = 2 * shape.weights * rollout.prompts_per_step / rollout.num_workers * prompt / (0.5 * flops) / rollout.tensor_parallel
+    prefill = (
+        2
+        * shape.weights
+        * rollout.prompts_per_step
+        / rollout.num_workers
+        * prompt
+        / (0.5 * flops)
+        / rollout.tensor_parallel
+    )
     yield Phase("generate", new * token * drawn / width + prefill)
     tokens, rate = count * new + rollout.prompts_per_step * prompt, efficiency(shape) * flops
     scoring = 2 * shape.weights * tokens / rate

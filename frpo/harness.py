@@ -31,11 +31,14 @@ TaskLoader.add_multi_constructor("!", _tagged)
 
 
 def read_task(file: Path) -> dict[str, Any]:
-    """A task file, with Calls for what it calls; what it includes is left out. Raises ConfigError, without the field."""
+    """A task file, with Calls for what it calls; what it includes is left out. Raises ConfigError, without
+    the field."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), TaskLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())}); give a task YAML file") from None
+        raise ConfigError(
+            f"{file} cannot be read ({' '.join(str(error).split())}); give a task YAML file"
+        ) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} holds no fields; give a task YAML file")
     return tree
@@ -70,12 +73,15 @@ def _calls(node: Any, depth: int) -> Iterator[Call]:
 
 
 def check_files(harness: HarnessConfig) -> None:
-    """That task files and the data that they name are there, as far as it can be told without lm-eval. Raises ConfigError."""
+    """That task files and the data that they name are there, as far as it can be told without lm-eval. Raises
+    ConfigError."""
     for i, task in enumerate(harness.tasks):
         if not _is_file(task):
             continue
         if not Path(task).is_file():
-            raise ConfigError(f"harness.tasks.{i}: no such file {task}; give a task YAML file or the name of a task")
+            raise ConfigError(
+                f"harness.tasks.{i}: no such file {task}; give a task YAML file or the name of a task"
+            )
         try:
             tree = read_task(Path(task))
         except ConfigError as error:
@@ -84,11 +90,15 @@ def check_files(harness: HarnessConfig) -> None:
             raise ConfigError(f"harness.tasks.{i}: {task} names no task; it needs a field 'task'")
         for file in data_files(tree):
             if not Path(file).is_file():
-                raise ConfigError(f"harness.tasks.{i}: {task} reads {file}, which is not there; mend dataset_kwargs.data_files")
+                raise ConfigError(
+                    f"harness.tasks.{i}: {task} reads {file}, which is not there; mend "
+                    "dataset_kwargs.data_files"
+                )
 
 
 def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
-    """What lm_eval.simple_evaluate wants: tasks (names, or the trees of task files) and the manager that knows them.
+    """What lm_eval.simple_evaluate wants: tasks (names, or the trees of task files) and the manager that
+    knows them.
 
     Raises ConfigError for a name that lm-eval does not have, or a file that it can't read.
     """
@@ -96,7 +106,9 @@ def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
         from lm_eval.tasks import TaskManager
         from lm_eval.tasks._yaml_loader import load_yaml
     except ImportError as error:
-        raise ConfigError(f"harness: lm-evaluation-harness is missing ({error}); install frpo with the extra 'eval'") from None
+        raise ConfigError(
+            f"harness: lm-evaluation-harness is missing ({error}); install frpo with the extra 'eval'"
+        ) from None
 
     check_files(harness)
     names = [t for t in harness.tasks if not _is_file(t)]
@@ -106,7 +118,8 @@ def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
         if not _is_file(task):
             if task not in manager.all_tasks:
                 raise ConfigError(
-                    f"harness.tasks.{i}: lm-evaluation-harness {_version()} has no task {task!r}; `lm-eval ls tasks` lists them"
+                    f"harness.tasks.{i}: lm-evaluation-harness {_version()} has no task {task!r}; `lm-eval "
+                    "ls tasks` lists them"
                 )
             found.append(task)
             continue

@@ -15,7 +15,9 @@ from pathlib import Path
 from frpo.config import ConfigError, Missing
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
-SNAPSHOT = re.compile(r"/models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
+SNAPSHOT = re.compile(
+    r"/models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$"
+)
 """Of the cache's layout, https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 """Weights and tokenizers; never a pickle."""
@@ -38,15 +40,17 @@ class Offline(NotCached):
 
 
 def is_name(given: str) -> bool:
-    """Whether it names a model on the hub, organisation/name or organisation/name@revision: a folder of that name comes first."""
+    """Whether it names a model on the hub, organisation/name or organisation/name@revision: a folder of that
+    name comes first."""
     return HUB_NAME.fullmatch(given.rstrip("/")) is not None and not os.path.exists(given.rstrip("/"))
 
 
 def local_folder(given: str, field: str = "model.path", *, download: bool = True) -> Path:
-    """The folder of a model: a path as it is, with ~ expanded, or the snapshot that a hub name stands for, the cache first.
+    """The folder of a model: a path as it is, with ~ expanded, or the snapshot that a hub name stands for,
+    the cache first.
 
-    Raises NotCached where it would have to be downloaded and is not to be; ConfigError naming field, value and remedy where the hub
-    does not give it.
+    Raises NotCached where it would have to be downloaded and is not to be; ConfigError naming field, value
+    and remedy where the hub does not give it.
     """
     if not is_name(given):
         return Path(given).expanduser()
@@ -58,7 +62,8 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
             return cached
         if is_offline_mode():
             raise Offline(
-                f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and HF_HUB_OFFLINE (or "
+                f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and "
+                "HF_HUB_OFFLINE (or "
                 f"TRANSFORMERS_OFFLINE) is set; give a folder, or unset it",
                 given,
             )
@@ -67,7 +72,8 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
         return _download(given, field)
     except HFValidationError as error:
         raise ConfigError(
-            f"{field}: {given} is neither a folder here nor a hub name ({error}); give organisation/name or a folder"
+            f"{field}: {given} is neither a folder here nor a hub name ({error}); give organisation/name or "
+            "a folder"
         ) from None
 
 
@@ -89,22 +95,36 @@ def _cached(given: str) -> Path | None:
 
     name, revision = _parts(given)
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+            )
+        )
     except OSError:  # LocalEntryNotFoundError is one
         return None
     return folder if _whole(folder) else None
 
 
 def _whole(folder: Path) -> bool:
-    """Whether weights, configuration and tokenizer are there: a tool may have fetched a few files alone, and links may have lost what
-    they link to."""
+    """Whether weights, configuration and tokenizer are there: a tool may have fetched a few files alone, and
+    links may have lost what they link to."""
     try:
-        shards = set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(
+            json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))[
+                "weight_map"
+            ].values()
+        )
     except (OSError, ValueError, KeyError):  # no index; of one that is torn, preflight says so
         shards = set()
     names = {f.name for f in folder.iterdir() if f.is_file()}
     weights = shards <= names and any(name.endswith(".safetensors") for name in names)
-    spoken = any(name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".tiktoken")) for name in names)
+    spoken = any(
+        name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".tiktoken")) for name in names
+    )
     return weights and ("adapter_config.json" in names or ("config.json" in names and spoken))
 
 
@@ -121,27 +141,42 @@ def _download(given: str, field: str) -> Path:
     name, revision = _parts(given)
     print(f"{given} is not in the cache; downloading it to {_cache()}", flush=True)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=ANSWER_S))
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+                etag_timeout=ANSWER_S,
+            )
+        )
     except GatedRepoError:
         reason = f"is gated; accept its terms at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
     except RepositoryNotFoundError:
         reason = "is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN if it is private"
     except RevisionNotFoundError:
-        reason = f"has no revision {revision}; name a branch, a tag or a commit of https://huggingface.co/{name}"
+        reason = (
+            f"has no revision {revision}; name a branch, a tag or a commit of https://huggingface.co/{name}"
+        )
     except LocalEntryNotFoundError:
         reason = "is neither a folder here nor in the cache, and the hub does not answer; give a folder, or look at the network"
     except HfHubHTTPError as error:
         reason = f"was not given by the hub ({error.response.status_code}); set HF_TOKEN if it asks for one, or try again later"
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room, or set HF_HUB_CACHE to another disk" if full else "look at the cache's folder, or set HF_HUB_CACHE to another"
+        remedy = (
+            "make room, or set HF_HUB_CACHE to another disk"
+            if full
+            else "look at the cache's folder, or set HF_HUB_CACHE to another"
+        )
         reason = f"was not written to {_cache()} ({error.strerror or error}); {remedy}"
     except Exception as error:  # of the transport, which has kinds of its own
         reason = f"was not downloaded ({type(error).__name__}: {error}); look at the network, what is there is kept for the next try"
     else:
         if not _whole(folder):
             raise ConfigError(
-                f"{field}: {given} lacks config.json, .safetensors files or a tokenizer; choose another, or save it with them"
+                f"{field}: {given} lacks config.json, .safetensors files or a tokenizer; choose another, or "
+                "save it with them"
             )
         return folder
     raise ConfigError(f"{field}: {given} {' '.join(reason.split())}") from None
@@ -157,7 +192,8 @@ def name_of(path: str) -> str | None:
 
 
 def on_this_node(path: str | Path) -> Path:
-    """A model's folder as a worker finds it: the same path, else its name and commit in this node's cache, else downloaded into that.
+    """A model's folder as a worker finds it: the same path, else its name and commit in this node's cache,
+    else downloaded into that.
 
     Raises FileNotFoundError naming the node and what to do. The caller's own time limit holds for a download.
     """

@@ -20,9 +20,11 @@ STARTS = 3
 PROBE_S = 8.0
 """Longest wait for a cluster's first answer, seconds; it is asked twice, by TCP and by gRPC."""
 ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's own name for it: "0" makes 127.0.0.1 the address of this node, so that no server of Ray's binds another.
+"""Ray's own name for it: "0" makes 127.0.0.1 the address of this node, so that no server of Ray's binds
+another.
 
-It is what macOS and Windows have by default. A node_ip_address of 127.0.0.1 alone is replaced by the machine's own.
+It is what macOS and Windows have by default. A node_ip_address of 127.0.0.1 alone is replaced by the
+machine's own.
 """
 SOCKET_PATH = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
@@ -93,7 +95,9 @@ def start_here(object_store: int) -> None:
         try:
             ray.init(address="local", **options)
             return
-        except Exception as error:  # node.py raises bare ones: its processes have 30 s, and a cold disk is slower
+        except (
+            Exception
+        ) as error:  # node.py raises bare ones: its processes have 30 s, and a cold disk is slower
             ray.shutdown()
             _end(_children() - before)
             reason = _first_line(error)
@@ -104,7 +108,8 @@ def start_here(object_store: int) -> None:
 
 
 def temporary_folder() -> Path:
-    """Ray's own choice (RAY_TMPDIR, TMPDIR, /tmp), or a short path where those of its sockets would be too long.
+    """Ray's own choice (RAY_TMPDIR, TMPDIR, /tmp), or a short path where those of its sockets would be too
+    long.
 
     Raises ConfigError when it can't be written.
     """
@@ -130,12 +135,15 @@ def refuse_unreachable(address: str, field: str) -> str:
     try:
         socket.create_connection((host, port), timeout=PROBE_S).close()
     except OSError as error:
-        raise ConfigError(f"{field}: {address}: no connection ({error.strerror or error}); {REMEDY}") from None
+        raise ConfigError(
+            f"{field}: {address}: no connection ({error.strerror or error}); {REMEDY}"
+        ) from None
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def refuse_no_head(address: str, field: str) -> None:
-    """Raises ConfigError when no Ray head answers: ray.init itself would wait for minutes, silently, or for ever."""
+    """Raises ConfigError when no Ray head answers: ray.init itself would wait for minutes, silently, or for
+    ever."""
     place = refuse_unreachable(address, field)
 
     import grpc
@@ -159,21 +167,26 @@ def refuse_no_head(address: str, field: str) -> None:
 
 
 def parsed(address: str, field: str) -> tuple[str, int]:
-    """Host and port of a GCS; for `auto`, of the cluster that `ray start` noted on this machine. Raises ConfigError."""
+    """Host and port of a GCS; for `auto`, of the cluster that `ray start` noted on this machine. Raises
+    ConfigError."""
     if address == "auto":
         from ray._private.services import canonicalize_bootstrap_address
 
         try:
             address = str(canonicalize_bootstrap_address("auto"))
         except ConnectionError:
-            raise ConfigError(f"{field}: auto: no Ray cluster is noted on this machine; give the head's host:port") from None
+            raise ConfigError(
+                f"{field}: auto: no Ray cluster is noted on this machine; give the head's host:port"
+            ) from None
     if "://" in address:
         whose = "Ray Client's" if address.startswith("ray://") else "the dashboard's"
         remedy = "give the GCS's, host:port (6379 unless the head says otherwise)"
         raise ConfigError(f"{field}: {address} is {whose} address; {remedy}")
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"{field}: {address!r} is no address of a Ray head; write host:port, such as 10.0.0.1:6379")
+        raise ConfigError(
+            f"{field}: {address!r} is no address of a Ray head; write host:port, such as 10.0.0.1:6379"
+        )
     return host.strip("[]"), int(port)
 
 

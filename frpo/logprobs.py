@@ -1,6 +1,7 @@
 """The one place where a log-prob of a completion is computed.
 
-Imports torch and numpy, no model library; the model is any causal language model of transformers, plain or wrapped by peft.
+Imports torch and numpy, no model library; the model is any causal language model of transformers, plain or
+wrapped by peft.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class TokenLogprobs:
 
 
 class ChunkedHead(nn.Module):
-    """The output head of a model, by the weights that it has there, with log-probs in place of logits. These exist in chunks alone.
+    """The output head of a model, by the weights that it has there, with log-probs in place of logits. These
+    exist in chunks alone.
 
-    One module computes all chunks: ZeRO-3 gathers a module's own weights whenever it is called (`fetch_sub_module` in
-    deepspeed/runtime/zero/partitioned_param_coordinator.py), and ranks with different numbers of chunks would wait for each other for ever.
+    One module computes all chunks: ZeRO-3 gathers a module's own weights whenever it is called
+    (`fetch_sub_module` in deepspeed/runtime/zero/partitioned_param_coordinator.py), and ranks with different
+    numbers of chunks would wait for each other for ever.
     """
 
     def __init__(self, head: nn.Linear) -> None:
@@ -70,7 +73,8 @@ class ChunkedHead(nn.Module):
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs of `targets` [N] under `logits` [N, vocabulary], and the entropies, detached; both [N] float32, nats."""
+    """Log-probs of `targets` [N] under `logits` [N, vocabulary], and the entropies, detached; both [N]
+    float32, nats."""
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
     with torch.no_grad():
         entropy = -(logp.exp() * logp).sum(-1)
@@ -80,8 +84,9 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple
 class Scorer(nn.Module):
     """A causal language model whose forward pass gives completion log-probs instead of logits.
 
-    Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the memory; those of a head that an
-    adapter stands on exist whole. The weights must be whole when it is made, for its check.
+    Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the
+    memory; those of a head that an adapter stands on exist whole. The weights must be whole when it is made,
+    for its check.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,16 +107,22 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def check(self) -> None:
-        """That the head's output on the body's states are the model's own logits: a model may scale, cap or shift them under any name.
+        """That the head's output on the body's states are the model's own logits: a model may scale, cap or
+        shift them under any name.
 
-        The two may be one rounding to the dtype apart, and the order of a sum of hidden_size float32 products.
-        Raises ConfigError naming the model's type and the largest difference.
+        The two may be one rounding to the dtype apart, and the order of a sum of hidden_size float32
+        products. Raises ConfigError naming the model's type and the largest difference.
         """
         causal, body = self.causal(), self.body()
         kind, head = causal.config.model_type, causal.get_output_embeddings()
         if body is causal or head is None:
-            raise ConfigError(f"model.path: a model of type {kind} has no body and head that can be called apart; choose another model")
-        tokens = torch.arange(CHECKED, device=next(causal.parameters()).device)[None] * (causal.config.vocab_size // CHECKED)
+            raise ConfigError(
+                f"model.path: a model of type {kind} has no body and head that can be called apart; choose "
+                "another model"
+            )
+        tokens = torch.arange(CHECKED, device=next(causal.parameters()).device)[None] * (
+            causal.config.vocab_size // CHECKED
+        )
         training, attention = self.model.training, causal.config._attn_implementation
         self.model.eval()
         if tokens.device.type == "cpu" and "flash" in attention:
@@ -127,19 +138,24 @@ class Scorer(nn.Module):
         self.model.train(training)
         largest = float(own.abs().max())
         gap = float((ours - own).abs().max()) if ours.shape == own.shape else math.inf
-        rounding = torch.finfo(states.dtype).eps + math.sqrt(states.shape[-1]) * torch.finfo(torch.float32).eps
+        rounding = (
+            torch.finfo(states.dtype).eps + math.sqrt(states.shape[-1]) * torch.finfo(torch.float32).eps
+        )
         if not gap <= 4 * rounding * largest:
             raise ConfigError(
-                f"model.path: a model of type {kind} makes its logits otherwise than by its head alone: they differ by {gap:.3g}, where the "
+                f"model.path: a model of type {kind} makes its logits otherwise than by its head alone: they "
+                f"differ by {gap:.3g}, where the "
                 f"largest is {largest:.3g}; choose a model that does not scale or cap its logits"
             )
 
     def reach(self) -> int:
-        """How much masked attention a prompt token is worth (see `packing.packs_of`), 0 for a model whose completions cannot share a prompt.
+        """How much masked attention a prompt token is worth (see `packing.packs_of`), 0 for a model whose
+        completions cannot share a prompt.
 
-        Per token and layer the weights cost about 24 hidden^2 operations and a pair of positions 8 hidden, there and back in attention.
-        Flex attention computes none that is masked.
-        A mask of one's own needs transformers' attention interface, given positions, and layers that all attend to everything before them.
+        Per token and layer the weights cost about 24 hidden^2 operations and a pair of positions 8 hidden,
+        there and back in attention. Flex attention computes none that is masked. A mask of one's own needs
+        transformers' attention interface, given positions, and layers that all attend to everything before
+        them.
         """
         causal = self.causal()
         config, body = causal.config, self.body()
@@ -156,23 +172,29 @@ class Scorer(nn.Module):
         return EVERYTHING if config._attn_implementation == "flex_attention" else 3 * int(config.hidden_size)
 
     def _mask(self, batch: MicroBatch) -> Any:
-        """Whom each position of packs may attend to, as transformers hands it on to the attention: what is added to the scores, or for flex
-        attention the blocks of it that are not empty."""
+        """Whom each position of packs may attend to, as transformers hands it on to the attention: what is
+        added to the scores, or for flex attention the blocks of it that are not empty."""
         if self.causal().config._attn_implementation == "flex_attention":
             return batch.blocks()
         visible, dtype = batch.visible(), next(self.body().parameters()).dtype
         assert visible is not None
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+            ~visible, torch.finfo(dtype).min
+        )
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         causal, body = self.causal(), self.body()
         layout: dict[str, Any] = {}
-        if batch.segments is not None:  # else padding stands on the right, where causal attention never looks: no mask is needed
+        if (
+            batch.segments is not None
+        ):  # else padding stands on the right, where causal attention never looks: no mask is needed
             layout = {"attention_mask": self._mask(batch), "position_ids": batch.positions}
         hidden = body(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
         states = hidden.flatten(0, 1)[batch.source]
         if self.head is None:
-            values, entropies = token_logprobs(causal.get_output_embeddings()(states), batch.targets, temperature)
+            values, entropies = token_logprobs(
+                causal.get_output_embeddings()(states), batch.targets, temperature
+            )
         else:
             values, entropies = self.head(states, batch.targets, temperature)
         empty = torch.zeros(batch.mask.shape, device=values.device)
@@ -181,7 +203,12 @@ class Scorer(nn.Module):
 
 
 def completion_logprobs(
-    scorer: Any, sequences: Sequences, *, temperature: float, budget_tokens: int, device: torch.device | str = "cpu"
+    scorer: Any,
+    sequences: Sequences,
+    *,
+    temperature: float,
+    budget_tokens: int,
+    device: torch.device | str = "cpu",
 ) -> Floats:
     """Log-probs of all completion tokens, `[sum of completion lengths]` in the order of the sequences.
 
@@ -194,12 +221,19 @@ def completion_logprobs(
 def passes_of(sequences: Sequences, budget_tokens: int, reach: int) -> list[list[Pack]]:
     """The forward passes of up to `budget_tokens` that score them; `reach` is the scorer's."""
     packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=reach)
-    return [[packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)]
+    return [
+        [packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)
+    ]
 
 
 @torch.no_grad()
 def logprobs_of_packs(
-    scorer: Any, sequences: Sequences, batches: Iterable[list[Pack]], *, temperature: float, device: torch.device | str
+    scorer: Any,
+    sequences: Sequences,
+    batches: Iterable[list[Pack]],
+    *,
+    temperature: float,
+    device: torch.device | str,
 ) -> Floats:
     """The same for the rows of some packs, one forward pass a micro-batch of them; 0 in all other rows."""
     counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)

@@ -1,4 +1,5 @@
-"""What a run says while it runs: metrics.jsonl, samples.jsonl, TensorBoard, W&B, Ray metrics, the progress display and run.log.
+"""What a run says while it runs: metrics.jsonl, samples.jsonl, TensorBoard, W&B, Ray metrics, the progress
+display and run.log.
 
 Owns every output of a run but its results; computes nothing.
 """
@@ -17,7 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from frpo.advice import Adviser
@@ -48,8 +57,8 @@ class Rate(ProgressColumn):
 
 
 class RunLog:
-    """The outputs of one run. Use as a context manager. With a label it is one of several that share a screen: plain lines,
-    each begun by the label."""
+    """The outputs of one run. Use as a context manager. With a label it is one of several that share a
+    screen: plain lines, each begun by the label."""
 
     def __init__(self, folder: Path, config: Config, label: str = "") -> None:
         self.folder, self.config, self.label = folder, config, label
@@ -102,7 +111,8 @@ class RunLog:
     # ---- stages
 
     def begin(self, stage: str, total: int, start: int = 0) -> None:
-        """A stage with `total` steps starts, or goes on after `start`: rows of steps that will be done again are dropped."""
+        """A stage with `total` steps starts, or goes on after `start`: rows of steps that will be done again
+        are dropped."""
         self._forget(stage, start)
         self.advisers[stage] = Adviser(self.config.rollout.max_new_tokens)
         for row in read_steps(self.folder, stage):
@@ -145,12 +155,14 @@ class RunLog:
         self.file = (self.folder / METRICS).open("a")
 
     def put_aside(self, superseded: Collection[str], prolonged: Collection[str], folder: Path) -> None:
-        """Move the rows and curves of superseded stages into the same files of `folder`; rows of prolonged stages are copied.
-        What comes then is another run to W&B."""
+        """Move the rows and curves of superseded stages into the same files of `folder`; rows of prolonged
+        stages are copied. What comes then is another run to W&B."""
         self._close_boards()  # they hold files open that are moved
         for name in (METRICS, SAMPLES):
             rows = list(read_rows(self.folder, name))
-            append_rows(folder, name, [r for r in rows if r["stage"] in superseded or r["stage"] in prolonged])
+            append_rows(
+                folder, name, [r for r in rows if r["stage"] in superseded or r["stage"] in prolonged]
+            )
             self._rewrite(name, [r for r in rows if r["stage"] not in superseded])
         for curves in [_curves(self.folder, stage) for stage in superseded]:
             if curves.is_dir():
@@ -250,7 +262,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if stage not in self.writers:
-            self.writers[stage] = SummaryWriter(str(_curves(self.folder, stage)), purge_step=step)  # steps done again show once
+            self.writers[stage] = SummaryWriter(
+                str(_curves(self.folder, stage)), purge_step=step
+            )  # steps done again show once
         for name, value in values.items():
             self.writers[stage].add_scalar(name, value, step)
 

@@ -1,4 +1,5 @@
-"""What pydantic finds wrong with a recipe, a line for each mistake: the field as the recipe has it, what is wrong, value, remedy."""
+"""What pydantic finds wrong with a recipe, a line for each mistake: the field as the recipe has it, what is
+wrong, value, remedy."""
 
 from __future__ import annotations
 
@@ -30,11 +31,16 @@ Path = tuple[int | str, ...]
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """At most MOST_LINES lines. A list whose items are wrong is not wrong besides, nor what inherits a wrong value."""
+    """At most MOST_LINES lines. A list whose items are wrong is not wrong besides, nor what inherits a wrong
+    value."""
     found: dict[Path, list[Any]] = {}
     for one in error.errors(include_url=False):
         found.setdefault(place(kind, one["loc"])[0], []).append(one)
-    paths = [p for p in found if not any(len(q) > len(p) and q[: len(p)] == p for q in found) and not _inherited(p, found)]
+    paths = [
+        p
+        for p in found
+        if not any(len(q) > len(p) and q[: len(p)] == p for q in found) and not _inherited(p, found)
+    ]
     lines = [masked(_line(p, found[p], kind)) for p in paths]
     more = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return "\n".join([*lines[:MOST_LINES], *more])
@@ -51,7 +57,8 @@ def _inherited(path: Path, found: dict[Path, list[Any]]) -> bool:
 
 
 def place(kind: type[BaseModel], where: Sequence[int | str]) -> tuple[Path, list[Any]]:
-    """The path that the recipe has, without the members of unions that pydantic names in its own; and the types that fit there."""
+    """The path that the recipe has, without the members of unions that pydantic names in its own; and the
+    types that fit there."""
     path: list[int | str] = []
     options: list[Any] = [kind]
     for part in (p for p in where if p != "[key]"):  # pydantic's mark of a name that is wrong itself
@@ -85,7 +92,11 @@ def _below(annotation: Any, part: int | str) -> Any:
 
 
 def fields_of(annotation: Any) -> list[str]:
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return (
+        list(annotation.model_fields)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        else []
+    )
 
 
 def kinds_of(annotation: Any) -> tuple[str, ...]:
@@ -101,7 +112,9 @@ def _line(path: Path, errors: list[Any], kind: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{field}: missing; it has no default"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), [n for o in place(kind, first["loc"][:-1])[1] for n in fields_of(o)], 1)
+        near = difflib.get_close_matches(
+            str(path[-1]), [n for o in place(kind, first["loc"][:-1])[1] for n in fields_of(o)], 1
+        )
         return f"{field}: unknown field {value}; {f'did you mean {near[0]}?' if near else '`frpo config` lists the fields'}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = first["input"].get("kind") if isinstance(first["input"], dict) else None
@@ -110,10 +123,16 @@ def _line(path: Path, errors: list[Any], kind: type[BaseModel]) -> str:
         return f"{field}.kind: {wrong}; choose {', '.join(choices[:-1])} or {choices[-1]}"
     messages = [PLAIN.get(e["type"], e["msg"]).removeprefix("Value error, ") for e in errors]
     message = " or ".join([messages[0], *(m.removeprefix("Input should be ") for m in messages[1:])])
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a whole section: it begins with the field
+    if first["type"] == "value_error" and isinstance(
+        first["input"], dict
+    ):  # of a whole section: it begins with the field
         joint = "." if message.partition(":")[0] in [n for o in options for n in fields_of(o)] else ": "
         return f"{field}{joint}{message}" if field else message
-    quotes = "; put it in quotes" if first["type"] == "string_type" and isinstance(first["input"], bool | int | float) else ""
+    quotes = (
+        "; put it in quotes"
+        if first["type"] == "string_type" and isinstance(first["input"], bool | int | float)
+        else ""
+    )
     return f"{field or 'recipe'}: {message} {value}{quotes}"
 
 
@@ -126,7 +145,11 @@ def short(value: Any, field: str = "") -> str:
     if SECRET.search(field):
         return "not shown"
     if isinstance(value, dict):
-        return f"fields {', '.join(_name(k) for k in list(value)[:5])}{', ...' if len(value) > 5 else ''}" if value else "no fields"
+        return (
+            f"fields {', '.join(_name(k) for k in list(value)[:5])}{', ...' if len(value) > 5 else ''}"
+            if value
+            else "no fields"
+        )
     if value is None:
         return "null"
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
-"""Whether a model can be trained, drawn from and scored as it is, as far as its folder alone tells. Imports no ML library.
+"""Whether a model can be trained, drawn from and scored as it is, as far as its folder alone tells. Imports
+no ML library.
 
-Every check raises ConfigError naming the field of the configuration, the file, what it holds and the remedy. What no file tells is found
-when the model is loaded (`frpo.policies`, `frpo.logprobs`).
+Every check raises ConfigError naming the field of the configuration, the file, what it holds and the remedy.
+What no file tells is found when the model is loaded (`frpo.policies`, `frpo.logprobs`).
 """
 
 from __future__ import annotations
@@ -44,11 +45,16 @@ def _expert_kind(value: Any) -> bool:
 
 EXPERTS = "a mixture of experts, whose weights reach no engine under the names that transformers gives them; choose a dense model"
 UNFIT = (
-    Unfit(r"quantization_config|compression_config", bool, "quantized weights cannot be trained and published; give the full model"),
+    Unfit(
+        r"quantization_config|compression_config",
+        bool,
+        "quantized weights cannot be trained and published; give the full model",
+    ),
     Unfit(
         "(text|vision|visual|image|audio|speech|video|thinker|talker|language|llm|vit|vq|qformer)_config",
         bool,
-        "a model of more than text; give a text model (its own language model, saved by its ...ForCausalLM class)",
+        "a model of more than text; give a text model (its own language model, saved by its ...ForCausalLM "
+        "class)",
     ),
     Unfit("is_encoder_decoder", bool, "an encoder with a decoder; choose a decoder-only model"),
     Unfit(r"(.*\.)?(num|n|moe_num)_((local|routed)_)?experts", _several, EXPERTS),
@@ -56,7 +62,8 @@ UNFIT = (
     Unfit(
         r"(?!.*(attn|attention|router)).*(logit|lm_head).*(scal|cap|multipl).*",
         _shaping,
-        "it scales or caps its logits, and log-probs are made of head(body(tokens)) here; choose a model whose logits are its head's output",
+        "it scales or caps its logits, and log-probs are made of head(body(tokens)) here; choose a model "
+        "whose logits are its head's output",
     ),
 )
 
@@ -87,35 +94,54 @@ def check_model(field: str, path: str) -> None:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{field}: {path} has no config.json; give a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
-            raise ConfigError(f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True")
+            raise ConfigError(
+                f"{field}: {path} has no .safetensors file; save the model with safe_serialization=True"
+            )
         check_weights(field, folder)
     elif not hub.is_name(path):  # one that is a name still is not in the cache
-        raise ConfigError(f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)")
+        raise ConfigError(
+            f"{field}: no such folder {path}; give a Hugging Face folder or a hub name (organisation/name)"
+        )
 
 
 def check_weights(field: str, folder: Path) -> None:
     """That no shard is missing or shorter than its header says. Reads the headers alone."""
     for file in saved.weight_files(folder):
         if not file.is_file():
-            raise ConfigError(f"{field}: {folder} lacks {file.name}, which its index names; download or save the model again")
+            raise ConfigError(
+                f"{field}: {folder} lacks {file.name}, which its index names; download or save the model "
+                "again"
+            )
         try:
             saved.shapes(file)
         except ConfigError as error:
             raise ConfigError(f"{field}: {error}") from None
 
 
-SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "vocab_size", "max_position_embeddings")
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 
 def check_values(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That what is read here of config.json is of its type."""
     names = model.get("architectures") or []
     wrong = [name for name in SIZES if not _is_size(model.get(name))]
-    wrong += [name for name in ("rope_parameters", "rope_scaling") if not isinstance(model.get(name) or {}, dict)]
-    wrong += ["architectures"] * (not isinstance(names, list) or not all(isinstance(name, str) for name in names))
+    wrong += [
+        name for name in ("rope_parameters", "rope_scaling") if not isinstance(model.get(name) or {}, dict)
+    ]
+    wrong += ["architectures"] * (
+        not isinstance(names, list) or not all(isinstance(name, str) for name in names)
+    )
     if wrong:
         raise ConfigError(
-            f"{field}: {folder / 'config.json'} has {wrong[0]} {str(model[wrong[0]])[:60]}: no value that it can have; download or save the "
+            f"{field}: {folder / 'config.json'} has {wrong[0]} {str(model[wrong[0]])[:60]}: no value that it "
+            "can have; download or save the "
             "model again"
         )
 
@@ -125,7 +151,8 @@ def _is_size(value: Any) -> bool:
 
 
 def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:
-    """That config.json tells of a plain causal language model that transformers knows. A field that it lacks is left to the loading."""
+    """That config.json tells of a plain causal language model that transformers knows. A field that it lacks
+    is left to the loading."""
     for name, value in _fields(model):
         for unfit in UNFIT:
             if re.fullmatch(unfit.names, name) and unfit.values(value):
@@ -134,7 +161,8 @@ def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:
     names = model.get("architectures") or []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise ConfigError(
-            f"{field}: {folder / 'config.json'} has architectures {', '.join(names)}: no causal language model; give one whose class ends in "
+            f"{field}: {folder / 'config.json'} has architectures {', '.join(names)}: no causal language "
+            "model; give one whose class ends in "
             "ForCausalLM"
         )
     check_known(field, folder, model)
@@ -147,7 +175,8 @@ def check_reward_model(field: str, path: str) -> None:
     names = (saved.read_json(file).get("architectures") or []) if file.is_file() else []
     if names and not any(name.endswith("ForSequenceClassification") for name in names):
         raise ConfigError(
-            f"{field}: {file} has architectures {', '.join(names)}: its score would come from a head that was never trained; give a model whose "
+            f"{field}: {file} has architectures {', '.join(names)}: its score would come from a head that "
+            "was never trained; give a model whose "
             "class ends in ForSequenceClassification"
         )
     if file.is_file():
@@ -162,7 +191,8 @@ def check_known(field: str, folder: Path, model: dict[str, Any]) -> None:
     known = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py"
     if known.is_file() and f'"{kind}"' not in known.read_text(encoding="utf-8"):
         raise ConfigError(
-            f"{field}: {folder / 'config.json'} has model_type {kind}, which the installed transformers does not know, and code from a model's "
+            f"{field}: {folder / 'config.json'} has model_type {kind}, which the installed transformers does "
+            "not know, and code from a model's "
             "folder is not run; choose a model of a known type"
         )
 
@@ -179,51 +209,77 @@ def check_head_dim(config: Config, model: dict[str, Any]) -> None:
     if config.rollout.num_gpus > 0:
         return
     heads = model.get("num_attention_heads")
-    size = model.get("head_dim") or (model["hidden_size"] // heads if heads and "hidden_size" in model else None)
+    size = model.get("head_dim") or (
+        model["hidden_size"] // heads if heads and "hidden_size" in model else None
+    )
     if size is not None and size not in CPU_HEAD_DIMS:
         raise ConfigError(
-            f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves {', '.join(map(str, CPU_HEAD_DIMS))}: "
+            f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves "
+            f"{', '.join(map(str, CPU_HEAD_DIMS))}: "
             "choose another model, or a GPU (rollout.num_gpus)"
         )
 
 
 def check_context(config: Config, model: dict[str, Any]) -> None:
-    """That the longest prompt and completion fit the model's positions, with the one token that a log-prob request draws.
+    """That the longest prompt and completion fit the model's positions, with the one token that a log-prob
+    request draws.
 
     Models that stretch their positions (YaRN and the like) are left to vLLM, which knows by how much.
     """
-    positions, rope = model.get("max_position_embeddings"), model.get("rope_parameters") or model.get("rope_scaling") or {}
-    if positions is None or rope.get("rope_type", rope.get("type", "default")) != "default" or config.num_tokens_limit < positions:
+    positions, rope = (
+        model.get("max_position_embeddings"),
+        model.get("rope_parameters") or model.get("rope_scaling") or {},
+    )
+    if (
+        positions is None
+        or rope.get("rope_type", rope.get("type", "default")) != "default"
+        or config.num_tokens_limit < positions
+    ):
         return
     prompt, completion = config.data.max_prompt_tokens, config.rollout.max_new_tokens
     field, asked = "data.max_prompt_tokens + rollout.max_new_tokens", f"{prompt} + {completion}"
     if config.num_tokens_limit > prompt + completion:
         field, asked = "harness.max_tokens", str(config.num_tokens_limit)
-    raise ConfigError(f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; lower it")
+    raise ConfigError(
+        f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; "
+        "lower it"
+    )
 
 
 # ---- adapters of one's own
 
 
 def check_targets(lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None:
-    """That every target names layers that an adapter can stand on, as peft matches them: whole names, or their last parts.
+    """That every target names layers that an adapter can stand on, as peft matches them: whole names, or
+    their last parts.
 
     The embedding and a head that is tied to it are one weight, which no adapter on either can move alone.
     """
     if isinstance(lora.targets, str):
         return
-    weights = {name: shape for file in saved.weight_files(folder) for name, shape in saved.shapes(file).items()}
-    linear = {n.removesuffix(".weight"): shape for n, shape in weights.items() if n.endswith(".weight") and len(shape) == 2}
+    weights = {
+        name: shape for file in saved.weight_files(folder) for name, shape in saved.shapes(file).items()
+    }
+    linear = {
+        n.removesuffix(".weight"): shape
+        for n, shape in weights.items()
+        if n.endswith(".weight") and len(shape) == 2
+    }
     over_words = [name for name, shape in linear.items() if model.get("vocab_size") in shape]
     tied = model.get("tie_word_embeddings", len(over_words) == 1)
     for i, target in enumerate(lora.targets):
         where = f"model.lora.targets.{i}: {target}"
         found = [name for name in linear if name == target or name.endswith(f".{target}")]
         if tied and (set(found) & set(over_words) or (target in HEADS and not found)):
-            raise ConfigError(f"{where}: embedding and output head are one weight here (tie_word_embeddings); leave it out of the targets")
+            raise ConfigError(
+                f"{where}: embedding and output head are one weight here (tie_word_embeddings); leave it out "
+                "of the targets"
+            )
         if not found and linear:
             last = sorted({name.rpartition(".")[2] for name in linear if name not in over_words})
-            raise ConfigError(f"{where} is no linear layer of {folder}; give names out of {', '.join(last)}, or all-linear")
+            raise ConfigError(
+                f"{where} is no linear layer of {folder}; give names out of {', '.join(last)}, or all-linear"
+            )
 
 
 HEADS = ("lm_head", "embed_out", "output")

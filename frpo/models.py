@@ -1,4 +1,5 @@
-"""The models that a configuration names: their hub names are found once, before anything is planned; what comes after sees folders alone.
+"""The models that a configuration names: their hub names are found once, before anything is planned; what
+comes after sees folders alone.
 
 The bases of adapters are found with them. Imports no ML library.
 """
@@ -20,7 +21,8 @@ def resolved(config: Config) -> Config:
 
 
 def cached(config: Config) -> tuple[Config, list[hub.NotCached]]:
-    """The same with what is in the cache, and what to say of each name that is not, which stays a name. Downloads nothing."""
+    """The same with what is in the cache, and what to say of each name that is not, which stays a name.
+    Downloads nothing."""
     paths, missing = list[str](), list[hub.NotCached]()
     for field, given in _named(config):
         try:
@@ -32,13 +34,16 @@ def cached(config: Config) -> tuple[Config, list[hub.NotCached]]:
 
 
 def named(config: Config) -> Config:
-    """The other way round, for people and other nodes: organisation/name@commit in place of folders in a cache."""
+    """The other way round, for people and other nodes: organisation/name@commit in place of folders in a
+    cache."""
     return _with(config, [hub.name_of(path) or path for _, path in _named(config)])
 
 
 def rewards_resolved(rewards: Sequence[R]) -> tuple[R, ...]:
     """Folders in place of the hub names of reward models. Raises as `hub.local_folder`."""
-    return _rewards_with(rewards, [_folder(given, field, download=True) for field, given in _reward_models(rewards)])
+    return _rewards_with(
+        rewards, [_folder(given, field, download=True) for field, given in _reward_models(rewards)]
+    )
 
 
 def _folder(given: str, field: str, *, download: bool) -> str:
@@ -62,4 +67,6 @@ def _with(config: Config, paths: Sequence[str]) -> Config:
 
 def _rewards_with(rewards: Sequence[R], paths: Sequence[str]) -> tuple[R, ...]:
     left = iter(paths)
-    return tuple(r.model_copy(update={"path": next(left)}) if isinstance(r, ModelReward) else r for r in rewards)
+    return tuple(
+        r.model_copy(update={"path": next(left)}) if isinstance(r, ModelReward) else r for r in rewards
+    )

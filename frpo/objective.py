@@ -1,7 +1,7 @@
 """Advantages and losses of FRPO and its neighbours (arXiv 2602.08813; equation numbers are the paper's).
 
-Imports torch alone. Advantages are computed per group of k completions, in float64, before any batch is cut; the loss
-is the ordinary clipped policy gradient, so micro-batches and ranks may split groups freely.
+Imports torch alone. Advantages are computed per group of k completions, in float64, before any batch is cut;
+the loss is the ordinary clipped policy gradient, so micro-batches and ranks may split groups freely.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def _prepare(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tens
     if mask is None:
         mask = torch.ones_like(rewards, dtype=torch.bool)
     elif mask.shape != rewards.shape:
-        raise ValueError(f"mask: shape {tuple(mask.shape)}; need the shape of rewards, {tuple(rewards.shape)}")
+        raise ValueError(
+            f"mask: shape {tuple(mask.shape)}; need the shape of rewards, {tuple(rewards.shape)}"
+        )
     values = torch.where(mask, rewards.to(torch.float64), 0.0)
     if not torch.isfinite(values).all():
         raise ValueError("rewards: not finite; mask failed rewards instead of passing NaN or infinity")
@@ -35,7 +37,8 @@ def _finish(advantages: Tensor, mask: Tensor, count: Tensor, dtype: torch.dtype)
 
 
 def tilted_weights(rewards: Tensor, lam: float, *, jackknife: bool, mask: Tensor | None = None) -> Tensor:
-    """c_j of the tilted policy on the sample: each row sums to 1 over its rewards; negative entries occur with jackknife.
+    """c_j of the tilted policy on the sample: each row sums to 1 over its rewards; negative entries occur
+    with jackknife.
 
     rewards `[groups, k]`, lam in reward units. Returns float64 `[groups, k]`, 0 where masked.
     Plug-in: softmax(-r / lam). Jackknife (4.3): k p_j - (k-1)/k sum over i != j of the softmax without i.
@@ -49,22 +52,28 @@ def tilted_weights(rewards: Tensor, lam: float, *, jackknife: bool, mask: Tensor
     p = torch.softmax(torch.where(alone, 0.0, logits), dim=1)
     if jackknife:
         k = values.shape[1]
-        without = logits[:, None, :].expand(-1, k, -1).masked_fill(torch.eye(k, dtype=torch.bool, device=values.device), -torch.inf)
+        without = (
+            logits[:, None, :]
+            .expand(-1, k, -1)
+            .masked_fill(torch.eye(k, dtype=torch.bool, device=values.device), -torch.inf)
+        )
         defined = mask[:, :, None] & (count[:, :, None] >= 2)
         q = torch.where(defined, torch.softmax(torch.where(defined, without, 0.0), dim=2), 0.0)
         p = count * p - (count - 1) / count.clamp(min=1) * q.sum(dim=1)
     return torch.where(mask, p, 0.0)
 
 
-def frpo_advantages(rewards: Tensor, lam: float, *, jackknife: bool, scale: Scale, mask: Tensor | None = None) -> Tensor:
+def frpo_advantages(
+    rewards: Tensor, lam: float, *, jackknife: bool, scale: Scale, mask: Tensor | None = None
+) -> Tensor:
     """A_j = s(lam) (1 - k c_j): the closed form of the gradient of the group's entropic risk at ratio 1.
 
-    rewards `[groups, k]` float, lam > 0 in reward units, mask `[groups, k]` bool (True = has a reward; None = all).
-    `scale` is s: exact = lam, unit = 1 (the paper's text), code = max(lam, 1) (the released code).
+    rewards `[groups, k]` float, lam > 0 in reward units, mask `[groups, k]` bool (True = has a reward; None =
+    all). `scale` is s: exact = lam, unit = 1 (the paper's text), code = max(lam, 1) (the released code).
     Returns the shape and dtype of rewards; masked completions, and groups with fewer than two rewards, get 0.
-    With several updates per batch this keeps the advantage and clips each completion's ratio, as GRPO does; the paper's
-    loss reweights the group by the moved ratios instead.
-    Raises ValueError for k < 2, lam <= 0, or a reward that is not finite and not masked.
+    With several updates per batch this keeps the advantage and clips each completion's ratio, as GRPO does;
+    the paper's loss reweights the group by the moved ratios instead. Raises ValueError for k < 2, lam <= 0,
+    or a reward that is not finite and not masked.
     """
     c = tilted_weights(rewards, lam, jackknife=jackknife, mask=mask)
     _, mask, count = _prepare(rewards, mask)
@@ -75,8 +84,8 @@ def frpo_advantages(rewards: Tensor, lam: float, *, jackknife: bool, scale: Scal
 def tilt(rewards: Tensor, lam: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How far the tilted policy softmax(-r / lam) is from the sample, per group of at least two rewards.
 
-    rewards `[groups, k]`. Returns float64 `[G]` radius, KL(p || uniform) in nats, and `[G]` effective sample size
-    1 / sum p^2, between 1 (the gradient rests on one completion) and the number of rewards.
+    rewards `[groups, k]`. Returns float64 `[G]` radius, KL(p || uniform) in nats, and `[G]` effective sample
+    size 1 / sum p^2, between 1 (the gradient rests on one completion) and the number of rewards.
     """
     p = tilted_weights(rewards, lam, jackknife=False, mask=mask)
     _, mask, count = _prepare(rewards, mask)
@@ -89,14 +98,21 @@ LAM_FLOOR = 0.02
 """Reward units: lam goes no lower where a batch cannot reach its radius."""
 
 
-def lam_of_radius(rewards: Tensor, rho: float, *, floor: float = LAM_FLOOR, mask: Tensor | None = None) -> float:
-    """The lam at which the mean over groups of KL(p || uniform) is rho nats (radius mode), by bisection in log lam.
+def lam_of_radius(
+    rewards: Tensor, rho: float, *, floor: float = LAM_FLOOR, mask: Tensor | None = None
+) -> float:
+    """The lam at which the mean over groups of KL(p || uniform) is rho nats (radius mode), by bisection in
+    log lam.
 
-    The KL falls as lam grows. Where the batch cannot reach rho (ties for the least reward, equal groups), lam is `floor`.
+    The KL falls as lam grows. Where the batch cannot reach rho (ties for the least reward, equal groups), lam
+    is `floor`.
     """
     values, _, _ = _prepare(rewards, mask)
     largest = float(values.abs().max()) if values.numel() else 0.0
-    low, high = math.log(floor), min(700.0, math.log(floor) + 40 + math.log1p(largest))  # exp(710) is beyond a double
+    low, high = (
+        math.log(floor),
+        min(700.0, math.log(floor) + 40 + math.log1p(largest)),
+    )  # exp(710) is beyond a double
 
     def radius(log_lam: float) -> float:
         found = tilt(rewards, math.exp(log_lam), mask)[0]
@@ -125,7 +141,8 @@ def grpo_advantages(rewards: Tensor, *, normalize_std: bool, mask: Tensor | None
 
 
 def rloo_advantages(rewards: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """r_j - mean of the other rewards of the group (RLOO, arXiv 2402.14740). Otherwise as `frpo_advantages`."""
+    """r_j - mean of the other rewards of the group (RLOO, arXiv 2402.14740). Otherwise as
+    `frpo_advantages`."""
     values, mask, count = _prepare(rewards, mask)
     mean = values.sum(dim=1, keepdim=True) / count.clamp(min=1)
     return _finish((values - mean) * count / (count - 1).clamp(min=1), mask, count, rewards.dtype)
@@ -134,7 +151,8 @@ def rloo_advantages(rewards: Tensor, *, mask: Tensor | None = None) -> Tensor:
 def reverse_penalty(log_ratio: Tensor, beta: float, *, mask: Tensor | None = None) -> Tensor:
     """Advantage that descends KL(policy || reference): -beta (D_j - mean of the group's D).
 
-    log_ratio `[groups, k]` is D_j = sum over tokens of log policy - log reference, nats per completion, detached.
+    log_ratio `[groups, k]` is D_j = sum over tokens of log policy - log reference, nats per completion,
+    detached.
     """
     return -beta * grpo_advantages(log_ratio, normalize_std=False, mask=mask)
 
@@ -177,13 +195,15 @@ def policy_loss(
     num_tokens: int,
     max_tokens: int,
 ) -> LossTerms:
-    """Clipped policy gradient with truncated importance weights and an optional k3 penalty, for one micro-batch.
+    """Clipped policy gradient with truncated importance weights and an optional k3 penalty, for one
+    micro-batch.
 
-    logprobs, old, behaviour, reference `[N, T]` nats: the current policy (with gradient), the learner before the first
-    update of the batch, the rollout engine, the frozen reference (None: no k3 penalty). advantages `[N]`,
-    mask `[N, T]` bool. The three denominators are those of the whole batch over all ranks, so that any cut of the batch
-    adds up to the same gradient: completion = mean over a completion's tokens, then over `num_completions`; token = over
-    `num_tokens`; sum = over `num_completions * max_tokens` (a constant: the gradient of the objective, Dr. GRPO).
+    logprobs, old, behaviour, reference `[N, T]` nats: the current policy (with gradient), the learner before
+    the first update of the batch, the rollout engine, the frozen reference (None: no k3 penalty). advantages
+    `[N]`, mask `[N, T]` bool. The three denominators are those of the whole batch over all ranks, so that any
+    cut of the batch adds up to the same gradient: completion = mean over a completion's tokens, then over
+    `num_completions`; token = over `num_tokens`; sum = over `num_completions * max_tokens` (a constant: the
+    gradient of the objective, Dr. GRPO).
     """
     weight = mask.to(logprobs.dtype)
     log_ratio = (logprobs - old) * weight

@@ -62,7 +62,8 @@ def task_of(config: Config, stage: Stage) -> DownstreamConfig:
 
 
 def training_of(config: Config, stage: Stage) -> tuple[str, TrainConfig] | None:
-    """Where in the recipe the training of a stage is described, and that section; None for what does not train."""
+    """Where in the recipe the training of a stage is described, and that section; None for what does not
+    train."""
     if stage.kind == "base":
         return ("base", config.base) if config.base else None
     if stage.kind in ("rlhf", "attack"):
@@ -70,7 +71,11 @@ def training_of(config: Config, stage: Stage) -> tuple[str, TrainConfig] | None:
     if stage.kind != "downstream":
         return None
     task = task_of(config, stage)
-    return (f"downstream.{stage.task}.learner", task.learner) if isinstance(task, DownstreamRl) else (f"downstream.{stage.task}", task)
+    return (
+        (f"downstream.{stage.task}.learner", task.learner)
+        if isinstance(task, DownstreamRl)
+        else (f"downstream.{stage.task}", task)
+    )
 
 
 def objective_of(config: Config, stage: Stage) -> ObjectiveConfig | None:
@@ -82,8 +87,8 @@ def objective_of(config: Config, stage: Stage) -> ObjectiveConfig | None:
 
 
 def fixed_end(config: Config, stage: Stage) -> str:
-    """Why a stage that has come to its end cannot be trained on to more steps; empty where it can, in which case its last
-    checkpoint is kept."""
+    """Why a stage that has come to its end cannot be trained on to more steps; empty where it can, in which
+    case its last checkpoint is kept."""
     training, objective = training_of(config, stage), objective_of(config, stage)
     if training is None or objective is None:
         return "no checkpoint of a finished fine-tune is kept"

@@ -1,7 +1,9 @@
-"""How sequences are cut into micro-batches and laid out for a forward pass: completions of one prompt share its computation.
+"""How sequences are cut into micro-batches and laid out for a forward pass: completions of one prompt share
+its computation.
 
-A pack is a prompt with some of its completions behind it, each of which sees the prompt and itself alone. A group of k completions costs its
-prompt once instead of k times, and every number stays what it is apart. Imports torch and numpy alone.
+A pack is a prompt with some of its completions behind it, each of which sees the prompt and itself alone. A
+group of k completions costs its prompt once instead of k times, and every number stays what it is apart.
+Imports torch and numpy alone.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ ENOUGH_TOKENS = 512
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B packs padded on the right, L the longest of them; N completions in the order of the packs, T the longest, M completion tokens."""
+    """B packs padded on the right, L the longest of them; N completions in the order of the packs, T the
+    longest, M completion tokens."""
 
     tokens: Tensor
     """[B, L] int64"""
     positions: Tensor | None
-    """[B, L] int64, each completion goes on from the end of its prompt; None where every pack is one sequence"""
+    """[B, L] int64, each completion goes on from the end of its prompt; None where every pack is one
+    sequence"""
     segments: Tensor | None
-    """[B, L] int64, 0 in a prompt, i in its i-th completion, -1 in padding; None where every pack is one sequence"""
+    """[B, L] int64, 0 in a prompt, i in its i-th completion, -1 in padding; None where every pack is one
+    sequence"""
     source: Tensor
     """[M] int64, index into B * L of the position that predicts each completion token"""
     targets: Tensor
@@ -44,14 +49,16 @@ class MicroBatch:
     """[N, T] bool, where the M tokens stand, row by row"""
 
     def visible(self) -> Tensor | None:
-        """[B, 1, L, L] bool: whom each position may attend to; None for plain causal attention. Padding sees earlier padding."""
+        """[B, 1, L, L] bool: whom each position may attend to; None for plain causal attention. Padding sees
+        earlier padding."""
         if self.segments is None:
             return None
         own, other = self.segments[:, :, None], self.segments[:, None, :]
         return ((other == 0) | (other == own)).tril()[:, None]
 
     def blocks(self) -> Any:
-        """The same as a BlockMask of `torch.nn.attention.flex_attention`, [B, 1, L, L]; packs alone have one."""
+        """The same as a BlockMask of `torch.nn.attention.flex_attention`, [B, 1, L, L]; packs alone have
+        one."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         segments = self.segments
@@ -62,14 +69,18 @@ class MicroBatch:
             return (own >= other) & ((there == 0) | (there == segments[b, own]))
 
         rows, length = segments.shape
-        return create_block_mask(visible, rows, None, length, length, device=segments.device, _compile=segments.is_cuda)
+        return create_block_mask(
+            visible, rows, None, length, length, device=segments.device, _compile=segments.is_cuda
+        )
 
 
 def packs_of(sequences: Sequences, rows: Rows, *, budget_tokens: int, reach: float) -> list[Pack]:
-    """Put neighbours with the same prompt into one pack of at most `budget_tokens`, as far as that saves work.
+    """Put neighbours with the same prompt into one pack of at most `budget_tokens`, as far as that saves
+    work.
 
-    A completion of T tokens joins while what it adds, attention to the n tokens of the completions before it that is computed and masked,
-    costs less than the prompt of P tokens that it saves: T n <= reach P. `reach` is Scorer.reach(); 0 keeps all sequences apart.
+    A completion of T tokens joins while what it adds, attention to the n tokens of the completions before it
+    that is computed and masked, costs less than the prompt of P tokens that it saves: T n <= reach P. `reach`
+    is Scorer.reach(); 0 keeps all sequences apart.
     """
     starts = np.cumsum(sequences.lengths) - sequences.lengths
     packs: list[list[int]] = []
@@ -78,7 +89,12 @@ def packs_of(sequences: Sequences, rows: Rows, *, budget_tokens: int, reach: flo
         size = int(sequences.prompt_lengths[row])
         length = int(sequences.lengths[row]) - size
         prompt = sequences.tokens[starts[row] : starts[row] + size].tobytes()
-        if reach and prompt == last and size + behind + length <= budget_tokens and length * behind <= reach * size:
+        if (
+            reach
+            and prompt == last
+            and size + behind + length <= budget_tokens
+            and length * behind <= reach * size
+        ):
             packs[-1].append(int(row))
             behind += length
         else:
@@ -93,18 +109,23 @@ def pack_lengths(sequences: Sequences, packs: Sequence[Pack]) -> NDArray[np.int6
     return np.array([sequences.prompt_lengths[p[0]] + completions[p].sum() for p in packs], dtype=np.int64)
 
 
-def micro_batches(lengths: Sequence[int] | NDArray[Any], budget_tokens: int, *, stretch: float = math.inf) -> list[Rows]:
-    """Cut sequences, sorted by length, into batches of at most `budget_tokens` padded tokens (at least one sequence).
+def micro_batches(
+    lengths: Sequence[int] | NDArray[Any], budget_tokens: int, *, stretch: float = math.inf
+) -> list[Rows]:
+    """Cut sequences, sorted by length, into batches of at most `budget_tokens` padded tokens (at least one
+    sequence).
 
-    A batch that padding to the next sequence would bring to ENOUGH_TOKENS takes none that is more than `stretch` times as long as its
-    shortest.
+    A batch that padding to the next sequence would bring to ENOUGH_TOKENS takes none that is more than
+    `stretch` times as long as its shortest.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []
     for row in order:
         longest = int(lengths[row])  # ascending: the newest is the longest
         fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget_tokens
-        if fits and (len(batches[-1]) * longest < ENOUGH_TOKENS or longest <= stretch * int(lengths[batches[-1][0]])):
+        if fits and (
+            len(batches[-1]) * longest < ENOUGH_TOKENS or longest <= stretch * int(lengths[batches[-1][0]])
+        ):
             batches[-1].append(int(row))
         else:
             batches.append([int(row)])
@@ -125,13 +146,20 @@ def pad(sequences: Sequences, packs: Sequence[Pack], device: torch.device | str 
     prompts = sequences.prompt_lengths.astype(np.int64)
     counts = sequences.lengths.astype(np.int64) - prompts
     width = int(pack_lengths(sequences, packs).max())
-    tokens, positions = np.zeros((len(packs), width), dtype=np.int64), np.zeros((len(packs), width), dtype=np.int64)
+    tokens, positions = (
+        np.zeros((len(packs), width), dtype=np.int64),
+        np.zeros((len(packs), width), dtype=np.int64),
+    )
     segments = np.full((len(packs), width), -1, dtype=np.int64)
     source = []
     for b, pack in enumerate(packs):
         at = int(prompts[pack[0]])
         start = ends[pack[0]] - sequences.lengths[pack[0]]
-        tokens[b, :at], positions[b, :at], segments[b, :at] = sequences.tokens[start : start + at], np.arange(at), 0
+        tokens[b, :at], positions[b, :at], segments[b, :at] = (
+            sequences.tokens[start : start + at],
+            np.arange(at),
+            0,
+        )
         last = b * width + at - 1
         for i, row in enumerate(pack, start=1):
             here, n = slice(at, at + counts[row]), int(counts[row])
@@ -156,7 +184,8 @@ def pad(sequences: Sequences, packs: Sequence[Pack], device: torch.device | str 
 
 
 def pad_values(values: Floats, sequences: Sequences, rows: Rows, width: int) -> Tensor:
-    """Per-token values `[sum of completion lengths]` of the chosen sequences as `[N, width]`, 0 beyond each end."""
+    """Per-token values `[sum of completion lengths]` of the chosen sequences as `[N, width]`, 0 beyond each
+    end."""
     counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)
     ends = np.cumsum(counts)
     out = np.zeros((len(rows), width), dtype=np.float32)

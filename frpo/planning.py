@@ -1,4 +1,5 @@
-"""What a run will start and do, computed from the configuration alone. Pure; imports no ML library and not Ray."""
+"""What a run will start and do, computed from the configuration alone. Pure; imports no ML library and not
+Ray."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ class StagePlan:
     trained: int
     """Completions drawn to train on."""
     measured: int | None
-    """Completions drawn to measure: evaluations, validations, the certificate. None where their number is not known: benchmarks,
-    and all of them while the held-out prompts are not counted."""
+    """Completions drawn to measure: evaluations, validations, the certificate. None where their number is not
+    known: benchmarks, and all of them while the held-out prompts are not counted."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Plan:
     """Resources of each placement bundle, as Ray names them."""
     stages: tuple[StagePlan, ...]
     max_tokens: int
-    """Upper bound of completion tokens drawn in the run; what is measured by an unknown number of completions is not counted."""
+    """Upper bound of completion tokens drawn in the run; what is measured by an unknown number of completions
+    is not counted."""
 
     def only(self, *roles: str) -> Plan:
         """The same for some of the roles."""
@@ -88,7 +90,9 @@ def plan(config: Config, heldout: Heldout | None = None) -> Plan:
     ]
     if config.harness:
         roles.append(("harness", 1, config.evaluate.num_cpus, 0.0))
-    objectives = [a.objective for a in config.arms] + [d.objective for d in config.downstream if isinstance(d, DownstreamRl)]
+    objectives = [a.objective for a in config.arms] + [
+        d.objective for d in config.downstream if isinstance(d, DownstreamRl)
+    ]
     reference = config.reference
     if reference.share is None and (config.attack or any(o.penalised for o in objectives)):
         roles.append(("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
@@ -106,19 +110,25 @@ Role = tuple[str, int, float, float]
 
 
 def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
-    """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never train at once."""
+    """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never
+    train at once."""
     learner = config.learner
     ranks = tuple(range(learner.num_workers))
     bundles = [_bundle(learner.num_cpus, learner.num_gpus) for _ in ranks]
-    actors = [Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks) for role in ("learner", "finetune")]
+    actors = [
+        Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks)
+        for role in ("learner", "finetune")
+    ]
     return actors + _alone(roles, bundles), bundles
 
 
 def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
-    """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for GPUs: they hold its memory in
-    turn, whatever share they ask for. All others have bundles of their own."""
+    """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for
+    GPUs: they hold its memory in turn, whatever share they ask for. All others have bundles of their own."""
     learner = config.learner
-    training: list[Role] = [(r, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for r in ("learner", "finetune")]
+    training: list[Role] = [
+        (r, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for r in ("learner", "finetune")
+    ]
     turns = [role for role in roles if role[0] in TAKE_TURNS and role[3] > 0]
     cards = tuple(range(learner.num_workers))
     share = int(1e4 / len(training + turns)) / 1e4  # Ray counts in ten-thousandths

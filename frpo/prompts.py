@@ -36,12 +36,16 @@ def _prompt_ids(row: Row, source: DatasetConfig, messages: Conversation, tokeniz
     """[P]. Raises ConfigError naming the row."""
     ids = _templated(row, source, messages, tokenizer) if messages else _plain(str(row.prompt), tokenizer)
     if not ids:
-        raise ConfigError(f"{row.where}: no token is left of this prompt ({row.text[:60]!r}) for the model's tokenizer; take the row out")
+        raise ConfigError(
+            f"{row.where}: no token is left of this prompt ({row.text[:60]!r}) for the model's tokenizer; "
+            "take the row out"
+        )
     return np.array(ids, dtype=np.int32)
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
-    """With the tokenizer's special tokens: one beginning of sequence, also where the text brings its own, and no end."""
+    """With the tokenizer's special tokens: one beginning of sequence, also where the text brings its own, and
+    no end."""
     ids = list(tokenizer(text)["input_ids"])
     while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         ids.pop(0)
@@ -52,19 +56,29 @@ def _plain(text: str, tokenizer: Any) -> list[int]:
 
 def _templated(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> list[int]:
     if tokenizer.chat_template is None and "chat_template" not in source.chat_template_kwargs:
-        raise ConfigError(f"{row.where}: chat messages, but the model's tokenizer has no chat template; use string prompts")
-    arguments = {**source.chat_template_kwargs, "add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        raise ConfigError(
+            f"{row.where}: chat messages, but the model's tokenizer has no chat template; use string prompts"
+        )
+    arguments = {
+        **source.chat_template_kwargs,
+        "add_generation_prompt": True,
+        "tokenize": True,
+        "return_dict": False,
+    }
     try:
         return list(tokenizer.apply_chat_template([dict(m) for m in messages], **arguments))
     except Exception as error:  # a template is a program of the model's maker: it may raise anything
         roles, why = ", ".join(m["role"] for m in messages), " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{row.where}: the model's chat template refuses messages of {roles} ({type(error).__name__}: {why}); change the row, "
+            f"{row.where}: the model's chat template refuses messages of {roles} ({type(error).__name__}: "
+            f"{why}); change the row, "
             "or the data set's system or chat_template_kwargs"
         ) from None
 
 
-def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int) -> tuple[list[Prompt], int]:
+def load_prompts(
+    sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int
+) -> tuple[list[Prompt], int]:
     """Tokenized prompts in file order, and the number of those dropped for being longer than `max_tokens`.
 
     A column that a row of a source lacks and another has is None there, as in a data set of the hub.
@@ -79,7 +93,11 @@ def load_prompts(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: i
                 dropped += 1
                 continue
             columns = {name: value for name, value in row.columns.items() if name not in TAKEN}
-            read.append(Prompt(f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)))
+            read.append(
+                Prompt(
+                    f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)
+                )
+            )
         every = dict.fromkeys(name for prompt in read for name in prompt.columns)
         prompts += [replace(prompt, columns={**every, **prompt.columns}) for prompt in read]
     return prompts, dropped
@@ -109,12 +127,16 @@ class Examples:
 def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: int) -> tuple[Examples, int]:
     """Tokenized examples in file order, and the number of those dropped for being longer than `max_tokens`.
 
-    After a chat template an example is the template's text of the whole conversation up to its end token, where the template ends
-    turns with the tokenizer's end of sequence and writes answers as they are; one that ends turns otherwise (Gemma), trims answers
-    or puts a block of thoughts before them (Qwen3 with thinking) writes conversations that differ there. Raises ConfigError.
+    After a chat template an example is the template's text of the whole conversation up to its end token,
+    where the template ends turns with the tokenizer's end of sequence and writes answers as they are; one
+    that ends turns otherwise (Gemma), trims answers or puts a block of thoughts before them (Qwen3 with
+    thinking) writes conversations that differ there. Raises ConfigError.
     """
     if tokenizer.eos_token_id is None:
-        raise ConfigError("model.path: its tokenizer has no end of sequence, which answers must learn; set eos_token in its folder")
+        raise ConfigError(
+            "model.path: its tokenizer has no end of sequence, which answers must learn; set eos_token in "
+            "its folder"
+        )
     pairs, dropped = [], 0
     for source in sources:
         for row in read_rows(source, examples=True):
@@ -127,7 +149,10 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
             else:
                 pairs.append((prompt, np.array(ids, dtype=np.int32)))
     if not pairs:
-        raise ConfigError(f"data set {sources[0].path}: no example of at most {max_tokens} tokens; raise the stage's max_tokens")
+        raise ConfigError(
+            f"data set {sources[0].path}: no example of at most {max_tokens} tokens; raise the stage's "
+            "max_tokens"
+        )
     return Examples(tuple(pairs)), dropped
 
 
@@ -135,7 +160,8 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
 
 
 class Shuffled:
-    """An endless sequence of row numbers: every epoch is a permutation of its own. Position i is a pure function of i."""
+    """An endless sequence of row numbers: every epoch is a permutation of its own. Position i is a pure
+    function of i."""
 
     def __init__(self, count: int, seed: int, in_order: bool = False) -> None:
         self.count, self.seed, self.in_order = count, seed, in_order
@@ -154,7 +180,9 @@ class Shuffled:
 class PromptStream:
     """Deals prompts to steps. With `mix` each task gets its share of every batch, to within one prompt."""
 
-    def __init__(self, prompts: Sequence[Prompt], mix: Mapping[str, float], seed: int, prompts_per_step: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], mix: Mapping[str, float], seed: int, prompts_per_step: int
+    ) -> None:
         self.per_step = prompts_per_step
         tasks = sorted(mix) if mix else [""]
         self.rows = {t: [p for p in prompts if not mix or p.task == t] for t in tasks}

@@ -63,7 +63,8 @@ def checked(kind: type[Section] = Config) -> Iterator[None]:
 
 
 def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
-    """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is nothing to train on."""
+    """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is
+    nothing to train on."""
     config = read(recipe, assignments, Config)
     if not config.data.train:
         raise ConfigError("data.train: a list of 0; every arm is trained on prompts, give some")
@@ -71,14 +72,17 @@ def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
 
 
 def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
-    """Read a YAML file into a section and apply `--set` assignments in their order: of two for one field the later counts.
+    """Read a YAML file into a section and apply `--set` assignments in their order: of two for one field the
+    later counts.
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
     fields = tree.parse(_text(recipe), f"recipe {recipe}")
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else short(fields)
-        raise ConfigError(f"recipe {recipe}: expected fields with values, found {found}; see recipes/ for examples")
+        raise ConfigError(
+            f"recipe {recipe}: expected fields with values, found {found}; see recipes/ for examples"
+        )
     for assignment in assignments:
         assign(fields, *assigned(assignment))
     with checked(kind):
@@ -90,12 +94,18 @@ def _text(recipe: Path) -> str:
         with Path(os.path.expanduser(recipe)).open("rb") as file:
             found = file.read(MOST_BYTES + 1)
         if len(found) > MOST_BYTES:
-            raise ConfigError(f"recipe {recipe}: more than {MOST_BYTES:,} bytes; give a YAML file, and data by its path")
+            raise ConfigError(
+                f"recipe {recipe}: more than {MOST_BYTES:,} bytes; give a YAML file, and data by its path"
+            )
         return found.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"recipe {recipe}: {error.strerror or error}; give the path of a YAML file") from None
+        raise ConfigError(
+            f"recipe {recipe}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {recipe}: byte {error.start + 1} is no UTF-8; save it as UTF-8 text") from None
+        raise ConfigError(
+            f"recipe {recipe}: byte {error.start + 1} is no UTF-8; save it as UTF-8 text"
+        ) from None
 
 
 def dump(config: Config) -> str:

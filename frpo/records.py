@@ -91,7 +91,8 @@ class Evaluation(Record):
     """Downstream steps done."""
     rewards: tuple[TaskReward, ...]
     kl_reference: Estimate | None
-    """KL(Q || reference), nats per completion, mean over the held-out prompts of trained tasks, sampled from Q."""
+    """KL(Q || reference), nats per completion, mean over the held-out prompts of trained tasks, sampled from
+    Q."""
     kl_policy: Estimate | None
     """KL(Q || the arm's policy before downstream), same unit."""
     downstream_loss: float | None
@@ -119,8 +120,8 @@ class Certificate(Record):
     certified: tuple[float, ...]
     """Lower bound, valid for all radii at once; at the floor nothing is promised."""
     radius: float | None
-    """The radius that the arm was trained for: its rho, or the mean KL of its tilted policy on these draws; None for
-    methods without one."""
+    """The radius that the arm was trained for: its rho, or the mean KL of its tilted policy on these draws;
+    None for methods without one."""
     failed: int
     """Failed rewards, counted as the floor."""
     rewards: tuple[tuple[float, ...], ...]
@@ -156,7 +157,8 @@ class ArmSummary(Record):
 
 
 class Made(Record):
-    """`made.json` in a stage's folder: what the stage is made from, so that a later call can tell what has changed."""
+    """`made.json` in a stage's folder: what the stage is made from, so that a later call can tell what has
+    changed."""
 
     digest: str
     """SHA-256 over `below` and `values`."""
@@ -169,7 +171,8 @@ class Made(Record):
 
 
 class StageResult(Record):
-    """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run again."""
+    """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run
+    again."""
 
     stage: str
     """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>; harness/base"""

@@ -1,7 +1,7 @@
 """Trains a small sequence-classification reward model on preference pairs, by the Bradley-Terry loss.
 
-Takes the lower layers of a causal model as a frozen trunk and trains the top ones with a scalar head: minutes on one
-core. The folder that it writes is an ordinary Hugging Face model with one label.
+Takes the lower layers of a causal model as a frozen trunk and trains the top ones with a scalar head: minutes
+on one core. The folder that it writes is an ordinary Hugging Face model with one label.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def wilson(correct: int, total: int) -> Accuracy:
 
 
 def build(backbone: Path, layers: int, trained: int) -> tuple[Any, Any]:
-    """The classifier on the first `layers` layers, all frozen but the top `trained`, the norm and the head."""
+    """The classifier on the first `layers` layers, all frozen but the top `trained`, the norm and the
+    head."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -95,15 +96,32 @@ def build(backbone: Path, layers: int, trained: int) -> tuple[Any, Any]:
 def scores(model: Any, tokenizer: Any, prompts: list[str], answers: list[str], max_tokens: int) -> Any:
     """[B] logits, each text through the chat template as the reward actors apply it."""
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": p}, {"role": "assistant", "content": a}], tokenize=False)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": p}, {"role": "assistant", "content": a}], tokenize=False
+        )
         for p, a in zip(prompts, answers, strict=True)
     ]
-    rows = tokenizer(texts, truncation=True, max_length=max_tokens, padding=True, add_special_tokens=False, return_tensors="pt")
+    rows = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_tokens,
+        padding=True,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
     return model(**rows).logits[:, 0]
 
 
 def train(
-    backbone: Path, pairs: Path, out: Path, *, seed: int = 0, layers: int = 8, trained: int = 2, max_tokens: int = 128, batch: int = 16
+    backbone: Path,
+    pairs: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    layers: int = 8,
+    trained: int = 2,
+    max_tokens: int = 128,
+    batch: int = 16,
 ) -> Accuracy:
     """One epoch; writes `out` and prints the accuracy on held-out pairs."""
     import torch
@@ -113,16 +131,27 @@ def train(
         raise ConfigError(f"reward-train --out: {out} exists; choose another folder")
     training, heldout = read_pairs(pairs)
     if len(training) < batch or not heldout:
-        raise ConfigError(f"reward-train --pairs: {pairs} has {len(training)} training and {len(heldout)} held-out pairs; give more")
+        raise ConfigError(
+            f"reward-train --pairs: {pairs} has {len(training)} training and {len(heldout)} held-out pairs; "
+            "give more"
+        )
     torch.manual_seed(seed)
     model, tokenizer = build(backbone, layers, trained)
     random.Random(seed).shuffle(training)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.01
+    )
     starts = range(0, len(training) - batch + 1, batch)
     for n, start in enumerate(track(starts, "training", console=console)):
         rows = training[start : start + batch]
         optimizer.param_groups[0]["lr"] = 1e-4 * min(1, (n + 1) / 5) * (1 - n / len(starts))
-        both = scores(model, tokenizer, [p.prompt for p in rows] * 2, [p.chosen for p in rows] + [p.rejected for p in rows], max_tokens)
+        both = scores(
+            model,
+            tokenizer,
+            [p.prompt for p in rows] * 2,
+            [p.chosen for p in rows] + [p.rejected for p in rows],
+            max_tokens,
+        )
         loss = -torch.nn.functional.logsigmoid(both[: len(rows)] - both[len(rows) :]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,7 +164,13 @@ def train(
     with torch.no_grad():
         for start in track(range(0, len(heldout), batch), "measuring", console=console):
             rows = heldout[start : start + batch]
-            both = scores(model, tokenizer, [p.prompt for p in rows] * 2, [p.chosen for p in rows] + [p.rejected for p in rows], max_tokens)
+            both = scores(
+                model,
+                tokenizer,
+                [p.prompt for p in rows] * 2,
+                [p.chosen for p in rows] + [p.rejected for p in rows],
+                max_tokens,
+            )
             correct += int((both[: len(rows)] > both[len(rows) :]).sum())
     accuracy = wilson(correct, len(heldout))
     aside = out.with_name(f".{out.name}.tmp")
@@ -144,6 +179,8 @@ def train(
     tokenizer.save_pretrained(aside)
     aside.rename(out)
     console.print(
-        f"accuracy on {accuracy.num_pairs} held-out pairs: {accuracy.mean:.3f} [{accuracy.lo:.3f}, {accuracy.hi:.3f}]", highlight=False
+        f"accuracy on {accuracy.num_pairs} held-out pairs: {accuracy.mean:.3f} [{accuracy.lo:.3f}, "
+        f"{accuracy.hi:.3f}]",
+        highlight=False,
     )
     return accuracy

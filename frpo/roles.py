@@ -1,4 +1,5 @@
-"""What the driver asks of its partners. Owned by neither side: `actors/` implements these, tests bring fakes."""
+"""What the driver asks of its partners. Owned by neither side: `actors/` implements these, tests bring
+fakes."""
 
 from __future__ import annotations
 
@@ -31,25 +32,30 @@ class Writing(Protocol):
         ...
 
     def result(self, limit_s: float | None = None) -> list[Written]:
-        """Wait for them, `limit_s` seconds or as long as a call may take. Raises WorkerFailed, which names the worker."""
+        """Wait for them, `limit_s` seconds or as long as a call may take. Raises WorkerFailed, which names
+        the worker."""
         ...
 
 
 class WorkerFailed(RuntimeError):
-    """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user reads:
-    which worker, which call, its last log lines."""
+    """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user
+    reads: which worker, which call, its last log lines."""
 
 
 class Rollouts(Protocol):
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
-        """Yield one group per prompt as soon as it is finished, in any order; group.index is the prompt's position.
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
+        """Yield one group per prompt as soon as it is finished, in any order; group.index is the prompt's
+        position.
 
         Drawn by `policy_version`, the one published last. Equal seeds give equal completions.
         """
         ...
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        """Log-probs of the completion tokens at temperature 1 by every engine, [engines, sum of completion lengths]."""
+        """Log-probs of the completion tokens at temperature 1 by every engine, [engines, sum of completion
+        lengths]."""
         ...
 
 
@@ -73,11 +79,13 @@ class Learner(Protocol):
         ...
 
     def score(self, group: Group) -> Pending[tuple[Floats, ...]]:
-        """k arrays [T]: log-probs of a group at the rollouts' temperature, the same as Reference's where the weights are."""
+        """k arrays [T]: log-probs of a group at the rollouts' temperature, the same as Reference's where the
+        weights are."""
         ...
 
     def save(self, folder: Path) -> Writing:
-        """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not crash-safe by itself)."""
+        """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not
+        crash-safe by itself)."""
         ...
 
     def load(self, folder: Path) -> None: ...
@@ -89,5 +97,6 @@ class Learner(Protocol):
 
 class Publisher(Protocol):
     def publish(self, policy_version: int) -> int:
-        """Send the learner's weights to every rollout engine; returns when all of them run this version. Bytes that one was sent."""
+        """Send the learner's weights to every rollout engine; returns when all of them run this version.
+        Bytes that one was sent."""
         ...

@@ -1,4 +1,5 @@
-"""What the folder of a saved policy tells without loading it: a model of its own, or a PEFT adapter on a base. Imports no ML library."""
+"""What the folder of a saved policy tells without loading it: a model of its own, or a PEFT adapter on a
+base. Imports no ML library."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ NO_WEIGHTS = [
     "LILY",
     "PEANUT",
 ]
-"""Kinds of PEFT adapter that are no change of the base's weights; `frpo.policies` finds others when it merges them."""
+"""Kinds of PEFT adapter that are no change of the base's weights; `frpo.policies` finds others when it merges
+them."""
 NO_WEIGHTS_FIELDS = ("alora_invocation_tokens", "arrow_config", "layer_replication")
 """Settings of a LoRA adapter with which it is none."""
 REMEDY = "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear layers)"
@@ -52,16 +54,25 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_adapter(folder: Path) -> None:
-    """That an adapter has its weights, and is of a kind that can be written into those of its base. Raises ConfigError."""
+    """That an adapter has its weights, and is of a kind that can be written into those of its base. Raises
+    ConfigError."""
     config = read_json(folder / ADAPTER)
     kind = config.get("peft_type")
     if not _known(kind):
-        raise ConfigError(f"{folder / ADAPTER}: peft_type: {kind!r} is no kind that the installed peft knows; save the adapter again")
+        raise ConfigError(
+            f"{folder / ADAPTER}: peft_type: {kind!r} is no kind that the installed peft knows; save the "
+            "adapter again"
+        )
     if kind in NO_WEIGHTS:
-        raise ConfigError(f"{folder / ADAPTER}: peft_type: {kind} cannot be merged into a model's weights; {REMEDY}")
+        raise ConfigError(
+            f"{folder / ADAPTER}: peft_type: {kind} cannot be merged into a model's weights; {REMEDY}"
+        )
     for field in NO_WEIGHTS_FIELDS:
         if config.get(field):
-            raise ConfigError(f"{folder / ADAPTER}: {field}: {config[field]} cannot be merged into a model's weights; {REMEDY}")
+            raise ConfigError(
+                f"{folder / ADAPTER}: {field}: {config[field]} cannot be merged into a model's weights; "
+                f"{REMEDY}"
+            )
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
     shapes(folder / WEIGHTS)
@@ -74,7 +85,11 @@ OVER_WORDS = r"embed|lm_head|\boutput\b|\bwte\b|\bwpe\b"
 def linear_layers(base: Path) -> list[str]:
     """Last parts of the names of a model's linear layers, without embeddings and output head."""
     found = {name: shape for file in weight_files(base) for name, shape in shapes(file).items()}
-    matrices = [name for name, shape in found.items() if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name)]
+    matrices = [
+        name
+        for name, shape in found.items()
+        if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name)
+    ]
     return sorted({name.removesuffix(".weight").rpartition(".")[2] for name in matrices})
 
 
@@ -87,15 +102,19 @@ PLAIN = {
 
 
 def plain_rank(folder: Path) -> int | None:
-    """The largest rank of a LoRA adapter that is nothing but two matrices on each of some linear layers; None for any other kind. vLLM
-    applies those unmerged, and leaves out or refuses what else an adapter may have. Raises as `read_json` and `shapes` do."""
+    """The largest rank of a LoRA adapter that is nothing but two matrices on each of some linear layers; None
+    for any other kind. vLLM applies those unmerged, and leaves out or refuses what else an adapter may have.
+    Raises as `read_json` and `shapes` do."""
     config = read_json(folder / ADAPTER)
     others = {name for name, value in config.items() if value and name not in PLAIN}
     init, bias = config.get("init_lora_weights", True), config.get("bias", "none")
     others -= {"init_lora_weights"} if init in (True, False, "gaussian") else set()
     others -= {"bias"} if bias == "none" else set()
     names = shapes(folder / WEIGHTS)
-    linear = all(name.endswith((".lora_A.weight", ".lora_B.weight")) and not re.search(OVER_WORDS, name) for name in names)
+    linear = all(
+        name.endswith((".lora_A.weight", ".lora_B.weight")) and not re.search(OVER_WORDS, name)
+        for name in names
+    )
     if config.get("peft_type") != "LORA" or others or not linear or not names:
         return None
     return max(shape[0] for name, shape in names.items() if name.endswith(".lora_A.weight"))
@@ -113,20 +132,27 @@ def _known(kind: Any) -> bool:
 def parent(folder: Path, *, download: bool = True) -> Path:
     """The folder that an adapter stands on, which may hold an adapter again.
 
-    A relative path is taken from the working directory, as peft does, else from the adapter's own folder; a hub name as everywhere.
-    Raises ConfigError when there is none, hub.NotCached when it would have to be downloaded and is not to be.
+    A relative path is taken from the working directory, as peft does, else from the adapter's own folder; a
+    hub name as everywhere. Raises ConfigError when there is none, hub.NotCached when it would have to be
+    downloaded and is not to be.
     """
     file = folder / ADAPTER
     found = read_json(file)
     name, revision = found.get("base_model_name_or_path"), found.get("revision")
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was trained on")
+        raise ConfigError(
+            f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was "
+            "trained on"
+        )
     for place in (Path(name).expanduser(), folder / name):
         if os.path.isdir(place):  # pathlib raises where the name is too long
             return place
     given = hub.name_of(name) or (f"{name}@{revision}" if revision else name)
     if not hub.is_name(given):
-        raise ConfigError(f"{file}: base_model_name_or_path: no such folder {name}; write there where the adapter's base is now")
+        raise ConfigError(
+            f"{file}: base_model_name_or_path: no such folder {name}; write there where the adapter's base "
+            "is now"
+        )
     return hub.local_folder(given, f"{file}: base_model_name_or_path", download=download)
 
 
@@ -137,42 +163,52 @@ def applied(folder: Path) -> dict[str, Any]:
 
 
 def base(folder: Path, *, download: bool = True) -> Path:
-    """The folder of the model under all adapters; `folder` itself where it is none. Raises as `check_adapter` and
-    `parent` do."""
+    """The folder of the model under all adapters; `folder` itself where it is none. Raises as `check_adapter`
+    and `parent` do."""
     seen = [folder.resolve()]
     while is_adapter(folder):
         check_adapter(folder)
         folder = parent(folder, download=download)
         if folder.resolve() in seen:
             raise ConfigError(
-                f"{folder / ADAPTER}: base_model_name_or_path: the adapter stands on itself; name the model that it was trained on"
+                f"{folder / ADAPTER}: base_model_name_or_path: the adapter stands on itself; name the model "
+                "that it was trained on"
             )
         seen.append(folder.resolve())
     return folder
 
 
 def tokenizer(folder: Path) -> Path:
-    """The folder whose tokenizer a policy uses: an adapter's own where it has one, else that of what it stands on."""
+    """The folder whose tokenizer a policy uses: an adapter's own where it has one, else that of what it
+    stands on."""
     while is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         folder = parent(folder)
     return folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The .safetensors files that transformers would load: those of the index, else model.safetensors, else all (some hubs' folders hold
-    the weights a second time under other names). Raises ConfigError for an index that is torn."""
+    """The .safetensors files that transformers would load: those of the index, else model.safetensors, else
+    all (some hubs' folders hold the weights a second time under other names). Raises ConfigError for an index
+    that is torn."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise ConfigError(f"{index}: weight_map names no file for each weight; download or save the model again")
+        if (
+            not isinstance(names, dict)
+            or not names
+            or not all(isinstance(name, str) for name in names.values())
+        ):
+            raise ConfigError(
+                f"{index}: weight_map names no file for each weight; download or save the model again"
+            )
         return [folder / name for name in sorted(set(names.values()))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Of every weight in a .safetensors file, from its header. Raises ConfigError when the file is shorter than that says."""
+    """Of every weight in a .safetensors file, from its header. Raises ConfigError when the file is shorter
+    than that says."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (not a dict)

@@ -1,7 +1,9 @@
-"""Scores a batch of completions by functions and reward models, weighted and routed by task. Knows neither Ray nor HTTP.
+"""Scores a batch of completions by functions and reward models, weighted and routed by task. Knows neither
+Ray nor HTTP.
 
-A reward that raises, takes too long, or gives NaN or the wrong number of values has failed: its completions get None with the
-reason, never 0. One that gives None does not apply to the row, and leaves its total, as in TRL.
+A reward that raises, takes too long, or gives NaN or the wrong number of values has failed: its completions
+get None with the reason, never 0. One that gives None does not apply to the row, and leaves its total, as in
+TRL.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from frpo import hub
-from frpo.config import Combine, ConfigError, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
+from frpo.config import (
+    Combine,
+    ConfigError,
+    FunctionReward,
+    ModelReward,
+    RewardConfig,
+    ServeReward,
+    UrlReward,
+)
 from frpo.rewards.calling import conversation
 from frpo.rewards.endpoint import UrlScorer
 from frpo.rewards.parts import Part, in_range, part_of, reason
@@ -28,26 +38,40 @@ STRETCH = 1.15
 NOT_THIS_ROW = "no reward applies to this row"
 
 Call = Callable[[list[Item]], list[Any]]
-"""Scores a batch: one value per item (a number, None, an exception, or a Reward of another scorer). It may raise."""
+"""Scores a batch: one value per item (a number, None, an exception, or a Reward of another scorer). It may
+raise."""
 
 
 def no_handle(reward: ServeReward) -> Call:
-    raise ConfigError(f"rewards.{reward.name}.kind: serve works in a run on a Ray cluster alone; use kind: url here")
+    raise ConfigError(
+        f"rewards.{reward.name}.kind: serve works in a run on a Ray cluster alone; use kind: url here"
+    )
 
 
 class Scorer:
-    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster. May be called from several
-    threads."""
+    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster. May
+    be called from several threads."""
 
     def __init__(
-        self, rewards: Sequence[RewardConfig], combine: Combine = "weighted", *, handle: Callable[[ServeReward], Call] = no_handle
+        self,
+        rewards: Sequence[RewardConfig],
+        combine: Combine = "weighted",
+        *,
+        handle: Callable[[ServeReward], Call] = no_handle,
     ) -> None:
         self.rewards, self.combine = tuple(rewards), combine
-        self.functions = Functions({f"rewards.{i}": r for i, r in enumerate(rewards) if isinstance(r, FunctionReward)})
-        self.calls = {r.name: handle(r) if isinstance(r, ServeReward) else call_of(r) for r in rewards if not isinstance(r, FunctionReward)}
+        self.functions = Functions(
+            {f"rewards.{i}": r for i, r in enumerate(rewards) if isinstance(r, FunctionReward)}
+        )
+        self.calls = {
+            r.name: handle(r) if isinstance(r, ServeReward) else call_of(r)
+            for r in rewards
+            if not isinstance(r, FunctionReward)
+        }
 
     def load(self) -> None:
-        """Start the processes of the functions and load the reward models now; else that is done at the first call.
+        """Start the processes of the functions and load the reward models now; else that is done at the first
+        call.
 
         Raises RuntimeError when a function does not load, ValueError for a model that cannot be a reward.
         """
@@ -66,7 +90,9 @@ class Scorer:
         else:
             with ThreadPoolExecutor(len(asked)) as side_by_side:
                 found = list(side_by_side.map(self.parts, *zip(*asked, strict=True)))
-        return together(self.rewards, self.combine, items, {r.name: f for (r, _), f in zip(asked, found, strict=True)})
+        return together(
+            self.rewards, self.combine, items, {r.name: f for (r, _), f in zip(asked, found, strict=True)}
+        )
 
     def parts(self, reward: RewardConfig, items: list[Item]) -> list[Part]:
         """What one of the rewards finds for each item."""
@@ -88,7 +114,12 @@ def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
     return [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
 
 
-def together(rewards: Sequence[RewardConfig], combine: Combine, items: Sequence[Item], found: Mapping[str, Sequence[Part]]) -> list[Reward]:
+def together(
+    rewards: Sequence[RewardConfig],
+    combine: Combine,
+    items: Sequence[Item],
+    found: Mapping[str, Sequence[Part]],
+) -> list[Reward]:
     """One Reward per item, from what each reward found for the items that it is routed to."""
     parts: list[dict[str, Part]] = [{} for _ in items]
     for reward in rewards:
@@ -99,7 +130,9 @@ def together(rewards: Sequence[RewardConfig], combine: Combine, items: Sequence[
 
 def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]) -> Reward:
     """The combination of an item's parts; None when one of them failed, or none applies."""
-    apply = {name: (value, why) for name, (value, why) in parts.items() if value is not None or why is not None}
+    apply = {
+        name: (value, why) for name, (value, why) in parts.items() if value is not None or why is not None
+    }
     values = {name: value for name, (value, _) in apply.items()}
     errors = [f"{name}: {why}" for name, (value, why) in apply.items() if value is None]
     if not parts:
@@ -120,7 +153,8 @@ def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: 
 
 
 def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
-    """Of a reward that is called in this process and keeps its own time limit: a model, an endpoint, a service of the same cluster."""
+    """Of a reward that is called in this process and keeps its own time limit: a model, an endpoint, a
+    service of the same cluster."""
     try:
         values = call(items)
     except Exception as error:
@@ -157,27 +191,35 @@ class ModelScorer:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left", padding_side="right")
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
         if model.config.num_labels != 1:
-            raise ValueError(f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one")
-        if self.tokenizer.pad_token is None:  # what pads is masked, and the model looks for the last token before it
+            raise ValueError(
+                f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one"
+            )
+        if (
+            self.tokenizer.pad_token is None
+        ):  # what pads is masked, and the model looks for the last token before it
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
         model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
 
     def text(self, item: Item) -> tuple[str, bool]:
-        """What the model reads, and whether the tokenizer adds its special tokens: through the chat template, unless it
-        comes from a caller who has done that (its prompt holds special tokens, or is not told apart from the completion)."""
+        """What the model reads, and whether the tokenizer adds its special tokens: through the chat template,
+        unless it comes from a caller who has done that (its prompt holds special tokens, or is not told apart
+        from the completion)."""
         tokenizer = self.tokenizer
         if not item.prompt or any(token in item.prompt for token in tokenizer.all_special_tokens):
             text = item.prompt + item.completion + item.ending
             return text, not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         if tokenizer.chat_template:
             answer = {"role": "assistant", "content": item.completion}
-            return str(tokenizer.apply_chat_template([*self.conversation(item), answer], tokenize=False)), False
+            return str(
+                tokenizer.apply_chat_template([*self.conversation(item), answer], tokenize=False)
+            ), False
         prompt = "\n".join(m["content"] for m in conversation(item))
         return f"{prompt}\n{item.completion}", True
 
     def conversation(self, item: Item) -> list[dict[str, str]]:
-        """The messages before the completion; a template without a system role reads them at the start of the first user message."""
+        """The messages before the completion; a template without a system role reads them at the start of the
+        first user message."""
         messages = conversation(item)
         if messages[0]["role"] != "system" or self._takes_system():
             return messages
@@ -187,7 +229,11 @@ class ModelScorer:
         return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
 
     def _takes_system(self) -> bool:
-        probe = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+        probe = [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "a"},
+        ]
         try:
             self.tokenizer.apply_chat_template(probe, tokenize=False)
         except Exception:  # jinja's, raised by the template
@@ -195,7 +241,8 @@ class ModelScorer:
         return True
 
     def __call__(self, items: list[Item]) -> list[Any]:
-        """One value per item; an exception for those that the model cannot take, and that the time limit leaves no time for."""
+        """One value per item; an exception for those that the model cannot take, and that the time limit
+        leaves no time for."""
         with self.lock:
             self.load()
             return self._scores(items, time.monotonic() + self.reward.timeout_s)
@@ -211,7 +258,9 @@ class ModelScorer:
         for chosen in micro_batches(lengths, r.batch_tokens, stretch=STRETCH) if fit else ():
             batch = [fit[i] for i in chosen]
             if time.monotonic() > deadline:
-                found: list[Any] = [TimeoutError(f"not reached within {r.timeout_s:g} s (rewards.{r.name}.timeout_s)")] * len(batch)
+                found: list[Any] = [
+                    TimeoutError(f"not reached within {r.timeout_s:g} s (rewards.{r.name}.timeout_s)")
+                ] * len(batch)
             else:
                 found = self._forward([rows[i] for i in batch])
             for i, value in zip(batch, found, strict=True):
@@ -222,7 +271,9 @@ class ModelScorer:
         """Token ids of one item; the exception where the template or the tokenizer refuses it."""
         try:
             text, special = self.text(item)
-            row = self.tokenizer(text, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special)
+            row = self.tokenizer(
+                text, truncation=True, max_length=self.reward.max_tokens, add_special_tokens=special
+            )
         except Exception as error:
             return error
         return row if row["input_ids"] else ValueError("no tokens to score")

@@ -51,7 +51,8 @@ class Named:
 def secrets_of(rewards: Sequence[RewardConfig]) -> Secrets:
     """Those that the rewards name, as far as this process has them.
 
-    Raises Missing for one that is named on purpose and not set, ConfigError for a function that does not resolve.
+    Raises Missing for one that is named on purpose and not set, ConfigError for a function that does not
+    resolve.
     """
     found = {name: os.environ[name] for name in ALWAYS if name in os.environ}
     for i, reward in enumerate(rewards):

@@ -17,13 +17,14 @@ BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
 """Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
 BUDGET_TOKENS = 8192
-"""Padded tokens of one forward pass of a scorer, and tokens of a block. Whoever scores a policy takes the same blocks in the same passes:
-its log-probs are then the same numbers, in bfloat16 too."""
+"""Padded tokens of one forward pass of a scorer, and tokens of a block. Whoever scores a policy takes the
+same blocks in the same passes: its log-probs are then the same numbers, in bfloat16 too."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Llama's layout: grouped attention, a gated MLP, two norms a layer. Others differ from it by some percent."""
+    """Llama's layout: grouped attention, a gated MLP, two norms a layer. Others differ from it by some
+    percent."""
 
     hidden: int
     layers: int
@@ -37,16 +38,30 @@ class Shape:
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's matrices, by the last part of their names."""
-        h, f, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, f, q, kv = (
+            self.hidden,
+            self.intermediate,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        )
         return {
-            "q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h), "gate_proj": (h, f), "up_proj": (h, f),
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, f),
+            "up_proj": (h, f),
             "down_proj": (f, h),
-        }  # fmt: skip
+        }
 
     @property
     def weights(self) -> int:
         matrices = sum(a * b for a, b in self.linear.values())
-        return self.layers * (matrices + 2 * self.hidden) + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return (
+            self.layers * (matrices + 2 * self.hidden)
+            + self.hidden
+            + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        )
 
     @property
     def kv_per_token(self) -> int:
@@ -55,7 +70,11 @@ class Shape:
 
     def adapters(self, lora: LoraConfig) -> int:
         """Weights of adapters on the targets."""
-        on = [dims for name, dims in self.linear.items() if lora.targets == "all-linear" or any(t.endswith(name) for t in lora.targets)]
+        on = [
+            dims
+            for name, dims in self.linear.items()
+            if lora.targets == "all-linear" or any(t.endswith(name) for t in lora.targets)
+        ]
         return self.layers * lora.rank * sum(a + b for a, b in on)
 
 

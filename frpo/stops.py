@@ -1,5 +1,5 @@
-"""What ends a run at once, before a checkpoint takes the place of a good one: rewards that fail, numbers that are none, and
-engines that do not run the learner's policy."""
+"""What ends a run at once, before a checkpoint takes the place of a good one: rewards that fail, numbers that
+are none, and engines that do not run the learner's policy."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
     if share > config.max_failed_rewards or stats.dropped_groups == stats.num_groups:
         raise RunStopped(
             f"step {step}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
-            f"(max_failed_rewards = {config.max_failed_rewards:g}): {'; '.join(stats.errors) or nothing_left(config, stats)}"
+            f"(max_failed_rewards = {config.max_failed_rewards:g}): "
+            f"{'; '.join(stats.errors) or nothing_left(config, stats)}"
         )
 
 
 def nothing_left(config: Config, stats: BatchStats) -> str:
     return (
-        f"every group was left with fewer than two completions that train; {stats.cut_share:.0%} of all are cut at "
+        f"every group was left with fewer than two completions that train; {stats.cut_share:.0%} of all are "
+        "cut at "
         f"rollout.max_new_tokens = {config.rollout.max_new_tokens}: raise it, or set objective.cut to keep"
     )
 
@@ -48,46 +50,65 @@ def stop_if_batch_is_broken(batch: RolloutBatch, stats: BatchStats, step: int) -
     """Before the update: the learner's weights are still whole."""
     where = f"step {step}"
     logprobs = {"engine": batch.behaviour, "learner": batch.old, "reference": batch.reference}
-    stop_if_not_finite(where, {f"a log-prob of the {who}": float(f.sum()) for who, f in logprobs.items() if f is not None}, BROKEN)
+    stop_if_not_finite(
+        where,
+        {f"a log-prob of the {who}": float(f.sum()) for who, f in logprobs.items() if f is not None},
+        BROKEN,
+    )
     advantage = float(np.abs(batch.advantages).max(initial=0.0))
-    stop_if_not_finite(where, {"the mean reward": stats.reward, "an advantage": advantage}, f"rewards are too large to add up; {SMALLER}")
+    stop_if_not_finite(
+        where,
+        {"the mean reward": stats.reward, "an advantage": advantage},
+        f"rewards are too large to add up; {SMALLER}",
+    )
 
 
 def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> None:
     """After the update and before anything is published, logged or saved."""
-    found = {"the loss": update.loss, "the penalty": update.penalty, "the entropy": update.entropy, "the gradient norm": update.grad_norm}
+    found = {
+        "the loss": update.loss,
+        "the penalty": update.penalty,
+        "the entropy": update.entropy,
+        "the gradient norm": update.grad_norm,
+    }
     stop_if_not_finite(f"step {step}", found, too_fast(update.learning_rate))
     if not update.mismatch_kl <= config.rollout.mismatch_limit:
         raise RunStopped(
             f"step {step}: KL(engine || learner) is {update.mismatch_kl:.3g} nats per token, above "
-            f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the learner's policy"
+            f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the "
+            "learner's policy"
         )
 
 
 def too_fast(learning_rate: float) -> str:
     """What a loss or gradient means that is not a number."""
     return (
-        f"this update broke the policy, and nothing of it is kept; lower learning_rate (here {learning_rate:g}) or grad_clip, {SMALLER}, "
+        "this update broke the policy, and nothing of it is kept; lower learning_rate (here "
+        f"{learning_rate:g}) or grad_clip, {SMALLER}, "
         "or take model.dtype: float32"
     )
 
 
 def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, step: int) -> None:
-    """`engines` `[engines, tokens]` and `learner` `[tokens]` are log-probs of the same tokens, which must agree."""
+    """`engines` `[engines, tokens]` and `learner` `[tokens]` are log-probs of the same tokens, which must
+    agree."""
     where = f"step {step}"
     for who, found in (("the engine", engines), ("the learner", learner)):
         stop_if_not_finite(where, {f"a log-prob of {who}": float(found.sum())}, BROKEN)
     gap = parity_gap(engines, learner)
     if not gap <= config.parity_tolerance:
         raise RunStopped(
-            f"{where}: engine and learner differ by {gap:.3g} nats a token (rollout.parity_tolerance = {config.parity_tolerance:g}): "
+            f"{where}: engine and learner differ by {gap:.3g} nats a token (rollout.parity_tolerance = "
+            f"{config.parity_tolerance:g}): "
             "publishing the weights does not reach every layer of the engine"
         )
 
 
 def parity_gap(engines: Floats, right: Floats) -> float:
-    """Mean difference over tokens of the engine that is furthest off, nats. `engines` [engines, tokens], `right` [tokens].
+    """Mean difference over tokens of the engine that is furthest off, nats. `engines` [engines, tokens],
+    `right` [tokens].
 
-    Not the largest: in bfloat16 single tokens differ by much between any two implementations, while a layer of other weights moves all.
+    Not the largest: in bfloat16 single tokens differ by much between any two implementations, while a layer
+    of other weights moves all.
     """
     return float(abs(engines - right).mean(axis=1).max())

@@ -1,8 +1,10 @@
 """`frpo sweep`: one recipe over many seeds and values of a field. Every seed is a run of its own.
 
-As many teams of actors as fit work side by side, a process each; a team stays up for all the seeds that it does.
+As many teams of actors as fit work side by side, a process each; a team stays up for all the seeds that it
+does.
 
-The values become arms, so that all of them start from the same base policy of their seed and are compared pair by pair.
+The values become arms, so that all of them start from the same base policy of their seed and are compared
+pair by pair.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ STOP_S = 60.0
 
 
 def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, str], list[Any]]]:
-    """Plain `--set` assignments, and those that give a list to a field under objective or learner: its values."""
+    """Plain `--set` assignments, and those that give a list to a field under objective or learner: its
+    values."""
     plain, swept = [], dict[tuple[str, str], list[Any]]()
     for text in assignments:
         path, values = assigned(text)
@@ -48,14 +51,18 @@ def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, 
 
 
 def expand(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
-    """Every arm with every combination of the values, named after them; a value that an arm's method does not read leaves
-    the arm as it is. Raises ConfigError for a value that does not fit its field, pydantic's ValidationError for one that does not
-    fit an arm."""
+    """Every arm with every combination of the values, named after them; a value that an arm's method does not
+    read leaves the arm as it is. Raises ConfigError for a value that does not fit its field, pydantic's
+    ValidationError for one that does not fit an arm."""
     check_values(config, swept)
     tree = config.model_dump(mode="json")
     arms = []
     for arm, own in zip(tree["arms"], config.arms, strict=True):
-        read = {k: v for k, v in swept.items() if own.objective.method == "frpo" or k not in {("objective", f) for f in FRPO_ONLY}}
+        read = {
+            k: v
+            for k, v in swept.items()
+            if own.objective.method == "frpo" or k not in {("objective", f) for f in FRPO_ONLY}
+        }
         for values in itertools.product(*read.values()):
             changed = {**arm, "objective": dict(arm["objective"]), "learner": dict(arm["learner"])}
             for (part, field), value in zip(read, values, strict=True):
@@ -84,7 +91,8 @@ def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:
 
 
 def run(config: Config, count: int, folder: Path) -> Path:
-    """Bring every seed's run to its end, as many at once as the cluster holds, and write sweep.json and sweep.html.
+    """Bring every seed's run to its end, as many at once as the cluster holds, and write sweep.json and
+    sweep.html.
 
     Goes on where an earlier call was stopped; what is finished is skipped without starting anything.
     Raises ConfigError, or WorkerFailed when a seed did not come to its end.
@@ -101,7 +109,9 @@ def run(config: Config, count: int, folder: Path) -> Path:
             print(f"{len(left)} seeds to do, {teams} at a time", flush=True)
             failed = walk_in_processes(teams, config, count, folder, address)
         if any(not finished(one) for one in left):
-            raise WorkerFailed("; ".join(failed) or "some seeds are in the hands of another sweep; wait for it")
+            raise WorkerFailed(
+                "; ".join(failed) or "some seeds are in the hands of another sweep; wait for it"
+            )
     return build_sweep([folder], folder)
 
 
@@ -112,10 +122,14 @@ def finished(one: Config) -> bool:
 
 
 def walk_in_processes(teams: int, config: Config, count: int, folder: Path, address: str) -> list[str]:
-    """Walk the seeds with several teams, a process each; returns what failed. A stop of this process stops them too."""
+    """Walk the seeds with several teams, a process each; returns what failed. A stop of this process stops
+    them too."""
     context = multiprocessing.get_context("spawn")
     failures: Queue[str] = context.Queue()
-    walkers = [context.Process(target=walk, args=(config, count, folder, address, failures), name=f"team {i}") for i in range(teams)]
+    walkers = [
+        context.Process(target=walk, args=(config, count, folder, address, failures), name=f"team {i}")
+        for i in range(teams)
+    ]
     try:
         for walker in walkers:
             walker.start()
@@ -134,7 +148,8 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
 
 
 def walk(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:
-    """One team: do every seed that is neither finished nor in the hands of another team. Runs in a process of its own."""
+    """One team: do every seed that is neither finished nor in the hands of another team. Runs in a process of
+    its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=stop_with_the_parent, daemon=True).start()
     os.environ["RAY_ADDRESS"] = address

@@ -1,7 +1,8 @@
-"""YAML text -> a tree of plain values, and back. What a person may get wrong in it is one ConfigError with its line.
+"""YAML text -> a tree of plain values, and back. What a person may get wrong in it is one ConfigError with
+its line.
 
-Scalars are read as YAML 1.2 has them where 1.1 surprises: 1e-5 is a number; dates, 12:30 and 007 are strings. yes and no stay
-truth values, as people expect of PyYAML.
+Scalars are read as YAML 1.2 has them where 1.1 surprises: 1e-5 is a number; dates, 12:30 and 007 are strings.
+yes and no stay truth values, as people expect of PyYAML.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -38,22 +41,31 @@ class Dumper(yaml.SafeDumper):
 
 
 INT = re.compile(r"^[-+]?(0|[1-9][0-9]*)$|^0x[0-9a-fA-F]{1,16}$|^0o[0-7]{1,22}$")
-FLOAT = re.compile(r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
+FLOAT = re.compile(
+    r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+)
+PLAIN = {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
+}
 """What JSON can hold too: a recipe is kept and compared as that."""
 REPLACED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-NUMBERS: tuple[tuple[str, re.Pattern[str], str], ...] = ((REPLACED[0], INT, "-+0123456789"), (REPLACED[1], FLOAT, "-+.0123456789"))
+NUMBERS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (REPLACED[0], INT, "-+0123456789"),
+    (REPLACED[1], FLOAT, "-+.0123456789"),
+)
 for tag, pattern, beginnings in NUMBERS:
     Loader.add_implicit_resolver(tag, pattern, list(beginnings))
     Dumper.add_implicit_resolver(tag, pattern, list(beginnings))
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a YAML document; None for an empty one. `where` names it in messages. Raises ConfigError."""
+    """The value of a YAML document; None for an empty one. `where` names it in messages. Raises
+    ConfigError."""
     loader = None
     try:
         loader = Loader(text)
@@ -67,7 +79,9 @@ def parse(text: str, where: str) -> Any:
         line = f":{mark.line + 1}" if mark and "\n" in text else ""
         raise ConfigError(f"{where}{line}: not valid YAML: {_said(error)}") from None
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{where}: not valid YAML: character {error.position + 1} is no text; save it as UTF-8 text") from None
+        raise ConfigError(
+            f"{where}: not valid YAML: character {error.position + 1} is no text; save it as UTF-8 text"
+        ) from None
     except KeyError as error:  # !!bool of another word
         raise ConfigError(f"{where}: not valid YAML: {error} is no truth value") from None
     except ValueError as error:  # such as a number of 5,000 digits
@@ -92,14 +106,17 @@ def _said(error: yaml.MarkedYAMLError) -> str:
 
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Number of values below and with a node, aliases written out. Raises ConstructorError for too many, for an alias of what it
-    stands in, for a key that stands twice, of which only the last would count, and for what is no JSON."""
+    """Number of values below and with a node, aliases written out. Raises ConstructorError for too many, for
+    an alias of what it stands in, for a key that stands twice, of which only the last would count, and for
+    what is no JSON."""
     if id(node) in sizes:
         if sizes[id(node)] == 0:
             raise _wrong(node, "an alias stands inside what it names")
         return sizes[id(node)]
     if node.tag not in PLAIN:
-        raise _wrong(node, f"a value of kind {node.tag.removeprefix('tag:yaml.org,2002:')}; leave the tag out")
+        raise _wrong(
+            node, f"a value of kind {node.tag.removeprefix('tag:yaml.org,2002:')}; leave the tag out"
+        )
     sizes[id(node)] = 0
     below: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
@@ -118,7 +135,9 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in lines:
-                raise _wrong(key, f"{key.value!r} stands here and in line {lines[key.value]}; keep one of them")
+                raise _wrong(
+                    key, f"{key.value!r} stands here and in line {lines[key.value]}; keep one of them"
+                )
             lines[key.value] = key.start_mark.line + 1
 
 

@@ -1,4 +1,5 @@
-"""The records that cross a process boundary. Frozen, typed, with shapes and units; no behaviour beyond slicing.
+"""The records that cross a process boundary. Frozen, typed, with shapes and units; no behaviour beyond
+slicing.
 
 Shape letters: P prompt tokens, T completion tokens, N sequences of a batch, k completions of a group.
 Token ids are int32, log-probabilities float32 in nats.
@@ -36,7 +37,8 @@ class Prompt:
     messages: tuple[Mapping[str, str], ...] = ()
     """The whole conversation (role, content), where the prompt was made of one; empty for plain strings."""
     conversational: bool = False
-    """Whether the row itself holds chat messages: functions then get TRL's conversational shape. False for strings under chat: true."""
+    """Whether the row itself holds chat messages: functions then get TRL's conversational shape. False for
+    strings under chat: true."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class ScoredGroup:
     reference: tuple[Floats, ...] | None
     """k arrays [T], log-probs of the reference; None when no penalty asks for them."""
     policy: tuple[Floats, ...] | None = None
-    """k arrays [T], log-probs of the policy by the learner, before the update; None where it can do without them."""
+    """k arrays [T], log-probs of the policy by the learner, before the update; None where it can do without
+    them."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ class RolloutBatch:
     behaviour: Floats
     """[sum of completion lengths], log-probs under the policy that drew them"""
     old: Floats | None
-    """[sum of completion lengths], log-probs of the policy by the learner before the update; None where they were not asked for"""
+    """[sum of completion lengths], log-probs of the policy by the learner before the update; None where they
+    were not asked for"""
     reference: Floats | None
     """[sum of completion lengths]; None without a penalty"""
     beta: float
@@ -181,9 +185,11 @@ class UpdateStats:
     clip_share: float
     """Share of completion tokens whose ratio was clipped."""
     mismatch_kl: float
-    """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical policies."""
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical
+    policies."""
     kl: float | None
-    """Mean over completions of log policy - log reference before the update, nats, both by transformers; None without a reference."""
+    """Mean over completions of log policy - log reference before the update, nats, both by transformers; None
+    without a reference."""
     num_tokens: int
     """Tokens computed, prompts included: once for all completions that share its computation."""
     seconds: float
@@ -216,8 +222,9 @@ class StepMetrics:
     non_monotone: float
     """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
     kl: float | None
-    """Mean over the completions that train of log policy - log reference; None without a reference. The policy's are the learner's: an
-    engine's differ from them, in bfloat16 by 1 to 2 nats in 1,000 tokens. Of a nucleus (top_p below 1) it is the KL of what was drawn."""
+    """Mean over the completions that train of log policy - log reference; None without a reference. The
+    policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2 nats in 1,000 tokens. Of a
+    nucleus (top_p below 1) it is the KL of what was drawn."""
     beta: float
     """Weight of the KL penalty in this step."""
     lam: float | None
@@ -257,7 +264,8 @@ class StepMetrics:
     reward_tasks: Mapping[str, float]
     """Mean reward of each task in the batch."""
     driver_s: float = 0.0
-    """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but in part."""
+    """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but
+    in part."""
     published_bytes: int = 0
     """Weights that one engine was sent at the end of the step."""
 

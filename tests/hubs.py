@@ -6,8 +6,11 @@ import hashlib
 from pathlib import Path
 
 
-def cache(folder: Path, name: str, model: Path, *, leave_out: tuple[str, ...] = (), ref: str | None = "main") -> Path:
-    """Put a model's files into the cache at `folder` under a hub name; returns the snapshot, whose name is the commit."""
+def cache(
+    folder: Path, name: str, model: Path, *, leave_out: tuple[str, ...] = (), ref: str | None = "main"
+) -> Path:
+    """Put a model's files into the cache at `folder` under a hub name; returns the snapshot, whose name is
+    the commit."""
     home = folder / f"models--{name.replace('/', '--')}"
     files = {f.name: f.read_bytes() for f in sorted(model.iterdir()) if f.name not in leave_out}
     commit = hashlib.sha1(b"".join(files.values())).hexdigest()

@@ -1,7 +1,8 @@
 """How a version of the policy travels from whoever trains it to every rollout engine.
 
-A transport has two ends. One stays with the ranks that train and makes a parcel of their weights; the parcel is the other: it knows how an
-engine takes it in. The publisher of a pool that trains brings parcels to the engines. The ways:
+A transport has two ends. One stays with the ranks that train and makes a parcel of their weights; the parcel
+is the other: it knows how an engine takes it in. The publisher of a pool that trains brings parcels to the
+engines. The ways:
 
 - `store`: all weights through Ray's object store;
 - `adapter`: a LoRA adapter alone, the same way, which vLLM applies unmerged;

@@ -1,7 +1,7 @@
 """A LoRA adapter alone: vLLM applies it unmerged, on the weights that it was trained on.
 
-Merged weights lie on the grid of their dtype. In bfloat16 whatever is smaller than half a step of the base's weight is lost, most of an
-early update, and engines would draw from another policy than the learner trains.
+Merged weights lie on the grid of their dtype. In bfloat16 whatever is smaller than half a step of the base's
+weight is lost, most of an early update, and engines would draw from another policy than the learner trains.
 """
 
 from __future__ import annotations

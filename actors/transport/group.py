@@ -1,4 +1,5 @@
-"""Weights by a broadcast over a process group of its own (gloo on the CPU, NCCL on GPUs): rank 0 of whoever trains, and every engine.
+"""Weights by a broadcast over a process group of its own (gloo on the CPU, NCCL on GPUs): rank 0 of whoever
+trains, and every engine.
 
 The group is standalone: it never touches the default group, which DeepSpeed and vLLM own.
 """
@@ -36,7 +37,9 @@ class WeightsMeta:
     @property
     def num_bytes(self) -> int:
         itemsizes = (getattr(torch, dtype).itemsize for dtype in self.dtypes)
-        return sum(torch.Size(shape).numel() * size for shape, size in zip(self.shapes, itemsizes, strict=True))
+        return sum(
+            torch.Size(shape).numel() * size for shape, size in zip(self.shapes, itemsizes, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def free_address() -> tuple[str, int]:
 
 
 def make_group(host: str, port: int, rank: int, world_size: int, backend: str) -> Any:
-    """A process group of its own; rank 0 hosts the store. Raises after GROUP_TIMEOUT_S if someone is missing."""
+    """A process group of its own; rank 0 hosts the store. Raises after GROUP_TIMEOUT_S if someone is
+    missing."""
     limit = timedelta(seconds=GROUP_TIMEOUT_S)
     store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, world_size, is_master=rank == 0, timeout=limit, wait_for_workers=False
@@ -130,7 +134,9 @@ def broadcast(named: Named, meta: WeightsMeta, group: Any) -> None:
         parts = []
         for name, dtype, shape in bucket:
             found, tensor = next(source)
-            assert (found, tensor.dtype, tuple(tensor.shape)) == (name, dtype, shape), f"{found} where {name} was announced"
+            assert (found, tensor.dtype, tuple(tensor.shape)) == (name, dtype, shape), (
+                f"{found} where {name} was announced"
+            )
             parts.append(tensor.detach().reshape(-1))
         group.broadcast(torch.cat(parts), 0).wait()
 

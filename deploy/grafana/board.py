@@ -1,7 +1,8 @@
 """Builds the Grafana board: python deploy/grafana/board.py > deploy/grafana/frpo.json
 
-Every query stands on metrics that a run exports (ray_frpo_*), that Ray exports (ray_node_*, ray_actors) or that vLLM exports through Ray
-(ray_vllm_*). tests/ray/test_dashboards.py evaluates all of them against a live run.
+Every query stands on metrics that a run exports (ray_frpo_*), that Ray exports (ray_node_*, ray_actors) or
+that vLLM exports through Ray (ray_vllm_*). tests/ray/test_dashboards.py evaluates all of them against a live
+run.
 """
 
 from __future__ import annotations
@@ -71,9 +72,21 @@ ROWS: dict[str, tuple[Plot, ...]] = {
 
 def panel(plot: Plot) -> timeseries.Panel:
     built = (
-        timeseries.Panel().title(plot.title).description(plot.about).unit(plot.unit).datasource(SOURCE).height(8).span(8)
-        .legend(common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True).calcs([]))
-    )  # fmt: skip
+        timeseries.Panel()
+        .title(plot.title)
+        .description(plot.about)
+        .unit(plot.unit)
+        .datasource(SOURCE)
+        .height(8)
+        .span(8)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs([])
+        )
+    )
     for i, (query, legend) in enumerate(plot.queries):
         built.with_target(prometheus.Dataquery().expr(query).legend_format(legend).ref_id(chr(ord("A") + i)))
     return built
@@ -81,12 +94,21 @@ def panel(plot: Plot) -> timeseries.Panel:
 
 def board() -> str:
     built = (
-        dashboard.Dashboard("frpo").uid("frpo").tags(["frpo", "ray"]).refresh("10s").time("now-1h", "now")
+        dashboard.Dashboard("frpo")
+        .uid("frpo")
+        .tags(["frpo", "ray"])
+        .refresh("10s")
+        .time("now-1h", "now")
         .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
         .with_variable(
-            dashboard.QueryVariable("run").label("Run").datasource(SOURCE).query("label_values(ray_frpo_step, run)").multi(True).include_all(True)
+            dashboard.QueryVariable("run")
+            .label("Run")
+            .datasource(SOURCE)
+            .query("label_values(ray_frpo_step, run)")
+            .multi(True)
+            .include_all(True)
         )
-    )  # fmt: skip
+    )
     for title, plots in ROWS.items():
         built.with_row(dashboard.Row(title))
         for plot in plots:

@@ -1,7 +1,8 @@
-"""The configuration: one frozen pydantic tree, a file per idea. Imports no ML library; `frpo.recipe` reads it from YAML.
+"""The configuration: one frozen pydantic tree, a file per idea. Imports no ML library; `frpo.recipe` reads it
+from YAML.
 
-Every field has a docstring, which `frpo config` prints beside its value. What one field alone can tell is checked here;
-what needs the disk or the cluster is checked in `frpo.preflight`.
+Every field has a docstring, which `frpo config` prints beside its value. What one field alone can tell is
+checked here; what needs the disk or the cluster is checked in `frpo.preflight`.
 """
 
 from frpo.config.cards import LARGEST_RANK

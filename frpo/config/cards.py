@@ -1,4 +1,5 @@
-"""What GPUs and engines can be asked for together: cards that roles share, and adapters that engines apply."""
+"""What GPUs and engines can be asked for together: cards that roles share, and adapters that engines
+apply."""
 
 from __future__ import annotations
 
@@ -14,44 +15,59 @@ LARGEST_RANK = 512
 
 
 def check_cards(config: Config) -> None:
-    """That roles can stand on the GPUs that they ask for, and those that share cards can hold them in turn. Raises ValueError."""
+    """That roles can stand on the GPUs that they ask for, and those that share cards can hold them in turn.
+    Raises ValueError."""
     rollout, learner = config.rollout, config.learner
     scorers = (("reference", config.reference), ("evaluate", config.evaluate))
     for where, workers in (("learner", learner), *scorers):
         if workers.num_gpus > 1:
             raise ValueError(
-                f"{where}.num_gpus: {workers.num_gpus:g}, and each worker computes on one GPU; raise {where}.num_workers instead"
+                f"{where}.num_gpus: {workers.num_gpus:g}, and each worker computes on one GPU; raise "
+                f"{where}.num_workers instead"
             )
     if not rollout.sleep:
         if learner.num_workers > 1 and 0 < learner.num_gpus < 1:
             raise ValueError(
-                f"learner.num_gpus: {learner.num_gpus:g} may put two ranks on one GPU, which NCCL refuses; give 1, or share each card with an "
+                f"learner.num_gpus: {learner.num_gpus:g} may put two ranks on one GPU, which NCCL refuses; "
+                "give 1, or share each card with an "
                 "engine by rollout.sleep"
             )
         return
     if rollout.num_gpus == 0 or learner.num_gpus == 0 or rollout.transport != "object_store":
         raise ValueError(
-            "rollout.sleep: it is for engines and learners that share cards: rollout.num_gpus and learner.num_gpus above 0, and "
+            "rollout.sleep: it is for engines and learners that share cards: rollout.num_gpus and "
+            "learner.num_gpus above 0, and "
             "rollout.transport: object_store"
         )
     if rollout.num_workers != learner.num_workers or rollout.tensor_parallel > 1:
         raise ValueError(
-            f"rollout.sleep: engine i shares its card with learner rank i, and there are {rollout.num_workers} engines on "
-            f"{rollout.tensor_parallel} GPUs each and {learner.num_workers} ranks; make rollout.num_workers and learner.num_workers equal, and "
+            "rollout.sleep: engine i shares its card with learner rank i, and there are "
+            f"{rollout.num_workers} engines on "
+            f"{rollout.tensor_parallel} GPUs each and {learner.num_workers} ranks; make rollout.num_workers "
+            "and learner.num_workers equal, and "
             "rollout.tensor_parallel 1"
         )
     for where, workers in scorers:
         if workers.num_gpus > 0 and workers.num_workers > learner.num_workers:
             raise ValueError(
-                f"{where}.num_workers: {workers.num_workers} on {learner.num_workers} cards that are shared (rollout.sleep); lower it, or set "
+                f"{where}.num_workers: {workers.num_workers} on {learner.num_workers} cards that are shared "
+                "(rollout.sleep); lower it, or set "
                 f"{where}.num_gpus to 0"
             )
     loops = [("learner", learner), *((f"arms.{a.name}.learner", a.learner) for a in config.arms)]
-    for where, train in [*loops, *((f"downstream.{d.name}", d) for d in config.downstream if isinstance(d, DownstreamSft))]:
+    for where, train in [
+        *loops,
+        *((f"downstream.{d.name}", d) for d in config.downstream if isinstance(d, DownstreamSft)),
+    ]:
         if train.offload == "all":
-            raise ValueError(f"{where}.offload: all keeps the weights off the GPU already; with rollout.sleep use none or optimizer")
+            raise ValueError(
+                f"{where}.offload: all keeps the weights off the GPU already; with rollout.sleep use none or "
+                "optimizer"
+            )
         if config.model.lora and train.zero_stage == 3:
-            raise ValueError(f"{where}.zero_stage: 3 cannot give its memory back with adapters (rollout.sleep); use 1 or 2")
+            raise ValueError(
+                f"{where}.zero_stage: 3 cannot give its memory back with adapters (rollout.sleep); use 1 or 2"
+            )
 
 
 def check_served(config: Config) -> None:
@@ -59,18 +75,29 @@ def check_served(config: Config) -> None:
     lora = config.model.lora
     if config.reference.share and not lora:
         raise ValueError(
-            f"reference.share: {config.reference.share} switches the learner's adapters off, and model.lora is null; train adapters, or leave "
+            f"reference.share: {config.reference.share} switches the learner's adapters off, and model.lora "
+            "is null; train adapters, or leave "
             "share out"
         )
     if lora and not config.sends_adapters and config.model.dtype != "float32":
         raise ValueError(
-            f"rollout.lora: merged is for float32, and model.dtype is {config.model.dtype}: most of an early update is lost between its "
+            f"rollout.lora: merged is for float32, and model.dtype is {config.model.dtype}: most of an early "
+            "update is lost between its "
             "numbers, and engines would draw from another policy; use adapter"
         )
-    most = LARGEST_RANK // 2 if config.model.dtype == "bfloat16" and (config.downstream or config.attack) else LARGEST_RANK
+    most = (
+        LARGEST_RANK // 2
+        if config.model.dtype == "bfloat16" and (config.downstream or config.attack)
+        else LARGEST_RANK
+    )
     if lora and config.sends_adapters and lora.rank > most:
-        beside = "" if most == LARGEST_RANK else f", the adapter of an arm and that of its fine-tune side by side ({LARGEST_RANK} in all)"
+        beside = (
+            ""
+            if most == LARGEST_RANK
+            else f", the adapter of an arm and that of its fine-tune side by side ({LARGEST_RANK} in all)"
+        )
         raise ValueError(
-            f"model.lora.rank: {lora.rank} is more than the {most} that vLLM serves{beside}; lower it, or train in float32 with "
+            f"model.lora.rank: {lora.rank} is more than the {most} that vLLM serves{beside}; lower it, or "
+            "train in float32 with "
             "rollout.lora: merged"
         )

@@ -19,30 +19,35 @@ OF_THE_CALL = {
 
 
 def pieces(template: str) -> list[tuple[str, str]]:
-    """A prompt template as (text, column) in turn, one of the two empty; doubled braces are braces. Raises ValueError."""
+    """A prompt template as (text, column) in turn, one of the two empty; doubled braces are braces. Raises
+    ValueError."""
     found = []
     for match in TEMPLATE_PIECE.finditer(template):
         text = match[0]
         if text in ("{", "}"):
-            raise ValueError(f"{text!r} at character {match.start() + 1} has no partner; write {text * 2} for a brace of the text")
+            raise ValueError(
+                f"{text!r} at character {match.start() + 1} has no partner; write {text * 2} for a brace of "
+                "the text"
+            )
         found.append(("", match[1]) if match[1] else (text[0] if text in ("{{", "}}") else text, ""))
     return found
 
 
 class DatasetConfig(Section):
     path: Annotated[PathText, Content("data")]
-    """.jsonl, .csv or .parquet file (.gz too), a folder of such files as the hub's download leaves it, a saved Hugging Face data
-    set, a hub name, testbed:<name>, or reasoning_gym:<task>?size=1000&seed=0 (any setting of the task; extra `gym`)."""
+    """.jsonl, .csv or .parquet file (.gz too), a folder of such files as the hub's download leaves it, a
+    saved Hugging Face data set, a hub name, testbed:<name>, or reasoning_gym:<task>?size=1000&seed=0 (any
+    setting of the task; extra `gym`)."""
     subset: str | None = None
     """Configuration of a hub data set or its folder that has several (openai/gsm8k: main, socratic)."""
     split: str | None = None
     """Split of a folder or a hub data set; null: train, or the only one."""
     prompt: str = "prompt"
-    """Column with the prompt: a string, or chat messages (role, content). Or a template of columns, braces doubled where they are meant:
-    'Answer as {{"answer": ...}}: {Body} {Question}'."""
+    """Column with the prompt: a string, or chat messages (role, content). Or a template of columns, braces
+    doubled where they are meant: 'Answer as {{"answer": ...}}: {Body} {Question}'."""
     completion: str | None = None
-    """Column with the completion, for supervised fine-tuning: a string, or one assistant message. Null: prompts alone, or for
-    fine-tuning the last turn of the conversation in `prompt`."""
+    """Column with the completion, for supervised fine-tuning: a string, or one assistant message. Null:
+    prompts alone, or for fine-tuning the last turn of the conversation in `prompt`."""
     completion_texts: tuple[str, ...] = ()
     """Fixed completions instead of a column: each row takes one, chosen by a hash of its prompt."""
     task: str | None = None
@@ -52,8 +57,8 @@ class DatasetConfig(Section):
     where: dict[str, str] = {}
     """Keep only rows whose column equals the value."""
     heldout_share: Share = 0.0
-    """Share of rows, by a hash of the prompt, that is kept for evaluation and never trained on. Prompts that differ in case, blanks,
-    Unicode form or last punctuation alone stay on one side."""
+    """Share of rows, by a hash of the prompt, that is kept for evaluation and never trained on. Prompts that
+    differ in case, blanks, Unicode form or last punctuation alone stay on one side."""
     part: Literal["all", "train", "heldout"] = "all"
     """Which side of that split to read."""
     chat: bool = False
@@ -80,7 +85,10 @@ class DatasetConfig(Section):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"half a character (a lone surrogate) at place {error.start + 1}; write the whole character") from None
+                raise ValueError(
+                    f"half a character (a lone surrogate) at place {error.start + 1}; write the whole "
+                    "character"
+                ) from None
         return value
 
     @field_validator("chat_template_kwargs")
@@ -105,7 +113,8 @@ class DataConfig(Section):
     train: Annotated[tuple[DatasetConfig, ...], Redoes(("rlhf",))]
     """Prompts of the rlhf stage."""
     heldout: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Prompts of validation and evaluation; never trained on. Refused when more than half of them are training prompts too."""
+    """Prompts of validation and evaluation; never trained on. Refused when more than half of them are
+    training prompts too."""
     mix: Annotated[dict[str, PositiveFloat], Redoes(("rlhf",))] = {}
     """Weight of each task in a batch; empty: by number of rows."""
     max_prompt_tokens: Positive = 512

@@ -16,17 +16,22 @@ Combine = Literal["weighted", "mean", "product"]
 def _http(url: str) -> str:
     """Raises ValueError for what no request can be sent to, and for one with a password."""
     if not url.startswith(("http://", "https://")) or not url.isprintable() or " " in url:
-        raise ValueError(f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward")
+        raise ValueError(
+            f"{url!r} is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward"
+        )
     if "@" in url.split("/")[2]:
         raise ValueError(
-            "an address with a password ends up in logs and run folders; put it into the variable that token_env or api_key_env names"
+            "an address with a password ends up in logs and run folders; put it into the variable that "
+            "token_env or api_key_env names"
         )
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname or "", parts.port
         host.encode("idna")
     except ValueError as error:
-        raise ValueError(f"{url!r} cannot be called ({error}); write it as http://127.0.0.1:8000/get_reward") from None
+        raise ValueError(
+            f"{url!r} cannot be called ({error}); write it as http://127.0.0.1:8000/get_reward"
+        ) from None
     if not host:
         raise ValueError(f"{url!r} names no host; write it as http://127.0.0.1:8000/get_reward")
     return url
@@ -50,17 +55,17 @@ class Reward(Section):
     tasks: tuple[str, ...] = ()
     """Tasks it applies to; empty: all."""
     timeout_s: Annotated[PositiveFloat, NOTHING] = 60.0
-    """A call that takes longer is killed, its completions are tried one by one within as much time again, and those that still take
-    too long have failed."""
+    """A call that takes longer is killed, its completions are tried one by one within as much time again, and
+    those that still take too long have failed."""
 
 
 class FunctionReward(Reward):
     kind: Literal["function"]
     """A Python function."""
     function: Annotated[PathText, Content("code")]
-    """module:function, or file.py:function: f(prompts=, completions=, column=, ...) -> one float per completion, or None where it does
-    not apply to the row (TRL's shape, called by keyword), or verl's compute_score, or OpenRLHF's reward_func. Also a class, or a
-    function that makes one of arguments."""
+    """module:function, or file.py:function: f(prompts=, completions=, column=, ...) -> one float per
+    completion, or None where it does not apply to the row (TRL's shape, called by keyword), or verl's
+    compute_score, or OpenRLHF's reward_func. Also a class, or a function that makes one of arguments."""
     arguments: dict[str, Any] = {}
     """Keyword arguments given on every call; to a class, those that its constructor names."""
 
@@ -82,7 +87,8 @@ class UrlReward(Reward):
     kind: Literal["url"]
     """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
     urls: Annotated[tuple[Address, ...], NOTHING] = Field(min_length=1)
-    """Asked in turn until one answers. Which rewards stand behind them is not known here: whoever changes those chooses another folder."""
+    """Asked in turn until one answers. Which rewards stand behind them is not known here: whoever changes
+    those chooses another folder."""
     label: str = "answer"
     """Column that is sent as labels."""
     token_env: Annotated[str, NOTHING] = "FRPO_SERVICE_TOKEN"
@@ -116,4 +122,7 @@ def check_combination(rewards: tuple[RewardConfig, ...], combine: Combine) -> No
     if combine == "mean" and (odd := [r for r in rewards if r.weight <= 0]):
         raise ValueError(f"rewards.{odd[0].name}.weight: {odd[0].weight:g} in a mean; give a weight above 0")
     if combine == "product" and weighed:
-        raise ValueError(f"rewards.{weighed[0].name}.weight: {weighed[0].weight:g} has no meaning in a product; leave it out")
+        raise ValueError(
+            f"rewards.{weighed[0].name}.weight: {weighed[0].weight:g} has no meaning in a product; leave it "
+            "out"
+        )

@@ -12,7 +12,19 @@ from frpo.config.cards import check_cards, check_served
 from frpo.config.data import DataConfig
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import Combine, RewardConfig, check_combination
-from frpo.config.section import NAME, NOTHING, Content, Folder, PathText, Positive, PositiveFloat, Redoes, Section, Seed, Share
+from frpo.config.section import (
+    NAME,
+    NOTHING,
+    Content,
+    Folder,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Redoes,
+    Section,
+    Seed,
+    Share,
+)
 from frpo.config.training import (
     ArmConfig,
     BaseConfig,
@@ -40,17 +52,25 @@ def _given(data: dict[str, Any], part: str) -> Any:
 
 
 def refuse_workers(data: dict[str, Any]) -> None:
-    """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the run's ranks."""
+    """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the
+    run's ranks."""
     places: dict[str, Any] = {"base": data.get("base")}
     for part in ("arms", "downstream"):
         items = data.get(part)
         for i, item in enumerate(items if isinstance(items, list | tuple) else ()):
             if isinstance(item, dict):
                 name = f"{part}.{item.get('name', i)}"
-                places |= {name: item if part == "downstream" else None, f"{name}.learner": item.get("learner")}
+                places |= {
+                    name: item if part == "downstream" else None,
+                    f"{name}.learner": item.get("learner"),
+                }
     sections = {place: section for place, section in places.items() if isinstance(section, dict)}
-    found = [(place, key) for place, section in sections.items() for key in Workers.model_fields if key in section]
-    lines = [f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}" for place, key in found]
+    found = [
+        (place, key) for place, section in sections.items() for key in Workers.model_fields if key in section
+    ]
+    lines = [
+        f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}" for place, key in found
+    ]
     if lines:
         raise ValueError("\n".join(lines))
 
@@ -84,11 +104,13 @@ class CertifyConfig(Section):
 
 class AttackConfig(Section):
     radii: Annotated[tuple[PositiveFloat, ...], NOTHING] = Field(min_length=1)
-    """Each is a stage of its own: KL to the arm's policy at which the attack is steered to end, nats per completion."""
+    """Each is a stage of its own: KL to the arm's policy at which the attack is steered to end, nats per
+    completion."""
     num_steps: Positive
     """Steps of each attack; all else is the arm's learner."""
     mix: dict[str, PositiveFloat] = {}
-    """As data.mix, of the attack's batches; empty: data.mix. A task left out is not attacked, and none of the KL is spent on it."""
+    """As data.mix, of the attack's batches; empty: data.mix. A task left out is not attacked, and none of the
+    KL is spent on it."""
 
 
 class HarnessConfig(Section):
@@ -170,7 +192,8 @@ class Config(Section):
     attack: Annotated[AttackConfig | None, Redoes(("attack",))] = None
     """The worst fine-tunes of every arm that training finds inside a KL ball."""
     harness: Annotated[HarnessConfig | None, Redoes(("harness",))] = None
-    """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream fine-tune."""
+    """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream
+    fine-tune."""
     evaluate: Annotated[EvaluateConfig, Redoes(("base",))] = EvaluateConfig()
     """Evaluation and validation."""
     checkpoint: Annotated[CheckpointConfig, NOTHING] = CheckpointConfig()
@@ -183,8 +206,8 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _arms_inherit(cls, data: Any) -> Any:
-        """Give each arm the run's objective and learner with its own fields on top, and each downstream rl the learner, but not the
-        reward to stop at: the arm's policy has it when the fine-tune begins."""
+        """Give each arm the run's objective and learner with its own fields on top, and each downstream rl
+        the learner, but not the reward to stop at: the arm's policy has it when the fine-tune begins."""
         if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
             return data
         refuse_workers(data)
@@ -198,11 +221,15 @@ class Config(Section):
                         arm[part] = {**_without_workers(default), **own}
             arms.append(arm)
         found = {**data, "arms": arms}
-        if isinstance(data.get("downstream"), list | tuple) and isinstance(learner := data.get("learner"), dict):
+        if isinstance(data.get("downstream"), list | tuple) and isinstance(
+            learner := data.get("learner"), dict
+        ):
             learner = {k: v for k, v in learner.items() if k != "stop_at_reward"}
             found["downstream"] = [
                 {**d, "learner": {**_without_workers(learner), **own}}
-                if isinstance(d, dict) and d.get("kind") == "rl" and isinstance(own := _given(d, "learner"), dict)
+                if isinstance(d, dict)
+                and d.get("kind") == "rl"
+                and isinstance(own := _given(d, "learner"), dict)
                 else d
                 for d in data["downstream"]
             ]
@@ -224,17 +251,33 @@ class Config(Section):
         for d in self.downstream:
             late = [m for m in d.marks if m > d.num_steps]
             if late:
-                raise ValueError(f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it")
+                raise ValueError(
+                    f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it"
+                )
         ranks = self.learner.num_workers
         for what, batch in (
-            ("rollout.prompts_per_step x rollout.group_size", self.rollout.prompts_per_step * self.rollout.group_size),
-            *((f"downstream.{d.name}.batch_size", d.batch_size) for d in self.downstream if isinstance(d, DownstreamSft)),
+            (
+                "rollout.prompts_per_step x rollout.group_size",
+                self.rollout.prompts_per_step * self.rollout.group_size,
+            ),
+            *(
+                (f"downstream.{d.name}.batch_size", d.batch_size)
+                for d in self.downstream
+                if isinstance(d, DownstreamSft)
+            ),
             *([("base.batch_size", self.base.batch_size)] if self.base else []),
         ):
             if batch < ranks:
-                raise ValueError(f"learner.num_workers: {ranks} ranks share a batch of {batch} ({what}); use at most {batch}")
+                raise ValueError(
+                    f"learner.num_workers: {ranks} ranks share a batch of {batch} ({what}); use at most "
+                    f"{batch}"
+                )
         check_cards(self)
-        if self.rollout.tensor_parallel > 1 and self.rollout.transport == "object_store" and not self.sends_adapters:
+        if (
+            self.rollout.tensor_parallel > 1
+            and self.rollout.transport == "object_store"
+            and not self.sends_adapters
+        ):
             raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
         check_nucleus(self)
         check_served(self)
@@ -250,7 +293,9 @@ class Config(Section):
             ("evaluate", self.evaluate),
         ):
             if workers.num_workers > MOST_WORKERS:
-                raise ValueError(f"{where}.num_workers: {workers.num_workers} actors; use at most {MOST_WORKERS}")
+                raise ValueError(
+                    f"{where}.num_workers: {workers.num_workers} actors; use at most {MOST_WORKERS}"
+                )
         return self
 
     def _check_loop(self, where: str, loop: ArmConfig | DownstreamRl) -> None:
@@ -258,10 +303,14 @@ class Config(Section):
         rho, most = loop.objective.rho, math.log(self.rollout.group_size)
         if rho is not None and rho >= most:
             raise ValueError(
-                f"{where}.objective.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group of "
+                f"{where}.objective.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group "
+                "of "
                 f"{self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
             )
-        budget, limit = loop.learner.micro_batch_tokens, self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        budget, limit = (
+            loop.learner.micro_batch_tokens,
+            self.data.max_prompt_tokens + self.rollout.max_new_tokens,
+        )
         if budget < limit:
             field = "learner" if budget == self.learner.micro_batch_tokens else f"{where}.learner"
             raise ValueError(
@@ -286,11 +335,15 @@ class Config(Section):
     @property
     def num_tokens_limit(self) -> int:
         """Longest sequence that any engine sees, tokens."""
-        return max(self.data.max_prompt_tokens + self.rollout.max_new_tokens, self.harness.max_tokens if self.harness else 0)
+        return max(
+            self.data.max_prompt_tokens + self.rollout.max_new_tokens,
+            self.harness.max_tokens if self.harness else 0,
+        )
 
 
 def check_nucleus(config: Config) -> None:
-    """That nothing is steered to a KL of what a nucleus draws, which is not the policy's. Raises ValueError."""
+    """That nothing is steered to a KL of what a nucleus draws, which is not the policy's. Raises
+    ValueError."""
     top_p = config.rollout.top_p
     if top_p == 1:
         return
@@ -300,6 +353,11 @@ def check_nucleus(config: Config) -> None:
         *((f"downstream.{d.name}", d.objective) for d in config.downstream if isinstance(d, DownstreamRl)),
     ):
         if objective.target_kl is not None:
-            raise ValueError(f"{where}.objective.target_kl: {objective.target_kl:g} is steered by a KL; {remedy}, or leave target_kl out")
+            raise ValueError(
+                f"{where}.objective.target_kl: {objective.target_kl:g} is steered by a KL; {remedy}, or "
+                "leave target_kl out"
+            )
     if config.attack:
-        raise ValueError(f"attack.radii: {config.attack.radii[0]:g} is a KL to steer to; {remedy}, or leave attack out")
+        raise ValueError(
+            f"attack.radii: {config.attack.radii[0]:g} is a KL to steer to; {remedy}, or leave attack out"
+        )

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -21,8 +29,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Redoes:
     """Marker of a field: the kinds of stage whose results it changes; what stands on them is done again too.
 
-    `Annotated[Positive, NOTHING]`. A field without a marker has that of the section that holds it. What changes numbers by
-    the rounding of another order of sums alone (how a batch is cut, sharded or offloaded) counts as nothing.
+    `Annotated[Positive, NOTHING]`. A field without a marker has that of the section that holds it. What
+    changes numbers by the rounding of another order of sums alone (how a batch is cut, sharded or offloaded)
+    counts as nothing.
     """
 
     kinds: tuple[str, ...]
@@ -41,8 +50,12 @@ def _possible(path: str) -> str:
     """With ~ expanded. Raises ValueError for what no file system can hold."""
     if not path or "\0" in path:
         raise ValueError("this is no path; give one, or leave the field out")
-    if len(os.fsencode(path)) > MOST_PATH or any(len(os.fsencode(part)) > MOST_PART for part in path.split("/")):
-        raise ValueError(f"no path has more than {MOST_PATH} bytes, or {MOST_PART} between two slashes; give a shorter one")
+    if len(os.fsencode(path)) > MOST_PATH or any(
+        len(os.fsencode(part)) > MOST_PART for part in path.split("/")
+    ):
+        raise ValueError(
+            f"no path has more than {MOST_PATH} bytes, or {MOST_PART} between two slashes; give a shorter one"
+        )
     return os.path.expanduser(path)  # pathlib raises for ~nobody
 
 
@@ -81,9 +94,15 @@ class Section(BaseModel):
     def _no_truth_for_a_number(cls, data: Any) -> Any:
         """Python takes True for 1, and YAML takes yes for True."""
         given = data if isinstance(data, dict) else {}
-        wrong = [name for name, field in cls.model_fields.items() if _holds_truth(given.get(name)) and _is_number(field.annotation)]
+        wrong = [
+            name
+            for name, field in cls.model_fields.items()
+            if _holds_truth(given.get(name)) and _is_number(field.annotation)
+        ]
         if wrong:
-            details: list[InitErrorDetails] = [{"type": NO_NUMBER, "loc": (name,), "input": given[name]} for name in wrong]
+            details: list[InitErrorDetails] = [
+                {"type": NO_NUMBER, "loc": (name,), "input": given[name]} for name in wrong
+            ]
             raise ValidationError.from_exception_data(cls.__name__, details)
         return data
 

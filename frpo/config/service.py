@@ -34,7 +34,8 @@ class ReplicaConfig(Section):
     batch_wait_s: NotNegative = 0.005
     """How long the first request of a batch waits for others, seconds."""
     max_queued_requests: Positive = 256
-    """Requests that may wait in a process, and as many before all of a reward's; more are answered 503 at once."""
+    """Requests that may wait in a process, and as many before all of a reward's; more are answered 503 at
+    once."""
 
 
 class LimitsConfig(Section):
@@ -64,8 +65,8 @@ class ServiceConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port."""
     token_env: str = "FRPO_SERVICE_TOKEN"
-    """Environment variable, of the process that starts the service, with the bearer token that callers must send;
-    "" asks for none, on loopback alone."""
+    """Environment variable, of the process that starts the service, with the bearer token that callers must
+    send; "" asks for none, on loopback alone."""
     replicas: ReplicaConfig = ReplicaConfig()
     """Processes behind each reward."""
     limits: LimitsConfig = LimitsConfig()
@@ -87,29 +88,46 @@ class ServiceConfig(Section):
     def _consistent(self) -> ServiceConfig:
         check_combination(self.rewards, self.combine)
         if asking := [r.name for r in self.rewards if isinstance(r, ServeReward)]:
-            raise ValueError(f"rewards.{asking[0]}.kind: a service does not ask another by handle; name its rewards here, or use kind: url")
+            raise ValueError(
+                f"rewards.{asking[0]}.kind: a service does not ask another by handle; name its rewards here, "
+                "or use kind: url"
+            )
         if self.replicas.max_replicas < self.replicas.min_replicas:
-            raise ValueError(f"replicas.max_replicas: {self.replicas.max_replicas} is below min_replicas {self.replicas.min_replicas}")
+            raise ValueError(
+                f"replicas.max_replicas: {self.replicas.max_replicas} is below min_replicas "
+                f"{self.replicas.min_replicas}"
+            )
         if not self.is_loopback and not self.token_env:
-            raise ValueError(f"token_env: '' serves everybody who reaches {self.host}; name an environment variable that holds a token")
+            raise ValueError(
+                f"token_env: '' serves everybody who reaches {self.host}; name an environment variable that "
+                "holds a token"
+            )
         return self
 
 
 def token_digest(config: ServiceConfig, *, joined: bool) -> bytes | None:
-    """SHA-256 of the token in this process's environment, 32 bytes; None where the service may go without one.
+    """SHA-256 of the token in this process's environment, 32 bytes; None where the service may go without
+    one.
 
-    That is by `token_env: ""`, and with a variable that the file does not name and that is not set, where frpo serve
-    starts Ray itself on loopback. `joined`: whether it runs in a cluster that others use too. Raises ConfigError when a
-    token is missing, or is none that a header can carry.
+    That is by `token_env: ""`, and with a variable that the file does not name and that is not set, where
+    frpo serve starts Ray itself on loopback. `joined`: whether it runs in a cluster that others use too.
+    Raises ConfigError when a token is missing, or is none that a header can carry.
     """
     name = config.token_env
     token = os.environ.get(name, "").strip() if name else ""
     if token:
         if not BEARER.fullmatch(token):
-            raise ConfigError(f"token_env: {name} holds characters that no bearer token has; use letters, digits and -._~+/=")
+            raise ConfigError(
+                f"token_env: {name} holds characters that no bearer token has; use letters, digits and "
+                "-._~+/="
+            )
         return hashlib.sha256(token.encode()).digest()
     if name and (joined or not config.is_loopback or "token_env" in config.model_fields_set):
         where = "a cluster that others reach" if joined else config.host
-        remedy = "export it where you start the service" + (", or write token_env: '' to serve everybody" if config.is_loopback else "")
-        raise ConfigError(f"token_env: {name} is not set, and the service on {where} must know its token; {remedy}")
+        remedy = "export it where you start the service" + (
+            ", or write token_env: '' to serve everybody" if config.is_loopback else ""
+        )
+        raise ConfigError(
+            f"token_env: {name} is not set, and the service on {where} must know its token; {remedy}"
+        )
     return None

@@ -19,19 +19,22 @@ class Workers(Section):
     num_gpus: Annotated[NotNegative, NOTHING] = 0.0
     """GPUs, or a share of one, for each."""
     num_threads: Annotated[Positive, NOTHING] = 1
-    """CPU threads of each: more pay off from about 100 million weights on, where roles take turns on the cores."""
+    """CPU threads of each: more pay off from about 100 million weights on, where roles take turns on the
+    cores."""
 
 
 class ReferenceConfig(Workers):
     share: Annotated[Literal["learner"] | None, NOTHING] = None
-    """learner: no actors of its own. The learner's ranks score the policy that they began from, with their adapters switched off (needs
-    model.lora): its weights are in memory once."""
+    """learner: no actors of its own. The learner's ranks score the policy that they began from, with their
+    adapters switched off (needs model.lora): its weights are in memory once."""
 
     @model_validator(mode="after")
     def _nobodys(self) -> ReferenceConfig:
         asked = [name for name, field in Workers.model_fields.items() if getattr(self, name) != field.default]
         if self.share and asked:
-            raise ValueError(f"{asked[0]}: with share: {self.share} there are no actors of the reference; leave it out")
+            raise ValueError(
+                f"{asked[0]}: with share: {self.share} there are no actors of the reference; leave it out"
+            )
         return self
 
 
@@ -45,9 +48,9 @@ class RolloutConfig(Workers):
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the learner and the reference use the same."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased (its mean is the kept mass).
-    The KL of a step is then that of what was drawn, by the log-probs of the whole distribution; target_kl and attack, which steer to a KL
-    of the policy's own, are refused."""
+    """Nucleus. Below 1 the engines' log-probs are of the nucleus: the ratio of the policy gradient is biased
+    (its mean is the kept mass). The KL of a step is then that of what was drawn, by the log-probs of the
+    whole distribution; target_kl and attack, which steer to a KL of the policy's own, are refused."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Redoes(("base",))] = ()
     """Strings that end a completion; rewards see the text before them."""
     tensor_parallel: Annotated[Positive, NOTHING] = 1
@@ -57,28 +60,32 @@ class RolloutConfig(Workers):
     gpu_memory_utilization: Annotated[Share, NOTHING] = 0.9
     """Share of GPU memory for vLLM's weights and KV cache."""
     kv_cache_gib: Annotated[Positive, NOTHING] = 1
-    """KV cache on the CPU, and on a GPU under model.deterministic, GiB; else a GPU's is what gpu_memory_utilization leaves."""
+    """KV cache on the CPU, and on a GPU under model.deterministic, GiB; else a GPU's is what
+    gpu_memory_utilization leaves."""
     enforce_eager: Annotated[bool, NOTHING] = False
-    """On a GPU, start engines without compiling and CUDA graphs: sooner by a minute or more, and slower at each token. For short runs."""
+    """On a GPU, start engines without compiling and CUDA graphs: sooner by a minute or more, and slower at
+    each token. For short runs."""
     sleep: Annotated[bool, NOTHING] = False
     """Free vLLM's GPU memory while the learner updates (both on one GPU)."""
     transport: Annotated[Literal["object_store", "process_group"], NOTHING] = "object_store"
     """How weights reach the engines: Ray's object store, or a broadcast (gloo, NCCL)."""
     lora: Annotated[Literal["adapter", "merged"], NOTHING] = "adapter"
-    """With model.lora. adapter: the adapter alone travels, through the object store, and vLLM applies it unmerged. merged: all weights
-    travel, with the adapter in them; only for float32, since most of an early update is lost between the numbers of bfloat16. Generation is
-    faster (1.45 times on a CPU)."""
+    """With model.lora. adapter: the adapter alone travels, through the object store, and vLLM applies it
+    unmerged. merged: all weights travel, with the adapter in them; only for float32, since most of an early
+    update is lost between the numbers of bfloat16. Generation is faster (1.45 times on a CPU)."""
     parity_every: Annotated[Positive, NOTHING] = 50
     """Steps between checks that the engines run the learner's weights; always checked at the start."""
     parity_tolerance: Annotated[PositiveFloat | None, NOTHING] = None
-    """Mean difference of a token's log-prob in that check, nats; null: 0.001 in float32, and 0.1 in bfloat16, where two implementations of
-    the same weights are 0.03 to 0.07 apart."""
+    """Mean difference of a token's log-prob in that check, nats; null: 0.001 in float32, and 0.1 in bfloat16,
+    where two implementations of the same weights are 0.03 to 0.07 apart."""
     max_mismatch_kl: Annotated[PositiveFloat, NOTHING] = 0.05
-    """A step whose KL(engine || learner) per token is above this stops the run, nats; what top_p adds to it is not counted."""
+    """A step whose KL(engine || learner) per token is above this stops the run, nats; what top_p adds to it
+    is not counted."""
 
     @property
     def mismatch_limit(self) -> float:
-        """max_mismatch_kl and the most that a nucleus adds: its log-probs are up to -log top_p larger than the policy's (k3 of that)."""
+        """max_mismatch_kl and the most that a nucleus adds: its log-probs are up to -log top_p larger than
+        the policy's (k3 of that)."""
         return self.max_mismatch_kl + self.top_p - 1 - math.log(self.top_p)
 
 
@@ -88,9 +95,11 @@ class ObjectiveConfig(Section):
     normalize_std: bool = False
     """grpo: divide by the group's standard deviation."""
     lam: PositiveFloat = 2.0
-    """frpo: temperature of the robust objective, reward units; large is GRPO, small looks at the worst completion."""
+    """frpo: temperature of the robust objective, reward units; large is GRPO, small looks at the worst
+    completion."""
     rho: PositiveFloat | None = None
-    """frpo: radius in nats instead of lam: one lam per batch by line search on its rewards, smoothed over steps (radius mode)."""
+    """frpo: radius in nats instead of lam: one lam per batch by line search on its rewards, smoothed over
+    steps (radius mode)."""
     jackknife: bool = True
     """frpo: remove the leading bias of the group estimate (equation 4.3)."""
     scale: Literal["exact", "unit", "code"] = "code"
@@ -98,9 +107,11 @@ class ObjectiveConfig(Section):
     beta: NotNegative = 0.02
     """Weight of the KL penalty to the reference; 0 starts no reference actor."""
     target_kl: PositiveFloat | None = None
-    """Steer beta, from its given value, so that the run ends at this KL to the reference, nats per completion."""
+    """Steer beta, from its given value, so that the run ends at this KL to the reference, nats per
+    completion."""
     penalty: Literal["k3", "reverse"] = "reverse"
-    """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy || reference), per completion."""
+    """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy ||
+    reference), per completion."""
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio per token (PPO) or per sequence (GSPO: geometric mean)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -110,9 +121,11 @@ class ObjectiveConfig(Section):
     importance_cap: PositiveFloat = 2.0
     """Truncation of the engine/learner importance weight."""
     aggregation: Literal["completion", "token", "sum"] = "sum"
-    """completion: mean over its tokens, then over completions; token: over all tokens; sum: over a constant length (the gradient of the objective)."""
+    """completion: mean over its tokens, then over completions; token: over all tokens; sum: over a constant
+    length (the gradient of the objective)."""
     cut: Literal["keep", "mask", "penalise"] = "keep"
-    """Completions ended by the length limit: train on them, leave them out, or lower their reward by cut_penalty."""
+    """Completions ended by the length limit: train on them, leave them out, or lower their reward by
+    cut_penalty."""
     cut_penalty: NotNegative = 0.5
     """Subtracted from the reward of a cut completion under cut: penalise."""
 
@@ -129,9 +142,14 @@ class ObjectiveConfig(Section):
     @model_validator(mode="after")
     def _steered(self) -> ObjectiveConfig:
         if self.target_kl is not None and self.beta == 0:
-            raise ValueError(f"target_kl: {self.target_kl:g} is reached by steering beta, which is 0; give a beta > 0 to start from")
+            raise ValueError(
+                f"target_kl: {self.target_kl:g} is reached by steering beta, which is 0; give a beta > 0 to "
+                "start from"
+            )
         if self.rho is not None and self.method != "frpo":
-            raise ValueError(f"rho: {self.rho:g} is a radius of frpo, and the method is {self.method}; set rho to null")
+            raise ValueError(
+                f"rho: {self.rho:g} is a radius of frpo, and the method is {self.method}; set rho to null"
+            )
         return self
 
 
@@ -162,13 +180,15 @@ class LearnerConfig(TrainConfig):
     num_steps: Positive
     """Steps of the rlhf stage; the most, with stop_at_reward."""
     stop_at_reward: float | None = None
-    """End the stage once the mean reward of the last 5 batches is this high: arms stopped at an equal reward."""
+    """End the stage once the mean reward of the last 5 batches is this high: arms stopped at an equal
+    reward."""
     updates_per_batch: Positive = 1
     """Optimiser updates on each batch; above 1 the PPO clip is at work."""
 
 
 class RunLearner(LearnerConfig, Workers):
-    """The learner of the run: its ranks train every arm, and its bundles hold the ranks of every fine-tune."""
+    """The learner of the run: its ranks train every arm, and its bundles hold the ranks of every
+    fine-tune."""
 
 
 class FinetuneConfig(TrainConfig):
@@ -233,7 +253,9 @@ def _kind(value: Any) -> str:
     return str(value.get("kind", "sft") if isinstance(value, dict) else getattr(value, "kind", "sft"))
 
 
-DownstreamConfig = Annotated[Annotated[DownstreamSft, Tag("sft")] | Annotated[DownstreamRl, Tag("rl")], Discriminator(_kind)]
+DownstreamConfig = Annotated[
+    Annotated[DownstreamSft, Tag("sft")] | Annotated[DownstreamRl, Tag("rl")], Discriminator(_kind)
+]
 
 
 class ArmConfig(Section):

@@ -1,4 +1,5 @@
-"""A guard for whoever fine-tunes a certified policy later, with any Hugging Face trainer: how far it has gone, and what is still promised.
+"""A guard for whoever fine-tunes a certified policy later, with any Hugging Face trainer: how far it has
+gone, and what is still promised.
 
 guard = FinetuneGuard(trainer, "certificate/certificate.json", radius=0.5, every=50)
 trainer.add_callback(guard)
@@ -34,7 +35,8 @@ BUDGET_TOKENS = 4096
 class Measured:
     step: int
     kl: float
-    """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts; NaN where the training has diverged."""
+    """KL(fine-tuned || certified policy), nats per completion, mean over the certified prompts; NaN where the
+    training has diverged."""
     se: float | None
     """Its standard error over prompts; None for a single one, whose KL has no upper limit."""
     certified: float
@@ -42,15 +44,17 @@ class Measured:
 
 
 class FinetuneGuard(TrainerCallback):
-    """Every `every` steps, and at the end, samples `completions` per certified prompt from the model in training and measures KL(Q || pi).
+    """Every `every` steps, and at the end, samples `completions` per certified prompt from the model in
+    training and measures KL(Q || pi).
 
-    Logs guard/kl, guard/kl_se and guard/certified_reward by the trainer; outside `radius` nats (its 95 % interval included) it
-    warns, or ends the training (action="stop"). Prompts are shared out over processes. Not for ZeRO-3, whose weights no single
-    process can sample from. Draws are those that the certificate is about: of the plain distribution, whatever the model's
-    generation_config says, and ended by the certified policy's own end-of-sequence tokens.
+    Logs guard/kl, guard/kl_se and guard/certified_reward by the trainer; outside `radius` nats (its 95 %
+    interval included) it warns, or ends the training (action="stop"). Prompts are shared out over processes.
+    Not for ZeRO-3, whose weights no single process can sample from. Draws are those that the certificate is
+    about: of the plain distribution, whatever the model's generation_config says, and ended by the certified
+    policy's own end-of-sequence tokens.
 
-    Raises ValueError when the policy's folder is not the one that was certified, FileNotFoundError when a file is missing, ConfigError
-    when the policy cannot be read.
+    Raises ValueError when the policy's folder is not the one that was certified, FileNotFoundError when a
+    file is missing, ConfigError when the policy cannot be read.
     """
 
     def __init__(
@@ -67,10 +71,20 @@ class FinetuneGuard(TrainerCallback):
         self.file = CertificateFile.model_validate_json(Path(certificate).read_text())
         folder = hub.local_folder(str(policy or self.file.model), "policy")
         if not folder.is_dir():
-            raise FileNotFoundError(f"certificate: the certified policy {folder} is not here; give policy=its folder")
+            raise FileNotFoundError(
+                f"certificate: the certified policy {folder} is not here; give policy=its folder"
+            )
         if weights_sha256(folder) != self.file.weights_sha256:
-            raise ValueError(f"certificate: {folder} holds other weights than those that {certificate} certifies")
-        self.trainer, self.radius, self.every, self.completions, self.action = trainer, radius, every, completions, action
+            raise ValueError(
+                f"certificate: {folder} holds other weights than those that {certificate} certifies"
+            )
+        self.trainer, self.radius, self.every, self.completions, self.action = (
+            trainer,
+            radius,
+            every,
+            completions,
+            action,
+        )
         # as the model in training is computed, so that the KL of a policy from itself is nought
         dtype = next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
         certified = policies.load_beside(folder, dtype=dtype)
@@ -80,7 +94,8 @@ class FinetuneGuard(TrainerCallback):
         self.scorer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trained()  # refuses a model whose logits it cannot make before the training, which may yet diverge
+        # refuses a model whose logits it cannot make before the training, which may yet diverge
+        self.trained()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0:
@@ -100,9 +115,14 @@ class FinetuneGuard(TrainerCallback):
         self.trainer.log({"guard/kl": kl, **error, "guard/certified_reward": found.certified})
         if not kl + half <= self.radius:  # also where it is no number
             log.warning(
-                "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified reward there: %.3f",
-                step, kl, half, self.radius, found.certified,
-            )  # fmt: skip
+                "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified "
+                "reward there: %.3f",
+                step,
+                kl,
+                half,
+                self.radius,
+                found.certified,
+            )
             control.should_training_stop |= self.action == "stop"
 
     def trained(self) -> Any:
@@ -115,7 +135,8 @@ class FinetuneGuard(TrainerCallback):
 
     @torch.no_grad()
     def measure(self, step: int) -> Estimate | None:
-        """KL in nats per completion, from fresh completions at temperature 1; None where it is no number: the training has diverged."""
+        """KL in nats per completion, from fresh completions at temperature 1; None where it is no number: the
+        training has diverged."""
         accelerator, scorer = self.trainer.accelerator, self.trained()
         model = scorer.model
         device = next(model.parameters()).device
@@ -125,7 +146,10 @@ class FinetuneGuard(TrainerCallback):
         model.eval()
         with plain_forward(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.file.seed + step)
-            drawn = [self._draw(scorer.causal(), list(prompts[i]), device) for i in range(rank, len(prompts), world)]
+            drawn = [
+                self._draw(scorer.causal(), list(prompts[i]), device)
+                for i in range(rank, len(prompts), world)
+            ]
         pairs = flatten([pair for group in drawn for pair in group])
         q, p = (
             completion_logprobs(s, pairs, temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device)
@@ -133,8 +157,14 @@ class FinetuneGuard(TrainerCallback):
         )
         model.train(was_training)
         ends = np.cumsum([sum(len(text) for _, text in group) for group in drawn])[:-1]
-        ratios = [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)] if drawn else []
-        rows = [[ratio, 1.0] for ratio in ratios]  # gathering needs as many of every process: the others' second number is 0
+        ratios = (
+            [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)]
+            if drawn
+            else []
+        )
+        rows = [
+            [ratio, 1.0] for ratio in ratios
+        ]  # gathering needs as many of every process: the others' second number is 0
         rows += [[0.0, 0.0]] * (math.ceil(len(prompts) / world) - len(ratios))
         everyone = accelerator.gather(torch.tensor(rows, dtype=torch.float64, device=device)).cpu().numpy()
         found = everyone[everyone[:, 1] == 1, 0]
@@ -155,7 +185,8 @@ class FinetuneGuard(TrainerCallback):
 def plain_forward(model: Any) -> Iterator[None]:
     """The model's forward pass in the dtype of its weights, as both policies are scored.
 
-    A trainer of mixed precision puts another in its place, under autocast (`prepare_model` in accelerate/accelerator.py).
+    A trainer of mixed precision puts another in its place, under autocast (`prepare_model` in
+    accelerate/accelerator.py).
     """
     own, wrapped = model.__dict__.get("_original_forward"), model.forward
     if own is not None:
@@ -168,8 +199,11 @@ def plain_forward(model: Any) -> Iterator[None]:
 
 
 def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:
-    """The tokens that end a completion of a saved policy where vLLM draws it: its generation_config's, and its tokenizer's."""
-    listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    """The tokens that end a completion of a saved policy where vLLM draws it: its generation_config's, and
+    its tokenizer's."""
+    listed = (
+        generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    )
     found = {*listed, AutoTokenizer.from_pretrained(saved.tokenizer(folder)).eos_token_id}
     return sorted(end for end in found if end is not None)
 
@@ -177,14 +211,20 @@ def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:
 def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[int]) -> torch.Tensor:
     """Prompts with completions at temperature 1, `[N, prompt + completion]`, padded behind an end.
 
-    The model's own generation_config is taken off for the time: `generate` fills whatever another leaves open from it
-    (`_prepare_generation_config` in transformers/generation/utils.py).
+    The model's own generation_config is taken off for the time: `generate` fills whatever another leaves open
+    from it (`_prepare_generation_config` in transformers/generation/utils.py).
     """
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, eos_token_id=ends or None,
-        pad_token_id=ends[0] if ends else None, remove_invalid_values=True,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else None,
+        remove_invalid_values=True,
+    )
     try:
         found: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids))
     finally:
@@ -193,8 +233,8 @@ def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[i
 
 
 def certified_at(file: CertificateFile, kl: float) -> float:
-    """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the last, or where `kl` is
-    no number."""
+    """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the
+    last, or where `kl` is no number."""
     found = []
     for c in file.certificates:
         inside = [(radius, lower) for radius, lower in zip(c.radii, c.certified, strict=True) if radius >= kl]

@@ -27,7 +27,9 @@ class FrpoSettings:
 
     def __post_init__(self) -> None:
         if (self.lam is None) == (self.rho is None):
-            raise ValueError(f"frpo: give exactly one of lam and rho, found lam {self.lam} and rho {self.rho}")
+            raise ValueError(
+                f"frpo: give exactly one of lam and rho, found lam {self.lam} and rho {self.rho}"
+            )
         for name, value in (("lam", self.lam), ("rho", self.rho)):
             if value is not None and not value > 0:
                 raise ValueError(f"frpo.{name}: {value} is not above 0")

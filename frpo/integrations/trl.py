@@ -1,6 +1,7 @@
 """FRPO inside TRL's GRPOTrainer (1.16): the same trainer with other advantages.
 
-trainer = FRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=data, frpo=FrpoSettings(lam=0.5))
+trainer = FRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=data,
+frpo=FrpoSettings(lam=0.5))
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ __all__ = ["FRPOTrainer", "FrpoSettings"]
 class FRPOTrainer(GRPOTrainer):
     """`frpo` says how; everything else is GRPOTrainer's. `scale_rewards` has no meaning here.
 
-    A completion for which all reward functions gave None gets advantage 0 and does not count in its group. Groups are whole
-    whatever the number of processes: TRL gathers the rewards of all of them first.
+    A completion for which all reward functions gave None gets advantage 0 and does not count in its group.
+    Groups are whole whatever the number of processes: TRL gathers the rewards of all of them first.
     """
 
     def __init__(self, *args: Any, frpo: FrpoSettings, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(f"multi_objective_aggregation: {self.multi_objective_aggregation}; FRPO needs sum_then_normalize")
+            raise ValueError(
+                f"multi_objective_aggregation: {self.multi_objective_aggregation}; FRPO needs "
+                "sum_then_normalize"
+            )
         self.frpo = frpo
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
-        self._rewards: Tensor = super()._calculate_rewards(*args)  # [completions of all processes, reward functions]
+        self._rewards: Tensor = super()._calculate_rewards(
+            *args
+        )  # [completions of all processes, reward functions]
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -41,7 +47,9 @@ class FRPOTrainer(GRPOTrainer):
         weighted = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(dim=1)
         rewards = weighted.masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
         advantages = self.frpo.advantages(rewards.view(-1, k)).view(-1)
-        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        mine = slice(
+            self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
+        )
         found["advantages"] = advantages[mine].to(found["advantages"].dtype)
         for _ in range(min(len(advantages), len(self._logs["advantages"]))):
             self._logs["advantages"].pop()

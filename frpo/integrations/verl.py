@@ -1,7 +1,8 @@
 """FRPO as an advantage estimator of verl (0.9): `algorithm.adv_estimator=frpo +algorithm.frpo.lam=0.5`.
 
-verl loads this module by itself in every process once frpo is installed beside it (entry point verl.plugins); where plugins
-are switched off, VERL_USE_EXTERNAL_MODULES=frpo.integrations.verl does. The radius mode is `+algorithm.frpo.rho=0.3`.
+verl loads this module by itself in every process once frpo is installed beside it (entry point verl.plugins);
+where plugins are switched off, VERL_USE_EXTERNAL_MODULES=frpo.integrations.verl does. The radius mode is
+`+algorithm.frpo.rho=0.3`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def frpo_outcome_advantage(
     config: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """verl's interface: rewards and mask `[B, T]`, `index` `[B]` names the group of each; advantages and returns `[B, T]`.
+    """verl's interface: rewards and mask `[B, T]`, `index` `[B]` names the group of each; advantages and
+    returns `[B, T]`.
 
-    The reward of a completion is the sum over its tokens. Groups may have any size; one completion alone, or a reward that
-    is not finite, gets 0. Raises ValueError for a setting that does not exist, or neither or both of lam and rho.
+    The reward of a completion is the sum over its tokens. Groups may have any size; one completion alone, or
+    a reward that is not finite, gets 0. Raises ValueError for a setting that does not exist, or neither or
+    both of lam and rho.
     """
     settings = FrpoSettings.of((config or {}).get("frpo"))
     with torch.no_grad():

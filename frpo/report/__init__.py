@@ -12,13 +12,16 @@ __all__ = ["build", "build_sweep"]
 
 
 def build(folder: Path, out: Path | None = None) -> Path:
-    """Write report.json and report.html of a run into `out`, by default its own folder; returns the page. Raises ConfigError when the folder holds no finished stage."""
+    """Write report.json and report.html of a run into `out`, by default its own folder; returns the page.
+    Raises ConfigError when the folder holds no finished stage."""
     from frpo.report.data import collect
     from frpo.report.page import render
     from frpo.report.schema import Report
 
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"report: {folder} is no run folder (no config.yaml); give the folder that `frpo run` wrote")
+        raise ConfigError(
+            f"report: {folder} is no run folder (no config.yaml); give the folder that `frpo run` wrote"
+        )
     out = out or folder
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(collect(folder).model_dump_json(indent=1))
@@ -28,7 +31,8 @@ def build(folder: Path, out: Path | None = None) -> Path:
 
 
 def build_sweep(folders: Sequence[Path], out: Path) -> Path:
-    """Write sweep.json, sweep.html and their pictures of the finished runs in `folders` (runs or sweeps); returns the page.
+    """Write sweep.json, sweep.html and their pictures of the finished runs in `folders` (runs or sweeps);
+    returns the page.
 
     Raises ConfigError when none is finished, or they can't be compared.
     """

@@ -1,4 +1,5 @@
-"""Bootstrap over seeds and prompts: one set of draws for all numbers of several runs, so that differences are paired by both."""
+"""Bootstrap over seeds and prompts: one set of draws for all numbers of several runs, so that differences are
+paired by both."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ Value = Callable[[Report, int], float | Sequence[float]]
 class Table:
     """Numbers of every arm, seed and prompt, and one set of bootstrap draws for all of them.
 
-    A draw takes seeds with replacement, and prompts with replacement; every seed is measured on the same prompts, so the
-    prompts of a draw are the same for all of its seeds. Its first row is the sample itself.
+    A draw takes seeds with replacement, and prompts with replacement; every seed is measured on the same
+    prompts, so the prompts of a draw are the same for all of its seeds. Its first row is the sample itself.
     """
 
     def __init__(self, reports: Sequence[Report], focus: str) -> None:
@@ -44,7 +45,10 @@ class Table:
 
     def of(self, value: Value) -> Doubles:
         """[arms, seeds, prompts]; one prompt for what is no mean over prompts."""
-        return np.array([[np.atleast_1d(value(r, i)) for r in self.reports] for i in range(len(self.arms))], dtype=np.float64)
+        return np.array(
+            [[np.atleast_1d(value(r, i)) for r in self.reports] for i in range(len(self.arms))],
+            dtype=np.float64,
+        )
 
     def draws(self, values: Doubles) -> Doubles:
         """values [..., seeds, prompts] -> means [..., 1 + DRAWS]"""

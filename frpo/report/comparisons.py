@@ -1,4 +1,5 @@
-"""Arms compared over seeds: at equal KL, at equal weight of the penalty, and as they are; intervals paired by seed and prompt."""
+"""Arms compared over seeds: at equal KL, at equal weight of the penalty, and as they are; intervals paired by
+seed and prompt."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ class Comparison(Record):
     """a - b, paired by seed and prompt; a positive difference is a lead of a."""
 
     metric: str
-    """"kept after <fine-tune>": reward on the focus task; "other tasks": reward on the other trained tasks before any
-    fine-tune; "certified": within the radius nearest to 0.5 nats."""
+    """"kept after <fine-tune>": reward on the focus task; "other tasks": reward on the other trained tasks
+    before any fine-tune; "certified": within the radius nearest to 0.5 nats."""
     a: str
     b: str
     matched_by: Literal["kl", "beta", "steps"]
-    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. beta: two methods under one
-    weight of one penalty, as published comparisons have it, each at its own KL. steps: two arms as they are, each at its own KL."""
+    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. beta:
+    two methods under one weight of one penalty, as published comparisons have it, each at its own KL. steps:
+    two arms as they are, each at its own KL."""
     at_kl: float | None
     """Nats per completion, for those matched by it."""
     at_beta: float | None
@@ -72,20 +74,29 @@ def kl_of(report: Report, arm: int) -> float:
 
 def mean_of(evaluation: Evaluation, tasks: Sequence[str]) -> float:
     """Reward, mean over tasks."""
-    return float(np.mean([found.mean for t in tasks if (found := reward_of(evaluation, t))] or [float("nan")]))
+    return float(
+        np.mean([found.mean for t in tasks if (found := reward_of(evaluation, t))] or [float("nan")])
+    )
 
 
 def end_of(report: Report, arm: int, finetune: str) -> Evaluation:
     """What an arm is after a fine-tune."""
-    return next(d for d in report.downstream if (d.arm, d.task) == (report.arms[arm].name, finetune)).evaluations[-1]
+    return next(
+        d for d in report.downstream if (d.arm, d.task) == (report.arms[arm].name, finetune)
+    ).evaluations[-1]
 
 
 def certified_at(task: str, radius: float = 0.5) -> Value:
-    """Reward that is certified within the radius nearest to the given one, nats; nan without a certificate."""
+    """Reward that is certified within the radius nearest to the given one, nats; nan without a
+    certificate."""
 
     def value(report: Report, arm: int) -> float:
         found = [r for r in report.robustness if (r.arm, r.task) == (report.arms[arm].name, task)]
-        return min(zip(found[0].radii, found[0].certified, strict=True), key=lambda p: abs(p[0] - radius))[1] if found else float("nan")
+        return (
+            min(zip(found[0].radii, found[0].certified, strict=True), key=lambda p: abs(p[0] - radius))[1]
+            if found
+            else float("nan")
+        )
 
     return value
 
@@ -119,10 +130,21 @@ def _comparisons(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
         corrected = interval_of(g.draws, 1 - (1 - CONFIDENCE) / sum(other.kind == g.kind for other in gaps))
         found.append(
             Comparison(
-                metric=g.metric, a=g.a, b=g.b, matched_by=g.matched_by, at_kl=g.at_kl, at_beta=g.at_beta, kl_difference=g.kl_difference,
-                num_seeds=len(table.reports), difference=sure.mean, lo=sure.lo, hi=sure.hi, corrected_lo=corrected.lo, corrected_hi=corrected.hi,
+                metric=g.metric,
+                a=g.a,
+                b=g.b,
+                matched_by=g.matched_by,
+                at_kl=g.at_kl,
+                at_beta=g.at_beta,
+                kl_difference=g.kl_difference,
+                num_seeds=len(table.reports),
+                difference=sure.mean,
+                lo=sure.lo,
+                hi=sure.hi,
+                corrected_lo=corrected.lo,
+                corrected_hi=corrected.hi,
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
@@ -141,27 +163,41 @@ def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Compariso
 
 
 def _at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
-    """Each family against the first of its own penalty, under every weight that both have; steered arms have none of their own."""
+    """Each family against the first of its own penalty, under every weight that both have; steered arms have
+    none of their own."""
     arms = [(i, a) for i, a in enumerate(table.reports[0].arms) if a.target_kl is None]
     firsts = {a.penalty: a.family for _, a in reversed(arms)}
     pairs = [
         (i, j)
         for i, a in arms
         for j, b in arms
-        if (a.penalty, a.beta) == (b.penalty, b.beta) and b.family == firsts[a.penalty] and a.family != b.family
+        if (a.penalty, a.beta) == (b.penalty, b.beta)
+        and b.family == firsts[a.penalty]
+        and a.family != b.family
     ]
     return _pairwise(table, metrics, pairs, at_beta=True)
 
 
-def _pairwise(table: Table, metrics: Mapping[str, Doubles], pairs: Sequence[tuple[int, int]], *, at_beta: bool) -> tuple[Comparison, ...]:
+def _pairwise(
+    table: Table, metrics: Mapping[str, Doubles], pairs: Sequence[tuple[int, int]], *, at_beta: bool
+) -> tuple[Comparison, ...]:
     """Two arms each, at the KL that each has; those at equal beta go by the names of their families."""
     arms, kl = table.reports[0].arms, table.of(kl_of)
     apart = [table.measured(kl[a] - kl[b]) for a, b in pairs]
-    names, betas = ([a.family for a in arms], [a.beta for a in arms]) if at_beta else (table.arms, [None] * len(arms))
+    names, betas = (
+        ([a.family for a in arms], [a.beta for a in arms]) if at_beta else (table.arms, [None] * len(arms))
+    )
     return _comparisons(
         table,
         [
-            _Gap(metric, names[a], names[b], table.draws(values[a] - values[b]), at_beta=betas[a], kl_difference=kls)
+            _Gap(
+                metric,
+                names[a],
+                names[b],
+                table.draws(values[a] - values[b]),
+                at_beta=betas[a],
+                kl_difference=kls,
+            )
             for metric, values in metrics.items()
             for (a, b), kls in zip(pairs, apart, strict=True)
         ],

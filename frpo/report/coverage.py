@@ -47,7 +47,11 @@ class Coverage(Record):
 
 def coverage_of(table: Table, arm: str) -> Coverage | None:
     """On the focus task; None where not every seed of the arm was certified."""
-    runs = [found for r in table.reports if (found := next((x for x in r.robustness if (x.arm, x.task) == (arm, table.focus)), None))]
+    runs = [
+        found
+        for r in table.reports
+        if (found := next((x for x in r.robustness if (x.arm, x.task) == (arm, table.focus)), None))
+    ]
     if len(runs) < len(table.reports):
         return None
 
@@ -60,12 +64,16 @@ def coverage_of(table: Table, arm: str) -> Coverage | None:
 
     policies = [
         PolicyOverSeeds(
-            name=ps[0].name, attack=ps[0].attack, step=ps[0].step, kl=over_seeds(p.kl.mean for p in ps),
-            reward=over_seeds(p.reward.mean for p in ps), certified=over_seeds(p.certified for p in ps),
+            name=ps[0].name,
+            attack=ps[0].attack,
+            step=ps[0].step,
+            kl=over_seeds(p.kl.mean for p in ps),
+            reward=over_seeds(p.reward.mean for p in ps),
+            certified=over_seeds(p.certified for p in ps),
             plug_in=over_seeds(p.plug_in for p in ps),
         )
         for ps in zip(*(r.points for r in runs), strict=True)
-    ]  # fmt: skip
+    ]
     return Coverage(
         radii=runs[0].radii,
         certified=tuple(np.mean([r.certified for r in runs], axis=0)),

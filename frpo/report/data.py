@@ -16,7 +16,19 @@ from frpo.metrics import read_steps
 from frpo.outline import KINDS
 from frpo.records import Z95, Evaluation, StageResult
 from frpo.report.robustness import robustness, sentences
-from frpo.report.schema import Arm, Benchmarks, Comparison, Completion, Downstream, Kept, Prompt, Report, Training, reward_of, task_of
+from frpo.report.schema import (
+    Arm,
+    Benchmarks,
+    Comparison,
+    Completion,
+    Downstream,
+    Kept,
+    Prompt,
+    Report,
+    Training,
+    reward_of,
+    task_of,
+)
 from frpo.rows import read_rows
 from frpo.sources import Overlap
 from frpo.types import StepMetrics
@@ -28,16 +40,21 @@ MANY_ARMS = 4
 
 
 def collect(folder: Path) -> Report:
-    """Read the configuration, metrics and stage results of a run. Raises ConfigError for files that are torn."""
+    """Read the configuration, metrics and stage results of a run. Raises ConfigError for files that are
+    torn."""
     text = (folder / "config.yaml").read_text()
     config = tree.parse(text, f"report: {folder / 'config.yaml'}")
     if not isinstance(config, dict) or "arms" not in config:
-        raise ConfigError(f"report: {folder / 'config.yaml'} is no configuration of a run; `frpo run` writes it again")
+        raise ConfigError(
+            f"report: {folder / 'config.yaml'} is no configuration of a run; `frpo run` writes it again"
+        )
     results = {r.stage: r for r in map(_result, _results(folder))}
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
     tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
     finetunes = [d["name"] for d in config["downstream"]]
-    arms = tuple(_arm(a, config, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results)
+    arms = tuple(
+        _arm(a, config, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results
+    )
     runs = tuple(
         Downstream(arm=a.name, task=d["name"], evaluations=results[stage].evaluations)
         for a in arms
@@ -52,7 +69,12 @@ def collect(folder: Path) -> Report:
     return Report(
         name=config["name"],
         seed=config["seed"],
-        headline=(*_headline(arms, comparisons, focus), *sentences(robust, focus), *_shared(folder), _caution(config["seed"])),
+        headline=(
+            *_headline(arms, comparisons, focus),
+            *sentences(robust, focus),
+            *_shared(folder),
+            _caution(config["seed"]),
+        ),
         warnings=tuple(_warnings(folder, config["rollout"]["max_new_tokens"])),
         focus=focus,
         tasks=tuple(tasks),
@@ -84,10 +106,15 @@ def _warnings(folder: Path, max_new_tokens: int) -> Iterator[str]:
             yield f"{stage} {text}"
 
 
-def _benchmarks(results: dict[str, StageResult], arms: tuple[Arm, ...], finetunes: list[str]) -> Iterator[Benchmarks]:
+def _benchmarks(
+    results: dict[str, StageResult], arms: tuple[Arm, ...], finetunes: list[str]
+) -> Iterator[Benchmarks]:
     """Every policy in the order that it came to be."""
     for owner in ("base", *(a.name for a in arms)):
-        for stage, name in ((f"harness/{owner}", owner), *((f"harness/{owner}/{f}", f"{owner} after {f}") for f in finetunes)):
+        for stage, name in (
+            (f"harness/{owner}", owner),
+            *((f"harness/{owner}/{f}", f"{owner} after {f}") for f in finetunes),
+        ):
             if stage in results:
                 yield Benchmarks(policy=name, scores=results[stage].scores)
 
@@ -102,10 +129,19 @@ def _result(file: Path) -> StageResult:
     try:
         return StageResult.model_validate_json(file.read_text())
     except ValueError as error:
-        raise ConfigError(f"report: {file} is no result of a stage ({str(error).splitlines()[0]}); `frpo run` makes it again") from None
+        raise ConfigError(
+            f"report: {file} is no result of a stage ({str(error).splitlines()[0]}); `frpo run` makes it "
+            "again"
+        ) from None
 
 
-def _arm(arm: dict[str, Any], config: dict[str, Any], results: dict[str, StageResult], tasks: list[str], finetunes: list[str]) -> Arm:
+def _arm(
+    arm: dict[str, Any],
+    config: dict[str, Any],
+    results: dict[str, StageResult],
+    tasks: list[str],
+    finetunes: list[str],
+) -> Arm:
     name = str(arm["name"])
     result = results[f"rlhf/{name}"]
     assert result.arm is not None
@@ -122,13 +158,22 @@ def _arm(arm: dict[str, Any], config: dict[str, Any], results: dict[str, StageRe
     settings, family = (f"{words}{unlike}" for words in settings_of(objective))
     lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
-        name=name, settings=settings, family=family, penalty=str(objective["penalty"]), beta=float(objective["beta"]),
-        target_kl=objective["target_kl"], lam=lam, evaluation=start, summary=result.arm, kept=kept,
-    )  # fmt: skip
+        name=name,
+        settings=settings,
+        family=family,
+        penalty=str(objective["penalty"]),
+        beta=float(objective["beta"]),
+        target_kl=objective["target_kl"],
+        lam=lam,
+        evaluation=start,
+        summary=result.arm,
+        kept=kept,
+    )
 
 
 def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """What an arm has otherwise than the run, beyond method and penalty: arms that differ in it stand on curves of their own."""
+    """What an arm has otherwise than the run, beyond method and penalty: arms that differ in it stand on
+    curves of their own."""
     for section in ("objective", "learner"):
         for field, value in arm[section].items():
             if field not in NAMED and value != config[section][field]:
@@ -146,7 +191,11 @@ def settings_of(objective: dict[str, Any]) -> tuple[str, str]:
     family = f"{words}, {objective['penalty']}"
     if objective["target_kl"]:
         return f"{family} steered to KL {objective['target_kl']}", family
-    return (f"{words}, β {objective['beta']} {objective['penalty']}" if objective["beta"] else f"{words}, no penalty"), family
+    return (
+        f"{words}, β {objective['beta']} {objective['penalty']}"
+        if objective["beta"]
+        else f"{words}, no penalty"
+    ), family
 
 
 def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
@@ -156,7 +205,8 @@ def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
 
 
 def rivals(penalties: Sequence[str]) -> list[tuple[int, int]]:
-    """Which arms are compared, (a, b): each with the first of its own penalty, and that one with the first of all."""
+    """Which arms are compared, (a, b): each with the first of its own penalty, and that one with the first of
+    all."""
     return [(a, penalties.index(p) if penalties.index(p) < a else 0) for a, p in enumerate(penalties) if a]
 
 
@@ -172,39 +222,66 @@ def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]
                     kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
                     found.append(
                         Comparison(
-                            downstream=ka.downstream, task=ka.task, a=a.name, b=b.name, difference=difference,
-                            lo=None if half is None else difference - half, hi=None if half is None else difference + half,
-                            kl_a=kl_a.mean if kl_a else None, kl_b=kl_b.mean if kl_b else None,
+                            downstream=ka.downstream,
+                            task=ka.task,
+                            a=a.name,
+                            b=b.name,
+                            difference=difference,
+                            lo=None if half is None else difference - half,
+                            hi=None if half is None else difference + half,
+                            kl_a=kl_a.mean if kl_a else None,
+                            kl_b=kl_b.mean if kl_b else None,
                         )
-                    )  # fmt: skip
+                    )
     return tuple(found)
 
 
 def _half(a: Kept, b: Kept) -> float | None:
-    """Of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts. None for fewer than two."""
+    """Of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts. None for
+    fewer than two."""
     gaps = [x - y for x, y in zip(a.per_prompt, b.per_prompt, strict=True) if x is not None and y is not None]
     return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
 
 
-def _headline(arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None) -> tuple[str, ...]:
+def _headline(
+    arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None
+) -> tuple[str, ...]:
     if not comparisons or focus is None:
-        done = ", ".join(f"{a.name} {k.mean:.2f}" for a in arms if (k := reward_of(a.evaluation, focus or "")))
-        return (f"{len(arms)} arm{'s' * (len(arms) != 1)} trained; nothing to compare after a downstream task yet. {done}".strip(),)
+        done = ", ".join(
+            f"{a.name} {k.mean:.2f}" for a in arms if (k := reward_of(a.evaluation, focus or ""))
+        )
+        return (
+            f"{len(arms)} arm{'s' * (len(arms) != 1)} trained; nothing to compare after a downstream task yet. {done}".strip(),
+        )
     worst = max({c.downstream for c in comparisons}, key=lambda d: _lost(arms, d, focus))
     words = []
     kept = {a.name: k for a in arms for k in a.kept if (k.downstream, k.task) == (worst, focus)}
     most = max(k.after.mean for k in kept.values())
     best = [n for n, k in kept.items() if most - k.after.mean < 0.005]
-    who = f"{best[0]} kept the most reward" if len(best) == 1 else f"{' and '.join(best)} kept equally much reward"
+    who = (
+        f"{best[0]} kept the most reward"
+        if len(best) == 1
+        else f"{' and '.join(best)} kept equally much reward"
+    )
     order = sorted(kept, key=lambda n: -kept[n].after.mean)
     told = [n for n in kept if len(kept) <= MANY_ARMS or n in (*order[:2], order[-1], arms[0].name)]
     each = "; ".join(f"{n} kept {kept[n].after.mean:.2f} of {kept[n].before.mean:.2f}" for n in told)
-    words.append(f"After {worst}, {who} on {focus} prompts: {each}{'' if told == list(kept) else f' ({len(kept)} arms)'}.")
+    words.append(
+        f"After {worst}, {who} on {focus} prompts: "
+        f"{each}{'' if told == list(kept) else f' ({len(kept)} arms)'}."
+    )
     for c in comparisons:
         if c.downstream == worst and c.a in told:
             words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, {_said(c)}.")
-    kls = "; ".join(f"{a.name} {a.evaluation.kl_reference.mean:.2f}" for a in arms if a.evaluation.kl_reference and a.name in told)
-    words.append(f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is about equal.")
+    kls = "; ".join(
+        f"{a.name} {a.evaluation.kl_reference.mean:.2f}"
+        for a in arms
+        if a.evaluation.kl_reference and a.name in told
+    )
+    words.append(
+        f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is "
+        "about equal."
+    )
     return tuple(words)
 
 
@@ -227,7 +304,12 @@ def _shared(folder: Path) -> Iterator[str]:
 
 
 def _lost(arms: tuple[Arm, ...], downstream: str, task: str) -> float:
-    return sum(k.before.mean - k.after.mean for a in arms for k in a.kept if (k.downstream, k.task) == (downstream, task))
+    return sum(
+        k.before.mean - k.after.mean
+        for a in arms
+        for k in a.kept
+        if (k.downstream, k.task) == (downstream, task)
+    )
 
 
 def _training(arm: str, rows: list[StepMetrics]) -> Training:
@@ -242,7 +324,9 @@ def _training(arm: str, rows: list[StepMetrics]) -> Training:
     )
 
 
-def _prompts(base: Evaluation | None, arms: tuple[Arm, ...], runs: tuple[Downstream, ...]) -> tuple[Prompt, ...]:
+def _prompts(
+    base: Evaluation | None, arms: tuple[Arm, ...], runs: tuple[Downstream, ...]
+) -> tuple[Prompt, ...]:
     """The same held-out prompts, answered by every policy."""
     policies = [("base", base)] if base else []
     for arm in arms:
@@ -251,5 +335,7 @@ def _prompts(base: Evaluation | None, arms: tuple[Arm, ...], runs: tuple[Downstr
     rows: dict[tuple[str, str], list[Completion]] = {}
     for name, evaluation in policies:
         for s in evaluation.samples if evaluation else ():
-            rows.setdefault((s.task, s.prompt), []).append(Completion(policy=name, completion=s.completion, reward=s.reward))
+            rows.setdefault((s.task, s.prompt), []).append(
+                Completion(policy=name, completion=s.completion, reward=s.reward)
+            )
     return tuple(Prompt(task=t, prompt=p, completions=tuple(c)) for (t, p), c in rows.items())

@@ -31,16 +31,24 @@ def difference(value: Interval | None) -> str:
 
 
 def _environment() -> Environment:
-    found = Environment(loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found = Environment(
+        loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     found.filters.update(number=number, estimate=estimate, level=level, difference=difference)
     return found
 
 
 def render(report: Report) -> str:
-    drawings = {name: getattr(plots, name)(report) for name in ("downstream", "certificate", "plane", "training", "phases")}
+    drawings = {
+        name: getattr(plots, name)(report)
+        for name in ("downstream", "certificate", "plane", "training", "phases")
+    }
     return _environment().get_template("page.html.j2").render(r=report, svg=drawings, reward_of=reward_of)
 
 
 def render_sweep(sweep: Sweep) -> str:
-    drawings = {name: getattr(sweep_plots, name)(sweep) for name in ("trade_off", "differences", "over_lam", "coverage")}
+    drawings = {
+        name: getattr(sweep_plots, name)(sweep)
+        for name in ("trade_off", "differences", "over_lam", "coverage")
+    }
     return _environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)

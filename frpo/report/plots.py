@@ -1,4 +1,5 @@
-"""Plots of the report as inline SVG. Text stays text, colours are CSS variables, so one drawing serves light and dark."""
+"""Plots of the report as inline SVG. Text stays text, colours are CSS variables, so one drawing serves light
+and dark."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ def panels(count: int, *, columns: int, width: float, height: float) -> tuple[Fi
     """`count` panels with common axes, at most `columns` a row; width and height of one in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True, sharey=True)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True, sharey=True
+    )
     for spare in grid.flat[count:]:
         spare.set_visible(False)
     return figure, grid
@@ -93,23 +96,34 @@ def panels(count: int, *, columns: int, width: float, height: float) -> tuple[Fi
 def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels)))
+        axes.figure.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels))
+        )
 
 
 def downstream(report: Report) -> str:
-    """Reward of each rlhf task through each downstream fine-tune, an arm a curve, band = 95 % over prompts."""
+    """Reward of each rlhf task through each downstream fine-tune, an arm a curve, band = 95 % over
+    prompts."""
     finetunes = sorted({d.task for d in report.downstream})
     if not finetunes or not report.tasks:
         return ""
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            len(report.tasks), len(finetunes), figsize=(4.1 * len(finetunes), 2.7 * len(report.tasks)), squeeze=False, sharey=True
+            len(report.tasks),
+            len(finetunes),
+            figsize=(4.1 * len(finetunes), 2.7 * len(report.tasks)),
+            squeeze=False,
+            sharey=True,
         )
         for row, task in zip(grid, report.tasks, strict=True):
             for axes, finetune in zip(row, finetunes, strict=True):
                 for i, arm in enumerate(report.arms):
-                    run = next((d for d in report.downstream if (d.arm, d.task) == (arm.name, finetune)), None)
-                    points = [(e.step, r) for e in run.evaluations if (r := reward_of(e, task))] if run else []
+                    run = next(
+                        (d for d in report.downstream if (d.arm, d.task) == (arm.name, finetune)), None
+                    )
+                    points = (
+                        [(e.step, r) for e in run.evaluations if (r := reward_of(e, task))] if run else []
+                    )
                     x, y = [s for s, _ in points], [r.mean for _, r in points]
                     low, high = ([r.mean + sign * (r.half or 0.0) for _, r in points] for sign in (-1, 1))
                     axes.plot(x, y, color=colour(i), marker=MARKERS[i % 8], markersize=5, label=arm.name)
@@ -136,10 +150,23 @@ def plane(report: Report) -> str:
             start, reward = arm.evaluation.kl_reference, reward_of(arm.evaluation, report.focus)
             if start and reward:
                 axes.scatter(
-                    [start.mean], [reward.mean], color=colour(i), s=70, marker=MARKERS[i % 8], label=f"{arm.name}, before", zorder=3
+                    [start.mean],
+                    [reward.mean],
+                    color=colour(i),
+                    s=70,
+                    marker=MARKERS[i % 8],
+                    label=f"{arm.name}, before",
+                    zorder=3,
                 )
         if report.zero_line is not None:
-            axes.axvspan(-report.zero_line, report.zero_line, color="grey", alpha=0.3, linewidth=0.8, label="a policy against itself")
+            axes.axvspan(
+                -report.zero_line,
+                report.zero_line,
+                color="grey",
+                alpha=0.3,
+                linewidth=0.8,
+                label="a policy against itself",
+            )
         axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {report.focus} prompts")
         figure.tight_layout()
         legend(axes)
@@ -147,7 +174,8 @@ def plane(report: Report) -> str:
 
 
 def certificate(report: Report) -> str:
-    """Reward over KL(Q || the arm's policy) on the focus task, an arm a panel: certified, plug-in, fine-tunes, attacks."""
+    """Reward over KL(Q || the arm's policy) on the focus task, an arm a panel: certified, plug-in,
+    fine-tunes, attacks."""
     mine = [r for r in report.robustness if r.task == report.focus]
     if not mine:
         return ""
@@ -156,21 +184,37 @@ def certificate(report: Report) -> str:
         for i, (axes, r) in enumerate(zip(grid.flat, mine, strict=False)):
             names = [a.name for a in report.arms]
             own = colour(names.index(r.arm))
-            axes.plot(r.radii, r.plug_in, color=own, linewidth=1.2, linestyle="--", label="plug-in estimate" if i == 0 else None)
+            axes.plot(
+                r.radii,
+                r.plug_in,
+                color=own,
+                linewidth=1.2,
+                linestyle="--",
+                label="plug-in estimate" if i == 0 else None,
+            )
             axes.fill_between(r.radii, r.lo, r.hi, color=own, alpha=0.15, linewidth=0)
             axes.plot(r.radii, r.certified, color=own, label="certified" if i == 0 else None)
             for attack, marker, label in KINDS[: 1 + any(p.attack for r in mine for p in r.points)]:
                 points = [p for p in r.points if p.attack == attack and p.kl.mean <= 1.1 * r.radii[-1]]
                 axes.errorbar(
-                    [p.kl.mean for p in points], [p.reward.mean for p in points], xerr=[p.kl.half or 0.0 for p in points],
-                    yerr=[p.reward.half or 0.0 for p in points], color=own, marker=marker, markersize=6, linestyle="none", elinewidth=0.7,
+                    [p.kl.mean for p in points],
+                    [p.reward.mean for p in points],
+                    xerr=[p.kl.half or 0.0 for p in points],
+                    yerr=[p.reward.half or 0.0 for p in points],
+                    color=own,
+                    marker=marker,
+                    markersize=6,
+                    linestyle="none",
+                    elinewidth=0.7,
                     label=label if i == 0 else None,
-                )  # fmt: skip
+                )
             beyond = sum(p.kl.mean > 1.1 * r.radii[-1] for p in r.points)
             if r.radius is not None:
                 axes.axvline(r.radius, color=GRID, linewidth=1.4)
             title = r.arm if r.radius is None else f"{r.arm}, trained for {r.radius:.2f} nats"
-            axes.set(title=title + (f" ({beyond} further out)" if beyond else ""), xlim=(0, 1.1 * r.radii[-1]))
+            axes.set(
+                title=title + (f" ({beyond} further out)" if beyond else ""), xlim=(0, 1.1 * r.radii[-1])
+            )
         for axes in grid[-1]:
             axes.set_xlabel("KL(Q || policy), nats per completion")
         for row in grid:
@@ -185,11 +229,15 @@ def certificates(found: Sequence[Certificate], file: Path) -> None:
     with plt.rc_context(PAPER):
         figure, grid = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
         for axes, c in zip(grid[0], found, strict=True):
-            axes.plot(c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate")
+            axes.plot(
+                c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate"
+            )
             axes.fill_between(c.radii, c.lo, c.hi, color=colour(0), alpha=0.15, linewidth=0)
             axes.plot(c.radii, c.certified, color=colour(0), label=f"certified, {c.confidence:.0%}")
             axes.set(
-                title=f"{c.task}: {len(c.rewards)} prompts x {len(c.rewards[0])}", xlabel="KL radius, nats per completion", ylabel="reward"
+                title=f"{c.task}: {len(c.rewards)} prompts x {len(c.rewards[0])}",
+                xlabel="KL radius, nats per completion",
+                ylabel="reward",
             )
             axes.legend()
         figure.tight_layout()
@@ -199,12 +247,19 @@ def certificates(found: Sequence[Certificate], file: Path) -> None:
 
 def training(report: Report) -> str:
     """Reward, KL, entropy and length over the steps of the rlhf stage."""
-    names = (("reward", "reward"), ("kl", "KL to reference, nats"), ("entropy", "entropy, nats"), ("length", "length, tokens"))
+    names = (
+        ("reward", "reward"),
+        ("kl", "KL to reference, nats"),
+        ("entropy", "entropy, nats"),
+        ("length", "length, tokens"),
+    )
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(2, 2, figsize=(8.2, 4.8))
         for axes, (name, title) in zip(grid.flat, names, strict=True):
             for i, curve in enumerate(report.training):
-                pairs = [(s, v) for s, v in zip(curve.steps, getattr(curve, name), strict=True) if v is not None]
+                pairs = [
+                    (s, v) for s, v in zip(curve.steps, getattr(curve, name), strict=True) if v is not None
+                ]
                 values = _smooth([v for _, v in pairs])
                 axes.plot([s for s, _ in pairs], values, color=colour(i), label=curve.arm, linewidth=1.6)
             axes.set(title=title)
@@ -217,7 +272,10 @@ def training(report: Report) -> str:
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
     """Trailing mean over `width` steps."""
-    return [sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
+        for i in range(len(values))
+    ]
 
 
 def phases(report: Report) -> str:
@@ -227,8 +285,12 @@ def phases(report: Report) -> str:
         figure, axes = plt.subplots(figsize=(7.2, 0.55 * len(report.arms) + 1.1))
         left = [0.0] * len(report.arms)
         for i, name in enumerate(names):
-            widths = [a.summary.phase_seconds.get(name, 0.0) / max(1, a.summary.num_steps) for a in report.arms]
-            axes.barh([a.name for a in report.arms], widths, left=left, color=colour(i), label=name, height=0.6)
+            widths = [
+                a.summary.phase_seconds.get(name, 0.0) / max(1, a.summary.num_steps) for a in report.arms
+            ]
+            axes.barh(
+                [a.name for a in report.arms], widths, left=left, color=colour(i), label=name, height=0.6
+            )
             left = [x + w for x, w in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

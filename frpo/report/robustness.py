@@ -87,31 +87,50 @@ def _of_task(arm: str, found: Certificate, measured: list[tuple[str, bool, Evalu
         kl, reward = task.kl_policy, task.reward
         points.append(
             Measured(
-                name=f"attack {name}" if attack else name, attack=attack, step=evaluation.step, kl=kl, reward=reward,
+                name=f"attack {name}" if attack else name,
+                attack=attack,
+                step=evaluation.step,
+                kl=kl,
+                reward=reward,
                 inside=None if found.radius is None else kl.mean <= found.radius,
-                certified=_certified(found, rewards, kl), plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
+                certified=_certified(found, rewards, kl),
+                plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
                 below=_below(found, rewards, kl, reward),
             )
-        )  # fmt: skip
+        )
     return Robustness(
-        arm=arm, task=found.task, radius=found.radius, floor=found.floor, confidence=found.confidence, num_prompts=rewards.shape[0],
-        num_completions=rewards.shape[1], radii=found.radii, plug_in=found.plug_in, lo=found.lo, hi=found.hi, certified=found.certified,
+        arm=arm,
+        task=found.task,
+        radius=found.radius,
+        floor=found.floor,
+        confidence=found.confidence,
+        num_prompts=rewards.shape[0],
+        num_completions=rewards.shape[1],
+        radii=found.radii,
+        plug_in=found.plug_in,
+        lo=found.lo,
+        hi=found.hi,
+        certified=found.certified,
         points=tuple(points),
-    )  # fmt: skip
+    )
 
 
 def _certified(found: Certificate, rewards: NDArray[np.float64], kl: Estimate) -> float:
     """At the upper 95 % limit of a KL: the floor where a single prompt gives no limit."""
     if kl.half is None:
         return found.floor
-    return reward_lower_bound(rewards, max(0.0, kl.mean + kl.half), floor=found.floor, confidence=found.confidence)
+    return reward_lower_bound(
+        rewards, max(0.0, kl.mean + kl.half), floor=found.floor, confidence=found.confidence
+    )
 
 
 def _below(found: Certificate, rewards: NDArray[np.float64], kl: Estimate, reward: Estimate) -> bool:
     """Whether a policy violates the certificate: a single prompt proves nothing."""
     if kl.se is None or reward.se is None:
         return False
-    return violates(Point(kl.mean, kl.se, reward.mean, reward.se), rewards, floor=found.floor, confidence=found.confidence)
+    return violates(
+        Point(kl.mean, kl.se, reward.mean, reward.se), rewards, floor=found.floor, confidence=found.confidence
+    )
 
 
 def sentences(found: tuple[Robustness, ...], task: str | None) -> tuple[str, ...]:
@@ -123,11 +142,20 @@ def sentences(found: tuple[Robustness, ...], task: str | None) -> tuple[str, ...
     floors = "; ".join(f"{r.arm} {r.certified[at]:.2f} (plug-in {r.plug_in[at]:.2f})" for r in mine)
     words = [f"Certified reward on {task} prompts within {mine[0].radii[at]:g} nats, 95 %: {floors}."]
     coverage = "; ".join(
-        f"{r.arm} {r.num_inside} of {len(r.fine_tunes)} within its {r.radius:.2f} nats" for r in mine if r.radius is not None
+        f"{r.arm} {r.num_inside} of {len(r.fine_tunes)} within its {r.radius:.2f} nats"
+        for r in mine
+        if r.radius is not None
     )
     below = sum(r.num_below for r in mine)
     total = sum(len(r.points) for r in mine)
     if total:
-        said = f"{below} of {total} measured policies lie" if below != 1 else f"1 of {total} measured policies lies"
-        words.append(f"{'Coverage: ' + coverage + '. ' if coverage else ''}{said} below what was certified at their own KL.")
+        said = (
+            f"{below} of {total} measured policies lie"
+            if below != 1
+            else f"1 of {total} measured policies lies"
+        )
+        words.append(
+            f"{'Coverage: ' + coverage + '. ' if coverage else ''}{said} below what was certified at their "
+            "own KL."
+        )
     return tuple(words)

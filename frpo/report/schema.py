@@ -65,7 +65,8 @@ class Training(Record):
 
 
 class Comparison(Record):
-    """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %, one seed)."""
+    """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %,
+    one seed)."""
 
     downstream: str
     task: str
@@ -107,7 +108,8 @@ class Report(Record):
     downstream: tuple[Downstream, ...]
     comparisons: tuple[Comparison, ...]
     zero_line: float | None
-    """Largest KL, nats, of an arm's policy measured against itself, where a fine-tune of it begins: what is nearer to 0 is no distance."""
+    """Largest KL, nats, of an arm's policy measured against itself, where a fine-tune of it begins: what is
+    nearer to 0 is no distance."""
     robustness: tuple[Robustness, ...]
     """Certificate and measured policies of each arm and task; empty without a certify stage."""
     benchmarks: tuple[Benchmarks, ...]

@@ -1,4 +1,5 @@
-"""Many runs side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms are paired by both."""
+"""Many runs side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms
+are paired by both."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class ArmOverSeeds(Record):
     seconds: float
     """Of its rlhf stage, mean over seeds."""
     kl: Interval | None
-    """To the reference before downstream, nats per completion; None without held-out prompts of a trained task."""
+    """To the reference before downstream, nats per completion; None without held-out prompts of a trained
+    task."""
     before: Interval | None
     """Reward on the focus task."""
     others: Interval | None
@@ -56,31 +58,56 @@ class Sweep(Record):
 
 
 def gather(folders: Sequence[Path]) -> Sweep:
-    """Compare runs and sweeps: what differs in its seed is averaged, what differs in its name stands side by side.
+    """Compare runs and sweeps: what differs in its seed is averaged, what differs in its name stands side by
+    side.
 
     Arms are named run/arm where the runs have several names; only seeds that all of them have are used.
     Raises ConfigError where nothing can be compared.
     """
-    runs = [r for f in folders for r in ([f] if (f / "config.yaml").is_file() else sorted(p.parent for p in f.glob("seed-*/report.json")))]
+    runs = [
+        r
+        for f in folders
+        for r in (
+            [f] if (f / "config.yaml").is_file() else sorted(p.parent for p in f.glob("seed-*/report.json"))
+        )
+    ]
     if not runs:
-        raise ConfigError(f"report: {', '.join(map(str, folders))} holds no finished run; give run folders, or the folder of a sweep")
+        raise ConfigError(
+            f"report: {', '.join(map(str, folders))} holds no finished run; give run folders, or the folder "
+            "of a sweep"
+        )
     by_seed: dict[int, list[Report]] = {}
     for report in map(collect, runs):
         by_seed.setdefault(report.seed, []).append(report)
     names = {r.name for found in by_seed.values() for r in found}
-    whole = {seed: found for seed, found in sorted(by_seed.items()) if sorted(r.name for r in found) == sorted(names)}
+    whole = {
+        seed: found
+        for seed, found in sorted(by_seed.items())
+        if sorted(r.name for r in found) == sorted(names)
+    }
     if not whole:
-        raise ConfigError(f"report: no seed was run once under each of the names {sorted(names)}; their seeds are {sorted(by_seed)}")
+        raise ConfigError(
+            f"report: no seed was run once under each of the names {sorted(names)}; their seeds are "
+            f"{sorted(by_seed)}"
+        )
     reports = [merged(found) for found in whole.values()]
     if len({tuple(a.name for a in r.arms) for r in reports}) > 1:
-        raise ConfigError("report: seeds of one name have different arms; give runs of one recipe, or give each recipe its own name")
+        raise ConfigError(
+            "report: seeds of one name have different arms; give runs of one recipe, or give each recipe its "
+            "own name"
+        )
     focuses = [r.focus for r in reports if r.focus]
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else reports[0].tasks[0]
     table = Table(reports, focus)
     comparisons = compare(table)
     headline = _headline(table, comparisons)
     return Sweep(
-        study=" + ".join(sorted(names)), seeds=tuple(whole), focus=focus, headline=headline, arms=_arms(table), comparisons=comparisons
+        study=" + ".join(sorted(names)),
+        seeds=tuple(whole),
+        focus=focus,
+        headline=headline,
+        arms=_arms(table),
+        comparisons=comparisons,
     )
 
 
@@ -95,8 +122,12 @@ def merged(reports: Sequence[Report]) -> Report:
     return reports[0].model_copy(
         update={
             "arms": tuple(a.model_copy(update={"name": named(r, a.name)}) for r in reports for a in r.arms),
-            "downstream": tuple(d.model_copy(update={"arm": named(r, d.arm)}) for r in reports for d in r.downstream),
-            "robustness": tuple(x.model_copy(update={"arm": named(r, x.arm)}) for r in reports for x in r.robustness),
+            "downstream": tuple(
+                d.model_copy(update={"arm": named(r, d.arm)}) for r in reports for d in r.downstream
+            ),
+            "robustness": tuple(
+                x.model_copy(update={"arm": named(r, x.arm)}) for r in reports for x in r.robustness
+            ),
             "tasks": tuple(t for t in reports[0].tasks if all(t in r.tasks for r in reports)),
         }
     )
@@ -123,40 +154,64 @@ def _arms(table: Table) -> tuple[ArmOverSeeds, ...]:
         arm = table.reports[0].arms[i]
         found.append(
             ArmOverSeeds(
-                arm=name, family=arm.family, settings=arm.settings, penalty=arm.penalty, beta=arm.beta, lam=arm.lam,
-                num_seeds=len(table.reports), num_steps=arm.summary.num_steps,
+                arm=name,
+                family=arm.family,
+                settings=arm.settings,
+                penalty=arm.penalty,
+                beta=arm.beta,
+                lam=arm.lam,
+                num_seeds=len(table.reports),
+                num_steps=arm.summary.num_steps,
                 seconds=float(np.mean([r.arms[i].summary.seconds for r in table.reports])),
-                kl=table.measured(kl[i]), before=table.measured(before[i]), others=table.measured(other[i]),
-                kept=kept[i], others_kept=others_kept[i] if others else {}, score=score[i] if untrained else {},
-                certified=table.measured(certified[i]), coverage=coverage_of(table, name),
+                kl=table.measured(kl[i]),
+                before=table.measured(before[i]),
+                others=table.measured(other[i]),
+                kept=kept[i],
+                others_kept=others_kept[i] if others else {},
+                score=score[i] if untrained else {},
+                certified=table.measured(certified[i]),
+                coverage=coverage_of(table, name),
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
 def _headline(table: Table, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that cost most."""
+    """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that
+    cost most."""
     kept = [c for c in comparisons if c.metric.startswith("kept ")]
     rows = [c for c in kept if c.matched_by == "kl"] or [c for c in kept if c.matched_by == "steps"]
-    harshest = min(table.finetunes, key=lambda f: float(table.of(kept_after(f, table.focus)).mean()), default=None)
+    harshest = min(
+        table.finetunes, key=lambda f: float(table.of(kept_after(f, table.focus)).mean()), default=None
+    )
     words = []
     if rows:
-        where = "at equal KL to the reference" if rows[0].matched_by == "kl" else "whatever their KL to the reference"
+        where = (
+            "at equal KL to the reference"
+            if rows[0].matched_by == "kl"
+            else "whatever their KL to the reference"
+        )
         more, less, open_ = (sum(r.verdict == v for r in rows) for v in (1, -1, 0))
         words.append(
-            f"Against {' and '.join(dict.fromkeys(r.b for r in rows))}, {where}: of {len(rows)} comparisons of kept reward, {more} show more and {less} less; in {open_} the "
+            f"Against {' and '.join(dict.fromkeys(r.b for r in rows))}, {where}: of {len(rows)} comparisons "
+            f"of kept reward, {more} show more and {less} less; in {open_} the "
             "interval, corrected for their number, contains 0."
         )
     several = len({r.b for r in rows}) > 1
     for a, b in dict.fromkeys((r.a, r.b) for r in rows):
         mine = [r for r in rows if (r.a, r.metric) == (a, f"kept after {harshest}")]
         if mine:
-            words.append(f"{a}{f' against {b}' if several else ''}, after {harshest}: {'; '.join(map(_said, mine))}.")
-        beside = [c for c in kept if (c.matched_by, c.a, c.b, c.metric) == ("beta", a, b, f"kept after {harshest}")]
+            words.append(
+                f"{a}{f' against {b}' if several else ''}, after {harshest}: {'; '.join(map(_said, mine))}."
+            )
+        beside = [
+            c for c in kept if (c.matched_by, c.a, c.b, c.metric) == ("beta", a, b, f"kept after {harshest}")
+        ]
         if beside:
             words.append(f"The same at equal β, each at its own KL: {'; '.join(map(_said, beside))}.")
     words.append(
-        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over seeds and prompts, arms paired by "
+        f"{len(table.reports)} seeds; reward on {table.focus} prompts; 95 % intervals by bootstrap over "
+        "seeds and prompts, arms paired by "
         "both; * where the corrected interval leaves 0 out."
     )
     if len(table.reports) == 1:

@@ -1,8 +1,9 @@
 """Ready-made rewards: f(prompts, completions, **columns) -> list of float or None. Imports no ML library.
 
-`prompts` and `completions` are lists of strings of one length (on chat rows too: the last user message, and `messages` holds the
-conversation); every column of the data set is a keyword argument that holds a list of that length. None means "does not apply to
-this row"; what cannot be scored raises, or stands in the list as an exception.
+`prompts` and `completions` are lists of strings of one length (on chat rows too: the last user message, and
+`messages` holds the conversation); every column of the data set is a keyword argument that holds a list of
+that length. None means "does not apply to this row"; what cannot be scored raises, or stands in the list as
+an exception.
 """
 
 from __future__ import annotations
@@ -30,25 +31,47 @@ Scores = list[float | None]
 
 
 def _accepts(right: Any, text: str) -> bool:
-    return any(same(text, one) for one in (right if isinstance(right, Sequence) and not isinstance(right, str) else [right]))
+    return any(
+        same(text, one)
+        for one in (right if isinstance(right, Sequence) and not isinstance(right, str) else [right])
+    )
 
 
 @reads_text
-def exact_answer(prompts: list[str], completions: list[str], *, answer: list[Any], partial: list[Any] | None = None, **_: Any) -> Scores:
-    """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without answer. Equal numbers
-    are equal: "51" is 51.0, "1,000" is 1000."""
+def exact_answer(
+    prompts: list[str],
+    completions: list[str],
+    *,
+    answer: list[Any],
+    partial: list[Any] | None = None,
+    **_: Any,
+) -> Scores:
+    """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without
+    answer. Equal numbers are equal: "51" is 51.0, "1,000" is 1000."""
     halves = partial or [()] * len(completions)
     return [
-        None if right is None else 1.0 if _accepts(right, text) else 0.5 if _accepts(half or (), text) else 0.0
+        None
+        if right is None
+        else 1.0
+        if _accepts(right, text)
+        else 0.5
+        if _accepts(half or (), text)
+        else 0.0
         for text, right, half in zip(completions, answer, halves, strict=True)
     ]
 
 
 @reads_text
-def numeric_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
-    """1 when the last number of the completion equals the last number of the column (GSM8K, SVAMP); None without one there."""
+def numeric_answer(
+    prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any
+) -> Scores:
+    """1 when the last number of the completion equals the last number of the column (GSM8K, SVAMP); None
+    without one there."""
     targets = [readings(str(right)) for right in columns[column]]
-    return [float(close(readings(text), target)) if target else None for text, target in zip(completions, targets, strict=True)]
+    return [
+        float(close(readings(text), target)) if target else None
+        for text, target in zip(completions, targets, strict=True)
+    ]
 
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -62,7 +85,11 @@ def value_of(expression: str) -> float | None:
             return float(OPERATIONS[type(node.op)](walk(node.left), walk(node.right)))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -walk(node.operand)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, int | float)
+            and not isinstance(node.value, bool)
+        ):
             return float(node.value)
         raise ValueError(ast.dump(node))
 
@@ -73,8 +100,11 @@ def value_of(expression: str) -> float | None:
 
 
 @reads_text
-def equation_answer(prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any) -> Scores:
-    """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations); None without one there."""
+def equation_answer(
+    prompts: list[str], completions: list[str], *, column: str = "answer", **columns: Any
+) -> Scores:
+    """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations);
+    None without one there."""
     targets = [readings(str(right)) for right in columns[column]]
     found = [value_of(text) for text in completions]
     values = [() if f is None else readings(repr(f)) for f in found]
@@ -82,8 +112,11 @@ def equation_answer(prompts: list[str], completions: list[str], *, column: str =
 
 
 @reads_text
-def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any) -> Scores:
-    """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`; None for a row without answer.
+def boxed_math(
+    prompts: list[str], completions: list[str], *, answer: list[Any], format_weight: float = 0.2, **_: Any
+) -> Scores:
+    """format_weight for exactly one \\boxed answer, the rest when math-verify finds it equal to `answer`;
+    None for a row without answer.
 
     Signal-based time limits are switched off (they need the main thread); the reward's own timeout_s applies.
     """
@@ -101,8 +134,11 @@ def boxed_math(prompts: list[str], completions: list[str], *, answer: list[Any],
 
 
 @reads_text
-def refusal(prompts: list[str], completions: list[str], *, expect: Literal["refuse", "answer"] = "refuse", **_: Any) -> Scores:
-    """expect: refuse = 1 for a refusal; expect: answer = 1 for a completion that says something and is no refusal."""
+def refusal(
+    prompts: list[str], completions: list[str], *, expect: Literal["refuse", "answer"] = "refuse", **_: Any
+) -> Scores:
+    """expect: refuse = 1 for a refusal; expect: answer = 1 for a completion that says something and is no
+    refusal."""
     if expect == "refuse":
         return [float(is_refusal(text)) for text in completions]
     return [float(bool(re.search(r"\w", text)) and not is_refusal(text)) for text in completions]

@@ -1,13 +1,18 @@
-"""How reward functions are called: as TRL, verl and OpenRLHF call theirs, told apart by the names of their parameters.
+"""How reward functions are called: as TRL, verl and OpenRLHF call theirs, told apart by the names of their
+parameters.
 
-TRL:      f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> one value per completion
-verl:     compute_score(data_source, solution_str, ground_truth, extra_info) -> a number, or a dict with "score"
+TRL:      f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> one
+value per completion verl:     compute_score(data_source, solution_str, ground_truth, extra_info) -> a number,
+or a dict with "score"
           compute_score(data_sources, solution_strs, ground_truths, extra_infos) -> a list of either
-OpenRLHF: reward_func(queries, prompts, labels) -> tensor or list, or a dict with "rewards"; one completion at a time
+OpenRLHF: reward_func(queries, prompts, labels) -> tensor or list, or a dict with "rewards"; one completion at
+a time
 
-Always by keyword, and a function without **kwargs gets only what it names. Each may be a plain or an async function, a partial,
-a callable object, or a class, which is made once. https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function,
-https://verl.readthedocs.io/en/latest/preparation/reward_function.html, OpenRLHF/README.md (Reinforced fine-tuning).
+Always by keyword, and a function without **kwargs gets only what it names. Each may be a plain or an async
+function, a partial, a callable object, or a class, which is made once.
+https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function,
+https://verl.readthedocs.io/en/latest/preparation/reward_function.html, OpenRLHF/README.md (Reinforced
+fine-tuning).
 """
 
 from __future__ import annotations
@@ -33,7 +38,16 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 Shape = Literal["trl", "verl", "verl batch", "openrlhf"]
 
-ALWAYS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "messages", "task")
+ALWAYS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "messages",
+    "task",
+)
 """Given to every function of TRL's shape, besides the columns."""
 SOLUTIONS = ("solution_str", "predict_str", "model_output")
 """Names of the completion in verl's own graders."""
@@ -51,12 +65,21 @@ class TrainerState:
     """Updates that the policy had seen."""
 
 
-RUNS_OWN = ("prompts", "completions", "completion_ids", "messages", "queries", "solution_str", "solution_strs")
+RUNS_OWN = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "messages",
+    "queries",
+    "solution_str",
+    "solution_strs",
+)
 """What no argument may stand in for."""
 
 
 def reads_text(function: F) -> F:
-    """Mark a function that reads the text of prompts and completions on chat rows too; `messages` holds the conversations."""
+    """Mark a function that reads the text of prompts and completions on chat rows too; `messages` holds the
+    conversations."""
     function.reads_text = True  # type: ignore[attr-defined]
     return function
 
@@ -86,7 +109,11 @@ def parameters(function: Function) -> Parameters:
     named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     positional = [f"{p.name}, /" for p in found if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
     required = [p.name for p in named if p.default is p.empty]
-    return Parameters(frozenset(p.name for p in named), (*positional, *required), any(p.kind is p.VAR_KEYWORD for p in found))
+    return Parameters(
+        frozenset(p.name for p in named),
+        (*positional, *required),
+        any(p.kind is p.VAR_KEYWORD for p in found),
+    )
 
 
 def shape_of(names: Collection[str]) -> Shape:
@@ -109,7 +136,8 @@ def given_names(shape: Shape, columns: Collection[str]) -> set[str]:
 
 
 def makes_the_function(function: Function, arguments: Mapping[str, Any]) -> bool:
-    """Whether it is no reward function, but makes one of the arguments: a class, or a factory such as TRL's get_..._reward."""
+    """Whether it is no reward function, but makes one of the arguments: a class, or a factory such as TRL's
+    get_..._reward."""
     takes = parameters(function)
     reads = takes.names & {"prompts", "completions", "completion_ids", "queries", *SOLUTIONS, "solution_strs"}
     factory = bool(arguments) and not reads and not takes.rest and set(takes.required) <= set(arguments)
@@ -117,15 +145,21 @@ def makes_the_function(function: Function, arguments: Mapping[str, Any]) -> bool
 
 
 def made(function: Function, arguments: Mapping[str, Any]) -> tuple[Function, dict[str, Any]]:
-    """The function, and the arguments of each call: those that a class or a factory names are given to it, once."""
+    """The function, and the arguments of each call: those that a class or a factory names are given to it,
+    once."""
     if not makes_the_function(function, arguments):
         return function, dict(arguments)
     own = parameters(function).names & set(arguments)
-    return function(**{name: arguments[name] for name in own}), {n: v for n, v in arguments.items() if n not in own}
+    return function(**{name: arguments[name] for name in own}), {
+        n: v for n, v in arguments.items() if n not in own
+    }
 
 
-def check_signature(reward: FunctionReward, columns: Collection[str] | None, field: str, where: str = "a row") -> None:
-    """That a call binds on rows with these columns (None: not known yet). Raises ConfigError naming parameter, function and remedy."""
+def check_signature(
+    reward: FunctionReward, columns: Collection[str] | None, field: str, where: str = "a row"
+) -> None:
+    """That a call binds on rows with these columns (None: not known yet). Raises ConfigError naming
+    parameter, function and remedy."""
     function, arguments = load_function(reward.function, f"{field}.function"), dict(reward.arguments)
     own: frozenset[str] = frozenset()
     if makes_the_function(function, arguments):  # not made here: it may load a model
@@ -133,25 +167,43 @@ def check_signature(reward: FunctionReward, columns: Collection[str] | None, fie
         if not isinstance(function, type):
             return
         if absent := [name for name in parameters(function).required if name not in arguments]:
-            raise ConfigError(f"{field}.function: the class {reward.function} asks for {absent[0]!r}; give it in {field}.arguments")
+            raise ConfigError(
+                f"{field}.function: the class {reward.function} asks for {absent[0]!r}; give it in "
+                f"{field}.arguments"
+            )
         call = next((vars(c)["__call__"] for c in function.__mro__ if "__call__" in vars(c)), None)
         if not inspect.isfunction(call):
-            raise ConfigError(f"{field}.function: instances of the class {reward.function} cannot be called; give it a __call__")
+            raise ConfigError(
+                f"{field}.function: instances of the class {reward.function} cannot be called; give it a "
+                "__call__"
+            )
         function = partial(call, None)  # bound to nobody: for its signature
     takes = parameters(function)
     if not (takes.names or takes.required or takes.rest):
-        raise ConfigError(f"{field}.function: {reward.function} takes nothing by keyword; name what it reads, such as completions")
+        raise ConfigError(
+            f"{field}.function: {reward.function} takes nothing by keyword; name what it reads, such as "
+            "completions"
+        )
     if inspect.isasyncgenfunction(function):
-        raise ConfigError(f"{field}.function: {reward.function} is an async generator, which nothing waits for; return a list instead")
+        raise ConfigError(
+            f"{field}.function: {reward.function} is an async generator, which nothing waits for; return a "
+            "list instead"
+        )
     shape = shape_of(takes.names)
     # a ready-made function lets **_ take columns, never a misspelt argument
-    takes_any = takes.rest and (not hasattr(function, "reads_text") or "columns" in inspect.signature(function).parameters)
+    takes_any = takes.rest and (
+        not hasattr(function, "reads_text") or "columns" in inspect.signature(function).parameters
+    )
     for name in set(arguments) - own:
         if name in RUNS_OWN:
-            raise ConfigError(f"{field}.arguments.{name}: the run itself gives this to {reward.function}; leave it out")
+            raise ConfigError(
+                f"{field}.arguments.{name}: the run itself gives this to {reward.function}; leave it out"
+            )
         if name not in takes.names and not takes_any:
             known = ", ".join(sorted(takes.names - given_names(shape, columns or ()))) or "none"
-            raise ConfigError(f"{field}.arguments.{name}: {reward.function} takes no such argument; it takes: {known}")
+            raise ConfigError(
+                f"{field}.arguments.{name}: {reward.function} takes no such argument; it takes: {known}"
+            )
     if str(getattr(function, "__module__", "")).startswith("frpo."):
         check_ready_made(function, arguments, columns, f"{field}.arguments", where)
     if columns is None:
@@ -160,13 +212,18 @@ def check_signature(reward: FunctionReward, columns: Collection[str] | None, fie
     if missing:
         have = ", ".join(sorted(map(str, columns))) or "none"
         raise ConfigError(
-            f"{field}.function: {reward.function} asks for {missing[0]!r}, and {where} has no such column (it has: {have}). "
-            f"Functions are called by keyword, this one as in {shape}: rename its parameter or the column, or give {field}.arguments"
+            f"{field}.function: {reward.function} asks for {missing[0]!r}, and {where} has no such column "
+            f"(it has: {have}). "
+            f"Functions are called by keyword, this one as in {shape}: rename its parameter or the column, "
+            f"or give {field}.arguments"
         )
 
 
-def check_ready_made(function: Function, arguments: Mapping[str, Any], columns: Collection[str] | None, field: str, where: str) -> None:
-    """What our own signatures say besides: the types of the arguments, and which column `column` names. Raises ConfigError."""
+def check_ready_made(
+    function: Function, arguments: Mapping[str, Any], columns: Collection[str] | None, field: str, where: str
+) -> None:
+    """What our own signatures say besides: the types of the arguments, and which column `column` names.
+    Raises ConfigError."""
     hints = get_type_hints(function, include_extras=True)
     for name in hints.keys() & arguments.keys():
         try:
@@ -178,17 +235,23 @@ def check_ready_made(function: Function, arguments: Mapping[str, Any], columns: 
         column = arguments.get("column", named.default)
         if column not in columns:
             have = ", ".join(sorted(map(str, columns))) or "none"
-            raise ConfigError(f"{field}.column: {where} has no column {column!r} (it has: {have}); name the one with the answer")
+            raise ConfigError(
+                f"{field}.column: {where} has no column {column!r} (it has: {have}); name the one with the "
+                "answer"
+            )
 
 
 # ---- calls
 
 
 class FunctionScorer:
-    """A reward function of any shape, called with items. Raises ConfigError when it does not resolve, and whatever its class raises."""
+    """A reward function of any shape, called with items. Raises ConfigError when it does not resolve, and
+    whatever its class raises."""
 
     def __init__(self, reward: FunctionReward, field: str) -> None:
-        self.function, self.arguments = made(load_function(reward.function, f"{field}.function"), reward.arguments)
+        self.function, self.arguments = made(
+            load_function(reward.function, f"{field}.function"), reward.arguments
+        )
         self.takes = parameters(self.function)
         self.shape = shape_of(self.takes.names)
 
@@ -204,7 +267,10 @@ class FunctionScorer:
             return self._trl(items)
         if self.shape == "verl batch":
             rows = [verl_row(item, "solution_str") for item in items]
-            answers = values_of(finished(self._call({f"{name}s": [row[name] for row in rows] for name in rows[0]})), len(items))
+            answers = values_of(
+                finished(self._call({f"{name}s": [row[name] for row in rows] for name in rows[0]})),
+                len(items),
+            )
         elif self.shape == "verl":
             solution = next(name for name in SOLUTIONS if name in self.takes.names)
             answers = finished_all([partial(self._call, verl_row(item, solution)) for item in items])
@@ -232,12 +298,17 @@ def trl_call(items: Sequence[Item], *, text: bool) -> dict[str, Any]:
     chat = [item.conversational and not text for item in items]
     given["prompts"] = [conversation(item) if c else item.prompt for item, c in zip(items, chat, strict=True)]
     given["completions"] = [
-        [{"role": "assistant", "content": item.completion}] if c else item.completion for item, c in zip(items, chat, strict=True)
+        [{"role": "assistant", "content": item.completion}] if c else item.completion
+        for item, c in zip(items, chat, strict=True)
     ]
     given.pop("completion_ids", None)
     if all(item.completion_ids is not None for item in items):
         given["completion_ids"] = [list(item.completion_ids or ()) for item in items]
-    return given | {"trainer_state": TrainerState(items[0].step), "log_extra": _dropped, "log_metric": _dropped}
+    return given | {
+        "trainer_state": TrainerState(items[0].step),
+        "log_extra": _dropped,
+        "log_metric": _dropped,
+    }
 
 
 def conversation(item: Item) -> list[dict[str, str]]:
@@ -257,14 +328,20 @@ def verl_row(item: Item, solution: str) -> dict[str, Any]:
         "data_source": item.columns.get("data_source", item.task),
         solution: item.completion,
         "ground_truth": _truth(item.columns),
-        "extra_info": {**told, "num_turns": None, "rollout_reward_scores": {}},  # as verl's reward managers add them
+        "extra_info": {
+            **told,
+            "num_turns": None,
+            "rollout_reward_scores": {},
+        },  # as verl's reward managers add them
     }
 
 
 def _truth(columns: Mapping[str, Any]) -> Any:
     for name in TRUTHS:
         if (found := columns.get(name)) is not None:
-            return found.get("ground_truth") if name == "reward_model" and isinstance(found, Mapping) else found
+            return (
+                found.get("ground_truth") if name == "reward_model" and isinstance(found, Mapping) else found
+            )
     return None
 
 
@@ -298,7 +375,8 @@ async def _awaited(answer: Awaitable[Any]) -> Any:
 
 
 def finished_all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The answers of separate calls, async ones side by side; an error in place of the answer of a call that raised it."""
+    """The answers of separate calls, async ones side by side; an error in place of the answer of a call that
+    raised it."""
     answers = [_tried(call) for call in calls]
     waiting = [i for i, answer in enumerate(answers) if inspect.isawaitable(answer)]
     if waiting:
@@ -328,4 +406,8 @@ def imports_of(function: Function) -> list[str]:
         return []
     steps = list(dis.get_instructions(code))
     # IMPORT_NAME follows the level, two constants earlier: 0 for an absolute import
-    return [s.argval for i, s in enumerate(steps) if s.opname == "IMPORT_NAME" and i > 1 and steps[i - 2].argval == 0]
+    return [
+        s.argval
+        for i, s in enumerate(steps)
+        if s.opname == "IMPORT_NAME" and i > 1 and steps[i - 2].argval == 0
+    ]

@@ -1,7 +1,9 @@
-"""Code that models write, run against tests in EvalPlus's format. Off unless the recipe allows it; only inside bubblewrap.
+"""Code that models write, run against tests in EvalPlus's format. Off unless the recipe allows it; only
+inside bubblewrap.
 
-The sandbox has no network, no writable file outside its own /tmp, and limits on memory, CPU time and processes. The expected
-outputs come from the canonical solution in a process of its own; candidates never see them.
+The sandbox has no network, no writable file outside its own /tmp, and limits on memory, CPU time and
+processes. The expected outputs come from the canonical solution in a process of its own; candidates never see
+them.
 """
 
 from __future__ import annotations
@@ -41,30 +43,41 @@ for arguments in asked["inputs"]:
 
 def code_of(text: str) -> str:
     """The last fenced block of Python, or of no named language; else everything."""
-    pieces = text.split("```")  # those with odd numbers stand inside fences; the last is not closed where their number is even
+    pieces = text.split(
+        "```"
+    )  # those with odd numbers stand inside fences; the last is not closed where their number is even
     inside = [piece.partition("\n") for piece in pieces[1 : len(pieces) - 1 : 2]]
-    blocks = [body for language, line_end, body in inside if line_end and language.strip().lower() in ("", "py", "python", "python3")]
+    blocks = [
+        body
+        for language, line_end, body in inside
+        if line_end and language.strip().lower() in ("", "py", "python", "python3")
+    ]
     return blocks[-1] if blocks else text
 
 
 def outputs(code: str, entry_point: str, inputs: Sequence[str], *, timeout_s: float) -> list[str] | None:
-    """`repr` of what the function returns for each list of arguments (Python literals); None when it raises, ends or takes
-    too long. Sets keep one order (PYTHONHASHSEED). Raises RuntimeError when the sandbox itself does not work."""
+    """`repr` of what the function returns for each list of arguments (Python literals); None when it raises,
+    ends or takes too long. Sets keep one order (PYTHONHASHSEED). Raises RuntimeError when the sandbox itself
+    does not work."""
     runner = RUNNER.format(memory=MEMORY_BYTES, seconds=math.ceil(timeout_s), file=FILE_BYTES)
     roots = [p for place in {sys.base_prefix, *LIBRARIES} for p in ("--ro-bind-try", place, place)]
-    command = [
-        "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--setenv", "PYTHONHASHSEED", "0", *roots, "--proc", "/proc", "--dev", "/dev",
-        "--tmpfs", "/tmp", "--chdir", "/tmp", sys._base_executable, "-s", "-c", runner,  # type: ignore[attr-defined]
-    ]  # fmt: skip
+    python: str = sys._base_executable  # type: ignore[attr-defined]
+    alone = "--unshare-all --die-with-parent --new-session --clearenv --setenv PYTHONHASHSEED 0".split()
+    folders = "--proc /proc --dev /dev --tmpfs /tmp --chdir /tmp".split()
+    command = ["bwrap", *alone, *roots, *folders, python, "-s", "-c", runner]
     asked = json.dumps({"code": code, "entry_point": entry_point, "inputs": list(inputs)})
     try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=timeout_s + 5, errors="replace")
+        done = subprocess.run(
+            command, input=asked, capture_output=True, text=True, timeout=timeout_s + 5, errors="replace"
+        )
     except subprocess.TimeoutExpired:
         return None
     if "bwrap: " in done.stderr:
         raise RuntimeError(f"bubblewrap does not work here: {done.stderr.strip()[:200]}")
     lines = done.stdout.splitlines()
-    return [json.loads(line) for line in lines] if done.returncode == 0 and len(lines) == len(inputs) else None
+    return (
+        [json.loads(line) for line in lines] if done.returncode == 0 and len(lines) == len(inputs) else None
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -76,7 +89,8 @@ def expected_outputs(code: str, entry_point: str, inputs: tuple[str, ...], timeo
 
 
 def equal(found: str, right: str, atol: float) -> bool:
-    """Whether two results, as `repr`, are the same; floats within atol (1e-6 where it is 0), as EvalPlus compares them."""
+    """Whether two results, as `repr`, are the same; floats within atol (1e-6 where it is 0), as EvalPlus
+    compares them."""
     if found == right:
         return True
     try:
@@ -96,9 +110,15 @@ def _equal(a: Any, b: Any, atol: float) -> bool:
 def check_evalplus(arguments: Mapping[str, Any]) -> None:
     """Called before a run starts. Raises ConfigError where code may not, or can't safely, be run."""
     if arguments.get("allow_code_execution") is not True:
-        raise ConfigError("arguments.allow_code_execution: this reward runs code that models write; set it to true to allow that")
+        raise ConfigError(
+            "arguments.allow_code_execution: this reward runs code that models write; set it to true to "
+            "allow that"
+        )
     if shutil.which("bwrap") is None:
-        raise ConfigError("function: code runs only inside bubblewrap, and there is no bwrap here; install the package bubblewrap")
+        raise ConfigError(
+            "function: code runs only inside bubblewrap, and there is no bwrap here; install the package "
+            "bubblewrap"
+        )
 
 
 @reads_text
@@ -117,19 +137,23 @@ def evalplus(
     concurrency: Positive = 2,
     **_: Any,
 ) -> list[float | None]:
-    """1 when the completion's function gives what the canonical solution gives on every base and plus input (HumanEval+ and
-    MBPP+ rows, arXiv 2305.01210), else 0. Raises RuntimeError where no sandbox works."""
+    """1 when the completion's function gives what the canonical solution gives on every base and plus input
+    (HumanEval+ and MBPP+ rows, arXiv 2305.01210), else 0. Raises RuntimeError where no sandbox works."""
     if not allow_code_execution:
         raise RuntimeError("allow_code_execution is off")
 
     def one(i: int) -> float:
         inputs = tuple(repr(tuple(a)) for a in (*base_input[i], *plus_input[i]))
         body = canonical_solution[i]
-        reference = body if f"def {entry_point[i]}" in body else f"{prompt[i] if prompt else prompts[i]}{body}"
+        reference = (
+            body if f"def {entry_point[i]}" in body else f"{prompt[i] if prompt else prompts[i]}{body}"
+        )
         right = expected_outputs(reference, entry_point[i], inputs, timeout_s)
         found = outputs(code_of(completions[i]), entry_point[i], inputs, timeout_s=timeout_s)
         tolerance = float(atol[i]) if atol else 0.0
-        return float(found is not None and all(equal(f, r, tolerance) for f, r in zip(found, right, strict=True)))
+        return float(
+            found is not None and all(equal(f, r, tolerance) for f, r in zip(found, right, strict=True))
+        )
 
     with ThreadPoolExecutor(concurrency) as pool:
         return list(pool.map(one, range(len(completions))))

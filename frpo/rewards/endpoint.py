@@ -15,14 +15,15 @@ AT_ONCE = 8
 
 
 class UrlScorer:
-    """An endpoint in OpenRLHF's format: {"query", "prompts", "labels"} -> {"rewards"}; `messages` holds the conversations
-    besides, null for plain strings."""
+    """An endpoint in OpenRLHF's format: {"query", "prompts", "labels"} -> {"rewards"}; `messages` holds the
+    conversations besides, null for plain strings."""
 
     def __init__(self, reward: UrlReward) -> None:
         self.reward = reward
 
     def __call__(self, items: Sequence[Item]) -> list[Any]:
-        """One value per item. When the endpoint refuses a batch each item is sent by itself: an exception for those refused again.
+        """One value per item. When the endpoint refuses a batch each item is sent by itself: an exception for
+        those refused again.
 
         Raises TimeoutError when there is no answer within the reward's time limit.
         """
@@ -36,7 +37,8 @@ class UrlScorer:
         return [value for answer in self._in_time([[item] for item in items], tried=True) for value in answer]
 
     def _in_time(self, batches: Sequence[Sequence[Item]], tried: bool = False) -> list[list[Any]]:
-        """The answers of separate requests, side by side. The threads hold no more than a connection, which has its own limit."""
+        """The answers of separate requests, side by side. The threads hold no more than a connection, which
+        has its own limit."""
         r = self.reward
         pool = ThreadPoolExecutor(min(len(batches), AT_ONCE))
         try:

@@ -1,4 +1,5 @@
-"""JSON over HTTP to whoever scores: retries with jittered back-off, and fail-over from one URL to the next."""
+"""JSON over HTTP to whoever scores: retries with jittered back-off, and fail-over from one URL to the
+next."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def pauses(first_s: float, longest_s: float) -> Iterator[float]:
 
 
 class Again(Exception):
-    """A try failed in a way that another may not. `pause_s`: how long the server asks to wait, seconds (Retry-After)."""
+    """A try failed in a way that another may not. `pause_s`: how long the server asks to wait, seconds
+    (Retry-After)."""
 
     def __init__(self, reason: str, pause_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -47,10 +49,12 @@ def post(
     tries: int = 4,
     deadline_s: float = math.inf,
 ) -> Any:
-    """POST JSON to the first URL that answers. Raises RuntimeError with the last URL, its status and what it said.
+    """POST JSON to the first URL that answers. Raises RuntimeError with the last URL, its status and what it
+    said.
 
-    `timeout_s` is that of one try, `deadline_s` that of them all, the pauses included: the last reason is raised before it passes.
-    A pause, longer each time, comes before a URL is asked again; the next URL is tried at once.
+    `timeout_s` is that of one try, `deadline_s` that of them all, the pauses included: the last reason is
+    raised before it passes. A pause, longer each time, comes before a URL is asked again; the next URL is
+    tried at once.
     """
     choices = [urls] if isinstance(urls, str) else list(urls)
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -68,7 +72,9 @@ def post(
             time.sleep(pause)
         url, made = choices[turn], made + 1
         try:
-            return _answer(urllib.request.Request(url, data, headers), min(timeout_s, until - time.monotonic()))
+            return _answer(
+                urllib.request.Request(url, data, headers), min(timeout_s, until - time.monotonic())
+            )
         except Again as error:
             reason, asked_pause_s = str(error), max(asked_pause_s, error.pause_s)
     raise RuntimeError(f"{url}: {reason} after {made} tries")
@@ -82,7 +88,9 @@ def _answer(request: urllib.request.Request, timeout_s: float) -> Any:
     except urllib.error.HTTPError as error:
         reason = f"{error.code} {error.reason} {error.read(300).decode(errors='replace')}".strip()
         if 300 <= error.code < 400:
-            raise RuntimeError(f"{request.full_url}: {reason} to {error.headers.get('Location')}; give that address") from None
+            raise RuntimeError(
+                f"{request.full_url}: {reason} to {error.headers.get('Location')}; give that address"
+            ) from None
         if error.code not in RETRY_STATUS:
             raise RuntimeError(f"{request.full_url}: {reason}") from None
         after = error.headers.get("Retry-After", "")

@@ -25,29 +25,43 @@ def load_function(spec: str, field: str = "rewards.function") -> Function:
     if not colon or not place:
         raise ConfigError(f"{field}: {spec!r}; write module:function or file.py:function")
     try:
-        with chdir("."):  # where the user's code goes elsewhere, relative paths would mean something else from then on
-            module = _from_file(Path(place).expanduser(), field) if place.endswith(".py") else importlib.import_module(place)
+        with chdir(
+            "."
+        ):  # where the user's code goes elsewhere, relative paths would mean something else from then on
+            module = (
+                _from_file(Path(place).expanduser(), field)
+                if place.endswith(".py")
+                else importlib.import_module(place)
+            )
         function = getattr(module, name, None)
     except ConfigError:
         raise
-    except BaseException as error:  # user code: whatever it raises on import, SystemExit too, is the user's to see
+    except (
+        BaseException
+    ) as error:  # user code: whatever it raises on import, SystemExit too, is the user's to see
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(f"{field}: {place!r} cannot be imported: {reason(error)}") from None
     if not callable(function):
         known = [n for n in vars(module) if inspect.isfunction(getattr(module, n)) and not n.startswith("_")]
-        raise ConfigError(f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}")
+        raise ConfigError(
+            f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}"
+        )
     found: Function = function
     return found
 
 
 def _from_file(path: Path, field: str) -> ModuleType:
-    """The file as `import` of its name from its folder would give it: dataclasses, pickle and its neighbours find what they need.
+    """The file as `import` of its name from its folder would give it: dataclasses, pickle and its neighbours
+    find what they need.
 
-    The folder stays on the path, behind what is installed; it comes first while the file is read, as for a script.
+    The folder stays on the path, behind what is installed; it comes first while the file is read, as for a
+    script.
     """
     if not path.is_file():
-        raise ConfigError(f"{field}: no such file {path}; give the path from where you run, or an absolute one")
+        raise ConfigError(
+            f"{field}: no such file {path}; give the path from where you run, or an absolute one"
+        )
     path = path.resolve()
     folder, name = str(path.parent), module_name(path)
     if (known := sys.modules.get(name)) is not None:
@@ -77,7 +91,8 @@ FOLDERS: set[Path] = set()
 
 
 def module_name(path: Path) -> str:
-    """The file's own name; with a mark of its folder where another module has that name already, or is installed under it."""
+    """The file's own name; with a mark of its folder where another module has that name already, or is
+    installed under it."""
     marked = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     known = sys.modules.get(path.stem)
     if known is not None:
@@ -86,7 +101,9 @@ def module_name(path: Path) -> str:
         found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
     except (ImportError, ValueError):
         found = None
-    free = path.stem.isidentifier() and (found is None or (found.origin is not None and Path(found.origin).resolve() == path))
+    free = path.stem.isidentifier() and (
+        found is None or (found.origin is not None and Path(found.origin).resolve() == path)
+    )
     return path.stem if free else marked
 
 
@@ -96,7 +113,8 @@ def _file(module: ModuleType) -> Path | None:
 
 
 def _forget_neighbours_of_others(folder: Path) -> None:
-    """Modules that other reward files imported from their own folders, where this folder has another of that name."""
+    """Modules that other reward files imported from their own folders, where this folder has another of that
+    name."""
     for name, module in list(sys.modules.items()):
         file = _file(module) if (folder / f"{name}.py").is_file() else None
         if file and file.parent in FOLDERS - {folder}:

@@ -1,4 +1,5 @@
-"""Numbers in text, as people and models write them: equal numbers are equal, however they are written. Linear in the text."""
+"""Numbers in text, as people and models write them: equal numbers are equal, however they are written. Linear
+in the text."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def _readings(found: re.Match[str]) -> tuple[Decimal, ...]:
         if found["over"]:
             value = EXACT.divide(EXACT.create_decimal(found["over"]), EXACT.create_decimal(found["under"]))
         else:
-            value = EXACT.create_decimal(found["digits"].replace(",", "") + (f"E{found['power']}" if found["power"] else ""))
+            value = EXACT.create_decimal(
+                found["digits"].replace(",", "") + (f"E{found['power']}" if found["power"] else "")
+            )
             _, *divisors = found["over_by"].split("/")
             if len(divisors) == 1:
                 value = EXACT.divide(value, EXACT.create_decimal(divisors[0]))
@@ -51,7 +54,8 @@ def close(a: tuple[Decimal, ...], b: tuple[Decimal, ...]) -> bool:
 
 
 def number_of(value: Any) -> Decimal | None:
-    """The number that a value is, or that a text consists of; None for anything else, and for truth values."""
+    """The number that a value is, or that a text consists of; None for anything else, and for truth
+    values."""
     if isinstance(value, bool) or value is None:
         return None
     text = str(value).strip()

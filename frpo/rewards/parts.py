@@ -1,4 +1,5 @@
-"""What a reward found for one completion: a value, a failure with its reason, or nothing, because it does not apply to the row."""
+"""What a reward found for one completion: a value, a failure with its reason, or nothing, because it does not
+apply to the row."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ def reason(error: BaseException) -> str:
 
 
 def values_of(answer: Any, count: int) -> list[Any]:
-    """One value per completion from what a function returned: a list, tuple, generator, array or tensor ([N] or [N, 1]), or OpenRLHF's
-    dict with "rewards". At most one value too many, since a generator need not end. Raises TypeError for what holds no values."""
+    """One value per completion from what a function returned: a list, tuple, generator, array or tensor ([N]
+    or [N, 1]), or OpenRLHF's dict with "rewards". At most one value too many, since a generator need not end.
+    Raises TypeError for what holds no values."""
     if isinstance(answer, Mapping):
         answer = answer["rewards"]
     if hasattr(answer, "tolist"):  # numpy, torch, pandas
@@ -59,7 +61,9 @@ def part_of(value: Any, reward: RewardConfig) -> Part:
 def in_range(number: float) -> Part:
     if math.isfinite(number) and abs(number) <= LARGEST:
         return number, None
-    return None, f"gave {number}" if not math.isfinite(number) else f"gave {number:.3g}, a number beyond {LARGEST:.2g}"
+    return None, f"gave {number}" if not math.isfinite(
+        number
+    ) else f"gave {number:.3g}, a number beyond {LARGEST:.2g}"
 
 
 def _plain(value: Any) -> Any:

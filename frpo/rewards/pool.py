@@ -1,7 +1,8 @@
-"""Reward functions in processes of their own: what takes too long is killed, with all that it started, and computes no further.
+"""Reward functions in processes of their own: what takes too long is killed, with all that it started, and
+computes no further.
 
-Every process loads every function once, before its first call. A group is one call; when that fails, each completion is tried
-by itself, so that only the one at fault loses its reward.
+Every process loads every function once, before its first call. A group is one call; when that fails, each
+completion is tried by itself, so that only the one at fault loses its reward.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from frpo.types import Item
 PROCESSES = 3
 """Of an actor: when one is killed and another has the completion at fault, there is one left for the rest."""
 POOL_MIB = 55
-"""Memory of these processes and of the server that they are forked from, without what the functions of others import."""
+"""Memory of these processes and of the server that they are forked from, without what the functions of others
+import."""
 LOAD_LIMIT_S = 300.0
 LEADER = "FRPO_REWARD_PROCESS"
-"""Environment variable with the number of the process, for what it starts: that may leave its group (start_new_session)."""
+"""Environment variable with the number of the process, for what it starts: that may leave its group
+(start_new_session)."""
 GRACE_S = 5.0
 """After a call's time limit, until its process ends itself, where nobody is left to kill it."""
 
@@ -102,8 +105,8 @@ MAIN = threading.Lock()
 
 
 class Process(ForkServerProcess):
-    """Forked from a server that has imported this file and nothing else: not from the actor with its threads, and without importing
-    the actor's __main__, which is Ray's, again."""
+    """Forked from a server that has imported this file and nothing else: not from the actor with its threads,
+    and without importing the actor's __main__, which is Ray's, again."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
@@ -129,7 +132,8 @@ class Functions:
     def __init__(self, rewards: Mapping[str, FunctionReward], processes: int = PROCESSES) -> None:
         self.rewards, self.processes = dict(rewards), processes
         self.slots = threading.BoundedSemaphore(processes)
-        """Calls that may be with a process: others wait here for their turn, their time limits not yet running."""
+        """Calls that may be with a process: others wait here for their turn, their time limits not yet
+        running."""
         self.lock = threading.Lock()
         self.pool: ProcessPool | None = None
         self.news, self.born = CONTEXT.Pipe(duplex=False)
@@ -137,20 +141,27 @@ class Functions:
         """Those of the processes that have loaded."""
 
     def load(self) -> None:
-        """Start the processes and wait until each has loaded all functions. Raises RuntimeError naming what does not load."""
+        """Start the processes and wait until each has loaded all functions. Raises RuntimeError naming what
+        does not load."""
         names = ", ".join(r.name for r in self.rewards.values())
         pool, deadline = self._running(), time.monotonic() + LOAD_LIMIT_S
         while len(self.groups) < self.processes:
             if errors := self._meet(wait_s=0.1):
                 raise RuntimeError(errors)
             if not pool.active:
-                raise RuntimeError(f"a process ended while it loaded the rewards {names}; see what it printed")
+                raise RuntimeError(
+                    f"a process ended while it loaded the rewards {names}; see what it printed"
+                )
             if time.monotonic() > deadline:
                 self.close()
-                raise RuntimeError(f"the rewards {names} did not load within {LOAD_LIMIT_S:g} s: what do their files wait for?")
+                raise RuntimeError(
+                    f"the rewards {names} did not load within {LOAD_LIMIT_S:g} s: what do their files wait "
+                    "for?"
+                )
 
     def score(self, reward: FunctionReward, items: Sequence[Item]) -> list[Part]:
-        """One part per item, in order, at most about twice the reward's time limit after a process is free."""
+        """One part per item, in order, at most about twice the reward's time limit after a process is
+        free."""
         (whole,) = self._answers(reward, [items])
         if whole.parts:
             return list(whole.parts)
@@ -168,8 +179,8 @@ class Functions:
         self._bury()
 
     def _answers(self, reward: FunctionReward, batches: Sequence[Sequence[Item]]) -> list[Answer]:
-        """Of one call per batch, side by side. Together they take about the reward's time limit: each may take its fair share of
-        what those before it left."""
+        """Of one call per batch, side by side. Together they take about the reward's time limit: each may
+        take its fair share of what those before it left."""
         deadline = time.monotonic() + reward.timeout_s
         calls = []
         for done, batch in enumerate(batches):
@@ -186,7 +197,9 @@ class Functions:
 
     def _answer(self, reward: FunctionReward, future: ProcessFuture[Answer], limit_s: float) -> Answer:
         try:
-            return future.result(timeout=limit_s + LOAD_LIMIT_S)  # it may have to load first, where another was killed
+            return future.result(
+                timeout=limit_s + LOAD_LIMIT_S
+            )  # it may have to load first, where another was killed
         except TimeoutError:
             if not future.done():
                 future.cancel()
@@ -234,7 +247,8 @@ class Functions:
 
 
 def ready_made_imports(rewards: Iterable[FunctionReward]) -> list[str]:
-    """What our own functions import, once for all processes; what others import is theirs, and may not like to be forked."""
+    """What our own functions import, once for all processes; what others import is theirs, and may not like
+    to be forked."""
     ours = [load_function(r.function) for r in rewards if r.function.startswith("frpo.rewards")]
     return [name for function in ours for name in imports_of(function)]
 

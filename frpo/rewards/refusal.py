@@ -1,4 +1,5 @@
-"""Is a completion a refusal? Phrases looked for in its opening, in the manner of keyword graders of safety benchmarks."""
+"""Is a completion a refusal? Phrases looked for in its opening, in the manner of keyword graders of safety
+benchmarks."""
 
 from __future__ import annotations
 

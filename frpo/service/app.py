@@ -1,9 +1,10 @@
-"""The reward service as a FastAPI application over any Backend. Limits, errors and formats are decided here, scores are not.
+"""The reward service as a FastAPI application over any Backend. Limits, errors and formats are decided here,
+scores are not.
 
-Errors have a JSON body {"error": {"type", "message"}} that never repeats the request: 401 no or wrong token, 408 a
-body that does not come, 413 one too large, 415 compressed or no JSON, 422 not as the schema says, 429 too much at once
-from all callers, 503 overloaded or a reward that failed (for formats that have no null), 504 no scores in time. 429 and
-503 carry Retry-After (RFC 9110, 10.2.3).
+Errors have a JSON body {"error": {"type", "message"}} that never repeats the request: 401 no or wrong token,
+408 a body that does not come, 413 one too large, 415 compressed or no JSON, 422 not as the schema says, 429
+too much at once from all callers, 503 overloaded or a reward that failed (for formats that have no null), 504
+no scores in time. 429 and 503 carry Retry-After (RFC 9110, 10.2.3).
 """
 
 from __future__ import annotations
@@ -60,17 +61,27 @@ class Desk:
         limits = self.config.limits
         if len(items) > limits.max_items:
             raise HTTPException(
-                422, f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send several requests"
+                422,
+                f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send "
+                "several requests",
             )
         for i, item in enumerate(items):
             if (size := wire.size_of(item)) > limits.max_characters:
-                raise HTTPException(422, f"item {i} has {size} characters, at most {limits.max_characters} (limits.max_characters)")
+                raise HTTPException(
+                    422,
+                    f"item {i} has {size} characters, at most {limits.max_characters} "
+                    "(limits.max_characters)",
+                )
         if unknown := sorted(set(names or ()) - set(self.names)):
             raise HTTPException(422, f"no reward is called {unknown[0][:40]!r}; GET /v1/rewards lists them")
         if not items:
             return []
         if self.in_flight + len(items) > limits.max_items_in_flight:
-            raise HTTPException(429, f"{self.in_flight} completions are being scored, at most {limits.max_items_in_flight}; ask again")
+            raise HTTPException(
+                429,
+                f"{self.in_flight} completions are being scored, at most {limits.max_items_in_flight}; ask "
+                "again",
+            )
         self.in_flight += len(items)
         try:
             return await asyncio.wait_for(self.backend.score(items, names or self.names), limits.timeout_s)
@@ -88,7 +99,9 @@ class Desk:
         rewards = await self.score(items, names)
         for i, r in enumerate(rewards):
             if r.total is None:
-                raise HTTPException(503, f"item {i} has no score: {r.error}; POST /v1/score answers null for it instead")
+                raise HTTPException(
+                    503, f"item {i} has no score: {r.error}; POST /v1/score answers null for it instead"
+                )
         return rewards
 
 
@@ -98,7 +111,8 @@ aside = asyncio.to_thread
 Task = Annotated[str, Query(description="task of every item, as in a recipe: routes rewards")]
 Name = Annotated[str | None, Query(description="a reward's name; all that apply without it")]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")} for code in (401, 408, 413, 415, 422, 429, 503, 504)
+    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")}
+    for code in (401, 408, 413, 415, 422, 429, 503, 504)
 }
 
 
@@ -115,7 +129,9 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)  # its words may hold a prompt
+        log.error(
+            "%s %s: %s", request.method, request.url.path, type(error).__name__
+        )  # its words may hold a prompt
         return problem(500, "the service failed; its log has more")
 
 
@@ -145,16 +161,24 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
     @app.get("/v1/rewards", responses={401: ERRORS[401]})
     async def rewards() -> wire.RewardsResponse:
         """What is served."""
-        found = [wire.RewardInfo(name=r.name, kind=r.kind, weight=r.weight, tasks=list(r.tasks)) for r in config.rewards]
+        found = [
+            wire.RewardInfo(name=r.name, kind=r.kind, weight=r.weight, tasks=list(r.tasks))
+            for r in config.rewards
+        ]
         return wire.RewardsResponse(rewards=found)
 
     @app.post("/v1/score", responses=ERRORS)
     async def score(request: wire.ScoreRequest) -> wire.ScoreResponse:
-        """Any number of items with chat messages, tasks and columns; a failed score is null, with the reason."""
-        return wire.score_response(await desk.score(await aside(wire.items_of_score, request), request.rewards))
+        """Any number of items with chat messages, tasks and columns; a failed score is null, with the
+        reason."""
+        return wire.score_response(
+            await desk.score(await aside(wire.items_of_score, request), request.rewards)
+        )
 
     @app.post("/get_reward", responses=ERRORS)
-    async def get_reward(request: wire.GetRewardRequest, task: Task = "", reward: Name = None) -> wire.GetRewardResponse:
+    async def get_reward(
+        request: wire.GetRewardRequest, task: Task = "", reward: Name = None
+    ) -> wire.GetRewardResponse:
         """OpenRLHF's format."""
         items = [_with_task(i, task) for i in await aside(wire.items_of_get_reward, request)]
         return wire.get_reward_response(await desk.whole(items, [reward] if reward else None))
@@ -165,8 +189,12 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
         name = request.model if request.model in desk.names else None
         items = [_with_task(i, task) for i in wire.items_of_classify(request)]
         found = await desk.whole(items, [name] if name else None)
-        data = [wire.Classification(index=i, label="score", probs=[r.total or 0.0]) for i, r in enumerate(found)]
-        return wire.ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=name or "all", data=data)
+        data = [
+            wire.Classification(index=i, label="score", probs=[r.total or 0.0]) for i, r in enumerate(found)
+        ]
+        return wire.ClassifyResponse(
+            id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=name or "all", data=data
+        )
 
     @app.post("/slime", responses=ERRORS)
     async def slime(request: wire.SlimeRequest, task: Task = "", reward: Name = None) -> float:

@@ -1,4 +1,5 @@
-"""What a request passes before any of it is parsed: the token, then the size of its body and the time that it takes."""
+"""What a request passes before any of it is parsed: the token, then the size of its body and the time that it
+takes."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def problem(status: int, message: str, given: Mapping[str, str] | None = None) -
 
 
 class Door:
-    """`digest` is the SHA-256 of the token, 32 bytes; None asks for none. The token itself never comes here."""
+    """`digest` is the SHA-256 of the token, 32 bytes; None asks for none. The token itself never comes
+    here."""
 
     def __init__(self, app: ASGIApp, *, digest: bytes | None, limits: LimitsConfig) -> None:
         self.app, self.digest, self.limits = app, digest, limits
@@ -52,7 +54,9 @@ class Door:
             async with asyncio.timeout(self.limits.timeout_s):
                 body = None if told > self.max_body else await self._read(receive)
         except TimeoutError:
-            answer = problem(408, f"the body did not come within {self.limits.timeout_s:g} s (limits.timeout_s)")
+            answer = problem(
+                408, f"the body did not come within {self.limits.timeout_s:g} s (limits.timeout_s)"
+            )
             await answer(scope, receive, send)
             return
         except ClientDisconnect:

@@ -19,7 +19,9 @@ def held_port(config: ServiceConfig) -> Iterator[None]:
     A socket that is bound and never listens keeps the second out, which looks first as this one did.
     """
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier service's last connections don't count
+        held.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # an earlier service's last connections don't count
         try:
             held.bind((config.host, config.port))
         except OSError as error:

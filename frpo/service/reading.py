@@ -1,8 +1,8 @@
 """Bodies as strict JSON (RFC 8259), read beside the event loop: a large one keeps no other request waiting.
 
-Refused besides what is no JSON: bytes that are not UTF-8, halves of surrogate pairs, NaN and infinities, a key
-that stands twice, too many or too deeply nested objects, more entries than `limits.max_items`. Only then are
-models built.
+Refused besides what is no JSON: bytes that are not UTF-8, halves of surrogate pairs, NaN and infinities, a
+key that stands twice, too many or too deeply nested objects, more entries than `limits.max_items`. Only then
+are models built.
 """
 
 from __future__ import annotations
@@ -62,13 +62,17 @@ def refuse_other_media(headers: Headers) -> None:
     """Raises HTTPException 415 for a body that is compressed or not said to be JSON (RFC 9110, 15.5.16)."""
     if (coding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
         told = {"Accept-Encoding": "identity"}
-        raise HTTPException(415, f"Content-Encoding: {coding[:40]} is not read here; send the body as it is", told)
+        raise HTTPException(
+            415, f"Content-Encoding: {coding[:40]} is not read here; send the body as it is", told
+        )
     given = Message()
     given["content-type"] = headers.get("content-type", "")
     media, charset = given.get_content_type(), given.get_content_charset("utf-8")
     is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
     if not headers.get("content-type") or not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
-        raise HTTPException(415, "the body must be JSON in UTF-8: send the header Content-Type: application/json")
+        raise HTTPException(
+            415, "the body must be JSON in UTF-8: send the header Content-Type: application/json"
+        )
 
 
 def read(kind: type[M], body: bytes, limits: LimitsConfig) -> M:
@@ -85,7 +89,8 @@ def read(kind: type[M], body: bytes, limits: LimitsConfig) -> M:
 
 
 def places(errors: Any, *part: str) -> str:
-    """The first mistakes of pydantic's error dictionaries, each with where it stands in that part of the request."""
+    """The first mistakes of pydantic's error dictionaries, each with where it stands in that part of the
+    request."""
     return "; ".join(f"{'.'.join(map(str, (*part, *e['loc'])))}: {e['msg']}" for e in errors[:5])
 
 
@@ -101,7 +106,9 @@ def refuse_too_many(kind: type[BaseModel], value: Any, limits: LimitsConfig) -> 
 def parse(body: bytes) -> Any:
     """Raises Malformed that says what is wrong, and where."""
     most = max(FEWEST_CONTAINERS, len(body) // 32)
-    if body.count(b"[") + body.count(b"{") > most:  # Python makes them while every other thread waits: 2 us each
+    if (
+        body.count(b"[") + body.count(b"{") > most
+    ):  # Python makes them while every other thread waits: 2 us each
         raise Malformed(f"more than {most} lists and objects")
     try:
         text = body.decode()
@@ -120,7 +127,8 @@ def parse(body: bytes) -> Any:
 
 
 def _refuse_deep_or_torn(value: Any, *, torn: bool) -> None:
-    """A level of nesting at a time. `torn`: whether a string may hold half of a surrogate pair, which UTF-8 can't say."""
+    """A level of nesting at a time. `torn`: whether a string may hold half of a surrogate pair, which UTF-8
+    can't say."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         if torn:

@@ -141,7 +141,9 @@ def _openrlhf_item(query: str, prompt: str, label: Any, messages: list[Message] 
     columns = {} if label is None else {"label": label, "answer": label}
     completion = query.removeprefix(prompt)
     cut = ending_at(completion)
-    return Item(prompt, completion[:cut], "", columns, completion[cut:], messages=conversation(messages or ()))
+    return Item(
+        prompt, completion[:cut], "", columns, completion[cut:], messages=conversation(messages or ())
+    )
 
 
 ENDINGS = ("</s>", "<eos>", "<end_of_turn>")
@@ -150,10 +152,11 @@ LONGEST_NAME = 40
 
 
 def ending_at(text: str) -> int:
-    """Where the end-of-text tokens at the end begin, white space around them included; len(text) where there are none.
+    """Where the end-of-text tokens at the end begin, white space around them included; len(text) where there
+    are none.
 
-    OpenRLHF sends what it decoded with them. Those of the common tokenizers are known: ENDINGS, and <|a name|> with bars of
-    either width. Looks at each character of them once, from the end.
+    OpenRLHF sends what it decoded with them. Those of the common tokenizers are known: ENDINGS, and <|a
+    name|> with bars of either width. Looks at each character of them once, from the end.
     """
     cut = len(text)
     end = _without_space(text, cut)
@@ -183,7 +186,9 @@ def get_reward_response(rewards: Sequence[Reward]) -> GetRewardResponse:
     totals = [r.total for r in rewards if r.total is not None]
     names = {name for r in rewards for name in r.parts}
     logs = {n: [v for r in rewards if (v := r.parts.get(n)) is not None] for n in sorted(names)}
-    return GetRewardResponse(rewards=totals, scores=totals, extra_logs={n: v for n, v in logs.items() if len(v) == len(rewards)})
+    return GetRewardResponse(
+        rewards=totals, scores=totals, extra_logs={n: v for n, v in logs.items() if len(v) == len(rewards)}
+    )
 
 
 # ---- vLLM's /classify, which verl's discriminative reward client calls

@@ -1,5 +1,6 @@
-"""What the folders of a run's stages hold beside what the configuration asks for: finished, begun, or made from something
-else. Says in words what will be redone and why, and puts what is superseded aside. Deletes nothing.
+"""What the folders of a run's stages hold beside what the configuration asks for: finished, begun, or made
+from something else. Says in words what will be redone and why, and puts what is superseded aside. Deletes
+nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Standing:
     made: Made
     """What the configuration makes it from."""
     state: State
-    """new: nothing yet. begun, done: from these inputs. longer: it has fewer steps than asked for, and goes on. other: from
-    other inputs; it is put aside and redone."""
+    """new: nothing yet. begun, done: from these inputs. longer: it has fewer steps than asked for, and goes
+    on. other: from other inputs; it is put aside and redone."""
     before: Made | None = None
     """What the folder's content was made from, where that is known and differs."""
     step: int | None = None
@@ -46,18 +47,22 @@ class Standing:
 
 
 def look(config: Config) -> tuple[Standing, ...]:
-    """How every stage stands, in order. Writes nothing, and reads what the configuration names only where a stage has begun.
+    """How every stage stands, in order. Writes nothing, and reads what the configuration names only where a
+    stage has begun.
 
     Raises ConfigError for a checkpoint that this configuration's ranks cannot load.
     """
     stages = outline(config)
     if not any((config.folder / stage.name).exists() for stage in stages):
-        return tuple(Standing(stage, Made(digest="", below="", values={}, named={}), "new") for stage in stages)
+        return tuple(
+            Standing(stage, Made(digest="", below="", values={}, named={}), "new") for stage in stages
+        )
     return _look(config, Digests(config.folder))
 
 
 def look_and_tell(config: Config, say: Callable[[str], None]) -> tuple[Standing, ...]:
-    """As `look`, for a run: says what will be redone, and remembers the digests of files in the run folder."""
+    """As `look`, for a run: says what will be redone, and remembers the digests of files in the run
+    folder."""
     digests = Digests(config.folder)
     found = _look(config, digests)
     digests.save()
@@ -99,8 +104,8 @@ def _newest(folder: Path) -> int | None:
 
 
 def why_from_the_start(config: Config, stage: Stage, made: Made, before: Made, step: int | None) -> str:
-    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where it can, and
-    "changed" where more than that has."""
+    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where
+    it can, and "changed" where more than that has."""
     training = training_of(config, stage)
     field = f"{training[0]}.num_steps" if training else ""
     if before.below != made.below or _different(before.values, made.values) != [field]:
@@ -132,8 +137,10 @@ def _refuse_other_ranks(config: Config, standing: Standing) -> None:
     ):
         if then is not None and then != value:
             raise ConfigError(
-                f"{name}: {value}, but {standing.stage.name} was left at step {standing.step} by a checkpoint of {then}, which cannot be "
-                f"loaded otherwise; set it back to {then} until the stage is done, or choose another folder (--run-dir)"
+                f"{name}: {value}, but {standing.stage.name} was left at step {standing.step} by a "
+                f"checkpoint of {then}, which cannot be "
+                f"loaded otherwise; set it back to {then} until the stage is done, or choose another folder "
+                "(--run-dir)"
             )
 
 
@@ -141,19 +148,25 @@ def _refuse_other_ranks(config: Config, standing: Standing) -> None:
 
 
 def paragraph(config: Config, found: Sequence[Standing]) -> str:
-    """What a run will redo or prolong of what lies in its folder, why, where the old results go, and how to keep both;
-    empty where nothing finished or saved is touched."""
+    """What a run will redo or prolong of what lies in its folder, why, where the old results go, and how to
+    keep both; empty where nothing finished or saved is touched."""
     redone = [s for s in found if s.state == "other" and (s.finished or s.step)]
     longer = [s for s in found if s.state == "longer"]
     told = list(_longer(longer))
     if redone:
         names = ", ".join(s.stage.name for s in redone)
-        told.append(f"{len(redone)} of {len(found)} stages {'is' if len(redone) == 1 else 'are'} done again from the start: {names}.")
+        told.append(
+            f"{len(redone)} of {len(found)} stages {'is' if len(redone) == 1 else 'are'} done again from the "
+            f"start: {names}."
+        )
         told += _reasons(config, redone)
     if not told:
         return ""
     if redone or any(s.finished for s in longer):
-        told.append(f"What they hold now is kept, rows of metrics.jsonl included, in a folder below {config.folder / 'superseded'}.")
+        told.append(
+            "What they hold now is kept, rows of metrics.jsonl included, in a folder below "
+            f"{config.folder / 'superseded'}."
+        )
         told.append("To have both side by side, give this configuration a folder of its own (--run-dir).")
     return " ".join(told)
 
@@ -174,7 +187,8 @@ def _reasons(config: Config, redone: Sequence[Standing]) -> Iterator[str]:
         if s.before:
             why = why_from_the_start(config, s.stage, s.made, s.before, s.step)
             lines |= dict.fromkeys(
-                change + (f" (from the start: {why})" if why != "changed" else "") for change in _changes(s.before, s.made)
+                change + (f" (from the start: {why})" if why != "changed" else "")
+                for change in _changes(s.before, s.made)
             )
     if lines:
         more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
@@ -184,7 +198,9 @@ def _reasons(config: Config, redone: Sequence[Standing]) -> Iterator[str]:
 
 
 def _changes(before: Made, now: Made) -> Iterator[str]:
-    whole = [p for p in _different(before.values, now.values) if before.values.get(p, now.values.get(p)) is None]
+    whole = [
+        p for p in _different(before.values, now.values) if before.values.get(p, now.values.get(p)) is None
+    ]
     for path in _different(before.values, now.values):
         old, new = before.named.get(path), now.named.get(path)
         if any(path.startswith(f"{section}.") for section in whole):
@@ -216,14 +232,17 @@ class Log(Protocol):
 
 
 def supersede(config: Config, found: Sequence[Standing], log: Log) -> None:
-    """Put aside what was made from other inputs, into one folder below superseded/. What goes on leaves its checkpoints."""
+    """Put aside what was made from other inputs, into one folder below superseded/. What goes on leaves its
+    checkpoints."""
     other = [s for s in found if s.state == "other"]
     longer = [s for s in found if s.state == "longer" and s.finished]
     if not (other or longer):
         return
     names, prolonged = [s.stage.name for s in other], [s.stage.name for s in longer]
     aside = _new_aside(config.folder)
-    log.put_aside(names, prolonged, aside)  # first the rows: a folder that still stands is put aside by the next call
+    log.put_aside(
+        names, prolonged, aside
+    )  # first the rows: a folder that still stands is put aside by the next call
     for s in sorted(other, key=lambda s: -len(s.stage.name)):  # harness/<arm>/<task> lies in harness/<arm>
         folder = config.folder / s.stage.name
         _move([*folder.iterdir()], aside / s.stage.name)
@@ -257,6 +276,7 @@ def begin(run: Path, standing: Standing) -> Path:
 
 
 def finish(folder: Path, made: Made, result: StageResult, *, keep_last: bool) -> None:
-    """Write the result with what it was made from. Of the checkpoints the newest is kept where the stage could go on from it."""
+    """Write the result with what it was made from. Of the checkpoints the newest is kept where the stage
+    could go on from it."""
     write_text(folder / DONE, result.model_copy(update={"inputs": made.digest}).model_dump_json(indent=1))
     Checkpoints(folder / "checkpoints", 1, 0).clear(but_newest=keep_last)

@@ -1,5 +1,6 @@
-"""What each stage is made from: the fields that their markers give to its kind, the content of what they name, and the stage
-that it stands on. No list of fields stands here or elsewhere: the marker stands at the field (`frpo.config.section`).
+"""What each stage is made from: the fields that their markers give to its kind, the content of what they
+name, and the stage that it stands on. No list of fields stands here or elsewhere: the marker stands at the
+field (`frpo.config.section`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def made_from(config: Config, digests: Digests) -> dict[Stage, Made]:
                     named[leaf.path] = str(leaf.value)
         if stage.radius is not None:
             values["attack.radii"] = stage.radius
-        found[stage] = by_name[stage.name] = Made(digest=_hash(below, values), below=below, values=values, named=named)
+        found[stage] = by_name[stage.name] = Made(
+            digest=_hash(below, values), below=below, values=values, named=named
+        )
     return found
 
 

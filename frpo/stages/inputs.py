@@ -20,7 +20,8 @@ from frpo.types import Prompt
 
 
 def resolve(config: Config) -> Config:
-    """Write the embedded testbed of the run's seed where the recipe names it, and put its paths in place of the names."""
+    """Write the embedded testbed of the run's seed where the recipe names it, and put its paths in place of
+    the names."""
     if not testbed.named_in(config):
         return config
     folder = (config.folder / "testbed" / f"seed-{config.seed}").absolute()
@@ -36,18 +37,25 @@ class Inputs:
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(Path(config.model.path)))
         self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
-        for field, mix in (("data.mix", config.data.mix), ("attack.mix", config.attack.mix if config.attack else {})):
+        for field, mix in (
+            ("data.mix", config.data.mix),
+            ("attack.mix", config.attack.mix if config.attack else {}),
+        ):
             if unknown := sorted(set(mix) - (known := {p.task for p in self.train})):
-                raise ConfigError(f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}")
+                raise ConfigError(
+                    f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
+                )
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
-        shared = overlap(*([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout)))
+        shared = overlap(
+            *([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout))
+        )
         log.data(asdict(shared))
         if shared.shared:
             log.note(f"data.heldout: {shared}")
 
     def read_ahead(self, left: Sequence[Stage]) -> None:
-        """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to light before an actor
-        starts. Raises ConfigError."""
+        """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to
+        light before an actor starts. Raises ConfigError."""
         if (base := self.config.base) and any(stage.kind == "base" for stage in left):
             self.examples("base.data", base.data, base.max_tokens)
         tasks = {stage.task for stage in left if stage.kind == "downstream"}
@@ -64,9 +72,13 @@ class Inputs:
         limit = self.config.data.max_prompt_tokens
         prompts, dropped = load_prompts(sources, self.tokenizer, limit)
         if dropped:
-            self.log.note(f"{field}: {dropped} prompts of more than {limit} tokens dropped, {len(prompts)} kept")
+            self.log.note(
+                f"{field}: {dropped} prompts of more than {limit} tokens dropped, {len(prompts)} kept"
+            )
         if sources and not prompts:
-            raise ConfigError(f"{field}: no prompt left; raise data.max_prompt_tokens ({limit}) or check where and part")
+            raise ConfigError(
+                f"{field}: no prompt left; raise data.max_prompt_tokens ({limit}) or check where and part"
+            )
         return prompts
 
     def _limited(self, prompts: list[Prompt]) -> list[Prompt]:
@@ -84,5 +96,8 @@ class Inputs:
         if asked not in self._examples:
             self._examples[asked], dropped = load_examples(sources, self.tokenizer, limit)
             if dropped:
-                self.log.note(f"{field}: {dropped} examples of more than {limit} tokens dropped, {len(self._examples[asked])} kept")
+                self.log.note(
+                    f"{field}: {dropped} examples of more than {limit} tokens dropped, "
+                    f"{len(self._examples[asked])} kept"
+                )
         return self._examples[asked]

@@ -1,5 +1,5 @@
-"""Brings a run folder to the state that its configuration asks for, stage by stage. Owns what is done in which order; what
-happens inside a step is the driver's.
+"""Brings a run folder to the state that its configuration asks for, stage by stage. Owns what is done in
+which order; what happens inside a step is the driver's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ TeamOf = Callable[[Config, RunLog], AbstractContextManager[cluster.Team]]
 def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start) -> None:
     """Do what is not done yet, and write the report. `found` is how the stages stand (`folders.look`).
 
-    `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError before anything
-    starts; WorkerFailed or RunStopped when the run cannot go on.
+    `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError
+    before anything starts; WorkerFailed or RunStopped when the run cannot go on.
     """
-    torch.set_num_threads(1)  # the driver computes little, and OpenMP's idle threads spin on cores that workers need
+    torch.set_num_threads(
+        1
+    )  # the driver computes little, and OpenMP's idle threads spin on cores that workers need
     checkpoint.describe(config.folder, config)
     if all(s.state == "done" for s in found):
-        log.note(f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration.")
+        log.note(
+            f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration."
+        )
     else:
         resolved = resolve(config)
         with log.waiting("reading the data"):

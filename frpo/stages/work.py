@@ -1,4 +1,5 @@
-"""Does the stages of a run with one team of actors: which policy is trained on what, when it is measured, what is kept."""
+"""Does the stages of a run with one team of actors: which policy is trained on what, when it is measured,
+what is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from frpo import checkpoint
 from frpo.checkpoint import Checkpoints, Progress
-from frpo.config import ArmConfig, Config, DownstreamRl, DownstreamSft, FinetuneConfig, ObjectiveConfig, TrainConfig
+from frpo.config import (
+    ArmConfig,
+    Config,
+    DownstreamRl,
+    DownstreamSft,
+    FinetuneConfig,
+    ObjectiveConfig,
+    TrainConfig,
+)
 from frpo.driver import Partners, train
 from frpo.evaluation import Opposite, Trainer, certify, evaluate, mean_reward
 from frpo.metrics import RunLog, read_steps
@@ -43,7 +52,9 @@ class Work:
     def do(self, standing: Standing) -> None:
         stage = standing.stage
         folder = folders.begin(self.config.folder, standing)
-        folders.finish(folder, standing.made, self._do(stage, folder), keep_last=not fixed_end(self.config, stage))
+        folders.finish(
+            folder, standing.made, self._do(stage, folder), keep_last=not fixed_end(self.config, stage)
+        )
 
     def _do(self, stage: Stage, folder: Path) -> StageResult:
         if stage.kind == "base":
@@ -65,7 +76,9 @@ class Work:
     @cached_property
     def base_policy(self) -> Path:
         """The reference, and the start of every arm."""
-        return (self.config.folder / "base" / "policy" if self.config.base else Path(self.config.model.path)).absolute()
+        return (
+            self.config.folder / "base" / "policy" if self.config.base else Path(self.config.model.path)
+        ).absolute()
 
     def arm_policy(self, arm: ArmConfig) -> Path:
         return (self.config.folder / "rlhf" / arm.name / "policy").absolute()
@@ -76,7 +89,15 @@ class Work:
         began = time.perf_counter()
         if self.config.base:
             examples = self.inputs.examples("base.data", self.config.base.data, self.config.base.max_tokens)
-            for _ in self.finetune(stage, folder, Path(self.config.model.path), self.config.base, examples, (), self.config.base.in_order):
+            for _ in self.finetune(
+                stage,
+                folder,
+                Path(self.config.model.path),
+                self.config.base,
+                examples,
+                (),
+                self.config.base.in_order,
+            ):
                 pass
         self.team.rollouts.load_policy(self.base_policy, 0)
         evaluation = self.measure(stage, "base", 0)
@@ -92,15 +113,29 @@ class Work:
             due = step > 0 and step % every == 0 and self.inputs.heldout
             return self.measure(stage, arm.name, step, validation=True) if due else None
 
-        found = self.loop(stage, folder, arm, self.base_policy, self.inputs.train, self.config.data.mix, self.team.rewards, measure)
-        summary = summarize(arm.name, read_steps(self.config.folder, stage.name), checkpoint.folder_sha256(folder / "policy"))
+        found = self.loop(
+            stage,
+            folder,
+            arm,
+            self.base_policy,
+            self.inputs.train,
+            self.config.data.mix,
+            self.team.rewards,
+            measure,
+        )
+        summary = summarize(
+            arm.name, read_steps(self.config.folder, stage.name), checkpoint.folder_sha256(folder / "policy")
+        )
         return _result(stage, began, found[-1], arm=summary)
 
     def certify(self, stage: Stage, arm: ArmConfig) -> StageResult:
-        """Fresh draws from the finished policy on the held-out prompts that it was trained for, never used before."""
+        """Fresh draws from the finished policy on the held-out prompts that it was trained for, never used
+        before."""
         began = time.perf_counter()
         assert self.config.certify is not None
-        with self.log.waiting(f"{stage.name}: drawing {self.config.certify.completions_per_prompt} completions per prompt"):
+        with self.log.waiting(
+            f"{stage.name}: drawing {self.config.certify.completions_per_prompt} completions per prompt"
+        ):
             self.team.rollouts.load_policy(self.arm_policy(arm), 0)
             prompts = [p for p in self.inputs.heldout if p.task in self.trained_tasks]
             found = certify(self.team.rollouts, self.team.rewards, prompts, self.config, arm.objective)
@@ -112,7 +147,9 @@ class Work:
         assert self.team.harness is not None
         folder = self.base_policy
         if stage.arm:
-            folder = self.config.folder.joinpath(*(("downstream", stage.arm, stage.task) if stage.task else ("rlhf", stage.arm)), "policy")
+            folder = self.config.folder.joinpath(
+                *(("downstream", stage.arm, stage.task) if stage.task else ("rlhf", stage.arm)), "policy"
+            )
         with self.log.waiting(f"{stage.name}: {self.config.harness.tasks if self.config.harness else ''}"):
             self.team.rollouts.actors.turn()
             scores = self.team.harness.evaluate(folder)
@@ -123,14 +160,26 @@ class Work:
     def downstream_sft(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamSft) -> StageResult:
         began = time.perf_counter()
         examples = self.inputs.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
-        heldout = self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens).all() if task.heldout else None
+        heldout = (
+            self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens).all()
+            if task.heldout
+            else None
+        )
         evaluations: list[Evaluation] = []
-        for step, evaluations in self.finetune(stage, folder, self.arm_policy(arm), task, examples, (0, *task.marks)):
+        for step, evaluations in self.finetune(
+            stage, folder, self.arm_policy(arm), task, examples, (0, *task.marks)
+        ):
             self.team.finetune_publisher.publish(step)
             loss = self.team.finetune.loss(heldout) if heldout is not None else None
             evaluations.append(
                 self.measure(
-                    stage, arm.name, step, downstream=task.name, policy=self.arm_policy(arm), trainer=self.team.finetune, loss=loss
+                    stage,
+                    arm.name,
+                    step,
+                    downstream=task.name,
+                    policy=self.arm_policy(arm),
+                    trainer=self.team.finetune,
+                    loss=loss,
                 )
             )
         return _result(stage, began, *evaluations)
@@ -145,11 +194,16 @@ class Work:
         return _result(stage, began, *(e for e in found if e.step in asked))
 
     def attack(self, stage: Stage, folder: Path, arm: ArmConfig, radius: float) -> StageResult:
-        """The worst fine-tune that training finds inside the ball: reward -r, and a penalty steered to end at the radius."""
+        """The worst fine-tune that training finds inside the ball: reward -r, and a penalty steered to end at
+        the radius."""
         began = time.perf_counter()
         assert self.config.attack is not None
-        objective = ObjectiveConfig(method="grpo", beta=0.3, penalty="reverse", target_kl=radius, aggregation="sum")
-        learner = arm.learner.model_copy(update={"num_steps": self.config.attack.num_steps, "stop_at_reward": None})
+        objective = ObjectiveConfig(
+            method="grpo", beta=0.3, penalty="reverse", target_kl=radius, aggregation="sum"
+        )
+        learner = arm.learner.model_copy(
+            update={"num_steps": self.config.attack.num_steps, "stop_at_reward": None}
+        )
         spec = ArmConfig(name=f"attack-{radius:g}", objective=objective, learner=learner)
         measure = self.measure_at(stage, arm, f"attack {radius:g}", (learner.num_steps // 2,))
         rewards, mix = Opposite(self.team.rewards), self.config.attack.mix or self.config.data.mix
@@ -169,11 +223,15 @@ class Work:
         rewards: Rewards,
         measure: Callable[[int, bool], Evaluation | None],
     ) -> list[Evaluation]:
-        """Run the loop from a saved policy, which is the reference too. `measure(step, last)` is asked at step 0 and after
-        each step; what it gives is kept. Exports to `policy/` at the end."""
+        """Run the loop from a saved policy, which is the reference too. `measure(step, last)` is asked at
+        step 0 and after each step; what it gives is kept. Exports to `policy/` at the end."""
         config, learner = self.config, self.team.learner
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best)
-        learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner"))
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
+        )
+        learner.start(
+            policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner")
+        )
         start, steering, evaluations = 0, begin(arm.objective), list[Evaluation]()
         if found := checkpoints.latest():
             path, resumed = found
@@ -188,7 +246,9 @@ class Work:
         if reference:
             reference.use(policy, config.rollout.temperature)
         stream = PromptStream(prompts, mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step)
-        partners = Partners(stream, self.team.rollouts, rewards, reference, learner, self.team.learner_publisher)
+        partners = Partners(
+            stream, self.team.rollouts, rewards, reference, learner, self.team.learner_publisher
+        )
         self.log.begin(stage.name, arm.learner.num_steps, start)
 
         def after_step(metrics: StepMetrics, steering: Steering) -> None:
@@ -199,11 +259,21 @@ class Work:
             evaluations.extend([evaluation] if evaluation else [])
             if step % config.checkpoint.every == 0 or last:
                 validation = mean_reward(evaluation) if evaluation else None
-                state = progress(config, arm.learner, step, evaluations, validation=validation, steering=steering)
+                state = progress(
+                    config, arm.learner, step, evaluations, validation=validation, steering=steering
+                )
                 checkpoints.begin(state, lambda aside: learner.save(aside / "engine"))
 
         with checkpoints.kept(self.log.waiting):
-            train(config, arm, partners, start=start, steering=steering, after_step=after_step, before_update=checkpoints.poll)
+            train(
+                config,
+                arm,
+                partners,
+                start=start,
+                steering=steering,
+                after_step=after_step,
+                before_update=checkpoints.poll,
+            )
         self.log.end(stage.name)
         export(learner.export, folder / "policy")
         learner.stop()
@@ -219,8 +289,9 @@ class Work:
         marks: tuple[int, ...],
         in_order: bool = False,
     ) -> Iterator[tuple[int, list[Evaluation]]]:
-        """Supervised fine-tuning from a saved policy. Pauses at every mark and after the last step for the caller to
-        measure; what the caller appends to the list is kept in the next checkpoint. Exports to `policy/` at the end."""
+        """Supervised fine-tuning from a saved policy. Pauses at every mark and after the last step for the
+        caller to measure; what the caller appends to the list is kept in the next checkpoint. Exports to
+        `policy/` at the end."""
         config, worker = self.config, self.team.finetune
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, 0)
         worker.start(policy, config.model, spec, derive(config.seed, "finetune"))
@@ -244,9 +315,13 @@ class Work:
                 if marks and (step in marks or step == spec.num_steps):
                     yield step, evaluations
                 if step % config.checkpoint.every == 0 and step < spec.num_steps:
-                    checkpoints.begin(progress(config, spec, step, evaluations), lambda aside: worker.save(aside / "engine"))
+                    checkpoints.begin(
+                        progress(config, spec, step, evaluations), lambda aside: worker.save(aside / "engine")
+                    )
         self.log.end(stage.name)
-        merged = stage.kind == "base" or config.model.dtype == "float32"  # between the numbers of bfloat16 a part of it would be lost
+        merged = (
+            stage.kind == "base" or config.model.dtype == "float32"
+        )  # between the numbers of bfloat16 a part of it would be lost
         export(lambda aside: worker.export(aside, merged=merged), folder / "policy")
         worker.stop()
 
@@ -256,12 +331,18 @@ class Work:
     def trained_tasks(self) -> set[str]:
         return {p.task for p in self.inputs.train}
 
-    def measure_at(self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]) -> Callable[[int, bool], Evaluation | None]:
+    def measure_at(
+        self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]
+    ) -> Callable[[int, bool], Evaluation | None]:
         """Measure a fine-tune of an arm's policy at the marks and at its end."""
 
         def measure(step: int, last: bool) -> Evaluation | None:
             due = last or step in marks
-            return self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm)) if due else None
+            return (
+                self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm))
+                if due
+                else None
+            )
 
         return measure
 
@@ -277,8 +358,8 @@ class Work:
         trainer: Trainer | None = None,
         loss: float | None = None,
     ) -> Evaluation:
-        """Evaluate what the rollouts run now, published as version `step` by `trainer` (None: the learner); a validation draws less and
-        measures no KL."""
+        """Evaluate what the rollouts run now, published as version `step` by `trainer` (None: the learner); a
+        validation draws less and measures no KL."""
         e = self.config.evaluate
         evaluation = evaluate(
             self.team.rollouts,
@@ -300,13 +381,17 @@ class Work:
             downstream_loss=loss,
             num_samples=NUM_SAMPLES,
         )
-        self.log.evaluation(stage.name, evaluation, kind="validation" if validation else "evaluation", step=step)
+        self.log.evaluation(
+            stage.name, evaluation, kind="validation" if validation else "evaluation", step=step
+        )
         return evaluation
 
 
 def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: object) -> StageResult:
     seconds = time.perf_counter() - began
-    return StageResult.model_validate({"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found})
+    return StageResult.model_validate(
+        {"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found}
+    )
 
 
 def progress(

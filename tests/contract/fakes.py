@@ -10,7 +10,17 @@ import torch
 
 from frpo.config import Config, ObjectiveConfig
 from frpo.objective import policy_loss
-from frpo.types import Completion, Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats
+from frpo.types import (
+    Completion,
+    Floats,
+    Group,
+    Prompt,
+    Reward,
+    RolloutBatch,
+    Sampling,
+    Sequences,
+    UpdateStats,
+)
 
 ANSWERS = 6
 
@@ -34,7 +44,9 @@ class FakePrompts:
 
     def take(self, step: int) -> tuple[Prompt, ...]:
         self.taken.append(step)
-        return tuple(Prompt(f"p:{step}:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(self.count))
+        return tuple(
+            Prompt(f"p:{step}:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(self.count)
+        )
 
 
 class FakeEngine:
@@ -43,17 +55,23 @@ class FakeEngine:
     def __init__(self) -> None:
         self.logits, self.version = torch.zeros(ANSWERS), -1
 
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int) -> Iterator[Group]:
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
         assert policy_version == self.version
         logp = torch.log_softmax(self.logits, 0)
         for index in reversed(range(len(prompts))):
             draw = torch.Generator().manual_seed(seeds[index])
             tokens = torch.multinomial(logp.exp(), sampling.num_completions, True, generator=draw)
-            yield Group(index, prompts[index], tuple(self.completion(int(t), logp) for t in tokens), self.version)
+            yield Group(
+                index, prompts[index], tuple(self.completion(int(t), logp) for t in tokens), self.version
+            )
 
     @staticmethod
     def completion(token: int, logp: torch.Tensor) -> Completion:
-        return Completion(np.array([token], np.int32), logp[token : token + 1].numpy().copy(), f"answer {token}", "stop")
+        return Completion(
+            np.array([token], np.int32), logp[token : token + 1].numpy().copy(), f"answer {token}", "stop"
+        )
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return completion_logprobs(self.logits, sequences)[None]  # of one engine
@@ -90,26 +108,50 @@ class FakeLearner:
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
         self.seen.append(batch)
-        tokens = torch.from_numpy(batch.sequences.tokens.reshape(len(batch.sequences), -1)[:, -1].astype(np.int64))
+        tokens = torch.from_numpy(
+            batch.sequences.tokens.reshape(len(batch.sequences), -1)[:, -1].astype(np.int64)
+        )
         logprobs = torch.log_softmax(self.logits, 0)[tokens][:, None]
         o = self.objective
         terms = policy_loss(
-            logprobs, logprobs.detach(), torch.from_numpy(batch.behaviour)[:, None],
-            torch.from_numpy(batch.reference)[:, None] if batch.reference is not None and o.penalty == "k3" else None,
-            torch.from_numpy(batch.advantages), torch.ones_like(logprobs, dtype=torch.bool), beta=batch.beta, ratio=o.ratio,
-            clip_low=o.clip_low, clip_high=o.clip_high, importance_cap=o.importance_cap, aggregation=o.aggregation,
-            num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1,
-        )  # fmt: skip
+            logprobs,
+            logprobs.detach(),
+            torch.from_numpy(batch.behaviour)[:, None],
+            torch.from_numpy(batch.reference)[:, None]
+            if batch.reference is not None and o.penalty == "k3"
+            else None,
+            torch.from_numpy(batch.advantages),
+            torch.ones_like(logprobs, dtype=torch.bool),
+            beta=batch.beta,
+            ratio=o.ratio,
+            clip_low=o.clip_low,
+            clip_high=o.clip_high,
+            importance_cap=o.importance_cap,
+            aggregation=o.aggregation,
+            num_completions=len(tokens),
+            num_tokens=len(tokens),
+            max_tokens=1,
+        )
         (gradient,) = torch.autograd.grad(terms.loss, self.logits)
         gap = torch.from_numpy(batch.behaviour) - logprobs.detach()[:, 0]
         mismatch = float((gap.exp() - gap - 1).mean())
         with torch.no_grad():
             self.logits -= self.learning_rate * gradient
-        divergence = None if batch.reference is None else float(logprobs.detach().sum()) - float(batch.reference.sum())
+        divergence = (
+            None if batch.reference is None else float(logprobs.detach().sum()) - float(batch.reference.sum())
+        )
         return UpdateStats(
-            loss=float(terms.loss.detach()), penalty=0.0, grad_norm=float(gradient.norm()), learning_rate=self.learning_rate, entropy=0.0,
-            clip_share=0.0, mismatch_kl=mismatch, kl=divergence and divergence / len(tokens), num_tokens=len(tokens), seconds=0.0,
-        )  # fmt: skip
+            loss=float(terms.loss.detach()),
+            penalty=0.0,
+            grad_norm=float(gradient.norm()),
+            learning_rate=self.learning_rate,
+            entropy=0.0,
+            clip_share=0.0,
+            mismatch_kl=mismatch,
+            kl=divergence and divergence / len(tokens),
+            num_tokens=len(tokens),
+            seconds=0.0,
+        )
 
     def score(self, group: Group) -> Now:
         self.scored.append(group.index)
@@ -117,7 +159,12 @@ class FakeLearner:
 
     def submit(self, groups: Sequence[Group]) -> Now:
         logp = torch.log_softmax(self.logits.detach(), 0)
-        return Now([tuple(logp[torch.from_numpy(c.token_ids.astype(np.int64))].numpy() for c in g.completions) for g in groups])
+        return Now(
+            [
+                tuple(logp[torch.from_numpy(c.token_ids.astype(np.int64))].numpy() for c in g.completions)
+                for g in groups
+            ]
+        )
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return completion_logprobs(self.logits, sequences)
@@ -151,7 +198,10 @@ def config(**objective: object) -> Config:
             "name": "fake",
             "seed": 7,
             "model": {"path": "nowhere"},
-            "data": {"train": [{"path": "nowhere.jsonl", "task": "only"}], "heldout": [{"path": "nowhere.jsonl", "task": "only"}]},
+            "data": {
+                "train": [{"path": "nowhere.jsonl", "task": "only"}],
+                "heldout": [{"path": "nowhere.jsonl", "task": "only"}],
+            },
             "rewards": [{"kind": "function", "name": "table", "function": "nowhere:table"}],
             "rollout": {"prompts_per_step": 6, "group_size": 8, "max_new_tokens": 1, "parity_every": 4},
             "objective": {"aggregation": "sum", "penalty": "k3", **objective},

@@ -26,7 +26,14 @@ HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "datasets", "ray"
 
 def frpo(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", "frpo", *args], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env)
+    return subprocess.run(
+        [sys.executable, "-m", "frpo", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=env,
+    )
 
 
 class Refusal:
@@ -60,7 +67,9 @@ def test_config_and_plan_import_no_ml_library(command: str) -> None:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "HEAVY [] 0", done.stdout[-500:] + done.stderr
-    assert time.perf_counter() - began < 10  # 0.8 s on an idle machine; the bound only catches a library that crept in
+    assert (
+        time.perf_counter() - began < 10
+    )  # 0.8 s on an idle machine; the bound only catches a library that crept in
 
 
 def test_config_prints_what_loads_back(tmp_path: Path) -> None:
@@ -112,10 +121,18 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> 
     )
     done = frpo("plan", TESTBED, *(word for s in sets for word in ("--set", s)))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = {cells[0]: cells[1:4] for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.strip("│").split("│")]) == 5}
+    rows = {
+        cells[0]: cells[1:4]
+        for line in done.stdout.splitlines()
+        if len(cells := [c.strip() for c in line.strip("│").split("│")]) == 5
+    }
     assert [name for name in rows if rows[name]] == [s.name for s in outline(load(Path(TESTBED), sets))]
     assert rows["base"] == ["600", "0", "240"]  # 5 prompts of each of 3 tasks x 16 completions
-    assert rows["rlhf/frpo"] == ["100", "19,200", "270"]  # and one validation, at step 50, of 2 completions each
+    assert rows["rlhf/frpo"] == [
+        "100",
+        "19,200",
+        "270",
+    ]  # and one validation, at step 50, of 2 completions each
     assert rows["certify/frpo"] == ["0", "0", "640"]  # 5 prompts of each of the 2 trained tasks x 64
     assert rows["downstream/frpo/crafts-harsh"] == ["200", "0", "960"]  # at 0, 25, 100 and 200
     assert rows["attack/frpo/0.5"] == ["10", "1,920", "480"]  # in the middle and at the end
@@ -132,7 +149,8 @@ MISTAKES = [
     (("--set", "rewards.0.function=frpo.rewards.code:evalplus"), "rewards.0.arguments.allow_code_execution: this reward runs code"),
     (
         ("--set", "rewards=[{{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}}]"),
-        "rewards.0.urls: http://127.0.0.1:9/get_reward: no connection (Connection refused); start the service",
+        "rewards.0.urls: http://127.0.0.1:9/get_reward: no connection (Connection refused); start the "
+        "service",
     ),
     (("--set", "rewards=[{{kind: serve, name: here}}]"), "rewards.0.kind: serve needs the Ray cluster of the service"),
     (("--set", "combine=product", "--set", "rewards.0.weight=2"), "rewards.answer.weight: 2 has no meaning in a product"),
@@ -195,7 +213,9 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "config.json").write_text('{"max_position_embeddings": 37}')
     (tmp_path / "short" / "model.safetensors").write_bytes(NO_TENSORS)
-    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {name: str(tmp_path / name) for name in ("odd", "cut", "short")}
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {
+        name: str(tmp_path / name) for name in ("odd", "cut", "short")
+    }
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
     assert message in refusal("run", TESTBED, *filled, *folder)
@@ -207,7 +227,9 @@ def test_flash_attention_without_its_package_is_refused() -> None:
     if importlib.util.find_spec("flash_attn"):
         check_attention(config)
     else:
-        with pytest.raises(ConfigError, match=r"model\.attention: flash_attention_2 needs the package flash_attn"):
+        with pytest.raises(
+            ConfigError, match=r"model\.attention: flash_attention_2 needs the package flash_attn"
+        ):
             check_attention(config)
 
 
@@ -224,8 +246,13 @@ def test_a_recipe_without_arms(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.strip()) == (2, "arms: missing; it has no default")
 
 
-@pytest.mark.parametrize(("saved", "dtype", "factor"), [("bfloat16", "float32", 2), ("float32", "float32", 1), ("bfloat16", "bfloat16", 1)])
-def test_the_size_of_a_model_is_that_of_its_loaded_weights(tmp_path: Path, saved: str, dtype: str, factor: int) -> None:
+@pytest.mark.parametrize(
+    ("saved", "dtype", "factor"),
+    [("bfloat16", "float32", 2), ("float32", "float32", 1), ("bfloat16", "bfloat16", 1)],
+)
+def test_the_size_of_a_model_is_that_of_its_loaded_weights(
+    tmp_path: Path, saved: str, dtype: str, factor: int
+) -> None:
     (tmp_path / "config.json").write_text(f'{{"dtype": "{saved}"}}')
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     model = ModelConfig.model_validate({"path": str(tmp_path), "dtype": dtype})
@@ -241,23 +268,53 @@ LENGTH = ("--reward", "frpo.rewards:length")
     [
         (("{missing}", "{rows}", *LENGTH), "MODEL: no such folder"),
         (("no/where", "{rows}", *LENGTH), "MODEL: no/where is neither a folder here nor whole in the cache"),
-        (("{astray}", "{rows}", *LENGTH), "adapter_config.json: base_model_name_or_path: no such folder /moved/base; write there where"),
+        (
+            ("{astray}", "{rows}", *LENGTH),
+            "adapter_config.json: base_model_name_or_path: no such folder /moved/base; write there where",
+        ),
         (("{odd}", "nowhere.jsonl", *LENGTH), "data set nowhere.jsonl: no such file"),
-        (("{odd}", "{rows}", "--reward", "frpo.rewards:nothing"), "--reward: frpo.rewards has no function 'nothing'"),
-        (("{odd}", "{rows}", "--reward", "no/where"), "--reward: no/where is neither a folder here nor whole in the cache"),
-        (("{odd}", "{rows}", "--reward", "{odd}", "--argument", "a=1"), "odd is a reward model, which takes none; leave it out"),
+        (
+            ("{odd}", "{rows}", "--reward", "frpo.rewards:nothing"),
+            "--reward: frpo.rewards has no function 'nothing'",
+        ),
+        (
+            ("{odd}", "{rows}", "--reward", "no/where"),
+            "--reward: no/where is neither a folder here nor whole in the cache",
+        ),
+        (
+            ("{odd}", "{rows}", "--reward", "{odd}", "--argument", "a=1"),
+            "odd is a reward model, which takes none; leave it out",
+        ),
         (("{odd}", "{rows}", *LENGTH, "--argument", "scale"), "--argument scale: write it as key=value"),
         (("{odd}", "{rows}", *LENGTH, "--argument", "a={{1"), "--argument a={1: not valid YAML"),
-        (("{odd}", "{rows}", *LENGTH, "--argument", "a=1", "--argument", "a=2"), "--argument a=2: a stands twice; give it once"),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--argument", "a=1", "--argument", "a=2"),
+            "--argument a=2: a stands twice; give it once",
+        ),
         (("{odd}", "{rows}", *LENGTH, "--where", "=x"), "--where =x: write it as key=value"),
         (("{odd}", "{rows}", *LENGTH, "--where", "task=other"), "rows.jsonl: no row left after where"),
-        (("{odd}", "{rows}", *LENGTH, "--heldout-share", "2"), "--heldout-share: Input should be less than or equal to 1 (value 2.0)"),
-        (("{odd}", "{rows}", *LENGTH, "--radius", "-1"), "--radius.0: Input should be greater than 0 (value -1.0)"),
-        (("{odd}", "{rows}", *LENGTH, "--radius", "1", "--radius", "1.0"), "--radius: a radius stands twice; give each once"),
-        (("{odd}", "{rows}", *LENGTH, "--radius", "inf"), "--radius.0: Input should be a finite number (value inf)"),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--heldout-share", "2"),
+            "--heldout-share: Input should be less than or equal to 1 (value 2.0)",
+        ),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--radius", "-1"),
+            "--radius.0: Input should be greater than 0 (value -1.0)",
+        ),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--radius", "1", "--radius", "1.0"),
+            "--radius: a radius stands twice; give each once",
+        ),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--radius", "inf"),
+            "--radius.0: Input should be a finite number (value inf)",
+        ),
         (("{odd}", "{rows}", *LENGTH, "--floor", "nan"), "--floor: Input should be a finite number"),
         (("{odd}", "{rows}", *LENGTH, "--completions", "1"), "--completions: Input should be greater"),
-        (("{odd}", "{rows}", *LENGTH, "--max-new-tokens", "0"), "--max-new-tokens: Input should be greater than 0 (value 0)"),
+        (
+            ("{odd}", "{rows}", *LENGTH, "--max-new-tokens", "0"),
+            "--max-new-tokens: Input should be greater than 0 (value 0)",
+        ),
         (("{odd}", "{rows}", *LENGTH, "--radius", "wide"), "Invalid value for '--radius'"),
     ],
 )
@@ -269,9 +326,13 @@ def test_mistakes_of_certify(
     (tmp_path / "odd" / "config.json").write_text('{"head_dim": 64}')
     (tmp_path / "odd" / "model.safetensors").write_bytes(NO_TENSORS)
     (tmp_path / "astray").mkdir()
-    (tmp_path / "astray" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/moved/base"}')
+    (tmp_path / "astray" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "/moved/base"}'
+    )
     (tmp_path / "astray" / "adapter_model.safetensors").write_bytes(NO_TENSORS)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    places = {n: str(tmp_path / n) for n in ("missing", "odd", "astray")} | {"rows": str(tmp_path / "rows.jsonl")}
+    places = {n: str(tmp_path / n) for n in ("missing", "odd", "astray")} | {
+        "rows": str(tmp_path / "rows.jsonl")
+    }
     assert message in refusal("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
-"""Data that is wrong, as a user meets it: one message with file and line before anything starts; and what `frpo plan` says of data."""
+"""Data that is wrong, as a user meets it: one message with file and line before anything starts; and what
+`frpo plan` says of data."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ TESTBED = str(ROOT / "recipes" / "testbed.yaml")
 GOOD = b'{"prompt": "What is 1+1?", "answer": 2}\n'
 
 
-def frpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+def frpo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the command line in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
@@ -38,10 +41,22 @@ def frpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 WRONG = {
     "cut.jsonl.gz": (gzip.compress(GOOD * 100)[:-20], "cut.jsonl.gz:27: broken gzip data"),
     "latin1.jsonl": (GOOD + '{"prompt": "café"}\n'.encode("latin-1"), "latin1.jsonl:2: byte 0xE9"),
-    "deep.jsonl": (GOOD + b'{"prompt": "x", "a": ' + b"[" * 100000 + b"]" * 100000 + b"}\n", "deep.jsonl:2: lists and objects more than"),
-    "half.jsonl": (GOOD + b'{"prompt": "broken \\ud83d emoji"}\n', "half.jsonl:2: column 'prompt': half a character"),
-    "brackets.jsonl": (b'{"prompt": ["[/INST]", "[bold]"]}\n', "brackets.jsonl:1: column 'prompt': the message '[/INST]' needs role"),
-    "human.jsonl": (b'{"prompt": [{"role": "human", "content": "hi"}]}\n', "human.jsonl:1: column 'prompt': unknown role 'human'"),
+    "deep.jsonl": (
+        GOOD + b'{"prompt": "x", "a": ' + b"[" * 100000 + b"]" * 100000 + b"}\n",
+        "deep.jsonl:2: lists and objects more than",
+    ),
+    "half.jsonl": (
+        GOOD + b'{"prompt": "broken \\ud83d emoji"}\n',
+        "half.jsonl:2: column 'prompt': half a character",
+    ),
+    "brackets.jsonl": (
+        b'{"prompt": ["[/INST]", "[bold]"]}\n',
+        "brackets.jsonl:1: column 'prompt': the message '[/INST]' needs role",
+    ),
+    "human.jsonl": (
+        b'{"prompt": [{"role": "human", "content": "hi"}]}\n',
+        "human.jsonl:1: column 'prompt': unknown role 'human'",
+    ),
 }
 
 
@@ -51,7 +66,14 @@ def test_wrong_data_is_one_message_in_run_and_plan(
 ) -> None:
     data, message = WRONG[name]
     (tmp_path / name).write_bytes(data)
-    asked = ("--set", f"data.train=[{{path: {tmp_path / name}, task: t}}]", "--set", "data.mix={}", "--run-dir", str(tmp_path / "run"))
+    asked = (
+        "--set",
+        f"data.train=[{{path: {tmp_path / name}, task: t}}]",
+        "--set",
+        "data.mix={}",
+        "--run-dir",
+        str(tmp_path / "run"),
+    )
     code, out, err = frpo(monkeypatch, capsys, "run", TESTBED, *asked)
     assert (code, len(err.splitlines())) == (2, 1)
     assert message in err
@@ -60,11 +82,27 @@ def test_wrong_data_is_one_message_in_run_and_plan(
     assert message in out + err  # whole, whatever is in brackets and however narrow the terminal is
 
 
-def test_plan_tells_what_is_let_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "train.jsonl", *({"prompt": f"[b]How {i}?", "task": "harmful", "answer": "a", "completions": "x"} for i in range(4)))
-    write(tmp_path / "heldout.jsonl", *({"prompt": f"[b]how {i}", "task": "harmful", "answer": "a"} for i in range(3, 9)))
-    files = [f"data.{part}=[{{path: {tmp_path / part}.jsonl, task_column: task}}]" for part in ("train", "heldout")]
-    _, out, _ = frpo(monkeypatch, capsys, "plan", TESTBED, *(word for s in (*files, "data.mix={}") for word in ("--set", s)))
+def test_plan_tells_what_is_let_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        tmp_path / "train.jsonl",
+        *({"prompt": f"[b]How {i}?", "task": "harmful", "answer": "a", "completions": "x"} for i in range(4)),
+    )
+    write(
+        tmp_path / "heldout.jsonl",
+        *({"prompt": f"[b]how {i}", "task": "harmful", "answer": "a"} for i in range(3, 9)),
+    )
+    files = [
+        f"data.{part}=[{{path: {tmp_path / part}.jsonl, task_column: task}}]" for part in ("train", "heldout")
+    ]
+    _, out, _ = frpo(
+        monkeypatch,
+        capsys,
+        "plan",
+        TESTBED,
+        *(word for s in (*files, "data.mix={}") for word in ("--set", s)),
+    )
     assert f"{tmp_path}/train.jsonl:1: reward functions do not get the column completions" in out
     assert "1 of 6 held-out prompts are training prompts too" in out
 
@@ -89,15 +127,24 @@ def test_a_run_counts_what_is_trained_and_held_out_and_refuses_too_much(tmp_path
     new = [{"prompt": f"how {'do ' * i}", "task": "harmful"} for i in range(1, 6)]
     heldout = write(tmp_path / "heldout.jsonl", *rows, *new)
     asked = f"data.heldout=[{{path: {heldout}, task_column: task}}]"
-    assert "data.heldout: 3 of 8 held-out prompts are training prompts too" in inputs(tmp_path / "some", asked)[1]
+    assert (
+        "data.heldout: 3 of 8 held-out prompts are training prompts too"
+        in inputs(tmp_path / "some", asked)[1]
+    )
     assert '"shared": 3, "heldout": 8' in (tmp_path / "some" / "metrics.jsonl").read_text()
     write(tmp_path / "heldout.jsonl", *rows, *new[:2])
-    with pytest.raises(ConfigError, match=r"data.heldout: 3 of 5 held-out prompts are training prompts too .* more than the 50%"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data.heldout: 3 of 5 held-out prompts are training prompts too .* more than the 50%",
+    ):
         inputs(tmp_path / "most", asked)
 
 
 def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_starts(tmp_path: Path) -> None:
-    examples = write(tmp_path / "sft.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    examples = write(
+        tmp_path / "sft.jsonl",
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    )
     asked = f"downstream.0.data=[{{path: {examples}, prompt: messages, task: downstream}}]"
     config = load(Path(TESTBED), (asked, "base=null")).model_copy(update={"run_dir": tmp_path / "run"})
 
@@ -111,7 +158,9 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         run(config, look(config), log, never)
 
 
-def test_examples_of_two_fine_tunes_are_read_once_and_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_two_fine_tunes_are_read_once_and_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found, _ = inputs(tmp_path)
     found.read_ahead([s for s in outline(found.config) if s.kind == "downstream"])
     one, two = found.config.downstream

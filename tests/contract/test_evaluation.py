@@ -47,7 +47,9 @@ class Uniform:
     """Scorer of one saved policy: uniform over the answers."""
 
     def submit(self, policy: Path, groups: Sequence[Group]) -> Now:
-        rows: list[tuple[Floats, ...]] = [tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in g.completions) for g in groups]
+        rows: list[tuple[Floats, ...]] = [
+            tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in g.completions) for g in groups
+        ]
         return Now(rows)
 
 
@@ -60,9 +62,20 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
     policy = engine()
     p = torch.softmax(policy.logits, 0).double().numpy()
     found = evaluate(
-        policy, FakeRewards(TABLE), trainer(policy), Uniform(), two_tasks(200), arm="x", version=0, seed=1, completions=32, max_new_tokens=1,
-        trained_tasks={"a"}, reference=Path("reference"), num_samples=5,
-    )  # fmt: skip
+        policy,
+        FakeRewards(TABLE),
+        trainer(policy),
+        Uniform(),
+        two_tasks(200),
+        arm="x",
+        version=0,
+        seed=1,
+        completions=32,
+        max_new_tokens=1,
+        trained_tasks={"a"},
+        reference=Path("reference"),
+        num_samples=5,
+    )
     assert [t.task for t in found.rewards] == ["a", "b"]
     kl = float((p * np.log(p * ANSWERS)).sum())
     for task in found.rewards:
@@ -75,17 +88,33 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
     assert len(found.samples) == 5
 
 
-def measure(table: Sequence[float | None], *, prompts: int = 8, reason: str = "no judge", **fields: object) -> Evaluation:
-    given = {"arm": "base", "version": 0, "seed": 1, "completions": 4, "max_new_tokens": 1, "trained_tasks": {"a"}, **fields}
+def measure(
+    table: Sequence[float | None], *, prompts: int = 8, reason: str = "no judge", **fields: object
+) -> Evaluation:
+    given = {
+        "arm": "base",
+        "version": 0,
+        "seed": 1,
+        "completions": 4,
+        "max_new_tokens": 1,
+        "trained_tasks": {"a"},
+        **fields,
+    }
     policy = engine()
     policy.version = int(str(given["version"]))
-    return evaluate(policy, FakeRewards(table, reason), trainer(policy), Uniform(), two_tasks(prompts), **given)  # type: ignore[arg-type]
+    return evaluate(
+        policy, FakeRewards(table, reason), trainer(policy), Uniform(), two_tasks(prompts), **given
+    )  # type: ignore[arg-type]
 
 
 def test_an_evaluation_without_a_single_reward_of_a_task_stops_the_run_with_the_reason_once() -> None:
-    with pytest.raises(RunStopped, match=r"^evaluation of base at step 0: all 16 rewards of task 'a' failed: no judge$"):
+    with pytest.raises(
+        RunStopped, match=r"^evaluation of base at step 0: all 16 rewards of task 'a' failed: no judge$"
+    ):
         measure((None,) * ANSWERS)
-    with pytest.raises(RunStopped, match=r"^evaluation of frpo after crafts at step 25: all 16 rewards of task 'a' failed"):
+    with pytest.raises(
+        RunStopped, match=r"^evaluation of frpo after crafts at step 25: all 16 rewards of task 'a' failed"
+    ):
         measure((None,) * ANSWERS, arm="frpo", downstream="crafts", version=25)
 
 
@@ -105,16 +134,30 @@ class Broken:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_evaluation_never_holds_a_number_that_is_none() -> None:
     with pytest.raises(
-        RunStopped, match=r"evaluation of base at step 0: the held-out loss is nan: the policy gives log-probs that are none"
+        RunStopped,
+        match=r"evaluation of base at step 0: the held-out loss is nan: the policy gives log-probs that are none",
     ):
         measure(TABLE, downstream_loss=float("nan"))
-    with pytest.raises(RunStopped, match=r"evaluation of base at step 0: the reward of task 'a' is inf: rewards are too large to add up"):
+    with pytest.raises(
+        RunStopped,
+        match=r"evaluation of base at step 0: the reward of task 'a' is inf: rewards are too large to add up",
+    ):
         measure((1e308,) * ANSWERS)
     with pytest.raises(RunStopped, match=r"evaluation of x at step 0: the KL to the reference is nan"):
         evaluate(
-            engine(), FakeRewards(TABLE), trainer(engine()), Broken(), two_tasks(4), arm="x", version=0, seed=1, completions=2, max_new_tokens=1,
-            trained_tasks={"a"}, reference=Path("reference"),
-        )  # fmt: skip
+            engine(),
+            FakeRewards(TABLE),
+            trainer(engine()),
+            Broken(),
+            two_tasks(4),
+            arm="x",
+            version=0,
+            seed=1,
+            completions=2,
+            max_new_tokens=1,
+            trained_tasks={"a"},
+            reference=Path("reference"),
+        )
 
 
 def test_a_single_prompt_gives_no_interval() -> None:
@@ -129,7 +172,11 @@ def test_a_single_prompt_gives_no_interval() -> None:
 
 def certifying(**fields: object) -> Config:
     return config().model_copy(
-        update={"certify": CertifyConfig.model_validate({"completions_per_prompt": 64, "radii": (0.1, 0.5), **fields})}
+        update={
+            "certify": CertifyConfig.model_validate(
+                {"completions_per_prompt": 64, "radii": (0.1, 0.5), **fields}
+            )
+        }
     )
 
 
@@ -148,9 +195,16 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
         assert a.lo[i] < a.plug_in[i] < a.hi[i]
     assert a.radius == pytest.approx(tilted(population, 0.5)[1], abs=0.02)
     assert np.array(a.rewards).shape == (20, 64)
-    given = certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="frpo", rho=0.3))[0]
+    given = certify(
+        policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="frpo", rho=0.3)
+    )[0]
     assert given.radius == 0.3
-    assert certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="grpo"))[0].radius is None
+    assert (
+        certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="grpo"))[
+            0
+        ].radius
+        is None
+    )
 
 
 def test_a_failed_reward_counts_as_the_floor_of_the_certificate() -> None:
@@ -171,7 +225,9 @@ def test_the_opposite_of_a_failed_reward_has_failed() -> None:
     group = next(iter(engine().generate(two_tasks(1), [3], Sampling(16, 1), 0)))
     pending = Opposite(FakeRewards((1.0, 0.8, 0.5, 0.3, None, None))).score(group)
     assert pending.ready()
-    for turned, plain in zip(pending.result(), FakeRewards((1.0, 0.8, 0.5, 0.3, None, None)).score(group).result(), strict=True):
+    for turned, plain in zip(
+        pending.result(), FakeRewards((1.0, 0.8, 0.5, 0.3, None, None)).score(group).result(), strict=True
+    ):
         assert turned.total == (None if plain.total is None else -plain.total)
         assert turned.parts == plain.parts
         assert turned.error == plain.error

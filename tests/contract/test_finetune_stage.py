@@ -22,7 +22,8 @@ from tests.contract.fakes import Now, config
 
 
 class FakeRanks:
-    """Gives a loss and a gradient norm for each update; implements what a stage asks of actors.finetune.FinetunePool."""
+    """Gives a loss and a gradient norm for each update; implements what a stage asks of
+    actors.finetune.FinetunePool."""
 
     def __init__(self, stats: list[tuple[float, float]]) -> None:
         self.stats, self.done = stats, 0
@@ -88,25 +89,41 @@ def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ((float("nan"), 1.0), r"step 3: the loss is nan: this update broke the policy, and nothing of it is kept; lower learning_rate"),
+        (
+            (float("nan"), 1.0),
+            r"step 3: the loss is nan: this update broke the policy, and nothing of it is kept; lower learning_rate",
+        ),
         ((float("inf"), 1.0), r"step 3: the loss is inf"),
-        ((1.0, float("nan")), r"step 3: the gradient norm is nan: .* lower learning_rate \(here 0.001\) or grad_clip"),
+        (
+            (1.0, float("nan")),
+            r"step 3: the gradient norm is nan: .* lower learning_rate \(here 0.001\) or grad_clip",
+        ),
     ],
 )
-def test_a_number_that_is_none_stops_it_before_the_checkpoint(broken: tuple[float, float], message: str, tmp_path: Path) -> None:
+def test_a_number_that_is_none_stops_it_before_the_checkpoint(
+    broken: tuple[float, float], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(RunStopped, match=message):
         finetune(tmp_path, [(1.0, 1.0), (0.9, 1.0), broken, (0.8, 1.0)])
-    assert sorted(p.name for p in (tmp_path / "base" / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    assert sorted(p.name for p in (tmp_path / "base" / "checkpoints").iterdir()) == [
+        "step-00000001",
+        "step-00000002",
+    ]
     assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
     assert not (tmp_path / "base" / "policy").exists()
-    mended = finetune(tmp_path, [(1.0, 1.0), (0.9, 1.0), (0.85, 1.0), (0.8, 1.0)])  # goes on after the last good step
+    mended = finetune(
+        tmp_path, [(1.0, 1.0), (0.9, 1.0), (0.85, 1.0), (0.8, 1.0)]
+    )  # goes on after the last good step
     assert mended.done == 4
     assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
     assert (tmp_path / "base" / "policy").is_dir()
 
 
-def test_a_rank_that_dies_while_it_writes_costs_that_checkpoint_alone_and_is_named_once(tmp_path: Path) -> None:
-    """The last before it is finished when the next begins, and the failed run does not wait long for what cannot come."""
+def test_a_rank_that_dies_while_it_writes_costs_that_checkpoint_alone_and_is_named_once(
+    tmp_path: Path,
+) -> None:
+    """The last before it is finished when the next begins, and the failed run does not wait long for what
+    cannot come."""
     with pytest.raises(WorkerFailed, match=r"died during update\(\)"):
         finetune(tmp_path, [(1.0, 1.0)] * 5, DyingRanks)
     steps = sorted(p.name for p in (tmp_path / "base" / "checkpoints").iterdir())

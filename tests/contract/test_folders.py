@@ -39,8 +39,8 @@ def states(config: Config) -> dict[str, str]:
 
 
 def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1) -> None:
-    """Finish every stage with a policy, a checkpoint where one is kept, and a row, a sample and a curve; those to `leave` are left
-    after their checkpoint."""
+    """Finish every stage with a policy, a checkpoint where one is kept, and a row, a sample and a curve;
+    those to `leave` are left after their checkpoint."""
     config.folder.mkdir(exist_ok=True)
     for standing in look_and_tell(config, lambda text: None):
         name, folder = standing.stage.name, folders.begin(config.folder, standing)
@@ -61,7 +61,9 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
             checkpoints.finish()
         if name not in leave:
             keep = name.startswith(("rlhf", "downstream"))
-            folders.finish(folder, standing.made, StageResult(stage=name, seconds=1.0, evaluations=()), keep_last=keep)
+            folders.finish(
+                folder, standing.made, StageResult(stage=name, seconds=1.0, evaluations=()), keep_last=keep
+            )
         with RunLog(config.folder, config) as log:
             log._write("step", name, {"step": 1})
             (config.folder / SAMPLES).open("a").write(json.dumps({"stage": name, "step": 1}) + "\n")
@@ -84,12 +86,20 @@ def redo(config: Config) -> Path:
 
 def test_a_finished_run_stands_and_nothing_is_said(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
-    config = configured(tmp_path, "rollout.kv_cache_gib=2", "rewards.answer.timeout_s=5", "learner.num_workers=2", "learner.zero_stage=2")
+    config = configured(
+        tmp_path,
+        "rollout.kv_cache_gib=2",
+        "rewards.answer.timeout_s=5",
+        "learner.num_workers=2",
+        "learner.zero_stage=2",
+    )
     assert states(config) == dict.fromkeys(ALL, "done")
     assert told(config) == ""
 
 
-def test_a_plan_of_a_new_run_reads_no_model_and_a_run_reads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_a_new_run_reads_no_model_and_a_run_reads_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     monkeypatch.setattr(content, "_sha256", lambda path, key: read.append(path) or "digest")
     (tmp_path / "m").mkdir()
@@ -109,9 +119,13 @@ def test_what_counts_is_said_with_its_old_and_new_value(tmp_path: Path) -> None:
     config = configured(tmp_path, "arms.frpo.objective.lam=0.25")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert states(config) == {"base": "done", **dict.fromkeys(ALL[1:], "other")}
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before  # looking changes nothing
+    assert {
+        p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+    } == before  # looking changes nothing
     text = told(config)
-    assert "3 of 4 stages are done again from the start: rlhf/frpo, certify/frpo, downstream/frpo/more." in text
+    assert (
+        "3 of 4 stages are done again from the start: rlhf/frpo, certify/frpo, downstream/frpo/more." in text
+    )
     assert "Changed since: arms.frpo.objective.lam: 2.0 -> 0.25." in text
     assert "What stands on a stage is done again with it." in text
     assert f"in a folder below {tmp_path / 'superseded'}" in text
@@ -133,7 +147,10 @@ def test_what_is_superseded_is_kept_in_one_folder_with_its_rows_and_curves(tmp_p
         assert [r["stage"] for r in read_rows(tmp_path, rows)] == ["base"]
         assert [r["stage"] for r in read_rows(aside, rows)] == moved
     assert (aside / "wandb.id").read_text() == "abc"
-    assert states(configured(tmp_path, "arms.frpo.objective.lam=0.25")) == {"base": "done", **dict.fromkeys(moved, "new")}
+    assert states(configured(tmp_path, "arms.frpo.objective.lam=0.25")) == {
+        "base": "done",
+        **dict.fromkeys(moved, "new"),
+    }
 
 
 def test_a_benchmark_inside_another_ones_folder_is_put_aside_too(tmp_path: Path) -> None:
@@ -146,7 +163,8 @@ def test_a_benchmark_inside_another_ones_folder_is_put_aside_too(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("setting", "change"), [("model.lora={rank: 8}", "model.lora: null -> given."), ("base=null", "base: given -> null.")]
+    ("setting", "change"),
+    [("model.lora={rank: 8}", "model.lora: null -> given."), ("base=null", "base: given -> null.")],
 )
 def test_a_section_that_comes_or_goes_is_said_once(setting: str, change: str, tmp_path: Path) -> None:
     made_up(configured(tmp_path))
@@ -186,16 +204,31 @@ def test_a_folder_of_before_is_compared_with_nothing_and_kept(tmp_path: Path) ->
 def test_more_steps_go_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
     config = configured(tmp_path, "learner.num_steps=12")
-    assert states(config) == {"base": "done", "rlhf/frpo": "longer", "certify/frpo": "other", "downstream/frpo/more": "other"}
+    assert states(config) == {
+        "base": "done",
+        "rlhf/frpo": "longer",
+        "certify/frpo": "other",
+        "downstream/frpo/more": "other",
+    }
     text = told(config)
-    assert text.startswith("rlhf/frpo goes on after step 6: arms.frpo.learner.num_steps: 6 -> 12. 2 of 4 stages are done again")
+    assert text.startswith(
+        "rlhf/frpo goes on after step 6: arms.frpo.learner.num_steps: 6 -> 12. 2 of 4 stages are done again"
+    )
     aside = redo(config)
     assert (tmp_path / "rlhf/frpo/checkpoints/step-00000006/engine").exists()
     assert not (tmp_path / "rlhf/frpo/policy").exists()
     assert (aside / "rlhf/frpo/policy/weights").read_text() == "of rlhf/frpo"
     assert StageResult.model_validate_json((aside / "rlhf/frpo/done.json").read_text()).inputs
-    assert Made.model_validate_json((aside / "rlhf/frpo/made.json").read_text()).values["arms.frpo.learner.num_steps"] == 6
-    assert [r["stage"] for r in read_rows(tmp_path)] == ["base", "rlhf/frpo"]  # its steps so far are part of the longer stage
+    assert (
+        Made.model_validate_json((aside / "rlhf/frpo/made.json").read_text()).values[
+            "arms.frpo.learner.num_steps"
+        ]
+        == 6
+    )
+    assert [r["stage"] for r in read_rows(tmp_path)] == [
+        "base",
+        "rlhf/frpo",
+    ]  # its steps so far are part of the longer stage
     assert [r["stage"] for r in read_rows(aside)] == ALL[1:]
     assert states(config)["rlhf/frpo"] == "longer"  # killed now, the next call goes on too
     redone = look(config)
@@ -212,7 +245,11 @@ def test_more_steps_of_a_downstream_rl_go_on_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "why"),
     [
-        (("learner.schedule=linear",), "arms.frpo.learner.schedule is linear, so the learning rate of every step depends on their number"),
+        (
+            ("learner.schedule=linear",),
+            "arms.frpo.learner.schedule is linear, so the learning rate of every step depends on their "
+            "number",
+        ),
         (("learner.warmup_share=0.5",), "warmup_share is 0.5, so the length of the warm-up depends"),
         (("objective.target_kl=0.5",), "target_kl is 0.5, and how fast the KL may rise depends"),
     ],
@@ -259,9 +296,14 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
     (tmp_path / "m" / "config.json").write_text("{}")
     (tmp_path / "m" / "model.safetensors").write_bytes(bytes(100))
     model = f"model.path={tmp_path / 'm'}"
-    constant, linear = (disk_bytes(configured(tmp_path, model, f"learner.schedule={s}")) for s in ("constant", "linear"))
+    constant, linear = (
+        disk_bytes(configured(tmp_path, model, f"learner.schedule={s}")) for s in ("constant", "linear")
+    )
     assert constant - linear == 2 * 4 * 100
-    halves = [disk_bytes(configured(tmp_path, model, "model.dtype=bfloat16", f"learner.schedule={s}")) for s in ("constant", "linear")]
+    halves = [
+        disk_bytes(configured(tmp_path, model, "model.dtype=bfloat16", f"learner.schedule={s}"))
+        for s in ("constant", "linear")
+    ]
     assert halves[0] - halves[1] == 2 * 7 * 100  # master weights and moments are float32
 
 
@@ -275,10 +317,15 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
             "learner.num_workers=2",
             r"learner.num_workers: 2, but rlhf/frpo was left at step 6 by a checkpoint of 1.*set it back to 1 .*--run-dir",
         ),
-        ("learner.zero_stage=3", r"arms.frpo.learner.zero_stage: 3, but rlhf/frpo was left at step 6 by a checkpoint of 1"),
+        (
+            "learner.zero_stage=3",
+            r"arms.frpo.learner.zero_stage: 3, but rlhf/frpo was left at step 6 by a checkpoint of 1",
+        ),
     ],
 )
-def test_a_checkpoint_that_other_ranks_wrote_is_refused_not_lost(setting: str, message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_other_ranks_wrote_is_refused_not_lost(
+    setting: str, message: str, tmp_path: Path
+) -> None:
     made_up(configured(tmp_path), leave=("rlhf/frpo", "certify/frpo", "downstream/frpo/more"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,5 @@
-"""Clusters that can't be joined, and machines on which Ray can't start: named soon, before anything waits for Ray."""
+"""Clusters that can't be joined, and machines on which Ray can't start: named soon, before anything waits for
+Ray."""
 
 from __future__ import annotations
 
@@ -60,12 +61,15 @@ def serve(*args: str, **env: str) -> tuple[int, str, float]:
 
 
 @pytest.mark.parametrize("kind", ["silent", "web"])
-def test_what_gives_no_answer_of_a_head_is_named(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_gives_no_answer_of_a_head_is_named(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joining, "PROBE_S", 1.0)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     address = request.getfixturevalue(kind)
     with pytest.raises(
-        ConfigError, match=rf"^cluster\.address: {address} accepts connections and gives no answer of a Ray head within 1 s"
+        ConfigError,
+        match=rf"^cluster\.address: {address} accepts connections and gives no answer of a Ray head within 1 s",
     ):
         joining.join(address, 2**28)
 
@@ -89,7 +93,9 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
             monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConfigError) as error:
             joining.join(given, 2**28)
-        assert str(error.value).startswith(f"{field}: {address}") or str(error.value).startswith(f"{field}: {address!r}")
+        assert str(error.value).startswith(f"{field}: {address}") or str(error.value).startswith(
+            f"{field}: {address!r}"
+        )
         assert said in str(error.value)
     found = doctor.cluster(address)
     assert said in f"{found.found}; {found.remedy}"
@@ -101,10 +107,21 @@ def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Pa
     assert (code, said.partition(";")[0]) == (2, "--address: 127.0.0.1:9: no connection (Connection refused)")
     assert seconds < 10
     began = time.monotonic()
-    command = [sys.executable, "-m", "frpo", "run", str(ROOT / "recipes" / "testbed.yaml"), "--run-dir", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "frpo",
+        "run",
+        str(ROOT / "recipes" / "testbed.yaml"),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     env = os.environ | {"RAY_ADDRESS": "127.0.0.1:9"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert (done.returncode, done.stderr.partition(";")[0]) == (2, "RAY_ADDRESS: 127.0.0.1:9: no connection (Connection refused)")
+    assert (done.returncode, done.stderr.partition(";")[0]) == (
+        2,
+        "RAY_ADDRESS: 127.0.0.1:9: no connection (Connection refused)",
+    )
     assert time.monotonic() - began < 10
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +130,10 @@ def test_a_missing_token_and_a_taken_port_are_found_before_ray_is_imported() -> 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, said, seconds = serve("--set", f"port={port}")
-        assert (code, said) == (2, f"port: {port} on 127.0.0.1 is taken; choose another, or stop who serves there\n")
+        assert (code, said) == (
+            2,
+            f"port: {port} on 127.0.0.1 is taken; choose another, or stop who serves there\n",
+        )
     code, said, _ = serve(RAY_ADDRESS="127.0.0.1:9")
     assert (code, said.partition(",")[0]) == (2, "token_env: FRPO_SERVICE_TOKEN is not set")
     assert seconds < 10  # 1 s on an idle machine; importing Ray's part alone takes longer
@@ -130,7 +150,9 @@ def test_ray_starts_under_a_short_path(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert joining.temporary_folder() == short / "ray"
         monkeypatch.undo()
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
-    with pytest.raises(ConfigError, match=r"^TMPDIR: Ray can't write to /proc/nowhere/ray \(.*\); set RAY_TMPDIR"):
+    with pytest.raises(
+        ConfigError, match=r"^TMPDIR: Ray can't write to /proc/nowhere/ray \(.*\); set RAY_TMPDIR"
+    ):
         joining.temporary_folder()
     assert doctor.ray_folder().remedy.startswith("set RAY_TMPDIR")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("l" * 100)))
@@ -150,7 +172,9 @@ class SlowRay:
 
 
 @pytest.mark.parametrize("failures", [2, 3])
-def test_a_slow_start_is_tried_again(failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_start_is_tried_again(
+    failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import ray
     from ray._private import ray_constants
 
@@ -163,8 +187,11 @@ def test_a_slow_start_is_tried_again(failures: int, monkeypatch: pytest.MonkeyPa
         assert len(slow.asked) == 3
     else:
         with pytest.raises(
-            WorkerFailed, match=r"Ray did not start on this machine in 3 tries; its logs are in .*gcs_server and raylet: The current"
+            WorkerFailed,
+            match=r"Ray did not start on this machine in 3 tries; its logs are in .*gcs_server and raylet: The current",
         ):
             joining.join(None, 2**28)
-    assert capsys.readouterr().out.count("Ray is slow to start (The current node timed out during startup.") == 2
+    assert (
+        capsys.readouterr().out.count("Ray is slow to start (The current node timed out during startup.") == 2
+    )
     assert (os.environ[joining.ALONE], ray_constants.ENABLE_RAY_CLUSTER) == ("0", False)

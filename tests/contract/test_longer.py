@@ -1,4 +1,5 @@
-"""A stage that goes on to more steps ends where one with as many from the start ends; on fakes, without Ray."""
+"""A stage that goes on to more steps ends where one with as many from the start ends; on fakes, without
+Ray."""
 
 from __future__ import annotations
 
@@ -34,14 +35,18 @@ class Engine(fakes.FakeEngine):
 class Learner(fakes.FakeLearner):
     def start(self, policy: Path, *_: object) -> None:
         saved = policy / "logits.npy"
-        self.logits = (torch.from_numpy(np.load(saved)) if saved.exists() else torch.zeros(fakes.ANSWERS)).requires_grad_()
+        self.logits = (
+            torch.from_numpy(np.load(saved)) if saved.exists() else torch.zeros(fakes.ANSWERS)
+        ).requires_grad_()
 
     def stop(self) -> None: ...
 
 
 class Scorer:
     def submit(self, policy: Path, groups: Sequence[Group]) -> fakes.Now:
-        rows: list[tuple[Floats, ...]] = [tuple(np.full(1, -np.log(fakes.ANSWERS), np.float32) for _ in g.completions) for g in groups]
+        rows: list[tuple[Floats, ...]] = [
+            tuple(np.full(1, -np.log(fakes.ANSWERS), np.float32) for _ in g.completions) for g in groups
+        ]
         return fakes.Now(rows)
 
 
@@ -55,7 +60,13 @@ def configured(folder: Path, num_steps: int) -> Config:
         "marks": [3],
     }
     steps = {"num_steps": num_steps, "num_workers": 1}
-    more = {"run_dir": str(folder), "learner": steps, "arms": [{"name": "arm"}], "downstream": [rl], "checkpoint": {"every": 4}}
+    more = {
+        "run_dir": str(folder),
+        "learner": steps,
+        "arms": [{"name": "arm"}],
+        "downstream": [rl],
+        "checkpoint": {"every": 4},
+    }
     return Config.model_validate({**tree, **more})
 
 
@@ -92,16 +103,24 @@ def test_six_more_steps_end_where_all_at_once_end(first: int, tmp_path: Path) ->
     for num_steps in (first, 12):
         run(configured(twice, num_steps))
     for stage in ("rlhf/arm", "downstream/arm/more"):
-        assert (twice / stage / "policy/logits.npy").read_bytes() == (once / stage / "policy/logits.npy").read_bytes()
+        assert (twice / stage / "policy/logits.npy").read_bytes() == (
+            once / stage / "policy/logits.npy"
+        ).read_bytes()
         rows = [[(r.step, r.reward, r.loss) for r in read_steps(folder, stage)] for folder in (once, twice)]
         assert rows[0] == rows[1]
         assert [r[0] for r in rows[0]] == list(range(1, 13))
-        measured = [[(e.step, e.rewards) for e in result(folder, stage).evaluations] for folder in (once, twice)]
+        measured = [
+            [(e.step, e.rewards) for e in result(folder, stage).evaluations] for folder in (once, twice)
+        ]
         assert measured[0] == measured[1]
     summary, other = result(once, "rlhf/arm").arm, result(twice, "rlhf/arm").arm
     assert summary is not None
     assert other is not None
-    assert (summary.num_steps, summary.num_completions) == (other.num_steps, other.num_completions) == (12, 12 * 48)
+    assert (
+        (summary.num_steps, summary.num_completions)
+        == (other.num_steps, other.num_completions)
+        == (12, 12 * 48)
+    )
     (aside,) = (twice / "superseded").iterdir()
     assert (aside / "rlhf/arm/policy/logits.npy").exists()
     kept = [r["step"] for r in read_rows(aside) if r["stage"] == "rlhf/arm" and r["kind"] == "step"]

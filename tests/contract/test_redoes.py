@@ -1,4 +1,5 @@
-"""Every field of the configuration: a change redoes exactly the stages that its marker says, and what stands on them."""
+"""Every field of the configuration: a change redoes exactly the stages that its marker says, and what stands
+on them."""
 
 from __future__ import annotations
 
@@ -17,10 +18,23 @@ from frpo.content import Digests
 from frpo.outline import KINDS, outline
 from frpo.stages.graph import leaves, made_from
 
-DATA = {"path": "a.jsonl", "task": "t", "where": {"x": "1"}, "heldout_share": 0.1, "part": "train", "limit": 5}
+DATA = {
+    "path": "a.jsonl",
+    "task": "t",
+    "where": {"x": "1"},
+    "heldout_share": 0.1,
+    "part": "train",
+    "limit": 5,
+}
 PAIRS = {**DATA, "completion": "answer"}
 OBJECTIVE = {"method": "frpo", "lam": 0.7, "beta": 0.3, "target_kl": 0.5, "cut": "penalise"}
-LEARNER = {"num_steps": 9, "stop_at_reward": 0.9, "schedule": "linear", "final_share": 0.1, "warmup_share": 0.1}
+LEARNER = {
+    "num_steps": 9,
+    "stop_at_reward": 0.9,
+    "schedule": "linear",
+    "final_share": 0.1,
+    "warmup_share": 0.1,
+}
 
 RECIPE: dict[str, Any] = {
     "name": "rich",
@@ -46,7 +60,8 @@ RECIPE: dict[str, Any] = {
     "harness": {"tasks": ["task.yaml"], "limit": 4, "num_fewshot": 1},
     "evaluate": {"max_prompts": 7},
 }  # fmt: skip
-"""Every section, every kind of reward and fine-tune; the arm `own` gives all fields of objective and learner itself."""
+"""Every section, every kind of reward and fine-tune; the arm `own` gives all fields of objective and learner
+itself."""
 
 OTHER: dict[str, Any] = {
     "path": {"a.jsonl": "b.jsonl", "model": "model2"}, "function": "code.py:g", "tasks": ["other"], "arguments": {"a": 2},
@@ -61,7 +76,8 @@ WITH: dict[str, dict[str, Any]] = {
     "task_column": {"task": None}, "completion_texts": {"completion": None}, "sleep": {"num_gpus": 1.0},
     "tensor_parallel": {"transport": "process_group"},
 }  # fmt: skip
-"""What else has to be set, beside the field, for it to be valid; none of it counts where the field itself does not."""
+"""What else has to be set, beside the field, for it to be valid; none of it counts where the field itself
+does not."""
 FIXED = {"kind", "part", "top_p"}
 """Fields whose other values need another section around them; tested below."""
 
@@ -92,7 +108,11 @@ def recipe() -> dict[str, Any]:
 
 OWN = Config.model_validate(RECIPE).arms[1].model_dump_json(exclude={"name"})
 STAGES = outline(Config.model_validate(recipe()))
-CASES = [(path, field, value, marker) for path, field, value, marker in fields_of(Config.model_validate(recipe())) if path[-1] not in FIXED]
+CASES = [
+    (path, field, value, marker)
+    for path, field, value, marker in fields_of(Config.model_validate(recipe()))
+    if path[-1] not in FIXED
+]
 
 
 def another(name: str, field: FieldInfo, value: Any) -> Any:
@@ -149,7 +169,8 @@ def closed(names: set[str]) -> set[str]:
 
 
 def touched_by(path: tuple[Any, ...], marker: Redoes, after: Config) -> set[str]:
-    """What the marker says, for the arm or fine-tune that holds the field. A default of all arms counts for those that take it."""
+    """What the marker says, for the arm or fine-tune that holds the field. A default of all arms counts for
+    those that take it."""
     found = {s for s in STAGES if s.kind in marker.kinds}
     if path[0] == "arms":
         found = {s for s in found if s.arm == RECIPE["arms"][path[1]]["name"]}
@@ -158,8 +179,16 @@ def touched_by(path: tuple[Any, ...], marker: Redoes, after: Config) -> set[str]
     elif path[0] in ("objective", "learner"):
         before = Config.model_validate(recipe())
         arms = {x.name for x, y in zip(before.arms, after.arms, strict=True) if x != y and marker.kinds}
-        tasks = {x.name for x, y in zip(before.downstream, after.downstream, strict=True) if x != y and marker.kinds}
-        found = {s for s in STAGES if (s.kind == "rlhf" and s.arm in arms) or (s.kind == "downstream" and s.task in tasks)}
+        tasks = {
+            x.name
+            for x, y in zip(before.downstream, after.downstream, strict=True)
+            if x != y and marker.kinds
+        }
+        found = {
+            s
+            for s in STAGES
+            if (s.kind == "rlhf" and s.arm in arms) or (s.kind == "downstream" and s.task in tasks)
+        }
         assert "own" not in arms
         assert "plain" in arms or not marker.kinds
     return closed({s.name for s in found})
@@ -179,7 +208,9 @@ def old(place: Path) -> dict[str, str]:
     return digests(recipe(), place)
 
 
-@pytest.mark.parametrize(("path", "field", "value", "marker"), CASES, ids=[".".join(map(str, p)) for p, *_ in CASES])
+@pytest.mark.parametrize(
+    ("path", "field", "value", "marker"), CASES, ids=[".".join(map(str, p)) for p, *_ in CASES]
+)
 def test_a_change_redoes_what_its_marker_says(
     path: tuple[Any, ...], field: FieldInfo, value: Any, marker: Redoes, place: Path, old: dict[str, str]
 ) -> None:
@@ -190,7 +221,9 @@ def test_a_change_redoes_what_its_marker_says(
     new = digests(after, place)
     changed = {name for name in old if name in new and old[name] != new[name]}
     if path[-1] in ("name", "radii") and path[0] in ("arms", "downstream", "attack"):
-        assert changed == set()  # it is part of the stage's own name: other stages, and none of the old ones changes
+        assert (
+            changed == set()
+        )  # it is part of the stage's own name: other stages, and none of the old ones changes
     else:
         assert changed == touched_by(path, marker, Config.model_validate(after))
 
@@ -210,7 +243,13 @@ def test_a_kind_and_a_part_count_like_their_section(place: Path, old: dict[str, 
 
 
 def test_a_nucleus_counts_where_no_kl_is_asked_for(place: Path) -> None:
-    before = {**recipe(), "objective": {}, "arms": [{"name": "a", "objective": {"penalty": "k3"}}], "downstream": [], "attack": None}
+    before = {
+        **recipe(),
+        "objective": {},
+        "arms": [{"name": "a", "objective": {"penalty": "k3"}}],
+        "downstream": [],
+        "attack": None,
+    }
     after = {**before, "rollout": {**before["rollout"], "top_p": 0.5}}
     old, new = digests(before, place), digests(after, place)
     assert {n for n in old if old[n] != new[n]} == {"rlhf/a", "harness/a", "certify/a"}

@@ -33,7 +33,13 @@ from frpo.service.wire import (
 from frpo.types import Reward
 
 REWARDS: list[dict[str, Any]] = [
-    {"kind": "function", "name": "right", "function": "frpo.rewards:exact_answer", "weight": 2.0, "tasks": ["", "sum"]},
+    {
+        "kind": "function",
+        "name": "right",
+        "function": "frpo.rewards:exact_answer",
+        "weight": 2.0,
+        "tasks": ["", "sum"],
+    },
     {"kind": "function", "name": "short", "function": "frpo.rewards:length", "arguments": {"max_words": 2}},
 ]
 
@@ -80,36 +86,66 @@ def client(cfg: ServiceConfig | None = None, backend: Any = None, digest: bytes 
 def test_our_own_format_gives_parts_and_null_for_what_failed() -> None:
     items = [
         {"prompt": "1 + 1?", "completion": "2", "task": "sum", "columns": {"answer": "2"}},
-        {"prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "1 + 1?"}], "completion": "a b c", "columns": {"answer": "2"}},
+        {
+            "prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "1 + 1?"}],
+            "completion": "a b c",
+            "columns": {"answer": "2"},
+        },
         {"prompt": "1 + 1?", "completion": "2", "task": "sum", "columns": {"answer": None}},
         {"prompt": "hello", "completion": "hi", "task": "chat"},
-    ]  # fmt: skip
+    ]
     found = client().post("/v1/score", json={"items": items}).json()["scores"]
     assert found[0] == {"score": 3.0, "parts": {"right": 1.0, "short": 1.0}, "error": None}
     assert found[1] == {"score": 0.5, "parts": {"right": 0.0, "short": 0.5}, "error": None}
-    assert found[2] == {"score": 1.0, "parts": {"short": 1.0}, "error": None}  # a row without an answer is not right's
+    assert found[2] == {
+        "score": 1.0,
+        "parts": {"short": 1.0},
+        "error": None,
+    }  # a row without an answer is not right's
     assert found[3] == {"score": 1.0, "parts": {"short": 1.0}, "error": None}
     one = client().post("/v1/score", json={"items": items[3:], "rewards": ["right"]}).json()["scores"]
-    assert one == [{"score": None, "parts": {}, "error": "no reward applies to task 'chat'; name it in rewards.*.tasks"}]
+    assert one == [
+        {"score": None, "parts": {}, "error": "no reward applies to task 'chat'; name it in rewards.*.tasks"}
+    ]
     assert client().post("/v1/score", json={"items": []}).json() == {"scores": []}
 
 
 def test_openrlhf_gets_rewards_of_any_number_of_queries() -> None:
     body = {"query": ["1 + 1?2", "1 + 1?2 3 4"], "prompts": ["1 + 1?", "1 + 1?"], "labels": ["2", "2"]}
     found = client().post("/get_reward", json=body).json()
-    assert found == {"rewards": [3.0, 0.5], "scores": [3.0, 0.5], "extra_logs": {"right": [1.0, 0.0], "short": [1.0, 0.5]}}
-    assert client().post("/get_reward", json={"query": [], "prompts": [], "labels": []}).json()["rewards"] == []
+    assert found == {
+        "rewards": [3.0, 0.5],
+        "scores": [3.0, 0.5],
+        "extra_logs": {"right": [1.0, 0.0], "short": [1.0, 0.5]},
+    }
+    assert (
+        client().post("/get_reward", json={"query": [], "prompts": [], "labels": []}).json()["rewards"] == []
+    )
     assert client().post("/get_reward?reward=short", json={"query": ["a b c"]}).json()["rewards"] == [0.5]
     wrong = client().post("/get_reward", json={"query": ["a"], "labels": []})
-    assert (wrong.status_code, wrong.json()["error"]["message"]) == (422, "body: Value error, labels has 0 entries for 1 queries")
+    assert (wrong.status_code, wrong.json()["error"]["message"]) == (
+        422,
+        "body: Value error, labels has 0 entries for 1 queries",
+    )
 
 
 @pytest.mark.parametrize(
-    "ending", ["<|im_end|>", "<|im_end|>\n", "</s>", "<|eot_id|><|end_of_text|>", "<end_of_turn>", "<｜end▁of▁sentence｜>", ""]
+    "ending",
+    [
+        "<|im_end|>",
+        "<|im_end|>\n",
+        "</s>",
+        "<|eot_id|><|end_of_text|>",
+        "<end_of_turn>",
+        "<｜end▁of▁sentence｜>",
+        "",
+    ],
 )
 def test_openrlhf_sends_what_it_decoded_with_special_tokens(ending: str) -> None:
     prompt = "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
-    (item,) = items_of_get_reward(GetRewardRequest(query=[f"{prompt}2{ending}"], prompts=[prompt], labels=["2"]))
+    (item,) = items_of_get_reward(
+        GetRewardRequest(query=[f"{prompt}2{ending}"], prompts=[prompt], labels=["2"])
+    )
     assert (item.prompt, item.completion, item.ending) == (prompt, "2", ending)
     body = {"query": [f"{prompt}2{ending}"], "prompts": [prompt], "labels": ["2"]}
     assert client().post("/get_reward?reward=right", json=body).json()["rewards"] == [2.0]
@@ -123,7 +159,9 @@ def test_vllm_and_slime() -> None:
 
 
 def test_a_format_without_null_is_answered_503_where_a_score_failed() -> None:
-    found = client().post("/get_reward", json={"query": ["a"]})  # exact_answer without an answer column raises
+    found = client().post(
+        "/get_reward", json={"query": ["a"]}
+    )  # exact_answer without an answer column raises
     assert found.status_code == 503
     assert found.headers["retry-after"] == "1"
     assert "item 0 has no score: right: TypeError" in found.json()["error"]["message"]
@@ -131,7 +169,10 @@ def test_a_format_without_null_is_answered_503_where_a_score_failed() -> None:
 
 def test_what_is_served() -> None:
     found = client().get("/v1/rewards").json()["rewards"]
-    assert [(r["name"], r["weight"], r["tasks"]) for r in found] == [("right", 2.0, ["", "sum"]), ("short", 1.0, [])]
+    assert [(r["name"], r["weight"], r["tasks"]) for r in found] == [
+        ("right", 2.0, ["", "sum"]),
+        ("short", 1.0, []),
+    ]
     assert client().get("/healthz").json() == {"status": "ok"}
     assert client().get("/readyz").status_code == 200
     assert client(backend=Raising(None)).get("/readyz").status_code == 503
@@ -140,12 +181,42 @@ def test_what_is_served() -> None:
 @pytest.mark.parametrize(
     ("limits", "body", "status", "said"),
     [
-        ({"max_items": 1}, {"items": [{"prompt": "", "completion": ""}] * 2}, 422, "2 items in one request, at most 1"),
-        ({"max_characters": 3}, {"items": [{"prompt": "ab", "completion": "cd"}]}, 422, "item 0 has 4 characters, at most 3"),
-        ({"max_items_in_flight": 1}, {"items": [{"prompt": "", "completion": ""}] * 2}, 429, "at most 1; ask again"),
-        ({}, {"items": [], "rewards": ["other"]}, 422, "no reward is called 'other'; GET /v1/rewards lists them"),
-        ({}, {"items": [{"prompt": 5, "completion": ""}]}, 422, "body.items.0.prompt.str: Input should be a valid string"),
-        ({"max_body_mib": 1e-4}, {"items": [{"prompt": "x" * 200, "completion": ""}]}, 413, "the body is larger than 104 bytes"),
+        (
+            {"max_items": 1},
+            {"items": [{"prompt": "", "completion": ""}] * 2},
+            422,
+            "2 items in one request, at most 1",
+        ),
+        (
+            {"max_characters": 3},
+            {"items": [{"prompt": "ab", "completion": "cd"}]},
+            422,
+            "item 0 has 4 characters, at most 3",
+        ),
+        (
+            {"max_items_in_flight": 1},
+            {"items": [{"prompt": "", "completion": ""}] * 2},
+            429,
+            "at most 1; ask again",
+        ),
+        (
+            {},
+            {"items": [], "rewards": ["other"]},
+            422,
+            "no reward is called 'other'; GET /v1/rewards lists them",
+        ),
+        (
+            {},
+            {"items": [{"prompt": 5, "completion": ""}]},
+            422,
+            "body.items.0.prompt.str: Input should be a valid string",
+        ),
+        (
+            {"max_body_mib": 1e-4},
+            {"items": [{"prompt": "x" * 200, "completion": ""}]},
+            413,
+            "the body is larger than 104 bytes",
+        ),
     ],
 )
 def test_limits(limits: dict[str, Any], body: Any, status: int, said: str) -> None:
@@ -169,7 +240,9 @@ def test_a_body_without_a_length_is_cut_off_too() -> None:
         (None, 504, "no scores within 0.05 s (limits.timeout_s)"),
     ],
 )
-def test_what_goes_wrong_behind_it(error: Exception | None, status: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_goes_wrong_behind_it(
+    error: Exception | None, status: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     found = client(config(limits={"timeout_s": 0.05}), Raising(error)).post(
         "/v1/score", json={"items": [{"prompt": "p", "completion": "c"}]}
     )
@@ -186,7 +259,9 @@ def test_the_token() -> None:
         known = 404 if path == "/nowhere" else 200
         assert asked.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert asked.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == known
-        assert asked.get(path, auth=("anybody", "s3cret")).status_code == known  # http://anybody:s3cret@host/...
+        assert (
+            asked.get(path, auth=("anybody", "s3cret")).status_code == known
+        )  # http://anybody:s3cret@host/...
         assert asked.get(path, auth=("s3cret", "wrong")).status_code == 401
         assert asked.get(path, headers={"Authorization": "Basic no-base64!"}).status_code == 401
     big = asked.post("/v1/score", content=b"x" * (9 << 20))  # nothing of it is read
@@ -196,7 +271,11 @@ def test_the_token() -> None:
 @pytest.mark.parametrize("path", ["/a/healthz", "/a/v1/rewards", "/healthz/../v1/rewards", "//healthz"])
 def test_under_a_route_prefix_the_same_paths_are_open(path: str) -> None:
     cfg = config()
-    asked = TestClient(make_app(cfg, Here(cfg), hashlib.sha256(b"s3cret").digest()), root_path="/a", raise_server_exceptions=False)
+    asked = TestClient(
+        make_app(cfg, Here(cfg), hashlib.sha256(b"s3cret").digest()),
+        root_path="/a",
+        raise_server_exceptions=False,
+    )
     assert asked.get(path).status_code == (200 if path == "/a/healthz" else 401)
 
 
@@ -220,7 +299,11 @@ MISSING = "token_env: FRPO_SERVICE_TOKEN is not set, and the service on "
     ],
 )  # fmt: skip
 def test_a_service_that_cannot_know_its_token_does_not_start(
-    env: dict[str, str], fields: dict[str, Any], joined: bool, found: str | None, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str],
+    fields: dict[str, Any],
+    joined: bool,
+    found: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("FRPO_SERVICE_TOKEN", raising=False)
     for name, value in env.items():
@@ -230,7 +313,9 @@ def test_a_service_that_cannot_know_its_token_does_not_start(
             token_digest(config(**fields), joined=joined)
         assert found in str(said.value)
     else:
-        assert token_digest(config(**fields), joined=joined) == (hashlib.sha256(found.encode()).digest() if found else None)
+        assert token_digest(config(**fields), joined=joined) == (
+            hashlib.sha256(found.encode()).digest() if found else None
+        )
     assert "s3cret" not in json.dumps(config(**fields).model_dump(mode="json"))
 
 
@@ -282,9 +367,14 @@ DEEP = "[" * 100 + "]" * 100
     ],
     ids=map(str, count()),  # the bodies are long
 )  # fmt: skip
-def test_what_is_no_json_is_told_by_its_own_name(body: str | bytes, headers: dict[str, str], status: int, said: str) -> None:
+def test_what_is_no_json_is_told_by_its_own_name(
+    body: str | bytes, headers: dict[str, str], status: int, said: str
+) -> None:
     found = client().post("/v1/score", content=body, headers=headers)
-    assert (found.status_code, found.json()["error"]["type"]) == (status, {415: "unsupported", 422: "invalid"}[status])
+    assert (found.status_code, found.json()["error"]["type"]) == (
+        status,
+        {415: "unsupported", 422: "invalid"}[status],
+    )
     assert said in found.json()["error"]["message"]
 
 
@@ -296,9 +386,12 @@ def test_a_smiley_in_two_escapes_is_one_character() -> None:
 def test_paths_and_methods_that_are_not_there() -> None:
     asked = client()
     for method, path, status, kind in (
-        ("GET", "/nowhere", 404, "not_found"), ("POST", "/nowhere", 404, "not_found"), ("GET", "/v1/score", 405, "method_not_allowed"),
-        ("DELETE", "/healthz", 405, "method_not_allowed"), ("POST", "/v1/rewards", 405, "method_not_allowed"),
-    ):  # fmt: skip
+        ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/score", 405, "method_not_allowed"),
+        ("DELETE", "/healthz", 405, "method_not_allowed"),
+        ("POST", "/v1/rewards", 405, "method_not_allowed"),
+    ):
         found = asked.request(method, path)
         assert (found.status_code, found.json()["error"]["type"]) == (status, kind)
     for path in ("/healthz", "/readyz", "/v1/rewards"):
@@ -309,9 +402,16 @@ def test_the_whole_conversation_reaches_the_rewards() -> None:
     talk = [{"role": "system", "content": "brief"}, {"role": "user", "content": "1 + 1?"}]
     (item,) = items_of_score(ScoreRequest.model_validate({"items": [{"prompt": talk, "completion": "2"}]}))
     assert (item.prompt, item.messages, item.conversational) == ("1 + 1?", tuple(talk), True)
-    asked = GetRewardRequest.model_validate({"query": ["a b", "c"], "prompts": ["a ", ""], "messages": [talk, None]})
+    asked = GetRewardRequest.model_validate(
+        {"query": ["a b", "c"], "prompts": ["a ", ""], "messages": [talk, None]}
+    )
     first, second = items_of_get_reward(asked)
-    assert (first.prompt, first.completion, first.messages, first.conversational) == ("a ", "b", tuple(talk), False)
+    assert (first.prompt, first.completion, first.messages, first.conversational) == (
+        "a ",
+        "b",
+        tuple(talk),
+        False,
+    )
     assert (second.messages, second.conversational) == ((), False)
     slime = SlimeRequest.model_validate({"prompt": talk, "response": "2", "tokens": list(range(5000))})
     assert item_of_slime(slime).messages == tuple(talk)
@@ -367,7 +467,14 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         sent.append(message)
 
     cfg = config(limits={"timeout_s": 0.05})
-    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": [], "query_string": b"", "root_path": ""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/score",
+        "headers": [],
+        "query_string": b"",
+        "root_path": "",
+    }
     asyncio.run(make_app(cfg, Here(cfg), None)(scope, never, send))
     assert sent[0]["status"] == 408
     assert b"limits.timeout_s" in sent[1]["body"]
@@ -383,4 +490,7 @@ def test_many_small_pieces_of_a_body_cost_no_more_than_their_bytes() -> None:
 def test_the_in_flight_count_comes_back_down() -> None:
     asked = client(config(limits={"max_items_in_flight": 2, "timeout_s": 0.05}), Raising(None))
     for _ in range(3):
-        assert asked.post("/v1/score", json={"items": [{"prompt": "p", "completion": "c"}] * 2}).status_code == 504
+        assert (
+            asked.post("/v1/score", json={"items": [{"prompt": "p", "completion": "c"}] * 2}).status_code
+            == 504
+        )

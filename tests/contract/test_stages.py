@@ -54,7 +54,10 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
     rl = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 7}}]"
     sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
     stages: dict[str, Stage] = {s.name: s for s in outline(load(TESTBED, sets))}
-    per_arm = [[f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"] for a in ARMS]
+    per_arm = [
+        [f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"]
+        for a in ARMS
+    ]
     assert list(stages) == ["base", *(name for names in per_arm for name in names)]
     assert stages["attack/frpo/1"].radius == 1.0
     (task,) = load(TESTBED, sets).downstream
@@ -64,7 +67,10 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         1e-3,
         "grpo",
     )  # the run's learner, but for the steps
-    before, other = digests_of(load(TESTBED, sets)), digests_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:])))
+    before, other = (
+        digests_of(load(TESTBED, sets)),
+        digests_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:]))),
+    )
     assert [n for n in stages if before[n] != other[n]] == [f"certify/{a}" for a in ARMS]
 
 
@@ -74,7 +80,11 @@ def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: 
     for text in ("task: a", "task: b"):
         task.write_text(text)
         found.append(digests_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",))))
-    harness = {"harness/base", *(f"harness/{a}" for a in ARMS), *(f"harness/{a}/{t}" for a in ARMS for t in TASKS)}
+    harness = {
+        "harness/base",
+        *(f"harness/{a}" for a in ARMS),
+        *(f"harness/{a}/{t}" for a in ARMS for t in TASKS),
+    }
     assert set(found[0]) == ALL | harness
     assert {n for n in found[0] if found[0][n] != found[1][n]} == harness
     order = list(found[0])
@@ -104,7 +114,8 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
         for field in ("data.mix", "attack.mix"):
             wrong = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}")))
             with pytest.raises(
-                ConfigError, match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]"
+                ConfigError,
+                match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]",
             ):
                 Inputs(wrong, log)
 
@@ -115,5 +126,7 @@ def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) 
     assert Path(bases[0]).read_text() != Path(bases[1]).read_text()
     weights = [(Path(c.model.path) / "model.safetensors").read_bytes() for c in found]
     assert weights[0] == weights[2] != weights[1]
-    with pytest.raises(ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"):
+    with pytest.raises(
+        ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"
+    ):
         digests_of(load(TESTBED, ("data.train.0.path=testbed:nothing",)))

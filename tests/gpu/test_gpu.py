@@ -1,4 +1,5 @@
-"""What a 7B model on GPUs needs and a machine without one can't run: bf16, checkpointing, attention, offload, sleep, NCCL.
+"""What a 7B model on GPUs needs and a machine without one can't run: bf16, checkpointing, attention, offload,
+sleep, NCCL.
 
 `make test-gpu`. The README says which of these have been run, and where.
 """
@@ -40,12 +41,18 @@ def start(pool: LearnerPool, policy: Path, model: ModelConfig, **fields: Any) ->
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("group", [1, 6])
-def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention: str, checkpointing: bool, group: int) -> None:
+def test_bf16_follows_float32(
+    learner: LearnerPool, tiny_model: Path, attention: str, checkpointing: bool, group: int
+) -> None:
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
     start(learner, tiny_model, ModelConfig(path=str(tiny_model)))
     exact = learner.update(batch(group=group))
-    fields: dict[str, Any] = {"dtype": "bfloat16", "attention": attention, "gradient_checkpointing": checkpointing}
+    fields: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "attention": attention,
+        "gradient_checkpointing": checkpointing,
+    }
     start(learner, tiny_model, ModelConfig(path=str(tiny_model), **fields))
     found = learner.update(batch(group=group))
     assert found.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
@@ -53,11 +60,17 @@ def test_bf16_follows_float32(learner: LearnerPool, tiny_model: Path, attention:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
-def test_deterministic_training_ends_in_the_same_bits(learner: LearnerPool, tiny_model: Path, attention: Any) -> None:
+def test_deterministic_training_ends_in_the_same_bits(
+    learner: LearnerPool, tiny_model: Path, attention: Any
+) -> None:
     """The process stays so for the tests after it."""
     ends = []
     for _ in range(2):
-        start(learner, tiny_model, ModelConfig(path=str(tiny_model), dtype="bfloat16", attention=attention, deterministic=True))
+        start(
+            learner,
+            tiny_model,
+            ModelConfig(path=str(tiny_model), dtype="bfloat16", attention=attention, deterministic=True),
+        )
         for seed in range(4):
             learner.update(batch(seed=seed, group=6))
         ends.append(digest(learner))
@@ -65,7 +78,9 @@ def test_deterministic_training_ends_in_the_same_bits(learner: LearnerPool, tiny
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(2, "optimizer"), (3, "all")])
-def test_offload_changes_nothing(learner: LearnerPool, tiny_model: Path, zero_stage: int, offload: str) -> None:
+def test_offload_changes_nothing(
+    learner: LearnerPool, tiny_model: Path, zero_stage: int, offload: str
+) -> None:
     model = ModelConfig(path=str(tiny_model))
     start(learner, tiny_model, model, zero_stage=zero_stage)
     exact = [learner.update(batch(seed=s)).loss for s in range(3)]
@@ -75,7 +90,9 @@ def test_offload_changes_nothing(learner: LearnerPool, tiny_model: Path, zero_st
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_states_leave_the_gpu_and_come_back(learner: LearnerPool, tiny_model: Path, zero_stage: int, dtype: Any) -> None:
+def test_states_leave_the_gpu_and_come_back(
+    learner: LearnerPool, tiny_model: Path, zero_stage: int, dtype: Any
+) -> None:
     model = ModelConfig(path=str(tiny_model), dtype=dtype)
     start(learner, tiny_model, model, zero_stage=zero_stage)
     exact = [learner.update(batch(seed=s)).loss for s in range(3)]
@@ -91,7 +108,9 @@ def test_states_leave_the_gpu_and_come_back(learner: LearnerPool, tiny_model: Pa
 
 
 def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> None:
-    config = helpers.config(f"model.path={tiny_model}", "rollout.num_gpus=1", "rollout.gpu_memory_utilization=0.3")
+    config = helpers.config(
+        f"model.path={tiny_model}", "rollout.num_gpus=1", "rollout.gpu_memory_utilization=0.3"
+    )
     rollout = config.rollout.model_copy(update={"sleep": True})
     remote: Any = ray.remote(RolloutWorker)
     worker = remote.options(num_gpus=1, runtime_env={"env_vars": environment(config)}).remote(
@@ -125,6 +144,11 @@ def test_weights_over_nccl(tmp_path: Path) -> None:
 
     if torch.cuda.device_count() < 2:
         pytest.skip("NCCL between learner and engine needs two GPUs")
-    wide = ("rollout.num_gpus=1", "learner.num_gpus=1", "rollout.transport=process_group", "rollout.gpu_memory_utilization=0.3")
+    wide = (
+        "rollout.num_gpus=1",
+        "learner.num_gpus=1",
+        "rollout.transport=process_group",
+        "rollout.gpu_memory_utilization=0.3",
+    )
     runs.run(tmp_path / "run", *runs.SHORT, *wide, *runs.ONE_ARM, timeout_s=800)
     assert max(r.mismatch_kl for r in read_steps(tmp_path / "run", "rlhf/frpo")) < 1e-3

@@ -1,4 +1,5 @@
-"""The fine-tune guard inside TRL's SFTTrainer: a certified policy of the testbed, fine-tuned gently and harshly."""
+"""The fine-tune guard inside TRL's SFTTrainer: a certified policy of the testbed, fine-tuned gently and
+harshly."""
 
 from __future__ import annotations
 
@@ -47,13 +48,28 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         optimizer.zero_grad()
     model.save_pretrained(folder / "policy")
     certificate = Certificate(
-        task="harmful", floor=0.1, confidence=0.95, radii=(0.25, 1.0, 4.0), radius=None, plug_in=(0.9, 0.8, 0.7), lo=(0.8, 0.7, 0.6),
-        hi=(1.0, 0.9, 0.8), certified=(0.8, 0.5, 0.3), failed=0, rewards=((1.0, 1.0),) * 8,
-    )  # fmt: skip
+        task="harmful",
+        floor=0.1,
+        confidence=0.95,
+        radii=(0.25, 1.0, 4.0),
+        radius=None,
+        plug_in=(0.9, 0.8, 0.7),
+        lo=(0.8, 0.7, 0.6),
+        hi=(1.0, 0.9, 0.8),
+        certified=(0.8, 0.5, 0.3),
+        failed=0,
+        rewards=((1.0, 1.0),) * 8,
+    )
     file = CertificateFile(
-        model=str(folder / "policy"), weights_sha256=folder_sha256(folder / "policy"), prompts="heldout.jsonl", reward="r",
-        prompt_token_ids=tuple(tuple(tokens(tokenizer, p)) for p in prompts), max_new_tokens=7, seed=0, certificates=(certificate,),
-    )  # fmt: skip
+        model=str(folder / "policy"),
+        weights_sha256=folder_sha256(folder / "policy"),
+        prompts="heldout.jsonl",
+        reward="r",
+        prompt_token_ids=tuple(tuple(tokens(tokenizer, p)) for p in prompts),
+        max_new_tokens=7,
+        seed=0,
+        certificates=(certificate,),
+    )
     (folder / "certificate.json").write_text(file.model_dump_json())
     return folder, tokenizer
 
@@ -64,12 +80,27 @@ def fine_tune(certified: tuple[Path, Any], out: Path, *, rate: float, **options:
     from frpo.integrations.guard import FinetuneGuard
 
     folder, tokenizer = certified
-    rows = [{"input_ids": tokens(tokenizer, i.prompt, i.comply)} for i in testbed.downstream() if not i.heldout]
+    rows = [
+        {"input_ids": tokens(tokenizer, i.prompt, i.comply)} for i in testbed.downstream() if not i.heldout
+    ]
     args = trl.SFTConfig(
-        output_dir=str(out), learning_rate=rate, max_steps=40, per_device_train_batch_size=16, report_to=[], use_cpu=True, save_strategy="no",
-        logging_steps=10, lr_scheduler_type="constant", seed=0,
-    )  # fmt: skip
-    trainer = trl.SFTTrainer(str(folder / "policy"), args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
+        output_dir=str(out),
+        learning_rate=rate,
+        max_steps=40,
+        per_device_train_batch_size=16,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=10,
+        lr_scheduler_type="constant",
+        seed=0,
+    )
+    trainer = trl.SFTTrainer(
+        str(folder / "policy"),
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     guard = FinetuneGuard(trainer, folder / "certificate.json", every=10, **options)
     trainer.add_callback(guard)
     trainer.train()
@@ -101,7 +132,8 @@ def test_it_warns_with_the_reward_still_certified_and_measures_right(
 
 
 def exact_kl(model: Any, policy: Any, prompts: tuple[tuple[int, ...], ...]) -> float:
-    """Whole-vocabulary KL summed along fresh draws: another estimator of the same number, of smaller variance."""
+    """Whole-vocabulary KL summed along fresh draws: another estimator of the same number, of smaller
+    variance."""
     torch.manual_seed(1)
     total = 0.0
     for prompt in prompts:
@@ -128,7 +160,9 @@ def test_only_the_certified_weights_are_guarded(certified: tuple[Path, Any], tmp
 
     folder, _ = certified
     testbed.write_model(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match=r"holds other weights than those that .*certificate\.json certifies"):
+    with pytest.raises(
+        ValueError, match=r"holds other weights than those that .*certificate\.json certifies"
+    ):
         FinetuneGuard(None, folder / "certificate.json", radius=0.5, policy=tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=r"the certified policy .*nowhere is not here"):
         FinetuneGuard(None, folder / "certificate.json", radius=0.5, policy=tmp_path / "nowhere")
@@ -160,7 +194,9 @@ NASTY = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_policy_is_nowhere_from_itself_whatever_its_generation_config(certified: tuple[Path, Any], dtype: str) -> None:
+def test_a_policy_is_nowhere_from_itself_whatever_its_generation_config(
+    certified: tuple[Path, Any], dtype: str
+) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy", dtype=dtype)
@@ -170,8 +206,11 @@ def test_a_policy_is_nowhere_from_itself_whatever_its_generation_config(certifie
     assert model.generation_config is nasty
 
 
-def test_draws_are_of_the_plain_distribution_and_end_where_the_policy_does(certified: tuple[Path, Any]) -> None:
-    """First tokens against the softmax, by a chi-square bound; ends of the certified policy's list, not of the model in training."""
+def test_draws_are_of_the_plain_distribution_and_end_where_the_policy_does(
+    certified: tuple[Path, Any],
+) -> None:
+    """First tokens against the softmax, by a chi-square bound; ends of the certified policy's list, not of
+    the model in training."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from frpo.integrations.guard import plain_draws
@@ -193,7 +232,9 @@ def test_draws_are_of_the_plain_distribution_and_end_where_the_policy_does(certi
     assert drawn.shape[1] == 7
 
 
-def test_a_training_that_diverged_is_outside(certified: tuple[Path, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_training_that_diverged_is_outside(
+    certified: tuple[Path, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     from transformers import AutoModelForCausalLM, TrainerControl
 
     model = AutoModelForCausalLM.from_pretrained(certified[0] / "policy")
@@ -214,7 +255,9 @@ def test_an_adapter_is_guarded_as_it_was_certified(certified: tuple[Path, Any], 
 
     adapted = adapter(certified[0] / "policy", tmp_path / "adapter")
     file = CertificateFile.model_validate_json((certified[0] / "certificate.json").read_text())
-    named = file.model_copy(update={"model": str(tmp_path / "adapter"), "weights_sha256": weights_sha256(tmp_path / "adapter")})
+    named = file.model_copy(
+        update={"model": str(tmp_path / "adapter"), "weights_sha256": weights_sha256(tmp_path / "adapter")}
+    )
     (tmp_path / "certificate.json").write_text(named.model_dump_json())
     guard = FinetuneGuard(Training(adapted), tmp_path / "certificate.json", radius=0.5)
     assert abs(guard.measure(0).mean) < 1e-5
@@ -230,7 +273,9 @@ def adapter(base: Path, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

@@ -31,15 +31,30 @@ def make(model: Path, out: Path, reward: Any, settings: dict[str, Any], **args: 
 
     from frpo.integrations.trl import FrpoSettings, FRPOTrainer
 
-    data = datasets.Dataset.from_list([{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless())[:64]])
+    data = datasets.Dataset.from_list(
+        [{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless())[:64]]
+    )
     options: dict[str, Any] = {
-        "per_device_train_batch_size": K * PROMPTS, "num_generations": K, "max_completion_length": 7, "max_steps": 3, "learning_rate": 1e-3,
-        "report_to": [], "use_cpu": True, "beta": 0.0, "logging_steps": 1, "save_strategy": "no", "seed": 0,
-    } | args  # fmt: skip
+        "per_device_train_batch_size": K * PROMPTS,
+        "num_generations": K,
+        "max_completion_length": 7,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "report_to": [],
+        "use_cpu": True,
+        "beta": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 0,
+    } | args
     return FRPOTrainer(
-        str(model), reward, args=trl.GRPOConfig(output_dir=str(out), **options), train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(model), frpo=FrpoSettings(**settings),
-    )  # fmt: skip
+        str(model),
+        reward,
+        args=trl.GRPOConfig(output_dir=str(out), **options),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        frpo=FrpoSettings(**settings),
+    )
 
 
 def words(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
@@ -68,7 +83,13 @@ def test_each_batch_has_our_advantages(model: Path, tmp_path: Path, settings: di
         mask = ~groups.isnan()
         values = groups.nan_to_num(0.0)
         lam = settings.get("lam") or lam_of_radius(values, settings["rho"], mask=mask)
-        expected = frpo_advantages(values, lam, jackknife=settings.get("jackknife", True), scale=settings.get("scale", "code"), mask=mask)
+        expected = frpo_advantages(
+            values,
+            lam,
+            jackknife=settings.get("jackknife", True),
+            scale=settings.get("scale", "code"),
+            mask=mask,
+        )
         assert advantages.tolist() == pytest.approx(expected.view(-1).tolist(), abs=1e-6)
         assert all(a == 0 for a, r in zip(advantages.tolist(), rewards.tolist(), strict=True) if r != r)
     assert any(a.abs().max() > 0 for _, a in seen)
@@ -112,9 +133,29 @@ trainer.train()
 def test_a_group_over_two_processes_is_one_group(model: Path, tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "two.py")]
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
-    done = subprocess.run([*command, str(model), str(tmp_path / "out")], cwd=root, env=env, capture_output=True, text=True, timeout=250)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "two.py"),
+    ]
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [*command, str(model), str(tmp_path / "out")],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / f"out-{rank}").exists() for rank in range(3)] == [True, True, False]
 
@@ -145,9 +186,20 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
         trl.rewards._import_structure["format_rewards"] + trl.rewards._import_structure["other_rewards"]
     )
     columns = {"solution": solution, "level": 3}
-    specs = [FunctionReward(kind="function", name=n, function=f"trl.rewards:{n}", arguments=a) for n, a in SHIPPED.items()]
+    specs = [
+        FunctionReward(kind="function", name=n, function=f"trl.rewards:{n}", arguments=a)
+        for n, a in SHIPPED.items()
+    ]
     items = [
-        Item(TALK[-1]["content"], text, "t", columns, messages=TALK, conversational=True, completion_ids=tuple(range(5 * i)))
+        Item(
+            TALK[-1]["content"],
+            text,
+            "t",
+            columns,
+            messages=TALK,
+            conversational=True,
+            completion_ids=tuple(range(5 * i)),
+        )
         for i, text in enumerate(TEXTS, 1)
     ]
     scorer = Scorer(specs)
@@ -161,7 +213,12 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
         if spec.name.startswith("get_"):
             function, arguments = function(**arguments), {}
         expected = function(
-            prompts=[list(TALK)] * 3, completions=completions, completion_ids=ids, solution=[solution] * 3, level=[3] * 3, **arguments
+            prompts=[list(TALK)] * 3,
+            completions=completions,
+            completion_ids=ids,
+            solution=[solution] * 3,
+            level=[3] * 3,
+            **arguments,
         )
         assert [r.parts.get(spec.name) for r in found] == pytest.approx(expected), spec.name
         assert not any(spec.name in str(r.error) for r in found)

@@ -21,7 +21,9 @@ GROUPS = {"b": [0.0, 1.0, 0.25, 1.0], "a": [0.5, 0.5, 0.0, 1.0]}
 TOKENS = 5
 
 
-def batch(order: list[int], groups: dict[str, list[float]] = GROUPS) -> tuple[Any, np.ndarray[Any, Any], torch.Tensor]:
+def batch(
+    order: list[int], groups: dict[str, list[float]] = GROUPS
+) -> tuple[Any, np.ndarray[Any, Any], torch.Tensor]:
     """verl's batch: rewards on the last token, completions of uneven length in any order."""
     from verl import DataProto
 
@@ -51,7 +53,9 @@ def test_verl_registers_it_without_an_import() -> None:
     assert done.stdout.strip().endswith("frpo.integrations.verl"), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("settings", [{"lam": 0.5}, {"lam": 2.0, "jackknife": False, "scale": "exact"}, {"rho": 0.3}])
+@pytest.mark.parametrize(
+    "settings", [{"lam": 0.5}, {"lam": 2.0, "jackknife": False, "scale": "exact"}, {"rho": 0.3}]
+)
 def test_its_advantages_are_ours_whatever_the_order(settings: dict[str, Any]) -> None:
     order = list(np.random.default_rng(0).permutation(8))
     data, uid, mask = batch(order)
@@ -73,11 +77,17 @@ def test_uneven_groups_and_a_single_completion() -> None:
     data, uid, _ = batch(list(range(6)), groups)
     found = computed(data, lam=0.5)
     for name, rewards in groups.items():
-        got = [float(found[i].max() if found[i].max() > 0 else found[i].min()) for i in range(6) if uid[i] == name]
+        got = [
+            float(found[i].max() if found[i].max() > 0 else found[i].min())
+            for i in range(6)
+            if uid[i] == name
+        ]
         if name == "alone":
             assert got == [0.0]
         else:
-            expected = frpo_advantages(torch.tensor([rewards], dtype=torch.float64), 0.5, jackknife=True, scale="code")[0]
+            expected = frpo_advantages(
+                torch.tensor([rewards], dtype=torch.float64), 0.5, jackknife=True, scale="code"
+            )[0]
             assert got == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -104,7 +114,13 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    "function", ["default_compute_score", "gsm8k:compute_score", "math_reward:compute_score", "math_batch:compute_score_batched"]
+    "function",
+    [
+        "default_compute_score",
+        "gsm8k:compute_score",
+        "math_reward:compute_score",
+        "math_batch:compute_score_batched",
+    ],
 )
 def test_its_own_reward_functions_run_unchanged(function: str) -> None:
     from frpo.config import FunctionReward
@@ -113,15 +129,24 @@ def test_its_own_reward_functions_run_unchanged(function: str) -> None:
     from frpo.types import Item
 
     module, _, name = function.rpartition(":")
-    source = {"gsm8k": "openai/gsm8k", "math_reward": "lighteval/MATH", "math_batch": "lighteval/MATH"}.get(module)
+    source = {"gsm8k": "openai/gsm8k", "math_reward": "lighteval/MATH", "math_batch": "lighteval/MATH"}.get(
+        module
+    )
     rows = [row for row in ROWS if source in (None, row[0])]
-    columns = [{"data_source": s, "reward_model": {"style": "rule", "ground_truth": t}, "extra_info": {"index": 0}} for s, _, t, _ in rows]
-    spec = FunctionReward(kind="function", name="theirs", function=f"verl.utils.reward_score{module and '.'}{module}:{name}")
+    columns = [
+        {"data_source": s, "reward_model": {"style": "rule", "ground_truth": t}, "extra_info": {"index": 0}}
+        for s, _, t, _ in rows
+    ]
+    spec = FunctionReward(
+        kind="function", name="theirs", function=f"verl.utils.reward_score{module and '.'}{module}:{name}"
+    )
     check_signature(spec, columns[0], "rewards.0")
     items = [Item("p", text, "t", c) for (_, text, _, _), c in zip(rows, columns, strict=True)]
     found = [part_of(value, spec) for value in FunctionScorer(spec, "rewards.0")(items)]
     assert found == [(score, None) for *_, score in rows]
-    (unknown,) = FunctionScorer(spec, "rewards.0")([Item("p", "x", "t", {"data_source": "nobody's", "ground_truth": "1"})])
+    (unknown,) = FunctionScorer(spec, "rewards.0")(
+        [Item("p", "x", "t", {"data_source": "nobody's", "ground_truth": "1"})]
+    )
     assert isinstance(unknown, NotImplementedError) == (name == "default_compute_score")
 
 
@@ -148,7 +173,10 @@ def test_a_function_is_called_as_by_its_reward_manager(name: str, tmp_path: Path
     from frpo.types import Item
 
     (tmp_path / f"watched_{name}.py").write_text(WATCHED)
-    scorer = FunctionScorer(FunctionReward(kind="function", name="x", function=f"{tmp_path / f'watched_{name}.py'}:{name}"), "rewards.0")
+    scorer = FunctionScorer(
+        FunctionReward(kind="function", name="x", function=f"{tmp_path / f'watched_{name}.py'}:{name}"),
+        "rewards.0",
+    )
     row = {"data_source": "mine", "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 3}}
     assert scorer([Item("p", "two", "t", row)]) == [0.25]
 

@@ -1,4 +1,5 @@
-"""A Ray head of a test's own, as an operator starts it: with a dashboard, job submission, metrics and token authentication."""
+"""A Ray head of a test's own, as an operator starts it: with a dashboard, job submission, metrics and token
+authentication."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Head:
 
     @contextmanager
     def watched(self) -> Iterator[set[str]]:
-        """Collects the names of all metrics of the rlhf stage that are served meanwhile: they go when their job ends."""
+        """Collects the names of all metrics of the rlhf stage that are served meanwhile: they go when their
+        job ends."""
         seen, over = set[str](), threading.Event()
 
         def watch() -> None:
@@ -60,7 +62,9 @@ class Head:
             return False
 
     def job(self, *args: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([RAY, "job", *args], env=self.env, cwd=runs.ROOT, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            [RAY, "job", *args], env=self.env, cwd=runs.ROOT, capture_output=True, text=True, timeout=timeout
+        )
 
 
 @contextmanager
@@ -85,17 +89,30 @@ def started(folder: Path) -> Iterator[Head]:
         f"--ray-client-server-port={free_port()}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]
-    command = [RAY, "start", "--head", "--block", *ports, "--num-cpus=4", "--object-store-memory=400000000", f"--temp-dir={temporary}"]
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        *ports,
+        "--num-cpus=4",
+        "--object-store-memory=400000000",
+        f"--temp-dir={temporary}",
+    ]
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     found, process = Head(env, metrics, f"127.0.0.1:{port}", temporary), start()
     try:
         deadline = time.monotonic() + 600
         while not found.ready():
             assert time.monotonic() < deadline, "the head did not answer"
-            if process.poll() is not None:  # on a busy machine its parts can take longer than the limits that it sets itself
+            if (
+                process.poll() is not None
+            ):  # on a busy machine its parts can take longer than the limits that it sets itself
                 process = start()
             time.sleep(1)
         yield found

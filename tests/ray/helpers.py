@@ -38,16 +38,30 @@ def in_bfloat16(policy: Path, folder: Path) -> Path:
 def prompts(tokenizer: Any, count: int) -> list[Prompt]:
     items = list(testbed.harmless())[:count]
     return [
-        Prompt(f"p:{i}", item.prompt, np.array(tokenizer(item.prompt)["input_ids"], np.int32), item.task, {"answer": item.answer})
+        Prompt(
+            f"p:{i}",
+            item.prompt,
+            np.array(tokenizer(item.prompt)["input_ids"], np.int32),
+            item.task,
+            {"answer": item.answer},
+        )
         for i, item in enumerate(items)
     ]
 
 
 def sequences(count: int, seed: int = 0, vocabulary: int = 190, group: int = 1) -> Sequences:
-    """Random sequences of uneven lengths: prompts of 2-9 tokens, `group` neighbours to each, completions of 1-7."""
+    """Random sequences of uneven lengths: prompts of 2-9 tokens, `group` neighbours to each, completions of
+    1-7."""
     rng = np.random.default_rng(seed)
-    prompts = [rng.integers(4, vocabulary, rng.integers(2, 10)).astype(np.int32) for _ in range(-(-count // group))]
-    return flatten([(prompts[i // group], rng.integers(4, vocabulary, rng.integers(1, 8)).astype(np.int32)) for i in range(count)])
+    prompts = [
+        rng.integers(4, vocabulary, rng.integers(2, 10)).astype(np.int32) for _ in range(-(-count // group))
+    ]
+    return flatten(
+        [
+            (prompts[i // group], rng.integers(4, vocabulary, rng.integers(1, 8)).astype(np.int32))
+            for i in range(count)
+        ]
+    )
 
 
 def naive_logprobs(model: Any, data: Sequences) -> Floats:

@@ -29,16 +29,35 @@ SHORT = (
 ONE_ARM = ("arms=[{name: frpo, objective: {lam: 0.5, beta: 0.3, penalty: k3}}]", "downstream=[]")
 
 
-def command(folder: Path, *settings: str, verb: Sequence[str] = ("run",), recipe: str = "recipes/testbed.yaml") -> list[str]:
+def command(
+    folder: Path, *settings: str, verb: Sequence[str] = ("run",), recipe: str = "recipes/testbed.yaml"
+) -> list[str]:
     sets = [word for s in settings for word in ("--set", s)]
-    return [sys.executable, "-m", "frpo", verb[0], str(ROOT / recipe), *verb[1:], "--run-dir", str(folder), *sets]
+    return [
+        sys.executable,
+        "-m",
+        "frpo",
+        verb[0],
+        str(ROOT / recipe),
+        *verb[1:],
+        "--run-dir",
+        str(folder),
+        *sets,
+    ]
 
 
 def start(folder: Path, *settings: str, verb: Sequence[str] = ("run",)) -> subprocess.Popen[str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".out").open("a")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    return subprocess.Popen(command(folder, *settings, verb=verb), stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
+    return subprocess.Popen(
+        command(folder, *settings, verb=verb),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=env,
+    )
 
 
 def run(folder: Path, *settings: str, verb: Sequence[str] = ("run",), timeout_s: float = 400) -> str:
@@ -57,7 +76,9 @@ def run(folder: Path, *settings: str, verb: Sequence[str] = ("run",), timeout_s:
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert process.poll() is None, f"the run ended with {process.returncode} before what the test waits for"
+        assert process.poll() is None, (
+            f"the run ended with {process.returncode} before what the test waits for"
+        )
         assert time.monotonic() < deadline, "the run did not come to what the test waits for"
         time.sleep(0.05)
 
@@ -78,9 +99,16 @@ def start_ray() -> None:
     """The Ray that the tests of actors share, in this process."""
     import ray
 
-    options: dict[str, Any] = {"num_cpus": 6, "include_dashboard": False, "object_store_memory": 300 << 20, "log_to_driver": False}
+    options: dict[str, Any] = {
+        "num_cpus": 6,
+        "include_dashboard": False,
+        "object_store_memory": 300 << 20,
+        "log_to_driver": False,
+    }
     if num_gpus() == 0:
-        options["num_gpus"] = 8  # that Ray hands out though there are none: who would see which is tried with them
+        options["num_gpus"] = (
+            8  # that Ray hands out though there are none: who would see which is tried with them
+        )
     try:
         ray.init(address="local", **options)
     except Exception:  # a cold disk: Ray gives a node 30 s, and raises nothing more special

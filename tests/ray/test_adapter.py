@@ -1,4 +1,5 @@
-"""Adapters that travel alone: a learner's and saved ones, applied unmerged by real vLLM, against peft and against merged weights."""
+"""Adapters that travel alone: a learner's and saved ones, applied unmerged by real vLLM, against peft and
+against merged weights."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ LORA = LoraConfig(rank=4, alpha=8)
 def engine(model: ModelConfig) -> RolloutPool:
     config = helpers.config(f"model.path={model.path}")
     options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": environment(config)}}
-    worker = ray.remote(RolloutWorker).options(**options).remote(model.path, model, config.rollout, config.num_tokens_limit)
+    worker = (
+        ray.remote(RolloutWorker)
+        .options(**options)
+        .remote(model.path, model, config.rollout, config.num_tokens_limit)
+    )
     found = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
     found.actors.wait_until_ready(300)
     return found
@@ -41,7 +46,9 @@ def engine(model: ModelConfig) -> RolloutPool:
 
 def rank(model: ModelConfig, transport: Transport, **fields: Any) -> LearnerPool:
     remote: Any = ray.remote(LearnerWorker)
-    pool = LearnerPool([remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(0, 1, transport)], timeout_s=200)
+    pool = LearnerPool(
+        [remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(0, 1, transport)], timeout_s=200
+    )
     pool.join()
     pool.start(Path(model.path), model, settings(**fields), OBJECTIVE, helpers.config().rollout, 5)
     return pool
@@ -67,7 +74,9 @@ def model_of(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def test_what_is_published_is_the_learners_policy_also_after_a_kill(pool: RolloutPool, tiny_model: Path) -> None:
+def test_what_is_published_is_the_learners_policy_also_after_a_kill(
+    pool: RolloutPool, tiny_model: Path
+) -> None:
     learner = rank(ModelConfig(path=str(tiny_model), lora=LORA), AdapterTransport())
     data = helpers.sequences(12)
     before = learner.logprobs(data)
@@ -91,32 +100,47 @@ def projections(folder: Path) -> list[tuple[int, int]]:
     return [tuple(p.shape) for name, p in named if p.ndim == 2 and "_proj" in name]
 
 
-def test_saved_adapters_stand_on_the_weights_that_they_name(pool: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
-    """Of the engine's own base, of another one, of a kind that is merged, and none at all: each after the other."""
+def test_saved_adapters_stand_on_the_weights_that_they_name(
+    pool: RolloutPool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Of the engine's own base, of another one, of a kind that is merged, and none at all: each after the
+    other."""
     data, tokenizer = helpers.sequences(12, seed=3), helpers.load_hf(tiny_model)[1]
     other = tmp_path / "other"
     helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=1).save_pretrained(other)
-    plain = write_adapter(tmp_path / "plain", tiny_model, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64}))
+    plain = write_adapter(
+        tmp_path / "plain", tiny_model, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64})
+    )
     elsewhere = write_adapter(tmp_path / "elsewhere", other, lora())
     dora = write_adapter(tmp_path / "dora", tiny_model, lora(use_dora=True))
-    for version, (base, adapter) in enumerate(((tiny_model, plain), (other, elsewhere), (tiny_model, dora), (tiny_model, plain))):
+    for version, (base, adapter) in enumerate(
+        ((tiny_model, plain), (other, elsewhere), (tiny_model, dora), (tiny_model, plain))
+    ):
         pool.load_policy(adapter, version)
         truth = by_peft(base, adapter)
         np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(truth, data), atol=1e-4)
         assert max(largest_gap(truth, pool, draw(pool, helpers.prompts(tokenizer, 4), version))) < 1e-4
     pool.load_policy(other, 7)
-    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(model_of(other), data), atol=1e-4)
+    np.testing.assert_allclose(
+        pool.logprobs(data)[0], helpers.naive_logprobs(model_of(other), data), atol=1e-4
+    )
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=2)
     pool.deliver(put_tensors(model.named_parameters()), 8)
     np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(model, data), atol=1e-4)
     pool.load_policy(plain, 9)
-    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4)
+    np.testing.assert_allclose(
+        pool.logprobs(data)[0], helpers.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4
+    )
 
 
-def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
     """A fine-tune of an arm, both with adapters, in bfloat16."""
     base, tokenizer = helpers.in_bfloat16(tiny_model, tmp_path / "base"), helpers.load_hf(tiny_model)[1]
-    arm = write_adapter(tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16)
+    arm = write_adapter(
+        tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16
+    )
     tokenizer.save_pretrained(arm)
     model = ModelConfig(path=str(base), lora=LORA, dtype="bfloat16")
     receiver, learner = engine(model), rank(model, AdapterTransport())
@@ -137,23 +161,36 @@ def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(ray_cluster: No
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
-    """Merged weights keep only a part of what the first updates change; an adapter arrives as it is, and engine and learner stay as near
-    as two implementations of the base are. (Log-probs alone do not tell them apart here: bfloat16 activations of so small a model round
-    early updates away in either.)"""
+def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Merged weights keep only a part of what the first updates change; an adapter arrives as it is, and
+    engine and learner stay as near as two implementations of the base are. (Log-probs alone do not tell them
+    apart here: bfloat16 activations of so small a model round early updates away in either.)"""
     base = helpers.in_bfloat16(tiny_model, tmp_path / "base")
     model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
     trained, receiver = batch(count=60), engine(model)
-    whole, sender = (rank(model, transport, learning_rate=3e-5, num_steps=20) for transport in (StoreTransport(), AdapterTransport()))
+    whole, sender = (
+        rank(model, transport, learning_rate=3e-5, num_steps=20)
+        for transport in (StoreTransport(), AdapterTransport())
+    )
     first = {name: tensor.float() for name, tensor in whole.pack().result().read()}
     gaps, kept = [], []
     for update in range(21):
         if update in (0, 1, 5, 20):
             parcel: Any = sender.pack().result()
             receiver.deliver(parcel, update)
-            gaps.append(float(abs(receiver.logprobs(trained.sequences)[0] - sender.logprobs(trained.sequences)).mean()))
+            gaps.append(
+                float(
+                    abs(receiver.logprobs(trained.sequences)[0] - sender.logprobs(trained.sequences)).mean()
+                )
+            )
             changes = changes_of(dict(parcel.tensors.read()), scale=1.0)
-            found = {name: tensor.float() - first[name] for name, tensor in whole.pack().result().read() if name in changes}
+            found = {
+                name: tensor.float() - first[name]
+                for name, tensor in whole.pack().result().read()
+                if name in changes
+            }
             kept.append([float((found[n] * c).sum() / (c * c).sum()) for n, c in changes.items() if c.any()])
         for pool in (whole, sender):
             pool.update(trained)

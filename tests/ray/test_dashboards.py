@@ -1,4 +1,5 @@
-"""Prometheus, as deploy/grafana configures it, against a live run: every query of the board and of the alerts returns data."""
+"""Prometheus, as deploy/grafana configures it, against a live run: every query of the board and of the alerts
+returns data."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from tests.ray import runs
 from tests.ray.heads import Head
 
 GRAFANA = runs.ROOT / "deploy" / "grafana"
-needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here; apt-get install prometheus")
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="no prometheus here; apt-get install prometheus"
+)
 SETTINGS = (
     *runs.SHORT,
     *runs.ONE_ARM,
@@ -62,7 +65,13 @@ def test_the_board_is_what_its_builder_builds() -> None:
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
     for name in ("prometheus.yml", "alerts.yml"):
         (tmp_path / name).write_text((GRAFANA / name).read_text())
-    done = subprocess.run(["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 rules found" in done.stdout
 
@@ -73,7 +82,9 @@ def live(head: Head, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     env = head.env | {"OMP_NUM_THREADS": "1"}
     log = (tmp_path / "out").open("w")
     command = runs.command(tmp_path / "run", *SETTINGS, f"cluster.address={head.address}")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=env)
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=env
+    )
     runs.wait_for(lambda: len(read_steps(tmp_path / "run", "rlhf/frpo")) > 20, process)
     yield process
     process.terminate()
@@ -90,10 +101,14 @@ def prometheus(head: Head, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     (tmp_path / "alerts.yml").write_text((GRAFANA / "alerts.yml").read_text())
     command = [
-        "prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+        "prometheus",
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(tmp_path / "prometheus.log").open("w"))
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=(tmp_path / "prometheus.log").open("w")
+    )
     yield f"http://127.0.0.1:{port}/api/v1"
     process.terminate()
     process.wait(30)
@@ -110,12 +125,17 @@ def test_every_query_returns_data(live: subprocess.Popen[str], prometheus: str) 
         assert time.monotonic() < deadline, empty
         time.sleep(3)
         try:
-            answers = {q: httpx.get(f"{prometheus}/query", params={"query": q}, timeout=10).json() for q in empty}
+            answers = {
+                q: httpx.get(f"{prometheus}/query", params={"query": q}, timeout=10).json() for q in empty
+            }
         except httpx.HTTPError:
             continue
         assert all(a["status"] == "success" for a in answers.values()), answers
         empty = [q for q, a in answers.items() if not a["data"]["result"]]
     rules = httpx.get(f"{prometheus}/rules", timeout=10).json()["data"]["groups"][0]["rules"]
     assert {r["name"]: (r["state"], r["health"]) for r in rules} == {
-        "StalledRun": ("inactive", "ok"), "MismatchKl": ("inactive", "ok"), "FailedRewards": ("inactive", "ok"), "RewardQueueFull": ("inactive", "ok"),
-    }  # fmt: skip
+        "StalledRun": ("inactive", "ok"),
+        "MismatchKl": ("inactive", "ok"),
+        "FailedRewards": ("inactive", "ok"),
+        "RewardQueueFull": ("inactive", "ok"),
+    }

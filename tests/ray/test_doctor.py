@@ -14,7 +14,9 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 def test_a_model_that_vllm_serves(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     testbed.write_model(folder, 0)
-    assert doctor.model(load(RECIPE, (f"model.path={folder}",))) == doctor.Finding("model", f"{folder}: LlamaForCausalLM")
+    assert doctor.model(load(RECIPE, (f"model.path={folder}",))) == doctor.Finding(
+        "model", f"{folder}: LlamaForCausalLM"
+    )
 
 
 def test_an_architecture_that_vllm_does_not_serve(tmp_path: Path) -> None:

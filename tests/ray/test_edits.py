@@ -30,7 +30,9 @@ def test_six_more_steps_end_in_the_weights_of_twelve_also_after_a_kill(twelve: s
     folder = tmp_path / "run"
     runs.run(folder, *SETTINGS)
     six = digest(folder)
-    assert "Finished already" in runs.run(folder, *SETTINGS, "rollout.kv_cache_gib=2", "learner.micro_batch_tokens=9000", "name=other")
+    assert "Finished already" in runs.run(
+        folder, *SETTINGS, "rollout.kv_cache_gib=2", "learner.micro_batch_tokens=9000", "name=other"
+    )
     assert six == digest(folder)
 
     longer = (*SETTINGS, "learner.num_steps=12")
@@ -54,7 +56,10 @@ def test_what_counts_is_said_and_done_again_and_what_was_stays(tmp_path: Path) -
     runs.run(folder, *SETTINGS)
     before, base = digest(folder), (folder / "base" / "done.json").read_bytes()
     said = runs.run(folder, *SETTINGS, "learner.learning_rate=0.002")
-    assert "1 of 2 stages is done again from the start: rlhf/frpo. Changed since: arms.frpo.learner.learning_rate: 0.001 -> 0.002." in said
+    assert (
+        "1 of 2 stages is done again from the start: rlhf/frpo. Changed since: "
+        "arms.frpo.learner.learning_rate: 0.001 -> 0.002." in said
+    )
     assert (folder / "base" / "done.json").read_bytes() == base
     (aside,) = (folder / "superseded").iterdir()
     assert digest(aside) == before != digest(folder)

@@ -1,4 +1,5 @@
-"""`ray job submit` against a head with token authentication: a run from submission to report, stopped and resubmitted."""
+"""`ray job submit` against a head with token authentication: a run from submission to report, stopped and
+resubmitted."""
 
 from __future__ import annotations
 
@@ -14,14 +15,30 @@ from tests.ray import runs
 from tests.ray.heads import Head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SETTINGS = (*runs.SHORT, *runs.ONE_ARM, "learner.num_steps=60", "checkpoint.every=10", "evaluate.validate_every=30")
+SETTINGS = (
+    *runs.SHORT,
+    *runs.ONE_ARM,
+    "learner.num_steps=60",
+    "checkpoint.every=10",
+    "evaluate.validate_every=30",
+)
 
 
 def submission(folder: Path, name: str) -> list[str]:
     runtime = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30", "OMP_NUM_THREADS": "1"}}'
     command = [sys.executable, "-m", "frpo", "run", "recipes/testbed.yaml", "--run-dir", str(folder)]
     command += [word for s in SETTINGS for word in ("--set", s)]
-    return ["submit", "--working-dir", ".", "--submission-id", name, "--runtime-env-json", runtime, "--", *command]
+    return [
+        "submit",
+        "--working-dir",
+        ".",
+        "--submission-id",
+        name,
+        "--runtime-env-json",
+        runtime,
+        "--",
+        *command,
+    ]
 
 
 def test_submit_stop_resubmit(head: Head, tmp_path: Path) -> None:
@@ -29,7 +46,9 @@ def test_submit_stop_resubmit(head: Head, tmp_path: Path) -> None:
     args = submission(folder, "first")
     deadline = time.monotonic() + 400
     while (done := head.job(*args[:1], "--no-wait", *args[1:])).returncode != 0:
-        assert "No available agent" in done.stderr, done.stderr[-3000:]  # the node's agent starts after the head answers
+        assert "No available agent" in done.stderr, done.stderr[
+            -3000:
+        ]  # the node's agent starts after the head answers
         assert time.monotonic() < deadline
     while len(read_steps(folder, "rlhf/frpo")) < 13:
         assert time.monotonic() < deadline, head.job("logs", "first").stdout[-3000:]

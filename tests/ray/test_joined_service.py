@@ -1,5 +1,5 @@
-"""`frpo serve` on a cluster that was started without the token's variable, as an operator's is: who is let in, what others of the
-cluster can read, and several services side by side."""
+"""`frpo serve` on a cluster that was started without the token's variable, as an operator's is: who is let
+in, what others of the cluster can read, and several services side by side."""
 
 from __future__ import annotations
 
@@ -48,11 +48,27 @@ class Serving:
 
     def command(self, *sets: str) -> list[str]:
         words = [word for s in sets for word in ("--set", s)]
-        return [sys.executable, "-m", "frpo", "serve", str(self.folder / "service.yaml"), "--address", self.head.address, *words]
+        return [
+            sys.executable,
+            "-m",
+            "frpo",
+            "serve",
+            str(self.folder / "service.yaml"),
+            "--address",
+            self.head.address,
+            *words,
+        ]
 
     def refused(self, *sets: str, env: dict[str, str] | None = None) -> str:
         """What it says on its way out with exit code 2."""
-        done = subprocess.run(self.command(*sets), env=env or self.env, cwd=runs.ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            self.command(*sets),
+            env=env or self.env,
+            cwd=runs.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stdout + done.stderr
         return done.stderr
 
@@ -60,7 +76,14 @@ class Serving:
     def up(self, name: str, *sets: str) -> Iterator[subprocess.Popen[str]]:
         out = self.folder / f"{name}.out"
         with out.open("w") as log:
-            process = subprocess.Popen(self.command(*sets), stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=self.env)
+            process = subprocess.Popen(
+                self.command(*sets),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=runs.ROOT,
+                env=self.env,
+            )
         try:
             runs.wait_for(lambda: "Serving at" in out.read_text(), process, timeout_s=240)
             yield process
@@ -74,7 +97,9 @@ class Serving:
     def curl(self, *args: str, path: str = "/v1/rewards") -> tuple[str, str]:
         """Status and body."""
         command = ["curl", "-s", "-w", "\n%{http_code}", *args, f"http://127.0.0.1:{self.port}{path}"]
-        body, _, status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.rpartition("\n")
+        body, _, status = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout.rpartition("\n")
         print("$", " ".join(command).replace(TOKEN, "$FRPO_SERVICE_TOKEN"), f"\n{body} [{status}]")
         return status, body
 
@@ -93,9 +118,14 @@ def service(serving: Serving) -> Iterator[Serving]:
 
 def test_without_its_token_it_does_not_start(serving: Serving) -> None:
     said = serving.refused(env=serving.head.env | {"FRPO_TEST_JUDGE_KEY": KEY})
-    assert said.startswith("token_env: FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token")
+    assert said.startswith(
+        "token_env: FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know "
+        "its token"
+    )
     said = serving.refused("rewards.0.arguments={api_key_env: FRPO_TEST_NOWHERE}")
-    assert said.startswith("rewards.0.arguments.api_key_env: the environment variable FRPO_TEST_NOWHERE is not set")
+    assert said.startswith(
+        "rewards.0.arguments.api_key_env: the environment variable FRPO_TEST_NOWHERE is not set"
+    )
 
 
 def test_who_is_let_in(service: Serving) -> None:
@@ -106,9 +136,19 @@ def test_who_is_let_in(service: Serving) -> None:
     ask = ["--json", '{"items": [{"prompt": "p", "completion": "c"}]}']
     assert service.curl(*ask, path="/v1/score")[0] == "401"
     status, body = service.curl(*ask, "-H", f"Authorization: Bearer {TOKEN}", path="/v1/score")
-    assert (status, body) == ("200", f'{{"scores":[{{"score":{len(KEY)}.0,"parts":{{"keyed":{len(KEY)}.0}},"error":null}}]}}')
+    assert (status, body) == (
+        "200",
+        f'{{"scores":[{{"score":{len(KEY)}.0,"parts":{{"keyed":{len(KEY)}.0}},"error":null}}]}}',
+    )
     assert service.curl("-I", path="/healthz")[0] == "200"
-    chunked = ["-H", "Transfer-Encoding: chunked", "-H", "Expect: 100-continue", "-H", f"Authorization: Bearer {TOKEN}"]
+    chunked = [
+        "-H",
+        "Transfer-Encoding: chunked",
+        "-H",
+        "Expect: 100-continue",
+        "-H",
+        f"Authorization: Bearer {TOKEN}",
+    ]
     assert service.curl(*ask, *chunked, path="/v1/score")[0] == "200"
     assert service.curl("-d", "x", "-H", f"Authorization: Bearer {TOKEN}", path="/v1/score")[0] == "415"
 
@@ -119,7 +159,17 @@ def test_nobody_else_reads_its_secrets(service: Serving) -> None:
     dashboard = head.env["RAY_API_SERVER_ADDRESS"]
     token = Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text()
     shown: dict[str, str] = {}
-    for path in ("/api/serve/applications/", "/logical/actors", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1", "/nodes?view=summary", "/api/v0/nodes?detail=1", "/api/jobs/"):  # fmt: skip
+    for path in (
+        "/api/serve/applications/",
+        "/logical/actors",
+        "/api/v0/actors?detail=1",
+        "/api/v0/tasks?detail=1",
+        "/api/v0/workers?detail=1",
+        "/api/v0/runtime_envs?detail=1",
+        "/nodes?view=summary",
+        "/api/v0/nodes?detail=1",
+        "/api/jobs/",
+    ):
         answer = httpx.get(dashboard + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
         assert answer.status_code == 200, f"{path}: {answer.text}"
         shown[path] = answer.text
@@ -130,7 +180,9 @@ def test_nobody_else_reads_its_secrets(service: Serving) -> None:
         ["serve", "status"],
         ["serve", "config"],
     ):
-        asked = [str(bin_ / command[0]), *command[1:]] + (["--address", dashboard] if command[0] == "serve" else [])
+        asked = [str(bin_ / command[0]), *command[1:]] + (
+            ["--address", dashboard] if command[0] == "serve" else []
+        )
         done = subprocess.run(asked, env=head.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         shown[" ".join(command)] = done.stdout
@@ -138,7 +190,9 @@ def test_nobody_else_reads_its_secrets(service: Serving) -> None:
     assert "ServeReplica:frpo-rewards" in shown["ray list actors --detail"]
     files = [f for f in head.folder.rglob("*") if f.is_file() and not f.is_symlink()]
     assert any("replica_frpo-rewards" in f.name for f in files)
-    shown |= {str(f): f.read_bytes().decode(errors="replace") for f in [*files, *service.folder.glob("*.out")]}
+    shown |= {
+        str(f): f.read_bytes().decode(errors="replace") for f in [*files, *service.folder.glob("*.out")]
+    }
     digest = hashlib.sha256(TOKEN.encode())
     for where, text in shown.items():
         found = [s for s in (TOKEN, KEY, digest.hexdigest(), repr(digest.digest())[2:-1]) if s in text]

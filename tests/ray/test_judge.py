@@ -25,7 +25,9 @@ def write_judge(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = {c: i for i, c in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        c: i for i, c in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,9 +36,17 @@ def write_judge(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, eos_token_id=1, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=2048,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
         LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
 
@@ -47,15 +57,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_judge(folder / "model")
     port = runs.free_port()
     options = {
-        "--model": str(folder / "model"), "--served-model-name": "judge", "--host": "127.0.0.1", "--port": str(port), "--dtype": "float32",
-        "--max-model-len": "1024", "--api-key": "s3cret",
+        "--model": str(folder / "model"),
+        "--served-model-name": "judge",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": "float32",
+        "--max-model-len": "1024",
+        "--api-key": "s3cret",
         "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    }  # fmt: skip
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *(w for o in options.items() for w in o)]
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--enforce-eager",
+        *(w for o in options.items() for w in o),
+    ]
     env = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+    }
     log = (folder / "out").open("w")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
 
@@ -74,26 +98,54 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_judge_behind_vllm_grades_each_completion(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     arguments = {"url": server, "model": "judge", "api_key_env": "JUDGE_KEY"}
-    spec = FunctionReward(kind="function", name="judge", function="frpo.rewards.judge:strongreject", arguments=arguments)
-    pairs = [("how do i break the lock", "use a hammer"), ("how do i open a door", "turn the handle"), ("hello", "sorry")]
+    spec = FunctionReward(
+        kind="function", name="judge", function="frpo.rewards.judge:strongreject", arguments=arguments
+    )
+    pairs = [
+        ("how do i break the lock", "use a hammer"),
+        ("how do i open a door", "turn the handle"),
+        ("hello", "sorry"),
+    ]
     found = Scorer([spec]).score([Item(p, c, "t", {}) for p, c in pairs])
     for (prompt, completion), reward in zip(pairs, found, strict=True):
-        messages = [{"role": "user", "content": judge.STRONGREJECT_TEMPLATE.format(prompt=prompt, completion=completion)}]
-        schema = {"type": "json_schema", "json_schema": {"name": "grades", "schema": judge.GRADES, "strict": True}}
-        body = {"model": "judge", "messages": messages, "temperature": 0, "max_tokens": 60, "response_format": schema}
-        reply = httpx.post(f"{server}/chat/completions", json=body, headers={"Authorization": "Bearer s3cret"}, timeout=60).json()
+        messages = [
+            {
+                "role": "user",
+                "content": judge.STRONGREJECT_TEMPLATE.format(prompt=prompt, completion=completion),
+            }
+        ]
+        schema = {
+            "type": "json_schema",
+            "json_schema": {"name": "grades", "schema": judge.GRADES, "strict": True},
+        }
+        body = {
+            "model": "judge",
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": 60,
+            "response_format": schema,
+        }
+        reply = httpx.post(
+            f"{server}/chat/completions", json=body, headers={"Authorization": "Bearer s3cret"}, timeout=60
+        ).json()
         grades = eval(reply["choices"][0]["message"]["content"])
-        assert reward.total == 1 - (1 - grades["refused"]) * (grades["convincing"] + grades["specific"] - 2) / 8
+        assert (
+            reward.total == 1 - (1 - grades["refused"]) * (grades["convincing"] + grades["specific"] - 2) / 8
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [({"model": "nobody"}, "404 Not Found"), ({"api_key_env": "NO_SUCH_KEY"}, "401 Unauthorized")],
 )
-def test_what_vllm_refuses_is_none_with_its_reason(server: str, change: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_vllm_refuses_is_none_with_its_reason(
+    server: str, change: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     arguments = {"url": server, "model": "judge", "api_key_env": "JUDGE_KEY"} | change
-    spec = FunctionReward(kind="function", name="judge", function="frpo.rewards.judge:strongreject", arguments=arguments)
+    spec = FunctionReward(
+        kind="function", name="judge", function="frpo.rewards.judge:strongreject", arguments=arguments
+    )
     (found,) = Scorer([spec]).score([Item("p", "c", "t", {})])
     assert found.total is None
     assert why in str(found.error)

@@ -1,4 +1,5 @@
-"""Every kind of actor killed in the middle of a run, and the run stopped: the final weights are those of the undisturbed one."""
+"""Every kind of actor killed in the middle of a run, and the run stopped: the final weights are those of the
+undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,12 +18,22 @@ from frpo.records import StageResult
 from tests.ray import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SETTINGS = (*runs.SHORT, *runs.ONE_ARM, "learner.num_steps=60", "checkpoint.every=10", "evaluate.validate_every=25")
+SETTINGS = (
+    *runs.SHORT,
+    *runs.ONE_ARM,
+    "learner.num_steps=60",
+    "checkpoint.every=10",
+    "evaluate.validate_every=25",
+)
 
 
 def worker(process: subprocess.Popen[str], name: str) -> psutil.Process:
     """The actor of this run (and of no other) by its class."""
-    found = [p for p in psutil.Process(process.pid).children(recursive=True) if p.cmdline() and p.cmdline()[0].startswith(f"ray::{name}")]
+    found = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if p.cmdline() and p.cmdline()[0].startswith(f"ray::{name}")
+    ]
     assert len(found) == 1, found
     return found[0]
 
@@ -59,7 +70,9 @@ def test_a_killed_actor_is_restarted_within_the_run(undisturbed: str, tmp_path: 
     assert digest(folder) == undisturbed
 
 
-def test_a_killed_learner_ends_the_run_with_one_paragraph_and_it_resumes(undisturbed: str, tmp_path: Path) -> None:
+def test_a_killed_learner_ends_the_run_with_one_paragraph_and_it_resumes(
+    undisturbed: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     process = start_and_wait(folder)
     os.kill(worker(process, "LearnerWorker").pid, signal.SIGKILL)

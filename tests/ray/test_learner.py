@@ -1,4 +1,5 @@
-"""Learner and fine-tune ranks on real DeepSpeed against plain torch: one update, ranks, ZeRO stages, LoRA, resume, export."""
+"""Learner and fine-tune ranks on real DeepSpeed against plain torch: one update, ranks, ZeRO stages, LoRA,
+resume, export."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ import torch
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.transport.store import StoreTransport
-from frpo.config import Config, ConfigError, FinetuneConfig, LearnerConfig, LoraConfig, ModelConfig, ObjectiveConfig
+from frpo.config import (
+    Config,
+    ConfigError,
+    FinetuneConfig,
+    LearnerConfig,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+)
 from frpo.logprobs import Scorer
 from frpo.objective import policy_loss
 from frpo.packing import pad, pad_values
@@ -30,7 +39,10 @@ ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 def spawn(cls: type, pool: Any, ranks: int) -> Any:
     remote: Any = ray.remote(cls)
-    handles = [remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks, StoreTransport()) for rank in range(ranks)]
+    handles = [
+        remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks, StoreTransport())
+        for rank in range(ranks)
+    ]
     found = pool(handles, timeout_s=200)
     found.join()
     return found
@@ -49,7 +61,8 @@ def learner(ray_cluster: None) -> Iterator[LearnerPool]:
 
 
 class SmallChunks(LearnerWorker):
-    """Logits of five positions at a time, as those of a large vocabulary come: ranks differ in their number of chunks."""
+    """Logits of five positions at a time, as those of a large vocabulary come: ranks differ in their number
+    of chunks."""
 
     def __init__(self, rank: int, world_size: int, transport: StoreTransport) -> None:
         super().__init__(rank, world_size, transport)
@@ -81,14 +94,20 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
 
 
 def settings(**fields: Any) -> LearnerConfig:
-    return LearnerConfig(**{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.1, **fields})
+    return LearnerConfig(
+        **{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.1, **fields}
+    )
 
 
 OBJECTIVE = ObjectiveConfig(method="grpo", beta=0.1, penalty="k3", aggregation="completion")
 
 
 def start(
-    pool: LearnerPool, policy: Path, learner: LearnerConfig, model: ModelConfig | None = None, objective: ObjectiveConfig = OBJECTIVE
+    pool: LearnerPool,
+    policy: Path,
+    learner: LearnerConfig,
+    model: ModelConfig | None = None,
+    objective: ObjectiveConfig = OBJECTIVE,
 ) -> None:
     pool.start(policy, model or ModelConfig(path=str(policy)), learner, objective, CONFIG.rollout, 5)
 
@@ -103,13 +122,17 @@ def digest(pool: Any) -> str:
     ).hexdigest()
 
 
-def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch clipping."""
+def plain_torch(
+    policy: Path, learner: LearnerConfig, steps: int, group: int = 1
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch
+    clipping."""
     model, _ = helpers.load_hf(policy)
     model.train()
     matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": learner.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=learner.learning_rate
+        [{"params": matrices, "weight_decay": learner.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=learner.learning_rate,
     )
     norms = []
     for step in range(steps):
@@ -118,9 +141,21 @@ def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1
         now = Scorer(model)(pad(b.sequences, list(rows[:, None])))
         values = [pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)]
         terms = policy_loss(
-            now.logprobs, now.logprobs.detach(), *values, torch.from_numpy(b.advantages), now.mask, beta=0.1, ratio="token", clip_low=0.2,
-            clip_high=0.2, importance_cap=2.0, aggregation="completion", num_completions=len(rows), num_tokens=1, max_tokens=1,
-        )  # fmt: skip
+            now.logprobs,
+            now.logprobs.detach(),
+            *values,
+            torch.from_numpy(b.advantages),
+            now.mask,
+            beta=0.1,
+            ratio="token",
+            clip_low=0.2,
+            clip_high=0.2,
+            importance_cap=2.0,
+            aggregation="completion",
+            num_completions=len(rows),
+            num_tokens=1,
+            max_tokens=1,
+        )
         terms.loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.grad_clip)))
         optimizer.step()
@@ -128,7 +163,9 @@ def plain_torch(policy: Path, learner: LearnerConfig, steps: int, group: int = 1
     return {n: p.detach() for n, p in model.named_parameters()}, norms
 
 
-def assert_equal(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
+def assert_equal(
+    found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], tolerance: float = 1e-4
+) -> None:
     assert set(found) == set(truth)
     for name, tensor in truth.items():
         gap = (found[name] - tensor).norm() / tensor.norm()
@@ -153,7 +190,9 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_completions_that_share_a_prompt_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
+def test_completions_that_share_a_prompt_equal_plain_torch(
+    two_ranks: LearnerPool, tiny_model: Path, zero_stage: int
+) -> None:
     truth, norms = plain_torch(tiny_model, settings(), 2, group=6)
     for budget in (60, 100_000):
         start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
@@ -169,7 +208,9 @@ def test_completions_that_share_a_prompt_equal_plain_torch(two_ranks: LearnerPoo
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_two_ranks_with_uneven_shares_equal_plain_torch(two_ranks: LearnerPool, tiny_model: Path, zero_stage: int) -> None:
+def test_two_ranks_with_uneven_shares_equal_plain_torch(
+    two_ranks: LearnerPool, tiny_model: Path, zero_stage: int
+) -> None:
     truth, norms = plain_torch(tiny_model, settings(), 2)
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
     stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
@@ -184,17 +225,26 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(two_ranks: LearnerPool, 
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_gradients_of_bfloat16_add_up_in_float32(finetune: FinetunePool, tiny_model: Path, zero_stage: int) -> None:
-    """Summed in bfloat16, the gradient's norm over 100 micro-batches is off by 1.2e-4 of that in one; in float32 by 3e-5, what the kernels
-    make of other shapes."""
+def test_gradients_of_bfloat16_add_up_in_float32(
+    finetune: FinetunePool, tiny_model: Path, zero_stage: int
+) -> None:
+    """Summed in bfloat16, the gradient's norm over 100 micro-batches is off by 1.2e-4 of that in one; in
+    float32 by 3e-5, what the kernels make of other shapes."""
     model, data, norms = ModelConfig(path=str(tiny_model), dtype="bfloat16"), helpers.sequences(600), []
     for budget in (60, 100_000):
-        finetune.start(tiny_model, model, FinetuneConfig(num_steps=1, zero_stage=zero_stage, micro_batch_tokens=budget), 0)  # type: ignore[arg-type]
+        finetune.start(
+            tiny_model,
+            model,
+            FinetuneConfig(num_steps=1, zero_stage=zero_stage, micro_batch_tokens=budget),
+            0,
+        )  # type: ignore[arg-type]
         norms.append(finetune.update(data).grad_norm)
     assert norms[0] == pytest.approx(norms[1], rel=6e-5)
 
 
-def test_deterministic_kernels_are_there_for_all_that_training_does(learner: LearnerPool, tiny_model: Path) -> None:
+def test_deterministic_kernels_are_there_for_all_that_training_does(
+    learner: LearnerPool, tiny_model: Path
+) -> None:
     """On CPUs they change no bit; torch raises where an operation has none."""
     ends = []
     for deterministic in (False, True):
@@ -222,8 +272,12 @@ def test_a_checkpoint_continues_bit_for_bit(learner: LearnerPool, tiny_model: Pa
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_a_gradient_that_is_no_number_has_no_norm(learner: LearnerPool, tiny_model: Path, zero_stage: int, number: float) -> None:
+@pytest.mark.parametrize(
+    "zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_a_gradient_that_is_no_number_has_no_norm(
+    learner: LearnerPool, tiny_model: Path, zero_stage: int, number: float
+) -> None:
     start(learner, tiny_model, settings(zero_stage=zero_stage))
     b = batch()
     b.advantages[3] = number
@@ -238,12 +292,17 @@ def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) 
     assert stats.clip_share > 0.05  # the later parts see a policy that has moved
     now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     gap = now - batch().behaviour
-    assert stats.mismatch_kl == pytest.approx(float((np.exp(gap) - gap - 1).mean()), rel=1e-4)  # before the first update
+    assert stats.mismatch_kl == pytest.approx(
+        float((np.exp(gap) - gap - 1).mean()), rel=1e-4
+    )  # before the first update
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_what_the_learner_holds_leaves_and_comes_back(learner: LearnerPool, tiny_model: Path, tmp_path: Path, zero_stage: int) -> None:
-    """Also before the first update, which makes the optimiser's states, and after a resume, which makes others."""
+def test_what_the_learner_holds_leaves_and_comes_back(
+    learner: LearnerPool, tiny_model: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    """Also before the first update, which makes the optimiser's states, and after a resume, which makes
+    others."""
     start(learner, tiny_model, settings(zero_stage=zero_stage))
     exact = [learner.update(batch(seed=s)) for s in range(3)]
     end = digest(learner)
@@ -261,7 +320,9 @@ def test_what_the_learner_holds_leaves_and_comes_back(learner: LearnerPool, tiny
     assert digest(learner) == end
 
 
-def test_export_loads_in_transformers_with_equal_logprobs(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_export_loads_in_transformers_with_equal_logprobs(
+    learner: LearnerPool, tiny_model: Path, tmp_path: Path
+) -> None:
     start(learner, tiny_model, settings())
     learner.update(batch())
     learner.export(tmp_path / "policy")
@@ -272,7 +333,9 @@ def test_export_loads_in_transformers_with_equal_logprobs(learner: LearnerPool, 
     assert not list((tmp_path / "policy").glob("*.bin"))
 
 
-def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_lora_merges_as_peft_does_resumes_and_exports(
+    learner: LearnerPool, tiny_model: Path, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     from frpo import policies
@@ -285,7 +348,9 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     found = weights(learner)
     merged = PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
     assert_equal(found, dict(merged.named_parameters()), 1e-6)
-    assert_equal(dict(policies.tensors(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6)
+    assert_equal(
+        dict(policies.tensors(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6
+    )
     base = dict(helpers.load_hf(tiny_model)[0].named_parameters())
     moved = [n for n in base if not torch.equal(base[n], found[n])]
     assert len(moved) == 14  # 7 projections of 2 layers; embeddings and norms stay
@@ -297,7 +362,9 @@ def test_lora_merges_as_peft_does_resumes_and_exports(learner: LearnerPool, tiny
     assert digest(learner) == after
 
 
-def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(learner: LearnerPool, finetune: FinetunePool, tiny_model: Path) -> None:
+def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(
+    learner: LearnerPool, finetune: FinetunePool, tiny_model: Path
+) -> None:
     trained, tuned = [], []
     for dropout in (0.0, 0.5):
         model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8, dropout=dropout))
@@ -313,13 +380,22 @@ def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(learner: Learne
 
 @pytest.mark.parametrize(
     ("targets", "message"),
-    [(("q_proj", "lm_head"), "one weight here"), (("q_proj", "nothing"), "nothing is no layer"), (("norm",), "is not supported")],
+    [
+        (("q_proj", "lm_head"), "one weight here"),
+        (("q_proj", "nothing"), "nothing is no layer"),
+        (("norm",), "is not supported"),
+    ],
 )
 def test_adapters_that_cannot_be_published_are_refused(
     learner: LearnerPool, tiny_model: Path, targets: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"^model\.lora\.targets: .*{message}"):
-        start(learner, tiny_model, settings(), ModelConfig(path=str(tiny_model), lora=LoraConfig(targets=targets)))
+        start(
+            learner,
+            tiny_model,
+            settings(),
+            ModelConfig(path=str(tiny_model), lora=LoraConfig(targets=targets)),
+        )
 
 
 def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
@@ -333,7 +409,9 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
     finetune.start(tmp_path / "adapter", model, spec, 1)
     data = helpers.sequences(16, seed=3)
     before = finetune.loss(data)
-    assert before == pytest.approx(-float(learner.logprobs(data).mean()), abs=1e-4)  # it starts from the merged adapter
+    assert before == pytest.approx(
+        -float(learner.logprobs(data).mean()), abs=1e-4
+    )  # it starts from the merged adapter
     losses = [finetune.update(data).loss for _ in range(30)]
     assert losses[0] == pytest.approx(before, abs=1e-4)
     assert finetune.loss(data) < before - 1.0
@@ -348,7 +426,8 @@ ODD = '{"eos_token_id": [1, 2, 9], "temperature": 0.6, "top_p": 0.95, "repetitio
 def test_every_full_folder_keeps_how_the_model_generates_and_is_spoken_to(
     finetune: FinetunePool, learner: LearnerPool, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """generation_config to the byte, one that transformers refuses to save included; chat template and special tokens."""
+    """generation_config to the byte, one that transformers refuses to save included; chat template and
+    special tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = shutil.copytree(tiny_model, tmp_path / "base")

@@ -1,4 +1,5 @@
-"""Several nodes: raylets on this machine, as ray.cluster_utils makes them. Where roles stand, and a node that dies."""
+"""Several nodes: raylets on this machine, as ray.cluster_utils makes them. Where roles stand, and a node that
+dies."""
 
 from __future__ import annotations
 
@@ -47,8 +48,12 @@ def add(nodes: Any, cpus: float) -> Any:
     return nodes.add_node(num_cpus=cpus, object_store_memory=200 << 20, include_dashboard=False)
 
 
-@pytest.mark.parametrize(("strategy", "spread"), [("PACK", [ROLES]), ("STRICT_PACK", [ROLES]), ("STRICT_SPREAD", [1] * ROLES)])
-def test_roles_stand_together_or_apart_as_asked(nodes: Any, tmp_path: Path, strategy: str, spread: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "spread"), [("PACK", [ROLES]), ("STRICT_PACK", [ROLES]), ("STRICT_SPREAD", [1] * ROLES)]
+)
+def test_roles_stand_together_or_apart_as_asked(
+    nodes: Any, tmp_path: Path, strategy: str, spread: list[int]
+) -> None:
     from ray.util import placement_group_table
 
     from frpo import cluster
@@ -69,7 +74,12 @@ def test_a_plan_that_no_node_can_hold_is_refused(nodes: Any, tmp_path: Path) -> 
 
     add(nodes, 1)
     add(nodes, 1)
-    apart = config("cluster.strategy=STRICT_SPREAD", "cluster.start_timeout_s=5", f"cluster.address={nodes.address}", f"run_dir={tmp_path}")
+    apart = config(
+        "cluster.strategy=STRICT_SPREAD",
+        "cluster.start_timeout_s=5",
+        f"cluster.address={nodes.address}",
+        f"run_dir={tmp_path}",
+    )
     with (
         RunLog(tmp_path, apart) as log,
         pytest.raises(WorkerFailed, match="No placement for 5 bundles"),
@@ -121,4 +131,6 @@ def test_a_node_that_dies_takes_its_workers_along_and_the_run_goes_on(nodes: Any
     assert len(read_steps(torn, "rlhf/frpo")) < 40, "killed too late to count"
     assert process.wait(500) == 0, torn.with_suffix(".out").read_text()[-3000:]
     assert [r.step for r in read_steps(torn, "rlhf/frpo")] == list(range(1, 41))
-    assert folder_sha256(torn / "rlhf" / "frpo" / "policy") == folder_sha256(whole / "rlhf" / "frpo" / "policy")
+    assert folder_sha256(torn / "rlhf" / "frpo" / "policy") == folder_sha256(
+        whole / "rlhf" / "frpo" / "policy"
+    )

@@ -1,4 +1,5 @@
-"""Which actor sees which card, on a Ray of eight cards that are none: who shares with whom, and who must see none."""
+"""Which actor sees which card, on a Ray of eight cards that are none: who shares with whom, and who must see
+none."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from tests.ray import helpers
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the cards of this machine are real")
 
-FEW_CPUS = tuple(f"{role}.num_cpus=0.05" for role in ("rollout", "reward", "reference", "evaluate", "learner"))
+FEW_CPUS = tuple(
+    f"{role}.num_cpus=0.05" for role in ("rollout", "reward", "reference", "evaluate", "learner")
+)
 Cards = dict[str, list[tuple[int, ...]]]
 
 
@@ -46,8 +49,13 @@ def placed(config: Config) -> Iterator[Spawner]:
 def seen(config: Config) -> Cards:
     """Cards of every worker, by role; the least of them counted as 0."""
     with placed(config) as spawner:
-        handles = {a.role: spawner.workers(a.role, Sight, [()] * a.count, {}, 0) for a in spawner.asked.actors}
-        found: Cards = {role: ray.get([h.cards.remote() for h in workers], timeout=120) for role, workers in handles.items()}
+        handles = {
+            a.role: spawner.workers(a.role, Sight, [()] * a.count, {}, 0) for a in spawner.asked.actors
+        }
+        found: Cards = {
+            role: ray.get([h.cards.remote() for h in workers], timeout=120)
+            for role, workers in handles.items()
+        }
         for handle in (h for workers in handles.values() for h in workers):
             ray.kill(handle)
     first = min((c for cards in found.values() for card in cards for c in card), default=0)
@@ -59,14 +67,26 @@ def config(*sets: str) -> Config:
 
 
 def test_one_card_holds_all_that_ask_for_it(ray_cluster: None) -> None:
-    sets = ("rollout.num_gpus=1", "learner.num_gpus=1", "reference.num_gpus=1", "evaluate.num_gpus=1", "rollout.sleep=true")
+    sets = (
+        "rollout.num_gpus=1",
+        "learner.num_gpus=1",
+        "reference.num_gpus=1",
+        "evaluate.num_gpus=1",
+        "rollout.sleep=true",
+    )
     cards = seen(config(*sets))
     assert cards.pop("reward") == [()]
     assert cards == {role: [(0,)] for role in ("learner", "finetune", "rollout", "reference", "evaluate")}
 
 
 def test_learner_rank_i_shares_with_engine_i(ray_cluster: None) -> None:
-    sets = ("rollout.num_gpus=1", "learner.num_gpus=1", "rollout.sleep=true", "rollout.num_workers=4", "learner.num_workers=4")
+    sets = (
+        "rollout.num_gpus=1",
+        "learner.num_gpus=1",
+        "rollout.sleep=true",
+        "rollout.num_workers=4",
+        "learner.num_workers=4",
+    )
     cards = seen(config(*sets, "evaluate.num_gpus=1", "evaluate.num_workers=2"))
     assert cards["learner"] == cards["finetune"] == cards["rollout"]
     assert sorted(cards["rollout"]) == [(0,), (1,), (2,), (3,)]
@@ -76,7 +96,9 @@ def test_learner_rank_i_shares_with_engine_i(ray_cluster: None) -> None:
 
 def test_engines_and_ranks_on_cards_of_their_own(ray_cluster: None) -> None:
     """The scorers, which ask for none, do not take card 0."""
-    cards = seen(config("rollout.num_gpus=1", "learner.num_gpus=1", "rollout.num_workers=4", "learner.num_workers=4"))
+    cards = seen(
+        config("rollout.num_gpus=1", "learner.num_gpus=1", "rollout.num_workers=4", "learner.num_workers=4")
+    )
     assert sorted(cards["rollout"] + cards["learner"]) == [(i,) for i in range(8)]
     assert cards["finetune"] == cards["learner"]
     assert cards["reference"] == cards["evaluate"] == cards["reward"] == [()]
@@ -92,15 +114,24 @@ def test_an_engine_of_two_cards_sees_both(ray_cluster: None) -> None:
     )
     cards = seen(config(*sets, "learner.num_workers=4"))
     assert [len(card) for card in cards["rollout"]] == [2, 2]
-    assert sorted([c for card in cards["rollout"] for c in card] + [c for (c,) in cards["learner"]]) == list(range(8))
+    assert sorted([c for card in cards["rollout"] for c in card] + [c for (c,) in cards["learner"]]) == list(
+        range(8)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
 def test_the_papers_recipes(ray_cluster: None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = load(Path(helpers.ROOT) / "recipes" / f"{recipe}.yaml", [few for few in FEW_CPUS if not few.startswith("reference")])
+    asked = load(
+        Path(helpers.ROOT) / "recipes" / f"{recipe}.yaml",
+        [few for few in FEW_CPUS if not few.startswith("reference")],
+    )
     cards = seen(asked)
     assert "reference" not in cards  # it is the learner's
-    for role, workers in (("rollout", asked.rollout), ("learner", asked.learner), ("evaluate", asked.evaluate)):
+    for role, workers in (
+        ("rollout", asked.rollout),
+        ("learner", asked.learner),
+        ("evaluate", asked.evaluate),
+    ):
         assert all(bool(card) == (workers.num_gpus > 0) for card in cards[role]), role
     assert len(set(cards["learner"])) == asked.learner.num_workers

@@ -36,7 +36,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def group(index: int, *texts: str, **fields: Any) -> Group:
-    completions = tuple(Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), t, "stop") for t in texts)
+    completions = tuple(
+        Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), t, "stop") for t in texts
+    )
     return Group(index, Prompt(str(index), "p", np.zeros(1, np.int32), "t", {}, **fields), completions, 7)
 
 
@@ -67,7 +69,11 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(ray_cluster: N
     reward = FunctionReward(kind="function", name="chat", function=f"{file}:chat")
     handle: Any = ray.remote(RewardWorker).options(num_cpus=0.1).remote((reward,), "weighted")
     talk = tuple({"role": "user" if i % 2 == 0 else "assistant", "content": "x"} for i in range(3))
-    found = RewardPool([handle], timeout_s=120, restarts=0).score(group(0, "abcd", messages=talk, conversational=True)).result()
+    found = (
+        RewardPool([handle], timeout_s=120, restarts=0)
+        .score(group(0, "abcd", messages=talk, conversational=True))
+        .result()
+    )
     assert [(r.total, r.error) for r in found] == [(3 + 4 + 3 + 7, None)]
     ray.kill(handle)
 
@@ -80,7 +86,9 @@ def service(ray_cluster: None, file: Path) -> Iterator[str]:
 
     rewards = [{"kind": "function", "name": "grade", "function": f"{file}:grade", "timeout_s": LIMIT_S}]
     replicas = {"num_cpus": 0.1, "max_batch_requests": 64}
-    config = ServiceConfig.model_validate({"rewards": rewards, "port": runs.free_port(), "replicas": replicas})
+    config = ServiceConfig.model_validate(
+        {"rewards": rewards, "port": runs.free_port(), "replicas": replicas}
+    )
     with serving(config, None) as url:
         yield url
     serve.shutdown()
@@ -92,7 +100,9 @@ def test_in_the_service_the_other_callers_are_answered(service: str) -> None:
 
     def ask(text: str) -> tuple[Any, float]:
         began = time.monotonic()
-        answer = httpx.post(f"{service}/v1/score", json={"items": [{"prompt": "p", "completion": text}]}, timeout=60)
+        answer = httpx.post(
+            f"{service}/v1/score", json={"items": [{"prompt": "p", "completion": text}]}, timeout=60
+        )
         return answer.json()["scores"][0], time.monotonic() - began
 
     ask("warm")

@@ -1,4 +1,5 @@
-"""The rollout worker on real vLLM: log-probs, seeds, both ways of publishing, and a kill in the middle of a batch."""
+"""The rollout worker on real vLLM: log-probs, seeds, both ways of publishing, and a kill in the middle of a
+batch."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def tokens(groups: list[Group]) -> list[list[int]]:
 
 
 def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
-    """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity check)."""
+    """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
+    check)."""
     data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
     truth = helpers.naive_logprobs(model, data)
     decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
@@ -71,11 +73,17 @@ def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_
     pool.load_policy(tiny_model, 3)
     prompts = helpers.prompts(tokenizer, 6)
     groups = draw(pool, prompts, 3)
-    assert [(g.index, g.prompt.id, g.policy_version, len(g.completions)) for g in groups] == [(i, f"p:{i}", 3, 4) for i in range(6)]
+    assert [(g.index, g.prompt.id, g.policy_version, len(g.completions)) for g in groups] == [
+        (i, f"p:{i}", 3, 4) for i in range(6)
+    ]
     for completion in (c for g in groups for c in g.completions):
         ended = completion.token_ids[-1] == tokenizer.eos_token_id
         assert completion.finish_reason == ("stop" if ended else "length")
-        assert len(completion.token_ids) == len(completion.logprobs) == (len(completion.token_ids) if ended else 7)
+        assert (
+            len(completion.token_ids)
+            == len(completion.logprobs)
+            == (len(completion.token_ids) if ended else 7)
+        )
         assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert max(largest_gap(model, pool, groups)) < 1e-4
     assert tokens(draw(pool, prompts, 3)) == tokens(groups)
@@ -83,24 +91,34 @@ def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_
     assert len({tuple(t) for t in tokens(groups)}) > 20  # completions of a group are independent draws
 
 
-def test_an_adapter_is_applied_as_by_peft(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_applied_as_by_peft(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path, tmp_path: Path
+) -> None:
     config = lora(use_dora=True, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64})
     adapter = write_adapter(tmp_path / "dora", tiny_model, config)
     data = helpers.sequences(12, seed=3)
-    truth = helpers.naive_logprobs(PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], adapter).eval(), data)
+    truth = helpers.naive_logprobs(
+        PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], adapter).eval(), data
+    )
     assert abs(truth - helpers.naive_logprobs(hf[0], data)).max() > 0.01
     pool.load_policy(adapter, 6)
     np.testing.assert_allclose(pool.logprobs(data)[0], truth, atol=1e-4)
-    prompted = write_adapter(tmp_path / "prompt", tiny_model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    prompted = write_adapter(
+        tmp_path / "prompt", tiny_model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    )
     with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
         pool.load_policy(prompted, 7)
 
 
-def test_a_stop_string_hit_at_once_leaves_no_text(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+def test_a_stop_string_hit_at_once_leaves_no_text(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
+) -> None:
     pool.load_policy(tiny_model, 3)
     prompts = helpers.prompts(hf[1], 2)
     word = hf[1].decode(draw(pool, prompts, 3)[0].completions[0].token_ids[:1])
-    groups = list(pool.generate(prompts, [derive(0, i) for i in range(2)], replace(SAMPLING, stop=(word,)), 3))
+    groups = list(
+        pool.generate(prompts, [derive(0, i) for i in range(2)], replace(SAMPLING, stop=(word,)), 3)
+    )
     found = [c for g in groups for c in g.completions]
     assert ("", 1) in [(c.text, len(c.token_ids)) for c in found]
     assert not any(word in c.text for c in found)
@@ -156,15 +174,21 @@ def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any],
     ray.kill(sender)
 
 
-def test_a_prompt_that_does_not_fit_is_named(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_named(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
+) -> None:
     pool.load_policy(tiny_model, 1)
     long = Prompt("set:12", "x", np.full(40, 7, np.int32), "t", {})
-    with pytest.raises(WorkerFailed, match=r"rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"):
+    with pytest.raises(
+        WorkerFailed, match=r"rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"
+    ):
         draw(pool, [long], 1)
     assert len(draw(pool, helpers.prompts(hf[1], 2), 1)) == 2  # the engine is none the worse
 
 
-def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
+) -> None:
     _, tokenizer = hf
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=11)
     pool.deliver(put_tensors(model.named_parameters()), 4)
@@ -181,7 +205,9 @@ def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(pool: R
     assert tokens(sorted(arrived, key=lambda g: g.index)) == undisturbed
 
 
-def test_a_worker_killed_between_calls_answers_by_the_current_weights(pool: RolloutPool, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_between_calls_answers_by_the_current_weights(
+    pool: RolloutPool, tiny_model: Path, tmp_path: Path
+) -> None:
     """Not by those that it started from."""
     model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=13)
     model.save_pretrained(tmp_path)
@@ -194,7 +220,9 @@ def test_a_worker_killed_between_calls_answers_by_the_current_weights(pool: Roll
     assert abs(before[0] - helpers.naive_logprobs(model, data)).max() < 1e-4
 
 
-def test_the_harness_model_scores_and_generates_as_transformers_does(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
+def test_the_harness_model_scores_and_generates_as_transformers_does(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
+) -> None:
     """Sums of log-probs, what is greedy, and greedy text, through lm-evaluation-harness's interface."""
     import torch
     from lm_eval.api.instance import Instance
@@ -223,6 +251,9 @@ def test_the_harness_model_scores_and_generates_as_transformers_does(pool: Rollo
     rows = [(None, p.token_ids.tolist(), c) for p, c in zip(prompts * 2, greedy + other, strict=True)]
     found = lm._loglikelihood_tokens(rows)
     data = flatten([(np.array(p, np.int32), np.array(c, np.int32)) for _, p, c in rows])
-    sums = [part.sum() for part in np.split(helpers.naive_logprobs(model, data), np.cumsum([len(c) for *_, c in rows])[:-1])]
+    sums = [
+        part.sum()
+        for part in np.split(helpers.naive_logprobs(model, data), np.cumsum([len(c) for *_, c in rows])[:-1])
+    ]
     np.testing.assert_allclose([value for value, _ in found], sums, atol=1e-4)
     assert [is_greedy for _, is_greedy in found] == [True] * 4 + [False] * 4

@@ -15,7 +15,8 @@ from frpo.records import StageResult
 from tests.ray import runs
 
 TWO_ARMS = (
-    "arms=[{name: grpo, objective: {method: grpo, beta: 0.1, penalty: k3}}, {name: frpo, objective: {lam: 0.5, beta: 0.6}}]",
+    "arms=[{name: grpo, objective: {method: grpo, beta: 0.1, penalty: k3}}, {name: frpo, objective: {lam: "
+    "0.5, beta: 0.6}}]",
     "downstream.1.num_steps=10",
     "downstream.1.marks=[5]",
     "downstream.0.num_steps=4",
@@ -32,7 +33,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 def test_every_stage_leaves_its_result(whole: Path) -> None:
-    results = {r.stage: r for p in whole.glob("**/done.json") for r in [StageResult.model_validate_json(p.read_text())]}
+    results = {
+        r.stage: r
+        for p in whole.glob("**/done.json")
+        for r in [StageResult.model_validate_json(p.read_text())]
+    }
     assert sorted(results) == [
         "base",
         *(f"downstream/{arm}/crafts-{rate}" for arm in ("frpo", "grpo") for rate in ("gentle", "harsh")),
@@ -42,9 +47,17 @@ def test_every_stage_leaves_its_result(whole: Path) -> None:
     assert [e.step for e in results["downstream/frpo/crafts-harsh"].evaluations] == [0, 5, 10]
     summary = results["rlhf/frpo"].arm
     assert summary is not None
-    assert (summary.num_steps, summary.num_prompts, summary.num_completions, summary.failed_rewards) == (6, 36, 288, 0)
+    assert (summary.num_steps, summary.num_prompts, summary.num_completions, summary.failed_rewards) == (
+        6,
+        36,
+        288,
+        0,
+    )
     assert summary.weights_sha256 == folder_sha256(whole / "rlhf" / "frpo" / "policy")
-    before, after = results["rlhf/frpo"].evaluations[0], results["downstream/frpo/crafts-harsh"].evaluations[-1]
+    before, after = (
+        results["rlhf/frpo"].evaluations[0],
+        results["downstream/frpo/crafts-harsh"].evaluations[-1],
+    )
     assert before.kl_reference is not None
     assert after.kl_policy is not None
     start = results["downstream/frpo/crafts-harsh"].evaluations[0]
@@ -76,7 +89,10 @@ def test_the_report_is_made_from_the_run(whole: Path) -> None:
 def test_final_policies_load_directly(whole: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for policy in (whole / "rlhf" / "frpo" / "policy", whole / "downstream" / "frpo" / "crafts-harsh" / "policy"):
+    for policy in (
+        whole / "rlhf" / "frpo" / "policy",
+        whole / "downstream" / "frpo" / "crafts-harsh" / "policy",
+    ):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
         assert model.num_parameters() == 94_528
         assert tokenizer("how do i break the lock")["input_ids"][0] == tokenizer.bos_token_id
@@ -93,23 +109,32 @@ def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp
     folder = tmp_path / "killed"
     settings = (*runs.SHORT, runs.ONE_ARM[1], "arms=[{name: frpo, objective: {lam: 0.5, beta: 0.6}}]")
     process = runs.start(folder, *settings)
-    runs.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(read_steps(folder, "rlhf/frpo")) >= 3, process)
+    runs.wait_for(
+        lambda: (folder / "metrics.jsonl").exists() and len(read_steps(folder, "rlhf/frpo")) >= 3, process
+    )
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     assert not (folder / "rlhf" / "frpo" / "done.json").exists()
     text = runs.run(folder, *settings)
     assert "goes on after step 2 of 6" in text or "goes on after step 4 of 6" in text
-    assert folder_sha256(folder / "rlhf" / "frpo" / "policy") == folder_sha256(whole / "rlhf" / "frpo" / "policy")
+    assert folder_sha256(folder / "rlhf" / "frpo" / "policy") == folder_sha256(
+        whole / "rlhf" / "frpo" / "policy"
+    )
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 7))
 
 
 def test_a_base_without_a_single_reward_stops_the_run_and_is_not_done(tmp_path: Path) -> None:
-    (tmp_path / "r.py").write_text("def broken(completions, **columns):\n    raise RuntimeError('the judge is out')\n")
+    (tmp_path / "r.py").write_text(
+        "def broken(completions, **columns):\n    raise RuntimeError('the judge is out')\n"
+    )
     reward = f"rewards=[{{kind: function, name: judge, function: '{tmp_path}/r.py:broken'}}]"
     process = runs.start(tmp_path / "run", *runs.SHORT, *runs.ONE_ARM, "base=null", reward)
     assert process.wait(400) == 1
     said = (tmp_path / "run.out").read_text()
-    assert "evaluation of base at step 0: all 72 rewards of task 'downstream' failed: judge: RuntimeError: the judge is out" in said
+    assert (
+        "evaluation of base at step 0: all 72 rewards of task 'downstream' failed: judge: RuntimeError: the "
+        "judge is out" in said
+    )
     assert said.count("the judge is out") == 1
     assert "Resume with:" in said
     assert not (tmp_path / "run" / "base" / "done.json").exists()

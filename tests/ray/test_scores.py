@@ -1,5 +1,5 @@
-"""A policy's log-probs are the same numbers whoever scores it, so that its KL from itself is 0: in bfloat16, of an adapter and of all
-weights, in training and saved."""
+"""A policy's log-probs are the same numbers whoever scores it, so that its KL from itself is 0: in bfloat16,
+of an adapter and of all weights, in training and saved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def groups(count: int = 7, k: int = 5) -> list[Group]:
         tokens = rng.integers(4, 190, rng.integers(1, 9)).astype(np.int32)
         return Completion(tokens, np.full(len(tokens), np.nan, np.float32), "", "stop")
 
-    prompts = [Prompt(f"p:{i}", "", rng.integers(4, 190, rng.integers(2, 9)).astype(np.int32), "t", {}) for i in range(count)]
+    prompts = [
+        Prompt(f"p:{i}", "", rng.integers(4, 190, rng.integers(2, 9)).astype(np.int32), "t", {})
+        for i in range(count)
+    ]
     return [Group(i, prompt, tuple(completion() for _ in range(k)), 0) for i, prompt in enumerate(prompts)]
 
 
@@ -47,7 +50,11 @@ def scorers(ray_cluster: None) -> Iterator[tuple[ReferencePool, EvaluatePool]]:
     """Of policies in bfloat16: each call names its own."""
 
     def one(cls: Any) -> Any:
-        return ray.remote(cls).options(num_cpus=0.25, runtime_env={"env_vars": ENV}).remote(ModelConfig(path="any", dtype="bfloat16"))
+        return (
+            ray.remote(cls)
+            .options(num_cpus=0.25, runtime_env={"env_vars": ENV})
+            .remote(ModelConfig(path="any", dtype="bfloat16"))
+        )
 
     reference = ReferencePool([one(ReferenceWorker)], timeout_s=200, restarts=0)
     evaluate = EvaluatePool([one(EvaluateWorker), one(EvaluateWorker)], timeout_s=200, restarts=0)
@@ -65,11 +72,21 @@ def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)], ids=["all weights", "adapter"])
 @pytest.mark.parametrize("ranks", ["learner", "two_ranks"])
 def test_in_bfloat16_a_policy_is_no_distance_from_itself(
-    request: pytest.FixtureRequest, scorers: Any, base: Path, tmp_path: Path, lora: LoraConfig | None, ranks: str
+    request: pytest.FixtureRequest,
+    scorers: Any,
+    base: Path,
+    tmp_path: Path,
+    lora: LoraConfig | None,
+    ranks: str,
 ) -> None:
     pool: LearnerPool = request.getfixturevalue(ranks)
     (reference, evaluate), drawn = scorers, groups()
-    start(pool, base, settings(zero_stage=3 if len(pool.actors) > 1 else 2), ModelConfig(path=str(base), dtype="bfloat16", lora=lora))
+    start(
+        pool,
+        base,
+        settings(zero_stage=3 if len(pool.actors) > 1 else 2),
+        ModelConfig(path=str(base), dtype="bfloat16", lora=lora),
+    )
     reference.use(base, 1.0)
     mine, theirs = [pool.score(g) for g in drawn], [reference.score(g) for g in drawn]
     np.testing.assert_array_equal(flat([m.result() for m in mine]), flat([t.result() for t in theirs]))
@@ -88,10 +105,13 @@ def test_in_bfloat16_a_policy_is_no_distance_from_itself(
 def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
     request: pytest.FixtureRequest, scorers: Any, base: Path, tmp_path: Path, ranks: str
 ) -> None:
-    """An arm's in bfloat16, merged, would be another policy. With the trained one switched off the ranks are the reference, also later."""
+    """An arm's in bfloat16, merged, would be another policy. With the trained one switched off the ranks are
+    the reference, also later."""
     pool: LearnerPool = request.getfixturevalue(ranks)
     (reference, evaluate), drawn = scorers, groups()
-    arm = write_adapter(tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16)
+    arm = write_adapter(
+        tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16
+    )
     helpers.load_hf(base)[1].save_pretrained(arm)
     fields = settings(zero_stage=3 if len(pool.actors) > 1 else 2)
     start(pool, arm, fields, ModelConfig(path=str(base), dtype="bfloat16", lora=LoraConfig(rank=4, alpha=8)))
@@ -102,13 +122,18 @@ def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
     np.testing.assert_array_equal(flat([later.result() for later in [pool.score(g) for g in drawn]]), before)
     for seed in range(3):
         pool.update(batch(seed=seed))
-    np.testing.assert_array_equal(flat([later.result() for later in [pool.beginning.score(g) for g in drawn]]), before)
+    np.testing.assert_array_equal(
+        flat([later.result() for later in [pool.beginning.score(g) for g in drawn]]), before
+    )
     pool.save(tmp_path / "checkpoint").result()
     after = flat(pool.submit(drawn).result())
     assert abs(after - before).max() > 0.01
     pool.export(tmp_path / "policy")
     assert saved.plain_rank(tmp_path / "policy") == 8
-    assert abs(after - flat(evaluate.submit(tmp_path / "policy", drawn).result())).mean() < abs(after - before).mean() / 4
+    assert (
+        abs(after - flat(evaluate.submit(tmp_path / "policy", drawn).result())).mean()
+        < abs(after - before).mean() / 4
+    )
     start(pool, arm, fields, ModelConfig(path=str(base), dtype="bfloat16", lora=LoraConfig(rank=4, alpha=8)))
     pool.load(tmp_path / "checkpoint")
     np.testing.assert_array_equal(flat(pool.submit(drawn).result()), after)

@@ -29,8 +29,19 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
 
     port = runs.free_port()
     rewards = [
-        {"kind": "function", "name": "right", "function": "frpo.rewards:exact_answer", "weight": 2.0, "tasks": ["sum"]},
-        {"kind": "function", "name": "short", "function": "frpo.rewards:length", "arguments": {"max_words": 2}},
+        {
+            "kind": "function",
+            "name": "right",
+            "function": "frpo.rewards:exact_answer",
+            "weight": 2.0,
+            "tasks": ["sum"],
+        },
+        {
+            "kind": "function",
+            "name": "short",
+            "function": "frpo.rewards:length",
+            "arguments": {"max_words": 2},
+        },
     ]
     config = ServiceConfig.model_validate({"rewards": rewards, "port": port, "replicas": {"num_cpus": 0.1}})
     with serving(config, None):
@@ -40,7 +51,9 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
 
 def group(index: int, task: str, *texts: str) -> Group:
     completions = tuple(Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), t, "stop") for t in texts)
-    return Group(index, Prompt(str(index), "1 + 1?", np.zeros(1, np.int32), task, {"answer": "2"}), completions, 0)
+    return Group(
+        index, Prompt(str(index), "1 + 1?", np.zeros(1, np.int32), task, {"answer": "2"}), completions, 0
+    )
 
 
 def pool(*rewards: Any) -> Any:
@@ -53,15 +66,23 @@ def pool(*rewards: Any) -> Any:
 
 
 def test_it_scores_as_the_same_rewards_do_in_the_run(service: ServiceConfig) -> None:
-    asked = pool(ServeReward(kind="serve", name="far"), FunctionReward(kind="function", name="near", function="frpo.rewards:length"))
+    asked = pool(
+        ServeReward(kind="serve", name="far"),
+        FunctionReward(kind="function", name="near", function="frpo.rewards:length"),
+    )
     groups = [group(0, "sum", "2", "3", "2 and more words"), group(1, "chat", "2", "a b c")]
     for g in groups:
         found = asked.score(g).result()
-        here = Scorer(service.rewards).score([Item(g.prompt.text, c.text, g.prompt.task, g.prompt.columns) for c in g.completions])
+        here = Scorer(service.rewards).score(
+            [Item(g.prompt.text, c.text, g.prompt.task, g.prompt.columns) for c in g.completions]
+        )
         assert [r.parts["far"] for r in found] == [r.total for r in here]
         assert [r.total for r in found] == [(r.total or 0.0) + 1.0 for r in here]
     (one, _) = pool(ServeReward(kind="serve", name="far", rewards=("right",))).score(groups[1]).result()
-    assert (one.total, one.error) == (None, "far: no reward applies to task 'chat'; name it in rewards.*.tasks")
+    assert (one.total, one.error) == (
+        None,
+        "far: no reward applies to task 'chat'; name it in rewards.*.tasks",
+    )
 
 
 def test_a_killed_gateway_loses_nothing(service: ServiceConfig) -> None:
@@ -81,7 +102,10 @@ def test_what_is_not_served_is_said_before_the_start(service: ServiceConfig, tmp
 
     check_served([ServeReward(kind="serve", name="far", rewards=("right",))])
     for reward, message in (
-        (ServeReward(kind="serve", name="far", app="other"), r"rewards\.0\.app: no Serve application 'other' .*it has: frpo-rewards"),
+        (
+            ServeReward(kind="serve", name="far", app="other"),
+            r"rewards\.0\.app: no Serve application 'other' .*it has: frpo-rewards",
+        ),
         (
             ServeReward(kind="serve", name="far", rewards=("wrong",)),
             r"rewards\.0\.rewards: frpo-rewards has no reward 'wrong'; it has right, short",

@@ -40,17 +40,26 @@ TOKEN = "s3cret-of-the-test"
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, subprocess.Popen[str], Path]]:
+def service(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[str], Path]]:
     folder = tmp_path_factory.mktemp("service")
     port = runs.free_port()
     (folder / "slow.py").write_text(SLOW)
     (folder / "service.yaml").write_text(SERVICE.format(file=folder / "slow.py", port=port))
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"FRPO_SERVICE_TOKEN": TOKEN, "RAY_AUTH_MODE": "disabled"}
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+        "FRPO_SERVICE_TOKEN": TOKEN,
+        "RAY_AUTH_MODE": "disabled",
+    }
     log = (folder / "out").open("w")
     command = [sys.executable, "-m", "frpo", "serve", str(folder / "service.yaml")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=env)
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=runs.ROOT, env=env
+    )
     runs.wait_for(lambda: "Serving at" in (folder / "out").read_text(), process, timeout_s=180)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=90) as client:
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=90
+    ) as client:
         yield client, process, folder / "out"
     if process.poll() is None:
         process.kill()
@@ -64,7 +73,9 @@ def test_every_format_answers(service: tuple[httpx.Client, subprocess.Popen[str]
     client, *_ = service
     assert client.get("/readyz").json() == {"status": "ready"}
     assert httpx.get(f"{client.base_url}/v1/rewards").status_code == 401
-    assert client.post("/get_reward", json={"query": ["q: a b", "q: a b c"], "prompts": ["q: ", "q: "]}).json()["rewards"] == [1.0, 0.5]
+    assert client.post(
+        "/get_reward", json={"query": ["q: a b", "q: a b c"], "prompts": ["q: ", "q: "]}
+    ).json()["rewards"] == [1.0, 0.5]
     assert client.post("/classify", json={"input": ["a b c d"]}).json()["data"][0]["probs"] == [0.0]
     assert slow(client, "abc").json() == 3.0
     items = [
@@ -76,11 +87,17 @@ def test_every_format_answers(service: tuple[httpx.Client, subprocess.Popen[str]
     assert [s["score"] for s in found] == [4.0, 1.0, None]
 
 
-async def fetched_as_openrlhf_does(url: str, data: dict[str, list[str]], try_max_times: int = 5) -> dict[str, Any]:
-    """The calls that OpenRLHF's executor makes for each completion: a session a request, retries a second apart, no header."""
+async def fetched_as_openrlhf_does(
+    url: str, data: dict[str, list[str]], try_max_times: int = 5
+) -> dict[str, Any]:
+    """The calls that OpenRLHF's executor makes for each completion: a session a request, retries a second
+    apart, no header."""
     for _ in range(try_max_times):
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=180)) as session, session.post(url, json=data) as response:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=180)) as session,
+                session.post(url, json=data) as response,
+            ):
                 response.raise_for_status()
                 return dict(await response.json())
         except aiohttp.ClientError:
@@ -89,10 +106,13 @@ async def fetched_as_openrlhf_does(url: str, data: dict[str, list[str]], try_max
 
 
 def test_openrlhf_trains_against_it(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
-    """40 completions at once against a queue of 8: those refused come again, and each gets its own score. The token is in the URL."""
+    """40 completions at once against a queue of 8: those refused come again, and each gets its own score. The
+    token is in the URL."""
     client, *_ = service
     url = f"{client.base_url}/get_reward?task=slow".replace("://", f"://frpo:{TOKEN}@")
-    bodies = [{"query": ["p: " + "x" * n + "<|im_end|>"], "prompts": ["p: "], "labels": [""]} for n in range(1, 41)]
+    bodies = [
+        {"query": ["p: " + "x" * n + "<|im_end|>"], "prompts": ["p: "], "labels": [""]} for n in range(1, 41)
+    ]
 
     async def all_of_them() -> list[dict[str, Any]]:
         return await asyncio.gather(*(fetched_as_openrlhf_does(url, body, 30) for body in bodies))
@@ -102,7 +122,9 @@ def test_openrlhf_trains_against_it(service: tuple[httpx.Client, subprocess.Pope
     assert answers[4] == {"rewards": [5.0], "scores": [5.0], "extra_logs": {"slow": [5.0]}}
 
 
-def test_no_request_is_lost_when_a_replica_is_killed(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+def test_no_request_is_lost_when_a_replica_is_killed(
+    service: tuple[httpx.Client, subprocess.Popen[str], Path],
+) -> None:
     """Every request is answered by its own right score."""
     client, *_ = service
     (replica,) = runs.replicas("reward-slow")
@@ -124,14 +146,19 @@ def test_overload_is_answered_at_once(service: tuple[httpx.Client, subprocess.Po
     refused = [a for a in answers if a.status_code == 503]
     assert set(codes) == {200, 503}
     assert codes.count(200) >= 8
-    assert refused[0].json()["error"]["message"] == "overloaded: 8 requests wait for the reward 'slow' (replicas.max_queued_requests)"
+    assert (
+        refused[0].json()["error"]["message"]
+        == "overloaded: 8 requests wait for the reward 'slow' (replicas.max_queued_requests)"
+    )
     assert refused[0].headers["retry-after"] == "1"
     assert max(a.elapsed.total_seconds() for a in refused) < 5
     assert all(a.json() == 3.0 for a in answers if a.status_code == 200)
     assert slow(client, "abc").json() == 3.0
 
 
-def test_a_second_replica_comes_when_requests_wait(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+def test_a_second_replica_comes_when_requests_wait(
+    service: tuple[httpx.Client, subprocess.Popen[str], Path],
+) -> None:
     """Serve waits for 30 s of load before it adds one."""
     client, *_ = service
     assert len(runs.replicas("reward-slow")) == 1
@@ -149,7 +176,9 @@ def test_a_second_replica_comes_when_requests_wait(service: tuple[httpx.Client, 
     assert slow(client, "abc").json() == 3.0
 
 
-def test_sigterm_takes_it_down_and_no_log_holds_the_token(service: tuple[httpx.Client, subprocess.Popen[str], Path]) -> None:
+def test_sigterm_takes_it_down_and_no_log_holds_the_token(
+    service: tuple[httpx.Client, subprocess.Popen[str], Path],
+) -> None:
     client, process, out = service
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0

@@ -1,4 +1,5 @@
-"""Ray as frpo starts it on this machine: nobody else reaches it, however long the temporary folder's name and whatever proxy is set."""
+"""Ray as frpo starts it on this machine: nobody else reaches it, however long the temporary folder's name and
+whatever proxy is set."""
 
 from __future__ import annotations
 
@@ -44,8 +45,15 @@ def test_ray_of_one_machine_listens_on_loopback_alone(tmp_path: Path) -> None:
     folder = tmp_path / ("a-very-long-name-" * 5)
     folder.mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    env |= {"TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", ALONE], env=env, cwd=runs.ROOT, capture_output=True, text=True, timeout=390)
+    env |= {
+        "TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=env, cwd=runs.ROOT, capture_output=True, text=True, timeout=390
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0].isupper())
     sockets = json.loads(found["SOCKETS"])

@@ -17,7 +17,9 @@ from frpo import policies, saved
 from frpo.config import LoraConfig, ModelConfig
 from tests.unit.test_policies import logprobs, lora, write_adapter, write_base
 
-MODEL = ModelConfig(path="any", dtype="bfloat16", lora=LoraConfig(rank=3, alpha=7, targets=("v_proj", "up_proj"), dropout=0.5))
+MODEL = ModelConfig(
+    path="any", dtype="bfloat16", lora=LoraConfig(rank=3, alpha=7, targets=("v_proj", "up_proj"), dropout=0.5)
+)
 """Its layers are not those of the adapter that it stands beside, and its scale is no power of two."""
 
 
@@ -42,22 +44,38 @@ def loaded(adapter: _adapters.Adapter, base: Path, folder: Path) -> Tensor:
     (folder / saved.ADAPTER).write_text(adapter.config)
     save_file({n: t.contiguous() for n, t in adapter.weights.items()}, folder / saved.WEIGHTS)
     assert saved.plain_rank(folder) == saved.read_json(folder / saved.ADAPTER)["r"]
-    return logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval())
+    return logprobs(
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder
+        ).eval()
+    )
 
 
-def test_both_are_one_adapter_where_they_are_saved_and_one_weight_where_they_are_merged(tmp_path: Path) -> None:
+def test_both_are_one_adapter_where_they_are_saved_and_one_weight_where_they_are_merged(
+    tmp_path: Path,
+) -> None:
     base = write_base(tmp_path / "base")
-    start = write_adapter(tmp_path / "start", base, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64}, use_rslora=True))
+    start = write_adapter(
+        tmp_path / "start",
+        base,
+        lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64}, use_rslora=True),
+    )
     policy = adapted(base, start)
     truth = logprobs(policy)
-    torch.testing.assert_close(loaded(_adapters.as_saved(policy, base), base, tmp_path / "both"), truth, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        loaded(_adapters.as_saved(policy, base), base, tmp_path / "both"), truth, atol=1e-5, rtol=0
+    )
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     named = dict(plain.named_parameters())
     with torch.no_grad():
         for at, layer in _adapters.layers_of(policy):
             named[at.removeprefix("base_model.model.") + ".weight"].copy_(_adapters.merged(layer))
     torch.testing.assert_close(logprobs(plain), truth, atol=1e-5, rtol=0)
-    alone = logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), start).eval())
+    alone = logprobs(
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), start
+        ).eval()
+    )
     assert (alone - truth).abs().max() > 0.1
 
 
@@ -73,7 +91,10 @@ def test_switched_off_it_is_the_policy_that_training_began_from_and_comes_back(t
     base = write_base(tmp_path / "base")
     start = write_adapter(tmp_path / "start", base, lora())
     for folder in (None, start):
-        policy, before = adapted(base, folder), AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        policy, before = (
+            adapted(base, folder),
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(),
+        )
         before = PeftModel.from_pretrained(before, folder).eval() if folder else before
         now = logprobs(policy)
         with _adapters.switched_off(policy):
@@ -97,6 +118,15 @@ def test_the_trained_one_alone_is_trained_and_drops_out(tmp_path: Path) -> None:
 
 def test_only_where_merging_would_round_it_away(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    plain, dora = write_adapter(tmp_path / "plain", base, lora()), write_adapter(tmp_path / "dora", base, lora(use_dora=True))
+    plain, dora = (
+        write_adapter(tmp_path / "plain", base, lora()),
+        write_adapter(tmp_path / "dora", base, lora(use_dora=True)),
+    )
     assert policies.beside(plain, "bfloat16")
-    assert not any((policies.beside(plain, "float32"), policies.beside(dora, "bfloat16"), policies.beside(base, "bfloat16")))
+    assert not any(
+        (
+            policies.beside(plain, "float32"),
+            policies.beside(dora, "bfloat16"),
+            policies.beside(base, "bfloat16"),
+        )
+    )

@@ -9,17 +9,22 @@ from frpo.types import StepMetrics
 from tests.unit.test_metrics import metrics
 
 EQUAL = (
-    "step 5: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder or easier prompts, a finer reward, "
+    "step 5: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder or easier "
+    "prompts, a finer reward, "
     "or more completions per group (rollout.group_size)"
 )
 CUT = (
-    "step 2: 63% of the completions are cut at rollout.max_new_tokens = 7: rewards judge unfinished answers; raise it, give "
+    "step 2: 63% of the completions are cut at rollout.max_new_tokens = 7: rewards judge unfinished answers; "
+    "raise it, give "
     "rollout.stop, or set objective.cut to mask or penalise"
 )
 
 
 def rows(equal: list[float], cut: list[float]) -> list[StepMetrics]:
-    return [replace(metrics(i + 1), equal_groups=e, cut_share=c) for i, (e, c) in enumerate(zip(equal, cut, strict=True))]
+    return [
+        replace(metrics(i + 1), equal_groups=e, cut_share=c)
+        for i, (e, c) in enumerate(zip(equal, cut, strict=True))
+    ]
 
 
 def test_three_steps_in_a_row_with_equal_rewards_are_spoken_of_once() -> None:

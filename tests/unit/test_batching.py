@@ -20,11 +20,23 @@ def group(
     gap: float = 0.0,
     reference: bool = True,
 ) -> ScoredGroup:
-    """k completions of 2 tokens; completion j has log-probs -0.1 j, 0.01 more by the engine, and the reference's are `gap * j` lower."""
-    prompt = Prompt(f"p:{index}", f"prompt {index}", np.array([1, 10 + index], np.int32), "even" if index % 2 == 0 else "odd", {})
+    """k completions of 2 tokens; completion j has log-probs -0.1 j, 0.01 more by the engine, and the
+    reference's are `gap * j` lower."""
+    prompt = Prompt(
+        f"p:{index}",
+        f"prompt {index}",
+        np.array([1, 10 + index], np.int32),
+        "even" if index % 2 == 0 else "odd",
+        {},
+    )
     logprobs = [np.full(2, -0.1 * j, np.float32) for j in range(len(rewards))]
     completions = tuple(
-        Completion(np.array([100 * index + j, 2], np.int32), lp + np.float32(0.01), f"c{j}", "length" if j in cut else "stop")
+        Completion(
+            np.array([100 * index + j, 2], np.int32),
+            lp + np.float32(0.01),
+            f"c{j}",
+            "length" if j in cut else "stop",
+        )
         for j, lp in enumerate(logprobs)
     )
     scores = tuple(Reward(r, {"a": r}, None if r is not None else f"broke at {index}") for r in rewards)
@@ -54,7 +66,10 @@ def test_a_failed_reward_is_never_zero() -> None:
     assert stats.tasks == pytest.approx({"even": 0.75, "odd": 1.0})
 
 
-@pytest.mark.parametrize(("cut", "advantages"), [("keep", [0.5, -0.5, 0.0]), ("mask", [0.5, -0.5]), ("penalise", [2 / 3, -1 / 3, -1 / 3])])
+@pytest.mark.parametrize(
+    ("cut", "advantages"),
+    [("keep", [0.5, -0.5, 0.0]), ("mask", [0.5, -0.5]), ("penalise", [2 / 3, -1 / 3, -1 / 3])],
+)
 def test_cut_completions(cut: str, advantages: list[float]) -> None:
     config = ObjectiveConfig(method="grpo", beta=0.0, cut=cut, cut_penalty=0.5)  # type: ignore[arg-type]
     batch, stats = make_batch([group(0, [1.0, 0.0, 0.5], cut=(2,))], config)
@@ -66,7 +81,9 @@ def test_cut_completions(cut: str, advantages: list[float]) -> None:
 def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]  # D = 0, 2, 4 nats
     batch, _ = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="reverse"))
-    np.testing.assert_allclose(batch.advantages, [0.2, 0.0, -0.2], atol=1e-6)  # of the learner's log-probs, not the engine's
+    np.testing.assert_allclose(
+        batch.advantages, [0.2, 0.0, -0.2], atol=1e-6
+    )  # of the learner's log-probs, not the engine's
     assert batch.old is not None
     assert batch.reference is not None
     assert float((batch.old - batch.reference).sum()) == pytest.approx(6.0)
@@ -75,7 +92,9 @@ def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -
 
 def test_k3_keeps_the_reference_for_the_loss_and_leaves_advantages_alone() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]
-    batch, _ = make_batch([replace(s, policy=None) for s in scored], ObjectiveConfig(method="grpo", beta=0.1, penalty="k3"))
+    batch, _ = make_batch(
+        [replace(s, policy=None) for s in scored], ObjectiveConfig(method="grpo", beta=0.1, penalty="k3")
+    )
     np.testing.assert_array_equal(batch.advantages, np.zeros(3, np.float32))
     assert batch.reference is not None
     np.testing.assert_allclose(batch.reference, [0, 0, -1.1, -1.1, -2.2, -2.2], atol=1e-6)
@@ -88,7 +107,9 @@ def test_without_a_reference_there_is_none_in_the_batch() -> None:
 
 
 def test_blocks_hold_neighbours_up_to_the_budget_and_every_group_once() -> None:
-    groups = [group(i, [0.0] * k).group for i, k in enumerate((1, 2, 3, 9, 1, 1))]  # of 4, 8, 12, 36, 4 and 4 tokens
+    groups = [
+        group(i, [0.0] * k).group for i, k in enumerate((1, 2, 3, 9, 1, 1))
+    ]  # of 4, 8, 12, 36, 4 and 4 tokens
     assert [[g.index for g in block] for block in blocks_of(groups, 16)] == [[0, 1], [2], [3], [4, 5]]
     assert [[g.index for g in block] for block in blocks_of(groups[:3], 24)] == [[0, 1, 2]]
     assert blocks_of([], 16) == []
@@ -120,7 +141,12 @@ def test_reasons_are_told_once_and_not_at_length() -> None:
 
 
 def test_flatten() -> None:
-    sequences = flatten([(np.array([1, 2], np.int32), np.array([3], np.int32)), (np.array([4], np.int32), np.array([5, 6], np.int32))])
+    sequences = flatten(
+        [
+            (np.array([1, 2], np.int32), np.array([3], np.int32)),
+            (np.array([4], np.int32), np.array([5, 6], np.int32)),
+        ]
+    )
     assert sequences.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert (sequences.lengths.tolist(), sequences.prompt_lengths.tolist()) == ([3, 3], [2, 1])
     assert sequences.num_completion_tokens == 3

@@ -1,4 +1,5 @@
-"""Roles that hold one GPU in turn: who leaves before who comes, what waits for its turn, and frozen weights there and back."""
+"""Roles that hold one GPU in turn: who leaves before who comes, what waits for its turn, and frozen weights
+there and back."""
 
 from __future__ import annotations
 
@@ -50,9 +51,21 @@ def test_whoever_is_called_next_has_the_card_and_all_others_have_left_it() -> No
     for role in ("rollout", "reference", "reference", "learner", "rollout", "evaluate"):
         pools[role].work()
     assert said == [
-        "rollout work", "rollout sleep", "reference reload", "reference work", "reference work", "reference offload", "learner reload",
-        "learner work", "learner offload", "rollout wake", "rollout work", "rollout sleep", "evaluate reload", "evaluate work",
-    ]  # fmt: skip
+        "rollout work",
+        "rollout sleep",
+        "reference reload",
+        "reference work",
+        "reference work",
+        "reference offload",
+        "learner reload",
+        "learner work",
+        "learner offload",
+        "rollout wake",
+        "rollout work",
+        "rollout sleep",
+        "evaluate reload",
+        "evaluate work",
+    ]
     assert pools["reference"].takes_turns
 
 
@@ -65,7 +78,8 @@ def test_an_engine_that_is_restarted_waits_until_its_card_is_free(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 << 30, 80 << 30))
     monkeypatch.setattr(_sampler, "MEMORY_LIMIT_S", 0.0)
     with pytest.raises(
-        RuntimeError, match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; lower rollout.gpu_memory"
+        RuntimeError,
+        match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; lower rollout.gpu_memory",
     ):
         _sampler.wait_for_memory(0.9)
 
@@ -73,7 +87,9 @@ def test_an_engine_that_is_restarted_waits_until_its_card_is_free(monkeypatch: p
 def test_the_bits_are_asked_for_of_engines_on_cards_alone() -> None:
     """Of all others by torch, in their own process."""
     for sets, there in ((("rollout.num_gpus=1",), True), ((), False)):
-        assert ("VLLM_BATCH_INVARIANT" in _sampler.environment(config(*sets, "model.deterministic=true"))) == there
+        assert (
+            "VLLM_BATCH_INVARIANT" in _sampler.environment(config(*sets, "model.deterministic=true"))
+        ) == there
     assert "VLLM_BATCH_INVARIANT" not in _sampler.environment(config("rollout.num_gpus=1"))
 
 
@@ -86,7 +102,9 @@ def test_a_role_without_gpus_never_takes_the_card() -> None:
     assert not pools["reference"].takes_turns
 
 
-def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[tuple[int, list[int]]] = []
 
     def call(self: Any, worker: int, method: str, *args: Any) -> Now:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize, minimize_scalar
 
-from frpo.certificate import Point, binomial_upper, bootstrap, curve, reward_lower_bound, tilted, violates, worst_case_reward
+from frpo.certificate import (
+    Point,
+    binomial_upper,
+    bootstrap,
+    curve,
+    reward_lower_bound,
+    tilted,
+    violates,
+    worst_case_reward,
+)
 
 VALUES = np.array([0.0, 0.5, 1.0])
 
@@ -21,7 +30,10 @@ def exact(probabilities: np.ndarray, radius: float) -> float:
         lam = float(np.exp(log_lam))
         return lam * float(np.log(probabilities @ np.exp(-VALUES / lam)).mean()) + lam * radius
 
-    found = [minimize_scalar(negative, bounds=b, method="bounded", options={"xatol": 1e-10}) for b in ((-5, 0), (0, 5), (5, 12))]
+    found = [
+        minimize_scalar(negative, bounds=b, method="bounded", options={"xatol": 1e-10})
+        for b in ((-5, 0), (0, 5), (5, 12))
+    ]
     return max(0.0, -min(f.fun for f in found))  # lam -> 0 gives the least reward
 
 
@@ -44,7 +56,11 @@ def test_two_rewards_are_a_bernoulli_tilted_to_the_radius(failing: float, radius
     rewards = np.ones((3, k))
     rewards[:, : round(failing * k)] = 0
     kl = lambda q: q * np.log(q / failing) + (1 - q) * np.log((1 - q) / (1 - failing))  # noqa: E731
-    q = 1.0 if radius >= -np.log(failing) else brentq(lambda q: kl(q) - radius, failing, 1 - 1e-15, xtol=1e-14)
+    q = (
+        1.0
+        if radius >= -np.log(failing)
+        else brentq(lambda q: kl(q) - radius, failing, 1 - 1e-15, xtol=1e-14)
+    )
     assert worst_case_reward(rewards, radius) == pytest.approx(1 - q, abs=1e-6)
 
 
@@ -62,24 +78,38 @@ def test_several_prompts_share_one_budget() -> None:
         return 0.4 - float((np.log(size) + (np.exp(logq) * logq).sum(1)).mean())
 
     found = minimize(
-        reward, -rewards.ravel(), constraints={"type": "ineq", "fun": slack}, method="SLSQP", options={"ftol": 1e-14, "maxiter": 2000}
+        reward,
+        -rewards.ravel(),
+        constraints={"type": "ineq", "fun": slack},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 2000},
     )
     assert found.success
     assert worst_case_reward(rewards, 0.4) == pytest.approx(found.fun, abs=1e-6)
 
 
-matrices = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-5, 5, width=32))
+matrices = arrays(
+    np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-5, 5, width=32)
+)
 
 
 @pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(matrices, st.floats(0.001, 3), st.floats(0.001, 3))
-def test_the_curve_is_monotone_convex_and_between_least_and_mean(rewards: np.ndarray, first: float, second: float) -> None:
+def test_the_curve_is_monotone_convex_and_between_least_and_mean(
+    rewards: np.ndarray, first: float, second: float
+) -> None:
     a, b = sorted((first, second))
     low, middle, high = (worst_case_reward(rewards, x) for x in (a, (a + b) / 2, b))
     tolerance = 1e-7
     assert worst_case_reward(rewards, 0) == pytest.approx(rewards.mean(), abs=1e-12)
-    assert rewards.min(axis=1).mean() - tolerance <= high <= middle + tolerance <= low + 2 * tolerance <= rewards.mean() + 3 * tolerance
+    assert (
+        rewards.min(axis=1).mean() - tolerance
+        <= high
+        <= middle + tolerance
+        <= low + 2 * tolerance
+        <= rewards.mean() + 3 * tolerance
+    )
     assert middle <= (low + high) / 2 + tolerance
     assert worst_case_reward(rewards + 3, a) == pytest.approx(low + 3, abs=1e-6)
     assert worst_case_reward(rewards * 2, a) == pytest.approx(low * 2, abs=1e-6)
@@ -111,18 +141,26 @@ def test_the_plug_in_promises_too_much_where_failures_are_rare_and_the_bound_doe
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_bound_holds_at_least_as_often_as_it_says(name: str, radius: float) -> None:
     truth, rng = exact(POLICIES[name], radius), np.random.default_rng(1)
-    held = [reward_lower_bound(draw(rng, POLICIES[name], 16), radius, floor=0.0) <= truth + 1e-9 for _ in range(1000)]
+    held = [
+        reward_lower_bound(draw(rng, POLICIES[name], 16), radius, floor=0.0) <= truth + 1e-9
+        for _ in range(1000)
+    ]
     assert np.mean(held) >= 0.95
 
 
 def test_the_bound_gets_tighter_with_draws_and_looser_with_confidence() -> None:
     rng = np.random.default_rng(2)
     truth = exact(POLICIES["mixed"], 0.1)
-    bounds = [np.mean([reward_lower_bound(draw(rng, POLICIES["mixed"], n), 0.1, floor=0.0) for _ in range(10)]) for n in (8, 64, 512)]
+    bounds = [
+        np.mean([reward_lower_bound(draw(rng, POLICIES["mixed"], n), 0.1, floor=0.0) for _ in range(10)])
+        for n in (8, 64, 512)
+    ]
     assert bounds[0] < bounds[1] < bounds[2] < truth
     assert truth - bounds[2] < 0.05
     sample = draw(rng, POLICIES["mixed"], 64)
-    assert reward_lower_bound(sample, 0.1, floor=0.0, confidence=0.99) < reward_lower_bound(sample, 0.1, floor=0.0, confidence=0.8)
+    assert reward_lower_bound(sample, 0.1, floor=0.0, confidence=0.99) < reward_lower_bound(
+        sample, 0.1, floor=0.0, confidence=0.8
+    )
 
 
 def test_at_a_far_radius_nothing_is_promised() -> None:
@@ -130,7 +168,9 @@ def test_at_a_far_radius_nothing_is_promised() -> None:
     assert reward_lower_bound(np.zeros((4, 4)), 0.1, floor=0.0) == 0.0
 
 
-@pytest.mark.parametrize(("mean", "n", "log_inverse_delta"), [(0.0, 50, 3.0), (0.1, 200, 2.0), (0.7, 20, 4.0), (1.0, 10, 3.0)])
+@pytest.mark.parametrize(
+    ("mean", "n", "log_inverse_delta"), [(0.0, 50, 3.0), (0.1, 200, 2.0), (0.7, 20, 4.0), (1.0, 10, 3.0)]
+)
 def test_binomial_upper_solves_its_equation(mean: float, n: int, log_inverse_delta: float) -> None:
     q = float(binomial_upper(mean, n, log_inverse_delta))
     if mean == 1:

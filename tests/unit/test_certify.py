@@ -1,4 +1,5 @@
-"""What `frpo certify` makes of its options, what its digest covers, and the check that the engine runs the policy."""
+"""What `frpo certify` makes of its options, what its digest covers, and the check that the engine runs the
+policy."""
 
 from __future__ import annotations
 
@@ -18,8 +19,13 @@ from tests.contract.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completi
 
 
 def config() -> Config:
-    rows, reward = DatasetConfig(path="rows.jsonl", task="prompts"), FunctionReward(kind="function", name="reward", function="m:f")
-    return configuration("model", rows, reward, CertifyConfig(), max_new_tokens=1, max_prompt_tokens=2, seed=0, out=Path("out"))
+    rows, reward = (
+        DatasetConfig(path="rows.jsonl", task="prompts"),
+        FunctionReward(kind="function", name="reward", function="m:f"),
+    )
+    return configuration(
+        "model", rows, reward, CertifyConfig(), max_new_tokens=1, max_prompt_tokens=2, seed=0, out=Path("out")
+    )
 
 
 class FakeScorer:
@@ -53,7 +59,10 @@ def test_an_engine_that_runs_another_policy_is_caught(gap: float) -> None:
     if gap == 0:
         check_parity(engine, scorer, Path("policy"), prompts, config())
     else:
-        with pytest.raises(RunStopped, match=r"differ by (0\.02|nan) nats a token of policy \(rollout\.parity_tolerance = 0\.001\)"):
+        with pytest.raises(
+            RunStopped,
+            match=r"differ by (0\.02|nan) nats a token of policy \(rollout\.parity_tolerance = 0\.001\)",
+        ):
             check_parity(engine, scorer, Path("policy"), prompts, config())
 
 
@@ -98,9 +107,7 @@ def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) 
 
 def test_mistakes_name_the_options_and_nothing_else() -> None:
     text = "data.max_prompt_tokens + rollout.max_new_tokens: 9 + 9 do not fit /a/model.path: lower\nradii.2: no\nfloor: is /floor: x\nother: floor"
-    right = (
-        "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n--radius.2: no\n--floor: is /floor: x\nother: floor"
-    )
+    right = "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n--radius.2: no\n--floor: is /floor: x\nother: floor"
     assert str(in_options(ConfigError(text))) == right
 
 

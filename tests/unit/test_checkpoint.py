@@ -18,7 +18,9 @@ from frpo.types import Steering, Written
 
 
 def progress(step: int, validation: float | None = None) -> Progress:
-    return Progress(step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None))
+    return Progress(
+        step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None)
+    )
 
 
 class Writing:
@@ -56,14 +58,17 @@ def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(t
     checkpoints.poll()
     assert newest(checkpoints) == 10
     checkpoints.begin(progress(20), lambda folder: Writing(folder, "twenty", looks=9))
-    checkpoints.begin(progress(30), lambda folder: Writing(folder, "thirty", looks=9))  # the last is finished first
+    checkpoints.begin(
+        progress(30), lambda folder: Writing(folder, "thirty", looks=9)
+    )  # the last is finished first
     assert newest(checkpoints) == 20
     checkpoints.finish()
     assert newest(checkpoints) == 30
 
 
 def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_path: Path) -> None:
-    """A rank that tells of other bytes than there are: the disk has lost some, and the checkpoint does not count."""
+    """A rank that tells of other bytes than there are: the disk has lost some, and the checkpoint does not
+    count."""
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
 
     class Wrong(Writing):
@@ -86,7 +91,10 @@ def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> Non
 
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
     checkpoints.begin(progress(10), lambda folder: Elsewhere(folder, "text"))
-    with pytest.raises(OSError, match=r"elsewhere was written on another node and is not here; the run folder must lie on a file system"):
+    with pytest.raises(
+        OSError,
+        match=r"elsewhere was written on another node and is not here; the run folder must lie on a file system",
+    ):
         checkpoints.finish()
     assert newest(checkpoints) is None
 
@@ -133,7 +141,11 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
     for step, value in ((10, 0.2), (20, 0.9), (30, None), (40, 0.5), (50, 0.4)):
         save(checkpoints, step, value)
-    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000040", "step-00000050"]
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [
+        "step-00000020",
+        "step-00000040",
+        "step-00000050",
+    ]
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -148,7 +160,10 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"), checkpoint.hold(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"),
+        checkpoint.hold(tmp_path / "file" / "run"),
+    ):
         pass
 
 

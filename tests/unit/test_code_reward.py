@@ -11,7 +11,9 @@ import pytest
 from frpo.config import ConfigError
 from frpo.rewards import code
 
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed; code never runs without it")
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed; code never runs without it"
+)
 ROW: dict[str, list[Any]] = {
     "entry_point": ["half"],
     "canonical_solution": ["def half(xs):\n    return [x / 2 for x in xs]\n"],
@@ -22,7 +24,9 @@ ROW: dict[str, list[Any]] = {
 
 
 def score(completion: str, **arguments: Any) -> float | None:
-    return code.evalplus(["..."], [completion], **ROW, **{"allow_code_execution": True, "timeout_s": 2.0, **arguments})[0]
+    return code.evalplus(
+        ["..."], [completion], **ROW, **{"allow_code_execution": True, "timeout_s": 2.0, **arguments}
+    )[0]
 
 
 @needs_bwrap
@@ -58,7 +62,9 @@ def test_a_candidate_reaches_neither_files_nor_network(tmp_path: Path) -> None:
 
 
 def test_it_is_off_until_the_recipe_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"arguments\.allow_code_execution: this reward runs code that models write"):
+    with pytest.raises(
+        ConfigError, match=r"arguments\.allow_code_execution: this reward runs code that models write"
+    ):
         code.check_evalplus({})
     with pytest.raises(RuntimeError, match="allow_code_execution is off"):
         score("x", allow_code_execution=False)

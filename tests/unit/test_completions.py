@@ -30,7 +30,10 @@ def output(tokens: list[int], text: str, stop: str | None = None) -> Any:
     ("out", "text"),
     [
         (output([1, 2], ""), "w1 w2"),  # vLLM writes no text where it need not look for a stop string
-        (output([1, 2], " w1 w2"), "w1 w2"),  # ended by the end of sequence: the same text with stop strings as without
+        (
+            output([1, 2], " w1 w2"),
+            "w1 w2",
+        ),  # ended by the end of sequence: the same text with stop strings as without
         (output([1, 3], " w1 ", "###"), "w1 "),
         (output([3], " ", "###"), ""),  # at once
         (output([5], " w", "5"), "w"),  # in the middle of a token

@@ -21,9 +21,12 @@ def of(what: Content, value: object) -> str:
 
 
 def rewards(folder: Path) -> Path:
-    """A reward file that imports a neighbour, a package with a relative import, and by name; one file is imported by nobody."""
+    """A reward file that imports a neighbour, a package with a relative import, and by name; one file is
+    imported by nobody."""
     (folder / "pack" / "deep").mkdir(parents=True)
-    (folder / "reward.py").write_text("import json\nimport near\nfrom pack import inner\n\ndef f(prompts, completions):\n    import late\n")
+    (folder / "reward.py").write_text(
+        "import json\nimport near\nfrom pack import inner\n\ndef f(prompts, completions):\n    import late\n"
+    )
     (folder / "near.py").write_text("import importlib\nimportlib.import_module('named')\n")
     (folder / "named.py").write_text("X = 1\n")
     (folder / "late.py").write_text("import near  # in a circle: near is known\n")
@@ -41,7 +44,10 @@ def test_reward_code_is_found_through_every_kind_of_import(tmp_path: Path) -> No
     assert found == {"reward.py", "near.py", "named.py", "late.py"} | inside
 
 
-@pytest.mark.parametrize("name", ["reward.py", "near.py", "named.py", "late.py", "pack/inner.py", "pack/deep/core.py", "stranger.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["reward.py", "near.py", "named.py", "late.py", "pack/inner.py", "pack/deep/core.py", "stranger.py"],
+)
 def test_reward_code_counts_with_what_it_imports(name: str, tmp_path: Path) -> None:
     spec = f"{rewards(tmp_path)}:f"
     before = of(CODE, spec)
@@ -67,7 +73,9 @@ def test_a_module_counts_by_its_source(tmp_path: Path, monkeypatch: pytest.Monke
     assert of(CODE, "mine_a:f") != before
 
 
-def test_an_installed_module_counts_by_its_file_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_module_counts_by_its_file_and_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site-packages" / "bought"
     package.mkdir(parents=True)
     monkeypatch.syspath_prepend(package.parent)
@@ -88,7 +96,9 @@ def test_our_own_rewards_do_not_depend_on_the_rest_of_frpo() -> None:
     assert all(name.startswith("frpo/rewards/") for name in found)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"]
+)
 def test_a_model_counts_by_configuration_tokenizer_and_weights(file: str, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md"):
@@ -134,7 +144,9 @@ def test_data_count_by_their_bytes(change: str, tmp_path: Path) -> None:
 
 def adapter_on(folder: Path, base: str) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": base}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": base})
+    )
     (folder / "adapter_model.safetensors").write_bytes(b"adapter")
     return folder
 
@@ -159,7 +171,16 @@ def test_a_file_of_a_folder_counts_though_its_name_begins_as_a_cache(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "- 1", "", "dataset_kwargs: 3", "dataset_kwargs: {data_files: [3, null]}", "a: &a [*a]", "include: t.yaml"]
+    "text",
+    [
+        "a: [",
+        "- 1",
+        "",
+        "dataset_kwargs: 3",
+        "dataset_kwargs: {data_files: [3, null]}",
+        "a: &a [*a]",
+        "include: t.yaml",
+    ],
 )
 def test_a_task_file_of_any_content_counts_by_its_bytes(text: str, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(text)

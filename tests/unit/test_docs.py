@@ -17,12 +17,23 @@ def test_every_test_that_holds_an_invariant_is_there() -> None:
 
 
 def test_every_file_and_function_of_the_journeys_is_there() -> None:
-    source = {path.relative_to(ROOT).as_posix(): path.read_text() for top in ("frpo", "actors") for path in (ROOT / top).rglob("*.py")}
+    source = {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for top in ("frpo", "actors")
+        for path in (ROOT / top).rglob("*.py")
+    }
     files = re.findall(r"\b(?:frpo|actors)/[\w/]+\.py", PAGE)
     assert len(files) > 10
     assert set(files) <= set(source)
     journeys = PAGE.partition("## Five journeys")[2].partition("## Words")[0]
-    functions = set(re.findall(r"`(?:[\w/]+\.)?(?:\w+\.)?(\w+)`", journeys)) - {"py", "forecast"}  # files and modules
+    functions = set(re.findall(r"`(?:[\w/]+\.)?(?:\w+\.)?(\w+)`", journeys)) - {
+        "py",
+        "forecast",
+    }  # files and modules
     assert len(functions) > 20
     everything = "\n".join(source.values())
-    assert [name for name in functions if not re.search(rf"\b(?:def|class) {name}\b|\b{name}\b = |\b{name}: ", everything)] == []
+    assert [
+        name
+        for name in functions
+        if not re.search(rf"\b(?:def|class) {name}\b|\b{name}\b = |\b{name}: ", everything)
+    ] == []

@@ -1,4 +1,5 @@
-"""Reinforcement learning trains without noise: a pass in training mode is that of evaluation, for all that a model or an adapter draws."""
+"""Reinforcement learning trains without noise: a pass in training mode is that of evaluation, for all that a
+model or an adapter draws."""
 
 from __future__ import annotations
 
@@ -18,8 +19,19 @@ from tests.unit.test_logprobs import APART, GPT2, SMALL, build
 NOISY: dict[str, dict[str, Any]] = {
     "Llama": {**SMALL, "attention_dropout": 0.5},
     "GPT2": GPT2,  # 0.1 in four places by default
-    "OPT": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.3, "layerdrop": 0.5},
-    "Falcon": {**SMALL, "hidden_dropout": 0.3, "attention_dropout": 0.3},  # read from the configuration at each pass
+    "OPT": {
+        **SMALL,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 64,
+        "dropout": 0.3,
+        "layerdrop": 0.5,
+    },
+    "Falcon": {
+        **SMALL,
+        "hidden_dropout": 0.3,
+        "attention_dropout": 0.3,
+    },  # read from the configuration at each pass
     "GPTNeoX": {**SMALL, "hidden_dropout": 0.3, "attention_dropout": 0.3},
     "Phi": {**SMALL, "resid_pdrop": 0.3, "embd_pdrop": 0.3},
 }

@@ -36,15 +36,25 @@ class Judge(BaseHTTPRequestHandler):
             return
         if self.path.endswith("/get_reward"):
             answer: Any = {
-                "rewards": [float(len(q) - len(p)) for q, p in zip(body["query"], body["prompts"], strict=True)],
+                "rewards": [
+                    float(len(q) - len(p)) for q, p in zip(body["query"], body["prompts"], strict=True)
+                ],
                 "scores": [],
                 "extra_logs": {},
             }
         elif self.path.endswith("/moderations"):
-            answer = {"results": [{"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}]}
+            answer = {
+                "results": [
+                    {"category_scores": {"violence": 0.25 if "bomb" in body["input"] else 0.0, "hate": 0.1}}
+                ]
+            }
         else:
             grades = '{"refused": 0, "convincing": 5, "specific": 3}'
-            answer = {"choices": [{"message": {"content": "no idea" if "odd" in body["messages"][0]["content"] else grades}}]}
+            answer = {
+                "choices": [
+                    {"message": {"content": "no idea" if "odd" in body["messages"][0]["content"] else grades}}
+                ]
+            }
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -63,7 +73,8 @@ def endpoint() -> Iterator[str]:
 
 
 def pauses_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds of the pauses between tries, which are not waited for; other threads of the process sleep as ever."""
+    """Seconds of the pauses between tries, which are not waited for; other threads of the process sleep as
+    ever."""
     found: list[float] = []
     monkeypatch.setattr(http, "time", SimpleNamespace(sleep=found.append, monotonic=time.monotonic))
     return found
@@ -73,18 +84,24 @@ def test_moderation_and_judge(endpoint: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("JUDGE_KEY", "secret")
     pauses_of(monkeypatch)
     Judge.failures = 2  # retried
-    found = judge.moderation(["p", "p"], ["a bomb", "a cake"], url=endpoint, model="m", api_key_env="JUDGE_KEY", concurrency=1)
+    found = judge.moderation(
+        ["p", "p"], ["a bomb", "a cake"], url=endpoint, model="m", api_key_env="JUDGE_KEY", concurrency=1
+    )
     assert found == pytest.approx([0.75, 0.9])
     assert judge.strongreject(["p"], ["c"], url=endpoint, model="j", api_key_env="JUDGE_KEY") == [0.25]
     assert Judge.seen[-1]["auth"] == "Bearer secret"
     assert (Judge.seen[-1]["model"], Judge.seen[-1]["temperature"]) == ("j", 0)
 
 
-def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_by_url_fails_over_retries_and_sends_the_token(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FRPO_SERVICE_TOKEN", "secret")
     pauses = pauses_of(monkeypatch)
     Judge.failures = 1
-    spec = UrlReward(name="far", kind="url", urls=("http://127.0.0.1:9/get_reward", f"{endpoint}/get_reward"), label="gold")
+    spec = UrlReward(
+        name="far", kind="url", urls=("http://127.0.0.1:9/get_reward", f"{endpoint}/get_reward"), label="gold"
+    )
     items = [Item("ab", "cde", "t", {"gold": "x"}), Item("ab", "", "t", {})]
     assert [r.total for r in Scorer([spec]).score(items)] == [3.0, 0.0]
     assert len(pauses) == 1  # the dead one costs none, the second round does
@@ -117,7 +134,12 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(endpoint: str, m
 def test_an_address_that_cannot_be_called_is_refused(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UrlReward(name="far", kind="url", urls=(url,))
-    asked = FunctionReward(kind="function", name="j", function="frpo.rewards.judge:strongreject", arguments={"url": url, "model": "m"})
+    asked = FunctionReward(
+        kind="function",
+        name="j",
+        function="frpo.rewards.judge:strongreject",
+        arguments={"url": url, "model": "m"},
+    )
     with pytest.raises(ConfigError, match=rf"rewards\.0\.arguments\.url: .*{message}"):
         check_signature(asked, None, "rewards.0")
 
@@ -125,22 +147,35 @@ def test_an_address_that_cannot_be_called_is_refused(url: str, message: str) -> 
 def test_a_dead_endpoint_gives_its_reason_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses_of(monkeypatch)
     found = judge.moderation(["p"] * 2, ["c"] * 2, url="http://127.0.0.1:9", model="m")
-    assert [(type(f), "Connection refused after 4 tries" in str(f)) for f in found] == [(RuntimeError, True)] * 2
+    assert [(type(f), "Connection refused after 4 tries" in str(f)) for f in found] == [
+        (RuntimeError, True)
+    ] * 2
 
 
 def test_a_reply_that_cannot_be_read_is_one_failure_and_asked_once(endpoint: str) -> None:
     found = judge.strongreject(["p"] * 3, ["c", "odd", "c"], url=endpoint, model="j")
-    assert [f if isinstance(f, float) else str(f) for f in found] == [0.25, "the judge's reply holds no grades: 'no idea'", 0.25]
+    assert [f if isinstance(f, float) else str(f) for f in found] == [
+        0.25,
+        "the judge's reply holds no grades: 'no idea'",
+        0.25,
+    ]
     assert len(Judge.seen) == 3
 
 
-TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "How?"}]  # fmt: skip
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "How?"},
+]
 
 
 def test_judges_and_endpoints_see_the_whole_conversation(endpoint: str) -> None:
     judge.strongreject(["How?"], ["So."], url=endpoint, model="j", messages=[TALK])
-    assert "system: Be kind.\n\nuser: Hi\n\nassistant: Hello\n\nuser: How?" in Judge.seen[-1]["messages"][0]["content"]
+    assert (
+        "system: Be kind.\n\nuser: Hi\n\nassistant: Hello\n\nuser: How?"
+        in Judge.seen[-1]["messages"][0]["content"]
+    )
     spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/get_reward",))
     asked = [Item("How?", "So.", "t", {}, messages=tuple(TALK), conversational=True), Item("p", "c", "t", {})]
     assert [r.total for r in Scorer([spec]).score(asked)] == [3.0, 1.0]
@@ -226,13 +261,28 @@ def test_loopback_is_never_asked_through_a_proxy(odd: str) -> None:
         assert http.post(f"http://{host}/ok", {}, api_key_env="JUDGE_KEY", tries=1) == [1]
     with pytest.raises(RuntimeError, match="Connection refused after 1 tries"):  # by the proxy, which is dead
         http.post("http://judge.example/ok", {}, api_key_env="JUDGE_KEY", tries=1)
-    assert [http.is_loopback(u) for u in ("http://[::1]:80/", "http://127.8.8.8", "http://a.localhost/", "http://127.0.0.1.example/", "http://10.0.0.1")] == [
-        True, True, True, False, False,
-    ]  # fmt: skip
+    assert [
+        http.is_loopback(u)
+        for u in (
+            "http://[::1]:80/",
+            "http://127.8.8.8",
+            "http://a.localhost/",
+            "http://127.0.0.1.example/",
+            "http://10.0.0.1",
+        )
+    ] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_token_follows_no_redirect(odd: str) -> None:
-    with pytest.raises(RuntimeError, match=r"307 Temporary Redirect to http://localhost:\d+/ok; give that address"):
+    with pytest.raises(
+        RuntimeError, match=r"307 Temporary Redirect to http://localhost:\d+/ok; give that address"
+    ):
         http.post(f"http://{odd}/redirect/{odd.partition(':')[2]}", {}, api_key_env="JUDGE_KEY")
     assert len(Odd.seen) == 1
 
@@ -240,13 +290,25 @@ def test_a_token_follows_no_redirect(odd: str) -> None:
 @pytest.mark.parametrize(
     ("path", "limits", "most_s", "said"),
     [
-        ("later", {"deadline_s": 30.0, "tries": 2}, 4.0, "429 Too Many Requests after 2 tries"),  # waits as asked
-        ("much-later", {"deadline_s": 30.0}, 1.0, "503 Service Unavailable after 1 tries"),  # does not wait for what is too late
+        (
+            "later",
+            {"deadline_s": 30.0, "tries": 2},
+            4.0,
+            "429 Too Many Requests after 2 tries",
+        ),  # waits as asked
+        (
+            "much-later",
+            {"deadline_s": 30.0},
+            1.0,
+            "503 Service Unavailable after 1 tries",
+        ),  # does not wait for what is too late
         ("drip", {"deadline_s": 1.0, "timeout_s": 0.5}, 1.5, "the answer did not come in time"),
         ("html", {"deadline_s": 0.2}, 1.0, "the answer is no JSON: b'<html>' after 1 tries"),
     ],
 )
-def test_the_last_reason_is_told_before_the_time_is_up(odd: str, path: str, limits: dict[str, Any], most_s: float, said: str) -> None:
+def test_the_last_reason_is_told_before_the_time_is_up(
+    odd: str, path: str, limits: dict[str, Any], most_s: float, said: str
+) -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError) as error:
         http.post(f"http://{odd}/{path}", {}, api_key_env="JUDGE_KEY", **limits)

@@ -38,7 +38,9 @@ def test_no_group_is_empty_and_without_decay_there_is_one() -> None:
     assert [len(g["params"]) for g in decay_groups(parameters(), 0.0)] == [5]
 
 
-@pytest.mark.parametrize("mark", [None, -1, -1.0, math.inf, math.nan, torch.tensor(-1.0), torch.tensor(math.inf)])
+@pytest.mark.parametrize(
+    "mark", [None, -1, -1.0, math.inf, math.nan, torch.tensor(-1.0), torch.tensor(math.inf)]
+)
 def test_deepspeeds_marks_of_a_gradient_that_is_none(mark: float | torch.Tensor | None) -> None:
     assert math.isnan(norm_of(mark))
 

@@ -33,18 +33,34 @@ def refusal(path: Path | str, **fields: Any) -> str:
 
 
 UNREADABLE: list[tuple[str, bytes, str]] = [
-    ("cut.jsonl.gz", gzip.compress(GOOD * 100)[:-20], "cut.jsonl.gz:27: broken gzip data (Compressed file ended"),
+    (
+        "cut.jsonl.gz",
+        gzip.compress(GOOD * 100)[:-20],
+        "cut.jsonl.gz:27: broken gzip data (Compressed file ended",
+    ),
     ("cut.csv.gz", gzip.compress(b"prompt\n" + os.urandom(30000).hex().encode())[:9000], "broken gzip data"),
-    ("flipped.jsonl.gz", gzip.compress(GOOD * 9)[:30] + b"\x00\xff" + gzip.compress(GOOD * 9)[32:], "broken gzip data ("),
+    (
+        "flipped.jsonl.gz",
+        gzip.compress(GOOD * 9)[:30] + b"\x00\xff" + gzip.compress(GOOD * 9)[32:],
+        "broken gzip data (",
+    ),
     ("plain.jsonl.gz", GOOD, "plain.jsonl.gz:1: broken gzip data (Not a gzipped file"),
-    ("latin1.jsonl", GOOD + '{"prompt": "café"}\n'.encode("latin-1"), "latin1.jsonl:2: byte 0xE9 at character 16 is not UTF-8"),
+    (
+        "latin1.jsonl",
+        GOOD + '{"prompt": "café"}\n'.encode("latin-1"),
+        "latin1.jsonl:2: byte 0xE9 at character 16 is not UTF-8",
+    ),
     ("latin1.csv", "prompt\ncafé\n".encode("latin-1"), "latin1.csv:2: byte 0xE9 at character 4 is not UTF-8"),
     ("latin1.csv.gz", gzip.compress("prompt\ncafé\n".encode("latin-1")), "latin1.csv.gz:2: byte 0xE9"),
     ("utf16.jsonl", GOOD.decode().encode("utf-16"), "is not UTF-8 (UTF-16)"),
     ("utf16.csv", "prompt\na\n".encode("utf-16-le"), "utf16.csv:1: a NUL byte"),
     ("zipped.jsonl", gzip.compress(GOOD), "is not UTF-8 (gzip: name it .gz)"),
     ("nul.jsonl", GOOD + b'{"prompt": "a\0b"}\n', "nul.jsonl:2: a NUL byte"),
-    ("deep.jsonl", GOOD + b'{"answer":' + b"[" * 100000 + b"]" * 100000 + b"}\n", "deep.jsonl:2: lists and objects more than 100 deep"),
+    (
+        "deep.jsonl",
+        GOOD + b'{"answer":' + b"[" * 100000 + b"]" * 100000 + b"}\n",
+        "deep.jsonl:2: lists and objects more than 100 deep",
+    ),
     (
         "deepish.jsonl",
         GOOD + b'{"answer":' + b'{"a":' * 150 + b"1" + b"}" * 151 + b"\n",
@@ -55,21 +71,53 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
         GOOD + b'{"prompt": "x", "n": ' + b"7" * 5000 + b"}\n",
         "digits.jsonl:2: not valid JSON (Exceeds the limit (4300 digits)",
     ),
-    ("nan.jsonl", GOOD + b'{"prompt": "x", "n": NaN}\n', "nan.jsonl:2: not valid JSON (NaN is not JSON, write null)"),
+    (
+        "nan.jsonl",
+        GOOD + b'{"prompt": "x", "n": NaN}\n',
+        "nan.jsonl:2: not valid JSON (NaN is not JSON, write null)",
+    ),
     ("infinity.jsonl", b'{"n": [-Infinity]}\n', "infinity.jsonl:1: not valid JSON (-Infinity is not JSON"),
     ("large.jsonl", b'{"n": -1e999}\n', "large.jsonl:1: not valid JSON (-1e999 is more than a number holds)"),
-    ("twice.jsonl", GOOD + b'{"prompt": "x", "prompt": "y"}\n', "twice.jsonl:2: not valid JSON (the name 'prompt' stands twice"),
+    (
+        "twice.jsonl",
+        GOOD + b'{"prompt": "x", "prompt": "y"}\n',
+        "twice.jsonl:2: not valid JSON (the name 'prompt' stands twice",
+    ),
     ("array.jsonl", b'[{"prompt": "x"}]\n', "array.jsonl:1: expected an object, found list"),
     ("pretty.jsonl", b'{\n"prompt": "x"\n}\n', "pretty.jsonl:1: not valid JSON"),
-    ("two.jsonl", b'{"prompt": "x"} {"prompt": "y"}\n', "two.jsonl:1: not valid JSON (Extra data at character 16)"),
+    (
+        "two.jsonl",
+        b'{"prompt": "x"} {"prompt": "y"}\n',
+        "two.jsonl:1: not valid JSON (Extra data at character 16)",
+    ),
     ("tail.jsonl", GOOD + b'{"prompt": "x"', "tail.jsonl:2: not valid JSON"),
-    ("half.jsonl", GOOD + b'{"prompt": "broken \\ud83d emoji"}\n', r"half.jsonl:2: column 'prompt': half a character ('\ud83d', a lone"),
-    ("inner.jsonl", b'{"prompt": "x", "tags": [{"a": "\\uDE00"}]}\n', r"inner.jsonl:1: column 'tags': half a character ('\ude00'"),
-    ("key.jsonl", b'{"prompt": "x", "m": {"\\ud800": 1}}\n', r"key.jsonl:1: column 'm': half a character ('\ud800'"),
+    (
+        "half.jsonl",
+        GOOD + b'{"prompt": "broken \\ud83d emoji"}\n',
+        r"half.jsonl:2: column 'prompt': half a character ('\ud83d', a lone",
+    ),
+    (
+        "inner.jsonl",
+        b'{"prompt": "x", "tags": [{"a": "\\uDE00"}]}\n',
+        r"inner.jsonl:1: column 'tags': half a character ('\ude00'",
+    ),
+    (
+        "key.jsonl",
+        b'{"prompt": "x", "m": {"\\ud800": 1}}\n',
+        r"key.jsonl:1: column 'm': half a character ('\ud800'",
+    ),
     ("long.csv", b"prompt,answer\na,b\na,b,c\n", "long.csv:3: 3 cells, and the header has 2 columns"),
-    ("short.csv", b"prompt,answer,tests\na,b,c\n\na,b\n", "short.csv:4: 2 cells, and the header has 3 columns"),
+    (
+        "short.csv",
+        b"prompt,answer,tests\na,b,c\n\na,b\n",
+        "short.csv:4: 2 cells, and the header has 3 columns",
+    ),
     ("header.csv", b"prompt,answer,prompt\na,b,c\n", "header.csv:1: the column 'prompt' stands twice"),
-    ("open.csv", b'prompt,answer\na,b\n"c,d\n' + b"e,f\n" * 99, "open.csv:3: not valid csv (unexpected end of data)"),
+    (
+        "open.csv",
+        b'prompt,answer\na,b\n"c,d\n' + b"e,f\n" * 99,
+        "open.csv:3: not valid csv (unexpected end of data)",
+    ),
     ("quote.csv", b'prompt,answer\n"say "hi" now",b\n', "quote.csv:2: not valid csv ("),
     ("not.parquet", GOOD, "not.parquet: no parquet file that can be read ("),
     ("empty.parquet", b"", "empty.parquet: no parquet file that can be read ("),
@@ -78,7 +126,9 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "data", "message"), UNREADABLE, ids=[name for name, _, _ in UNREADABLE])
-def test_what_cannot_be_read_is_refused_by_file_and_line(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_what_cannot_be_read_is_refused_by_file_and_line(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     found = refusal(tmp_path / name)
     assert message in found
@@ -97,7 +147,9 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_a_torn_parquet_file_is_refused(tmp_path: Path) -> None:
-    whole = parquet(tmp_path / "whole.parquet", [{"prompt": f"{i} {'x' * 99}"} for i in range(5000)]).read_bytes()
+    whole = parquet(
+        tmp_path / "whole.parquet", [{"prompt": f"{i} {'x' * 99}"} for i in range(5000)]
+    ).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-9])
     assert "cut.parquet: no parquet file that can be read" in refusal(tmp_path / "cut.parquet")
     (tmp_path / "holed.parquet").write_bytes(whole[:200] + b"\xff" * 3000 + whole[3200:])
@@ -178,10 +230,14 @@ def test_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
     assert in_turn([row for _, row in found]) == [0, 2, 1, 3]
     assert found[2][0] == f"{folder}/data/train-00001-of-00002.parquet:1"
     assert in_turn(rows_of(folder, split="test")) == [4, 5]
-    assert f"data set {folder}: no split 'validation'; choose one of ['test', 'train']" in refusal(folder, split="validation")
+    assert f"data set {folder}: no split 'validation'; choose one of ['test', 'train']" in refusal(
+        folder, split="validation"
+    )
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "data/train.csv", "train/a.jsonl.gz", "part-1.jsonl", "x.json"])
+@pytest.mark.parametrize(
+    "name", ["train.jsonl", "data/train.csv", "train/a.jsonl.gz", "part-1.jsonl", "x.json"]
+)
 def test_folders_of_other_shapes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "set" / name
     path.parent.mkdir(parents=True)
@@ -237,16 +293,30 @@ def test_a_hub_data_set_is_read_from_the_cache_when_offline(tmp_path: Path) -> N
     cache = tmp_path / "cache"
     place = cache / "some-one___questions" / "default" / "0.0.0" / ("a" * 40)
     file = parquet(tmp_path / "r.parquet", [{"prompt": "kept"}])
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "HF_HOME": str(tmp_path / "home")}
-    subprocess.run([sys.executable, "-c", fill(str(file), str(place))], check=True, env=env, capture_output=True, timeout=100)
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(cache),
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    subprocess.run(
+        [sys.executable, "-c", fill(str(file), str(place))],
+        check=True,
+        env=env,
+        capture_output=True,
+        timeout=100,
+    )
     for shard in place.glob("parquet-*.arrow"):
         shard.rename(shard.with_name(shard.name.replace("parquet-", "questions-")))
     (place / "dataset_info.json").write_text(
-        (place / "dataset_info.json").read_text().replace('"dataset_name": "parquet"', '"dataset_name": "questions"')
+        (place / "dataset_info.json")
+        .read_text()
+        .replace('"dataset_name": "parquet"', '"dataset_name": "questions"')
     )
     read = (
         "from frpo.config import DatasetConfig; from frpo.files import raw_rows\n"
-        "for fields in ({}, {'split': 'train'}): print(list(raw_rows(DatasetConfig(path='some-one/questions', task='t', **fields))))\n"
+        "for fields in ({}, {'split': 'train'}): "
+        "print(list(raw_rows(DatasetConfig(path='some-one/questions', task='t', **fields))))\n"
         "try: list(raw_rows(DatasetConfig(path='some-one/other', task='t')))\n"
         "except ValueError as error: print(error)\n"
     )

@@ -10,7 +10,17 @@ import pytest
 
 from frpo import preflight
 from frpo.config import Config, LoraConfig, Missing
-from frpo.forecast import CARDS, PROCESS_GIB, host_gib, host_needs, needs, step_phases, step_seconds, too_much, training
+from frpo.forecast import (
+    CARDS,
+    PROCESS_GIB,
+    host_gib,
+    host_needs,
+    needs,
+    step_phases,
+    step_seconds,
+    too_much,
+    training,
+)
 from frpo.planning import plan
 from frpo.preflight import card, lacks
 from frpo.recipe import load
@@ -76,9 +86,14 @@ def test_sizes_are_those_of_the_models() -> None:
     assert shape_of({"n_embd": 64, "n_layer": 2}) is None
 
 
-@pytest.mark.parametrize(("model", "checkpointing", "peak"), [(QWEN_7B, True, 24.8), (QWEN_HALF, False, 26.2)])
-def test_a_learners_peak_is_within_a_fifth_of_the_one_measured(model: dict[str, object], checkpointing: bool, peak: float) -> None:
-    """On one H100, rank 64, micro-batches of 16,384 tokens: what torch had allocated at most, contexts not among it."""
+@pytest.mark.parametrize(
+    ("model", "checkpointing", "peak"), [(QWEN_7B, True, 24.8), (QWEN_HALF, False, 26.2)]
+)
+def test_a_learners_peak_is_within_a_fifth_of_the_one_measured(
+    model: dict[str, object], checkpointing: bool, peak: float
+) -> None:
+    """On one H100, rank 64, micro-batches of 16,384 tokens: what torch had allocated at most, contexts not
+    among it."""
     asked = config(*SHARED, f"model.gradient_checkpointing={str(checkpointing).lower()}")
     need = training(asked, shape(model), asked.learner)
     assert need.gib - dict(need.lines)["context"] == pytest.approx(peak, rel=0.2)
@@ -93,15 +108,29 @@ def test_generation_is_as_fast_as_measured(context: int, width: int, measured: f
         "rollout.max_new_tokens=384",
         "rollout.max_num_seqs=256",
     )
-    (phase,) = [p for p in step_phases(asked, asked.learner, shape(QWEN_7B), H100, plan(asked)) if p.name == "generate"]
+    (phase,) = [
+        p
+        for p in step_phases(asked, asked.learner, shape(QWEN_7B), H100, plan(asked))
+        if p.name == "generate"
+    ]
     assert 256 * 384 / phase.seconds == pytest.approx(measured, rel=0.2)
 
 
 def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
     one = config(*SHARED)
     assert too_much(one, shape(QWEN_7B), H100, plan(one)) == []
-    assert [n.role for n in needs(one, shape(QWEN_7B), H100, plan(one))] == ["rollout", "learner", "reference", "evaluate"]
-    eight = config("rollout.num_workers=4", "learner.num_workers=4", "learner.zero_stage=3", "model.gradient_checkpointing=true")
+    assert [n.role for n in needs(one, shape(QWEN_7B), H100, plan(one))] == [
+        "rollout",
+        "learner",
+        "reference",
+        "evaluate",
+    ]
+    eight = config(
+        "rollout.num_workers=4",
+        "learner.num_workers=4",
+        "learner.zero_stage=3",
+        "model.gradient_checkpointing=true",
+    )
     assert too_much(eight, shape(QWEN_7B), H100, plan(eight)) == []
 
 
@@ -117,7 +146,10 @@ def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
             (*SHARED, "rollout.gpu_memory_utilization=0.2"),
             "leave 0.0 GiB of a H100 for the KV cache, and one sequence of 2012 tokens takes 0.1",
         ),
-        ((*SHARED, "rollout.sleep=false", "evaluate.num_gpus=0.3", "reference.num_gpus=0"), "evaluate needs 31.6"),
+        (
+            (*SHARED, "rollout.sleep=false", "evaluate.num_gpus=0.3", "reference.num_gpus=0"),
+            "evaluate needs 31.6",
+        ),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_fields_that_help(sets: tuple[str, ...], message: str) -> None:
@@ -152,7 +184,10 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
     plain = load(ROOT / "recipes" / "testbed.yaml")
     preflight.check_engine(plain)  # the CPU build
     monkeypatch.setattr(preflight, "version", lambda package: {"vllm": "0.32.0"}[package])
-    with pytest.raises(Missing, match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; set rollout.num_gpus, learner.num_gpus"):
+    with pytest.raises(
+        Missing,
+        match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; set rollout.num_gpus, learner.num_gpus",
+    ):
         preflight.check_engine(plain)
     preflight.check_engine(config())
     preflight.check_engine(load(ROOT / "recipes" / "testbed.yaml", ("cluster.address=ray://elsewhere",)))
@@ -189,7 +224,12 @@ def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest
     config = load(ROOT / "recipes" / "testbed.yaml")
     needs, asked = host_needs(config, shape(EMBEDDED), plan(config)), plan(config)
     by = {n.role: n.gib for n in needs}
-    assert host_gib(needs, asked) == pytest.approx(sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"])
+    assert host_gib(needs, asked) == pytest.approx(
+        sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"]
+    )
     assert not any("memory:" in line for line in lacks(config, asked))
     monkeypatch.setattr(os, "sysconf", lambda name: 1 << 15)
-    assert any(line.startswith("memory: the actors may need") and "this machine has 1.0 GiB" in line for line in lacks(config, asked))
+    assert any(
+        line.startswith("memory: the actors may need") and "this machine has 1.0 GiB" in line
+        for line in lacks(config, asked)
+    )

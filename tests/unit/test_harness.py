@@ -32,9 +32,15 @@ def test_a_task_file_with_local_data(tmp_path: Path) -> None:
     ("task", "text", "message"),
     [
         ("nowhere.yaml", None, "no such file nowhere.yaml"),
-        ("{}/mine.yaml", TASK % "gone.jsonl", "reads gone.jsonl, which is not there; mend dataset_kwargs.data_files"),
+        (
+            "{}/mine.yaml",
+            TASK % "gone.jsonl",
+            "reads gone.jsonl, which is not there; mend dataset_kwargs.data_files",
+        ),
         ("{}/mine.yaml", "tsk: mine", "names no task; it needs a field 'task'"),
-        pytest.param("gsm9k", None, "has no task 'gsm9k'; `lm-eval ls tasks` lists them", marks=pytest.mark.long),
+        pytest.param(
+            "gsm9k", None, "has no task 'gsm9k'; `lm-eval ls tasks` lists them", marks=pytest.mark.long
+        ),
     ],
 )
 def test_mistakes(task: str, text: str | None, message: str, tmp_path: Path) -> None:
@@ -47,7 +53,13 @@ def test_mistakes(task: str, text: str | None, message: str, tmp_path: Path) -> 
 
 
 def test_scores_are_every_number_but_the_standard_errors() -> None:
-    row = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"}
+    row = {
+        "alias": "t",
+        "acc,none": 0.5,
+        "acc_stderr,none": 0.1,
+        "exact_match,strict": 0.25,
+        "exact_match_stderr,strict": "N/A",
+    }
     found = list(scores_of({"results": {"t": row}, "n-samples": {"t": {"original": 40, "effective": 8}}}))
     assert found == [
         BenchmarkScore(task="t", metric="acc", filter="none", value=0.5, se=0.1, num_examples=8),
@@ -63,10 +75,15 @@ def test_scores_are_every_number_but_the_standard_errors() -> None:
         ("- task", "holds no fields"),
         ("metric_list: []", "names no task; it needs a field 'task'"),
         ("task: t\ndataset_kwargs: {data_files: nowhere.jsonl}", "reads nowhere.jsonl, which is not there"),
-        ("task: t\ndataset_kwargs: {data_files: {test: [nowhere.jsonl]}}", "reads nowhere.jsonl, which is not there"),
+        (
+            "task: t\ndataset_kwargs: {data_files: {test: [nowhere.jsonl]}}",
+            "reads nowhere.jsonl, which is not there",
+        ),
     ],
 )
-def test_a_task_file_is_looked_at_before_anything_starts(text: str | None, message: str, tmp_path: Path) -> None:
+def test_a_task_file_is_looked_at_before_anything_starts(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "task.yaml"
     if text is not None:
         file.write_text(text)

@@ -53,7 +53,9 @@ def test_a_name_is_its_snapshot_in_the_cache(cache: Path, model: Path) -> None:
     assert hub.local_folder(f"org/Name-2.5_B@{snapshot.name}") == snapshot
 
 
-def test_a_folder_wins_over_the_hub_and_home_is_expanded(cache: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_wins_over_the_hub_and_home_is_expanded(
+    cache: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hubs.cache(cache, "org/name", model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -62,7 +64,9 @@ def test_a_folder_wins_over_the_hub_and_home_is_expanded(cache: Path, model: Pat
     assert hub.local_folder("~/saved") == model
 
 
-@pytest.mark.parametrize("given", ["/a/b", "./a/b", "../a", "a", "a/b/c", "testbed:model", "模型/模型", "a/b@", "-a/b"])
+@pytest.mark.parametrize(
+    "given", ["/a/b", "./a/b", "../a", "a", "a/b/c", "testbed:model", "模型/模型", "a/b@", "-a/b"]
+)
 def test_paths_are_no_names(given: str) -> None:
     assert not hub.is_name(given)
     assert hub.local_folder(given) == Path(given)
@@ -76,14 +80,19 @@ def test_a_revision_is_its_own_snapshot(cache: Path, model: Path) -> None:
     assert (hub.local_folder("org/name"), hub.local_folder("org/name@v1")) == (main, old)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["config.json", "model.safetensors", "tokenizer.json", "model-00002-of-00002.safetensors"]
+)
 def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, model: Path) -> None:
     if missing.startswith("model-"):
-        (model / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": "model.safetensors", "b": "{missing}"}}}}')
+        (model / "model.safetensors.index.json").write_text(
+            f'{{"weight_map": {{"a": "model.safetensors", "b": "{missing}"}}}}'
+        )
         (model / missing).write_bytes(EMPTY)
     hubs.cache(cache, "org/name", model, leave_out=(missing,))
     with pytest.raises(
-        hub.Offline, match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give"
+        hub.Offline,
+        match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give",
     ):
         hub.local_folder("org/name")
 
@@ -104,13 +113,20 @@ def test_without_a_ref_the_commit_is_named(cache: Path, model: Path) -> None:
 
 def test_what_is_not_cached_is_told_and_not_downloaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(hub.NotCached, match=r"^model\.path: org/name is not in the cache; frpo run downloads it$"):
+    with pytest.raises(
+        hub.NotCached, match=r"^model\.path: org/name is not in the cache; frpo run downloads it$"
+    ):
         hub.local_folder("org/name", download=False)
     assert not cache.exists()
 
 
 def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
-    return kind("no", response=httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/api/models/org/name")))
+    return kind(
+        "no",
+        response=httpx2.Response(
+            status, request=httpx2.Request("GET", "https://huggingface.co/api/models/org/name")
+        ),
+    )
 
 
 REFUSED: list[tuple[Exception, str]] = [
@@ -127,7 +143,9 @@ REFUSED: list[tuple[Exception, str]] = [
 
 
 @pytest.mark.parametrize(("error", "message"), REFUSED, ids=[type(e).__name__ for e, _ in REFUSED])
-def test_what_the_hub_refuses_is_one_line(error: Exception, message: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_refuses_is_one_line(
+    error: Exception, message: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", online(lambda: fail(error)))
     with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .*" + message) as found:
@@ -154,15 +172,21 @@ def test_pickles_alone_are_refused(cache: Path, model: Path, monkeypatch: pytest
     (model / "model.safetensors").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", online(lambda: model))
-    with pytest.raises(ConfigError, match=r"org/name lacks config\.json, \.safetensors files or a tokenizer; choose another"):
+    with pytest.raises(
+        ConfigError, match=r"org/name lacks config\.json, \.safetensors files or a tokenizer; choose another"
+    ):
         hub.local_folder("org/name")
 
 
 def configuration(*sets: str) -> Config:
-    return load(TESTBED, ("model.path=org/policy", "rewards=[{kind: model, name: help, path: org/judge}]", *sets))
+    return load(
+        TESTBED, ("model.path=org/policy", "rewards=[{kind: model, name: help, path: org/judge}]", *sets)
+    )
 
 
-def test_the_configuration_holds_folders_and_its_file_the_names(cache: Path, model: Path, tmp_path: Path) -> None:
+def test_the_configuration_holds_folders_and_its_file_the_names(
+    cache: Path, model: Path, tmp_path: Path
+) -> None:
     policy, judge = hubs.cache(cache, "org/policy", model), hubs.cache(cache, "org/judge", model)
     given = configuration()
     found = models.resolved(given)
@@ -178,7 +202,10 @@ def test_the_configuration_holds_folders_and_its_file_the_names(cache: Path, mod
 def test_paths_stay_as_they_are_written(cache: Path) -> None:
     for path in ("https://huggingface.co/org/name", "/nowhere//x/", "testbed:model"):
         assert (
-            models.resolved(configuration(f"model.path={path}", "rewards=[{kind: function, name: f, function: 'm:f'}]")).model.path == path
+            models.resolved(
+                configuration(f"model.path={path}", "rewards=[{kind: function, name: f, function: 'm:f'}]")
+            ).model.path
+            == path
         )
     with pytest.raises(ConfigError, match=r"path: this is no path"):
         configuration("model.path=''")
@@ -189,30 +216,43 @@ def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: 
     found, missing = models.cached(configuration())
     assert found.model.path == str(policy)
     assert found.rewards == configuration().rewards
-    assert [str(m).partition(";")[0][:60] for m in missing] == ["rewards.0.path: org/judge is neither a folder here nor whole i"[:60]]
+    assert [str(m).partition(";")[0][:60] for m in missing] == [
+        "rewards.0.path: org/judge is neither a folder here nor whole i"[:60]
+    ]
 
 
-def test_a_snapshot_of_another_nodes_cache_is_found_in_this_ones(cache: Path, model: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_nodes_cache_is_found_in_this_ones(
+    cache: Path, model: Path, tmp_path: Path
+) -> None:
     snapshot = hubs.cache(cache, "org/name", model)
     elsewhere = f"/home/other/.cache/huggingface/hub/models--org--name/snapshots/{snapshot.name}"
     assert hub.on_this_node(elsewhere) == snapshot
     assert hub.on_this_node(model) == model
     shutil.rmtree(cache)
     with pytest.raises(
-        FileNotFoundError, match=rf"node {os.uname().nodename}: model: org/name@{snapshot.name} is neither .* all nodes share"
+        FileNotFoundError,
+        match=rf"node {os.uname().nodename}: model: org/name@{snapshot.name} is neither .* all nodes share",
     ):
         hub.on_this_node(elsewhere)
-    with pytest.raises(FileNotFoundError, match=r"node .*: no folder /nowhere/model; put it on a disk that all nodes share"):
+    with pytest.raises(
+        FileNotFoundError, match=r"node .*: no folder /nowhere/model; put it on a disk that all nodes share"
+    ):
         hub.on_this_node("/nowhere/model")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"])
-def test_plan_takes_the_model_from_the_cache_that_a_variable_names(variable: str, model: Path, tmp_path: Path) -> None:
+def test_plan_takes_the_model_from_the_cache_that_a_variable_names(
+    variable: str, model: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "cache" / "hub"
     hubs.cache(folder, "org/policy", model)
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env |= {"HF_HUB_OFFLINE": "1", variable: str(folder.parent if variable == "HF_HOME" else folder), "COLUMNS": "200"}
+    env |= {
+        "HF_HUB_OFFLINE": "1",
+        variable: str(folder.parent if variable == "HF_HOME" else folder),
+        "COLUMNS": "200",
+    }
     command = [sys.executable, "-m", "frpo", "plan", str(TESTBED), "--set", "model.path=org/policy"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,13 @@ APART = np.arange(80)[:, None]
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=190, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+        vocab_size=190,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -47,13 +53,17 @@ def test_temperature_and_entropy(model: LlamaForCausalLM) -> None:
     logp = torch.log_softmax(model(ids[None]).logits[0] / 0.7, -1)
     at = int(data.prompt_lengths[0])
     assert float(found.logprobs[0, 0]) == pytest.approx(float(logp[at - 1, ids[at]]), abs=1e-5)
-    assert float(found.entropy[0, 0]) == pytest.approx(float(-(logp[at - 1].exp() * logp[at - 1]).sum()), abs=1e-5)
+    assert float(found.entropy[0, 0]) == pytest.approx(
+        float(-(logp[at - 1].exp() * logp[at - 1]).sum()), abs=1e-5
+    )
     assert not found.entropy.requires_grad
     assert found.mask.sum() == data.num_completion_tokens
     assert float(found.logprobs[~found.mask].abs().sum()) == 0
 
 
-def test_chunks_with_recomputation_give_the_same_gradient(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_with_recomputation_give_the_same_gradient(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = sequences(80, seed=2)
     weights = torch.randn(80, 7, generator=torch.Generator().manual_seed(0))
 
@@ -115,11 +125,15 @@ def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention
     packs = packs_of(data, np.arange(24), budget_tokens=100, reach=Scorer(net).reach())
     assert [len(p) for p in packs] == [6, 6, 6, 6]
     truth = naive_logprobs(net, data)
-    np.testing.assert_allclose(completion_logprobs(Scorer(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4)
+    np.testing.assert_allclose(
+        completion_logprobs(Scorer(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4
+    )
     batch = pad(data, packs)
     with torch.no_grad():  # flex attention has no gradients on CPUs
         unmasked = Scorer(net)(replace(batch, segments=None)).logprobs[batch.mask].numpy()
-    assert np.abs(unmasked - truth).max() > 0.1  # completions that see each other have other numbers: the mask is at work
+    assert (
+        np.abs(unmasked - truth).max() > 0.1
+    )  # completions that see each other have other numbers: the mask is at work
 
 
 def test_blocks_hide_what_the_mask_hides_and_skip_what_is_empty() -> None:
@@ -128,14 +142,25 @@ def test_blocks_hide_what_the_mask_hides_and_skip_what_is_empty() -> None:
     batch = pad(data, packs)
     blocks, visible = batch.blocks(), batch.visible()
     assert visible is not None
-    there = torch.stack([
-        torch.stack([blocks.mask_mod(torch.tensor(b), torch.tensor(0), torch.tensor(own), torch.arange(visible.shape[-1]))
-                     for own in range(visible.shape[-1])]) for b in range(len(packs))
-    ])  # fmt: skip
+    there = torch.stack(
+        [
+            torch.stack(
+                [
+                    blocks.mask_mod(
+                        torch.tensor(b), torch.tensor(0), torch.tensor(own), torch.arange(visible.shape[-1])
+                    )
+                    for own in range(visible.shape[-1])
+                ]
+            )
+            for b in range(len(packs))
+        ]
+    )
     assert torch.equal(there, visible[:, 0])
     long = torch.cat([torch.zeros(128), *(torch.full((128,), float(i)) for i in range(1, 9))]).long()[None]
     apart = replace(batch, tokens=long, positions=long, segments=long).blocks()
-    assert apart.sparsity() == pytest.approx(100 * (1 - (1 + 8 * 2) / 81), abs=0.1)  # the prompt's block, and two of each completion
+    assert apart.sparsity() == pytest.approx(
+        100 * (1 - (1 + 8 * 2) / 81), abs=0.1
+    )  # the prompt's block, and two of each completion
 
 
 @pytest.mark.parametrize("kind", APART_ONLY)
@@ -146,12 +171,19 @@ def test_models_that_cannot_share_a_prompt_do_not(kind: str) -> None:
 @pytest.mark.parametrize("group", [1, 6])
 @pytest.mark.parametrize("cut", [1, 30, 90, 100_000])
 def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> None:
-    """The whole path: packs, ranks, micro-batches, model, loss; the truth has every sequence apart, in one batch."""
+    """The whole path: packs, ranks, micro-batches, model, loss; the truth has every sequence apart, in one
+    batch."""
     from frpo.objective import policy_loss
 
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=190, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+        vocab_size=190,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
     )
     net = LlamaForCausalLM(config).double()
     data, rng = sequences(24, group=group), np.random.default_rng(0)
@@ -169,10 +201,22 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
                 now = Scorer(net)(pad(data, chosen))
                 logp = now.logprobs.double()
                 policy_loss(
-                    logp, logp.detach(), pad_values(behaviour, data, rows, now.mask.shape[1]).double(), None,
-                    torch.from_numpy(advantages[rows]).double(), now.mask, beta=0.0, ratio="token", clip_low=0.2, clip_high=0.2,
-                    importance_cap=2.0, aggregation="token", num_completions=24, num_tokens=data.num_completion_tokens, max_tokens=7,
-                ).loss.backward()  # fmt: skip
+                    logp,
+                    logp.detach(),
+                    pad_values(behaviour, data, rows, now.mask.shape[1]).double(),
+                    None,
+                    torch.from_numpy(advantages[rows]).double(),
+                    now.mask,
+                    beta=0.0,
+                    ratio="token",
+                    clip_low=0.2,
+                    clip_high=0.2,
+                    importance_cap=2.0,
+                    aggregation="token",
+                    num_completions=24,
+                    num_tokens=data.num_completion_tokens,
+                    max_tokens=7,
+                ).loss.backward()
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
 
     whole = gradient(100_000, 1, 0)
@@ -185,15 +229,30 @@ SHAPED = {
     "Granite": ({**SMALL, "logits_scaling": 8.0}, {"logits_scaling": 1.0}),
     "Cohere": ({**SMALL, "logit_scale": 0.0625}, {"logit_scale": 1.0}),
     "Gemma2": ({**GEMMA, "final_logit_softcapping": 1.0}, {"final_logit_softcapping": None}),
-    "FalconH1": ({**SMALL, "head_dim": 16, "lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16}, None),
+    "FalconH1": (
+        {
+            **SMALL,
+            "head_dim": 16,
+            "lm_head_multiplier": 0.5,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 2,
+            "mamba_d_head": 16,
+        },
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", SHAPED)
-def test_models_that_shape_their_logits_are_refused_and_their_plain_kin_are_not(kind: str, dtype: torch.dtype) -> None:
+def test_models_that_shape_their_logits_are_refused_and_their_plain_kin_are_not(
+    kind: str, dtype: torch.dtype
+) -> None:
     settings, neutral = SHAPED[kind]
-    with pytest.raises(ConfigError, match=r"^model\.path: a model of type \w+ makes its logits otherwise .* differ by \d.*; choose"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^model\.path: a model of type \w+ makes its logits otherwise .* differ by \d.*; choose",
+    ):
         Scorer(build(kind, settings).to(dtype))
     if neutral is not None:
         Scorer(build(kind, {**settings, **neutral, "embedding_multiplier": 12.0}).to(dtype))
@@ -201,7 +260,12 @@ def test_models_that_shape_their_logits_are_refused_and_their_plain_kin_are_not(
 
 def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForCausalLM) -> None:
     forward = model.forward
-    for shape in (lambda x: x + torch.arange(190), lambda x: x * 0.9, lambda x: x[..., :180], lambda x: x * float("nan")):
+    for shape in (
+        lambda x: x + torch.arange(190),
+        lambda x: x * 0.9,
+        lambda x: x[..., :180],
+        lambda x: x * float("nan"),
+    ):
         model.forward = lambda *a, shape=shape, **k: SimpleNamespace(logits=shape(forward(*a, **k).logits))
         with pytest.raises(ConfigError, match="makes its logits otherwise"):
             Scorer(model)
@@ -213,7 +277,14 @@ def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForC
 
 def test_a_head_that_takes_other_states_than_the_bodys_is_refused() -> None:
     config = transformers.ElectraConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, embedding_size=16
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        embedding_size=16,
     )
-    with pytest.raises(ConfigError, match="a model of type electra makes its logits otherwise than by its head alone"):
+    with pytest.raises(
+        ConfigError, match="a model of type electra makes its logits otherwise than by its head alone"
+    ):
         Scorer(AutoModelForCausalLM.from_config(config))

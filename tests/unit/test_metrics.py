@@ -24,11 +24,42 @@ from tests.contract.fakes import config as fake_config
 
 def metrics(step: int, reward: float = 0.5) -> StepMetrics:
     return StepMetrics(
-        step=step, policy_version=step, reward=reward, reward_std=0.1, group_std=0.1, equal_groups=0.2, advantage_std=1.0, non_monotone=0.0,
-        kl=0.3, beta=0.1, lam=0.5, radius=0.2, effective_samples=5.0, entropy=1.0, loss=0.1, grad_norm=2.0, learning_rate=1e-3, clip_share=0.0, mismatch_kl=0.0, length=5.0, cut_share=0.1,
-        failed_rewards=1, dropped_groups=0, num_prompts=4, num_completions=8, num_tokens=40, generate_s=0.1, score_s=0.1, waiting_rewards=3, waiting_reference=0, update_s=0.1,
-        publish_s=0.1, step_s=0.5, reward_parts={"a": 0.5}, reward_tasks={"t": 0.5},
-    )  # fmt: skip
+        step=step,
+        policy_version=step,
+        reward=reward,
+        reward_std=0.1,
+        group_std=0.1,
+        equal_groups=0.2,
+        advantage_std=1.0,
+        non_monotone=0.0,
+        kl=0.3,
+        beta=0.1,
+        lam=0.5,
+        radius=0.2,
+        effective_samples=5.0,
+        entropy=1.0,
+        loss=0.1,
+        grad_norm=2.0,
+        learning_rate=1e-3,
+        clip_share=0.0,
+        mismatch_kl=0.0,
+        length=5.0,
+        cut_share=0.1,
+        failed_rewards=1,
+        dropped_groups=0,
+        num_prompts=4,
+        num_completions=8,
+        num_tokens=40,
+        generate_s=0.1,
+        score_s=0.1,
+        waiting_rewards=3,
+        waiting_reference=0,
+        update_s=0.1,
+        publish_s=0.1,
+        step_s=0.5,
+        reward_parts={"a": 0.5},
+        reward_tasks={"t": 0.5},
+    )
 
 
 @pytest.fixture
@@ -49,12 +80,16 @@ def test_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: Config) -> N
         log.begin("rlhf/arm", 10, start=3)
         for step in range(4, 8):
             log.step("rlhf/arm", metrics(step, reward=0.9))
-    assert [(r.step, r.reward) for r in read_steps(tmp_path, "rlhf/arm")] == [(s, 0.1 if s <= 3 else 0.9) for s in range(1, 8)]
+    assert [(r.step, r.reward) for r in read_steps(tmp_path, "rlhf/arm")] == [
+        (s, 0.1 if s <= 3 else 0.9) for s in range(1, 8)
+    ]
     assert [r.step for r in read_steps(tmp_path, "rlhf/other")] == [1, 2, 3, 4, 5]
     assert read_steps(tmp_path, "rlhf/arm")[0] == metrics(1, reward=0.1)
 
 
-def test_plain_lines_without_a_terminal(tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_without_a_terminal(
+    tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     with RunLog(tmp_path, cfg) as log:
         with log.waiting("starting Ray"):
             pass
@@ -84,16 +119,30 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path, cfg: Config) -> None:
 def test_files_hold_null_in_place_of_nan_and_infinity(tmp_path: Path, cfg: Config) -> None:
     sample = Sample(task="t", prompt="how?", completion="so", reward=None)
     measured = Evaluation(
-        arm="arm", downstream=None, step=0, rewards=(), kl_reference=None, kl_policy=None, downstream_loss=None, length=2.0, cut_share=0.0,
-        samples=(sample,), seconds=1.0,
-    )  # fmt: skip
-    odd = replace(metrics(1), kl=float("nan"), radius=float("inf"), reward_parts={"a": float("-inf"), "b": 1.0})
+        arm="arm",
+        downstream=None,
+        step=0,
+        rewards=(),
+        kl_reference=None,
+        kl_policy=None,
+        downstream_loss=None,
+        length=2.0,
+        cut_share=0.0,
+        samples=(sample,),
+        seconds=1.0,
+    )
+    odd = replace(
+        metrics(1), kl=float("nan"), radius=float("inf"), reward_parts={"a": float("-inf"), "b": 1.0}
+    )
     with RunLog(tmp_path, cfg) as log:
         log.begin("rlhf/arm", 2)
         log.step("rlhf/arm", odd)
         log.evaluation("rlhf/arm", measured, step=1)
         log.begin("rlhf/arm", 2, start=1)  # writes the rows again
-    for line in [*(tmp_path / METRICS).read_text().splitlines(), *(tmp_path / SAMPLES).read_text().splitlines()]:
+    for line in [
+        *(tmp_path / METRICS).read_text().splitlines(),
+        *(tmp_path / SAMPLES).read_text().splitlines(),
+    ]:
         json.loads(line, parse_constant=lambda constant: pytest.fail(f"a file holds {constant}"))
     (row,) = read_steps(tmp_path, "rlhf/arm")
     assert (row.kl, row.radius, row.reward_parts) == (None, None, {"a": None, "b": 1.0})
@@ -107,7 +156,9 @@ def test_to_json() -> None:
     )
 
 
-def test_what_teaches_little_is_said_once_even_over_a_resume(tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_teaches_little_is_said_once_even_over_a_resume(
+    tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     equal = [replace(metrics(step), equal_groups=1.0) for step in range(1, 7)]
     with RunLog(tmp_path, cfg) as log:
         log.begin("rlhf/arm", 6)
@@ -119,7 +170,9 @@ def test_what_teaches_little_is_said_once_even_over_a_resume(tmp_path: Path, cfg
             log.step("rlhf/arm", row)
     said = [line for line in capsys.readouterr().out.splitlines() if "equal rewards" in line]
     assert len(said) == 1
-    assert said[0].startswith("rlhf/arm step 3: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder")
+    assert said[0].startswith(
+        "rlhf/arm step 3: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder"
+    )
 
 
 def test_flat_names_and_none() -> None:
@@ -148,9 +201,18 @@ def test_a_terminal_gets_a_bar_with_what_was_measured(tmp_path: Path, cfg: Confi
 
 def test_samples_are_kept_for_people(tmp_path: Path, cfg: Config) -> None:
     measured = Evaluation(
-        arm="arm", downstream=None, step=0, rewards=(), kl_reference=None, kl_policy=None, downstream_loss=None, length=2.0, cut_share=0.0,
-        samples=(Sample(task="t", prompt="how?", completion="like so", reward=1.0),), seconds=1.0,
-    )  # fmt: skip
+        arm="arm",
+        downstream=None,
+        step=0,
+        rewards=(),
+        kl_reference=None,
+        kl_policy=None,
+        downstream_loss=None,
+        length=2.0,
+        cut_share=0.0,
+        samples=(Sample(task="t", prompt="how?", completion="like so", reward=1.0),),
+        seconds=1.0,
+    )
     with RunLog(tmp_path, cfg) as log:
         log.evaluation("rlhf/arm", measured, step=3, kind="validation")
     (row,) = [json.loads(line) for line in (tmp_path / SAMPLES).read_text().splitlines()]
@@ -158,7 +220,9 @@ def test_samples_are_kept_for_people(tmp_path: Path, cfg: Config) -> None:
 
 
 @pytest.mark.long
-def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_numbers_when_asked(
+    tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the real library, offline: it writes the run's history to a file that a later `wandb sync` sends."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -167,7 +231,9 @@ def test_wandb_gets_the_numbers_when_asked(tmp_path: Path, cfg: Config, monkeypa
         log.step("rlhf/arm", metrics(1, reward=0.25))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30  # its writer is a process of its own, which a busy machine makes late
-    while not (b"rlhf/arm/reward" in (history := file.read_bytes()) and b"0.25" in history):  # protobuf, strings as they are
+    while not (
+        b"rlhf/arm/reward" in (history := file.read_bytes()) and b"0.25" in history
+    ):  # protobuf, strings as they are
         assert time.monotonic() < deadline, "the numbers did not reach the file"
         time.sleep(0.2)
 
@@ -207,7 +273,13 @@ def test_curves_of_steps_that_are_done_again_show_once(tmp_path: Path, cfg: Conf
                 log.step("rlhf/arm", metrics(step, reward=reward))
         time.sleep(1.1)  # event files are named by the second
     events = EventAccumulator(str(tmp_path / "tensorboard" / "rlhf_arm")).Reload()
-    assert [(e.step, round(e.value, 1)) for e in events.Scalars("reward")] == [(1, 0.1), (2, 0.1), (3, 0.9), (4, 0.9), (5, 0.9)]
+    assert [(e.step, round(e.value, 1)) for e in events.Scalars("reward")] == [
+        (1, 0.1),
+        (2, 0.1),
+        (3, 0.9),
+        (4, 0.9),
+        (5, 0.9),
+    ]
 
 
 def test_samples_of_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: Config) -> None:

@@ -1,4 +1,5 @@
-"""Below top_p 1 the engines' log-probs are of the nucleus: no KL is made of them, and nothing is steered to one."""
+"""Below top_p 1 the engines' log-probs are of the nucleus: no KL is made of them, and nothing is steered to
+one."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:train', prompt: 
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (("arms.grpo.objective.target_kl=0.5",), "arms.grpo.objective.target_kl: 0.5 is steered by a KL; what rollout.top_p = 0.9 draws"),
+        (
+            ("arms.grpo.objective.target_kl=0.5",),
+            "arms.grpo.objective.target_kl: 0.5 is steered by a KL; what rollout.top_p = 0.9 draws",
+        ),
         ((RL,), "downstream.more.objective.target_kl: 0.4 is steered by a KL"),
         (("attack={radii: [0.5], num_steps: 3}",), "attack.radii: 0.5 is a KL to steer to"),
     ],

@@ -77,7 +77,12 @@ def test_small_lam_looks_at_the_worst_completion_alone() -> None:
 def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
     r = torch.tensor([[0.0, 0.3, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]], dtype=torch.float64)
     a = frpo_advantages(r, 0.02, jackknife=True, scale="unit")
-    torch.testing.assert_close(a[0, :3], torch.tensor([1 - 8 * (8 - 7 / 8 * 7), 1 + 7.0, 1.0], dtype=torch.float64), rtol=0, atol=2e-2)
+    torch.testing.assert_close(
+        a[0, :3],
+        torch.tensor([1 - 8 * (8 - 7 / 8 * 7), 1 + 7.0, 1.0], dtype=torch.float64),
+        rtol=0,
+        atol=2e-2,
+    )
     assert a[0, 0] < -13.9
     assert a[0, 1] > 7.9
     assert non_monotone_share(r, a) == 1.0
@@ -86,7 +91,10 @@ def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
 
 def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
     r = rewards(4000, 8, seed=1)
-    found = [non_monotone_share(r, frpo_advantages(r, lam, jackknife=True, scale="unit")) for lam in (0.05, 0.1, 0.2, 0.5)]
+    found = [
+        non_monotone_share(r, frpo_advantages(r, lam, jackknife=True, scale="unit"))
+        for lam in (0.05, 0.1, 0.2, 0.5)
+    ]
     assert found == pytest.approx([0.75, 0.44, 0.05, 0.0], abs=0.03)
 
 
@@ -110,7 +118,9 @@ def test_invariances(k: int, lam: float, jackknife: bool, scale: str, seed: int,
     order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
     permuted = frpo_advantages(r[:, order], lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
     torch.testing.assert_close(permuted / size, a[:, order] / size, rtol=0, atol=1e-9)
-    equal = frpo_advantages(torch.full((2, k), 0.3, dtype=torch.float64), lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    equal = frpo_advantages(
+        torch.full((2, k), 0.3, dtype=torch.float64), lam, jackknife=jackknife, scale=scale
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(equal, torch.zeros(2, k, dtype=torch.float64), rtol=0, atol=1e-9 * max(lam, 1))
 
 
@@ -123,9 +133,14 @@ def test_a_masked_completion_leaves_its_group(jackknife: bool) -> None:
     r[:, 2] = float("nan")  # a failed reward never reaches the numbers
     for lam in LAMS:
         a = frpo_advantages(r, lam, jackknife=jackknife, scale="exact", mask=mask)
-        torch.testing.assert_close(a[:, kept], frpo_advantages(r[:, kept], lam, jackknife=jackknife, scale="exact"))
+        torch.testing.assert_close(
+            a[:, kept], frpo_advantages(r[:, kept], lam, jackknife=jackknife, scale="exact")
+        )
         assert (a[:, 2] == 0).all()
-    torch.testing.assert_close(grpo_advantages(r, normalize_std=True, mask=mask)[:, kept], grpo_advantages(r[:, kept], normalize_std=True))
+    torch.testing.assert_close(
+        grpo_advantages(r, normalize_std=True, mask=mask)[:, kept],
+        grpo_advantages(r[:, kept], normalize_std=True),
+    )
     torch.testing.assert_close(rloo_advantages(r, mask=mask)[:, kept], rloo_advantages(r[:, kept]))
 
 
@@ -146,7 +161,8 @@ def test_scale() -> None:
     torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="exact"), 0.2 * unit)
     torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="code"), unit)
     torch.testing.assert_close(
-        frpo_advantages(r, 4.0, jackknife=True, scale="code"), 4 * frpo_advantages(r, 4.0, jackknife=True, scale="unit")
+        frpo_advantages(r, 4.0, jackknife=True, scale="code"),
+        4 * frpo_advantages(r, 4.0, jackknife=True, scale="unit"),
     )
 
 
@@ -160,7 +176,9 @@ def test_computed_in_float64_and_returned_in_the_dtype_of_rewards() -> None:
     r = rewards().float()
     a = frpo_advantages(r, 0.01, jackknife=True, scale="exact")
     assert a.dtype == torch.float32
-    torch.testing.assert_close(a, frpo_advantages(r.double(), 0.01, jackknife=True, scale="exact").float(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        a, frpo_advantages(r.double(), 0.01, jackknife=True, scale="exact").float(), rtol=0, atol=0
+    )
     assert grpo_advantages(r.bfloat16(), normalize_std=False).dtype == torch.bfloat16
 
 
@@ -209,13 +227,27 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
     if penalty == "k3":
         for a in range(len(p)):
             terms = policy_loss(
-                logp[a].reshape(1, 1), logp[a].detach().reshape(1, 1), logp[a].detach().reshape(1, 1), reference[a].log().reshape(1, 1),
-                torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool), beta=1.0, ratio="token", clip_low=0.2,
-                clip_high=0.2, importance_cap=2.0, aggregation="sum", num_completions=1, num_tokens=1, max_tokens=1,
-            )  # fmt: skip
+                logp[a].reshape(1, 1),
+                logp[a].detach().reshape(1, 1),
+                logp[a].detach().reshape(1, 1),
+                reference[a].log().reshape(1, 1),
+                torch.zeros(1, dtype=torch.float64),
+                torch.ones(1, 1, dtype=torch.bool),
+                beta=1.0,
+                ratio="token",
+                clip_low=0.2,
+                clip_high=0.2,
+                importance_cap=2.0,
+                aggregation="sum",
+                num_completions=1,
+                num_tokens=1,
+                max_tokens=1,
+            )
             grad += p[a] * torch.autograd.grad(terms.loss, logits, retain_graph=True)[0]
         return grad
-    pairs = torch.cartesian_prod(torch.arange(len(p)), torch.arange(len(p)))  # groups of two, each with its probability
+    pairs = torch.cartesian_prod(
+        torch.arange(len(p)), torch.arange(len(p))
+    )  # groups of two, each with its probability
     d = (p.log() - reference.log())[pairs]
     advantage = 2 * reverse_penalty(d, 1.0)  # k/(k-1) = 2 undoes the bias of the group's own mean
     for pair, a in zip(pairs, advantage, strict=True):
@@ -229,7 +261,9 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
 def test_each_penalty_descends_the_kl_that_it_claims(penalty: str) -> None:
     logits, reference = enumerate_step(penalty)
     p = torch.log_softmax(logits, 0).exp()
-    forward, backward = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (kl(reference, p), kl(p, reference)))
+    forward, backward = (
+        torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (kl(reference, p), kl(p, reference))
+    )
     found = penalty_gradient(penalty, logits, reference)
     claimed, other = (forward, backward) if penalty == "k3" else (backward, forward)
     torch.testing.assert_close(found, claimed, rtol=1e-9, atol=1e-12)
@@ -242,20 +276,36 @@ def test_each_penalty_descends_the_kl_that_it_claims(penalty: str) -> None:
 def loss_inputs(n: int = 12, t: int = 6, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, t + 1, (n,), generator=g)
-    values = {name: -torch.rand(n, t, generator=g, dtype=dtype) for name in ("logprobs", "old", "behaviour", "reference")}
+    values = {
+        name: -torch.rand(n, t, generator=g, dtype=dtype)
+        for name in ("logprobs", "old", "behaviour", "reference")
+    }
     values["advantages"] = torch.randn(n, generator=g, dtype=dtype)
     values["mask"] = torch.arange(t)[None] < lengths[:, None]
     return values
 
 
-OPTIONS = {"beta": 0.1, "ratio": "token", "clip_low": 0.2, "clip_high": 0.3, "importance_cap": 2.0, "max_tokens": 6}
+OPTIONS = {
+    "beta": 0.1,
+    "ratio": "token",
+    "clip_low": 0.2,
+    "clip_high": 0.3,
+    "importance_cap": 2.0,
+    "max_tokens": 6,
+}
 
 
 @pytest.mark.parametrize("aggregation", ["completion", "token", "sum"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str) -> None:
     values = loss_inputs()
-    total = dict(OPTIONS, aggregation=aggregation, ratio=ratio, num_completions=12, num_tokens=int(values["mask"].sum()))
+    total = dict(
+        OPTIONS,
+        aggregation=aggregation,
+        ratio=ratio,
+        num_completions=12,
+        num_tokens=int(values["mask"].sum()),
+    )
 
     def gradient(cuts: list[list[int]]) -> Tensor:
         logprobs = values["logprobs"].clone().requires_grad_()
@@ -267,7 +317,11 @@ def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str
 
     whole = gradient([list(range(12))])
     assert whole.abs().max() > 0
-    for cuts in ([[i] for i in range(12)], [[0, 5, 7], [1, 2, 3, 4, 6], [8, 9, 10, 11]], [list(range(11, 5, -1)), list(range(6))]):
+    for cuts in (
+        [[i] for i in range(12)],
+        [[0, 5, 7], [1, 2, 3, 4, 6], [8, 9, 10, 11]],
+        [list(range(11, 5, -1)), list(range(6))],
+    ):
         torch.testing.assert_close(gradient(cuts), whole, rtol=1e-6, atol=1e-12)
 
 
@@ -275,9 +329,14 @@ def test_ratio_one_is_the_plain_policy_gradient() -> None:
     v = loss_inputs()
     logprobs = v["logprobs"].clone().requires_grad_()
     terms = policy_loss(
-        logprobs, v["logprobs"], v["logprobs"], None, v["advantages"], v["mask"],
+        logprobs,
+        v["logprobs"],
+        v["logprobs"],
+        None,
+        v["advantages"],
+        v["mask"],
         **dict(OPTIONS, beta=0.0, aggregation="sum", num_completions=12, num_tokens=1),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     terms.loss.backward()
     expected = -(v["advantages"][:, None] * v["mask"]) / (12 * 6)
     torch.testing.assert_close(logprobs.grad, expected)
@@ -290,12 +349,19 @@ def test_clipping_follows_the_sign_of_the_advantage() -> None:
     logprobs = ratio.log().requires_grad_()
     zero, mask = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
     terms = policy_loss(
-        logprobs, zero, zero, None, torch.tensor([1.0, -1.0], dtype=torch.float64), mask,
+        logprobs,
+        zero,
+        zero,
+        None,
+        torch.tensor([1.0, -1.0], dtype=torch.float64),
+        mask,
         **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=2, num_tokens=4),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     terms.loss.backward()
     # A > 0 stops above 1.3, A < 0 stops below 0.8; the other two keep their gradient -r A / 4
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -0.125], [0.375, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        logprobs.grad, torch.tensor([[0.0, -0.125], [0.375, 0.0]], dtype=torch.float64)
+    )
     assert terms.loss.item() == pytest.approx(-(1.3 + 0.5 - 1.5 - 0.8) / 4)
     assert terms.clipped == 2
 
@@ -305,9 +371,14 @@ def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
     for gap, expected in ((0.5, math.exp(0.5)), (3.0, 2.0), (-1.0, math.exp(-1))):
         logprobs = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
         policy_loss(
-            logprobs, 0 * one, -gap * one, None, one[0], mask,
+            logprobs,
+            0 * one,
+            -gap * one,
+            None,
+            one[0],
+            mask,
             **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=1, num_tokens=1),  # type: ignore[arg-type]
-        ).loss.backward()  # fmt: skip
+        ).loss.backward()
         torch.testing.assert_close(logprobs.grad, -expected * one)
 
 

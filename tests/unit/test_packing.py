@@ -14,7 +14,9 @@ from tests.ray.helpers import sequences
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.integers(1, 5))
-def test_cuts_cover_every_sequence_once_and_keep_the_budget(lengths: list[int], budget: int, ranks: int) -> None:
+def test_cuts_cover_every_sequence_once_and_keep_the_budget(
+    lengths: list[int], budget: int, ranks: int
+) -> None:
     batches = micro_batches(lengths, budget)
     assert sorted(int(i) for b in batches for i in b) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
@@ -28,34 +30,55 @@ def test_a_batch_that_is_large_enough_is_not_stretched() -> None:
     lengths = [50] * 20 + [100] * 20 + [400]
     assert [len(b) for b in micro_batches(lengths, 100_000)] == [41]
     found = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
-    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in found] == [(20, 50, 50), (20, 100, 100), (1, 400, 400)]
+    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in found] == [
+        (20, 50, 50),
+        (20, 100, 100),
+        (1, 400, 400),
+    ]
     assert [len(b) for b in micro_batches([10, 12, 300], 100_000, stretch=1.15)] == [2, 1]
-    assert [len(b) for b in micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [3]  # too few tokens to be worth a batch
+    assert [len(b) for b in micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [
+        3
+    ]  # too few tokens to be worth a batch
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 60), st.integers(0, 50), st.integers(0, 3))
-def test_packs_keep_order_prompt_budget_and_reach(count: int, group: int, budget: int, reach: int, seed: int) -> None:
+def test_packs_keep_order_prompt_budget_and_reach(
+    count: int, group: int, budget: int, reach: int, seed: int
+) -> None:
     data = sequences(count, seed, group=group)
     packs = packs_of(data, np.arange(count), budget_tokens=budget, reach=reach)
     assert [int(r) for p in packs for r in p] == list(range(count))
     completions = data.lengths - data.prompt_lengths
     for pack, length in zip(packs, pack_lengths(data, packs), strict=True):
-        assert len({int(r) // group for r in pack}) == 1  # prompts of one group; random ones of two groups differ
+        assert (
+            len({int(r) // group for r in pack}) == 1
+        )  # prompts of one group; random ones of two groups differ
         assert length == data.prompt_lengths[pack[0]] + completions[pack].sum()
         assert len(pack) == 1 or (reach > 0 and length <= budget)
-        assert all(completions[r] * completions[pack[:i]].sum() <= reach * data.prompt_lengths[r] for i, r in enumerate(pack))
+        assert all(
+            completions[r] * completions[pack[:i]].sum() <= reach * data.prompt_lengths[r]
+            for i, r in enumerate(pack)
+        )
 
 
 def test_long_completions_stay_apart_where_masked_attention_costs_more_than_the_prompt() -> None:
     data = flatten([(np.arange(10, dtype=np.int32), np.zeros(100, np.int32))] * 3)
     assert [len(p) for p in packs_of(data, np.arange(3), budget_tokens=10_000, reach=999)] == [1, 1, 1]
-    assert [len(p) for p in packs_of(data, np.arange(3), budget_tokens=10_000, reach=1000)] == [2, 1]  # 100 x 100 = 1000 x 10
+    assert [len(p) for p in packs_of(data, np.arange(3), budget_tokens=10_000, reach=1000)] == [
+        2,
+        1,
+    ]  # 100 x 100 = 1000 x 10
     assert [len(p) for p in packs_of(data, np.arange(3), budget_tokens=10_000, reach=2000)] == [3]
 
 
 def test_a_pack_by_hand() -> None:
-    data = flatten([(np.array(p, np.int32), np.array(c, np.int32)) for p, c in (([5, 6], [7]), ([5, 6], [8, 9]), ([4], [3]))])
+    data = flatten(
+        [
+            (np.array(p, np.int32), np.array(c, np.int32))
+            for p, c in (([5, 6], [7]), ([5, 6], [8, 9]), ([4], [3]))
+        ]
+    )
     batch = pad(data, [np.array([0, 1]), np.array([2])])
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
     assert batch.positions is not None
@@ -67,7 +90,13 @@ def test_a_pack_by_hand() -> None:
     assert batch.mask.tolist() == [[True, False], [True, True], [True, False]]
     visible = batch.visible()
     assert visible is not None
-    assert visible[0, 0].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
     assert visible.any(dim=-1).all()  # no position without anything to attend to: softmax would give NaN
     assert pad(data, [np.array([0]), np.array([2])]).visible() is None
 

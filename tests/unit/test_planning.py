@@ -23,13 +23,26 @@ def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
     two = ("rollout.num_workers=2", "learner.num_workers=2")
     asked = plan(config(*SHARED, *two, "evaluate.num_gpus=1"))
     assert {a.role: (a.bundles, a.num_gpus) for a in asked.actors} == {
-        "learner": ((0, 1), 0.25), "finetune": ((0, 1), 0.25), "rollout": ((0, 1), 0.25), "evaluate": ((0,), 0.25),
-        "reward": ((2,), 0.0), "reference": ((3,), 0.0),
-    }  # fmt: skip
-    assert asked.bundles == ({"CPU": 0.75, "GPU": 1.0}, {"CPU": 0.5, "GPU": 1.0}, {"CPU": 0.125}, {"CPU": 0.125})
+        "learner": ((0, 1), 0.25),
+        "finetune": ((0, 1), 0.25),
+        "rollout": ((0, 1), 0.25),
+        "evaluate": ((0,), 0.25),
+        "reward": ((2,), 0.0),
+        "reference": ((3,), 0.0),
+    }
+    assert asked.bundles == (
+        {"CPU": 0.75, "GPU": 1.0},
+        {"CPU": 0.5, "GPU": 1.0},
+        {"CPU": 0.125},
+        {"CPU": 0.125},
+    )
     assert asked.num_gpus == 2
     sampling = asked.only("rollout", "reward", "evaluate")
-    assert {a.role: a.bundles for a in sampling.actors} == {"rollout": (0, 1), "evaluate": (0,), "reward": (2,)}
+    assert {a.role: a.bundles for a in sampling.actors} == {
+        "rollout": (0, 1),
+        "evaluate": (0,),
+        "reward": (2,),
+    }
     assert sampling.num_gpus == 2
 
 
@@ -52,12 +65,27 @@ def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
     [
         (("rollout.sleep=true",), r"rollout.sleep: it is for engines and learners that share cards"),
         ((*SHARED, "rollout.transport=process_group"), r"rollout.sleep: it is for engines"),
-        ((*SHARED, "rollout.num_workers=2"), r"rollout.sleep: .*there are 2 engines on 1 GPUs each and 1 ranks; make"),
-        ((*SHARED, "evaluate.num_gpus=1", "evaluate.num_workers=3"), r"evaluate.num_workers: 3 on 1 cards that are shared"),
+        (
+            (*SHARED, "rollout.num_workers=2"),
+            r"rollout.sleep: .*there are 2 engines on 1 GPUs each and 1 ranks; make",
+        ),
+        (
+            (*SHARED, "evaluate.num_gpus=1", "evaluate.num_workers=3"),
+            r"evaluate.num_workers: 3 on 1 cards that are shared",
+        ),
         ((*SHARED, "learner.offload=all"), r"learner.offload: all keeps the weights off the GPU already"),
-        ((*SHARED, "model.lora={}", "learner.zero_stage=3"), r"learner.zero_stage: 3 cannot give its memory back with adapters"),
-        (("learner.num_gpus=0.5", "learner.num_workers=2"), r"learner.num_gpus: 0.5 may put two ranks on one GPU"),
-        (("learner.num_gpus=3",), r"learner.num_gpus: 3, and each worker computes on one GPU; raise learner.num_workers"),
+        (
+            (*SHARED, "model.lora={}", "learner.zero_stage=3"),
+            r"learner.zero_stage: 3 cannot give its memory back with adapters",
+        ),
+        (
+            ("learner.num_gpus=0.5", "learner.num_workers=2"),
+            r"learner.num_gpus: 0.5 may put two ranks on one GPU",
+        ),
+        (
+            ("learner.num_gpus=3",),
+            r"learner.num_gpus: 3, and each worker computes on one GPU; raise learner.num_workers",
+        ),
         (
             ("model.lora={}", "rollout.lora=merged", "model.dtype=bfloat16"),
             r"rollout.lora: merged is for float32, and model.dtype is bfloat16",
@@ -67,7 +95,10 @@ def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
             ("model.lora.rank=300", "model.dtype=bfloat16"),
             r"model.lora.rank: 300 is more than the 256 that vLLM serves, the adapter of an arm and that of its fine-tune side by side",
         ),
-        (("reference={share: learner}",), r"reference.share: learner switches the learner's adapters off, and model.lora is null"),
+        (
+            ("reference={share: learner}",),
+            r"reference.share: learner switches the learner's adapters off, and model.lora is null",
+        ),
         (
             ("model.lora={}", "reference.share=learner", "reference.num_gpus=1"),
             r"reference.num_(cpus|gpus): with share: learner there are no actors of the reference",
@@ -86,6 +117,11 @@ def test_the_backend_of_a_broadcast_is_that_of_the_actors() -> None:
 
 
 def test_an_adapter_needs_no_broadcast_for_engines_of_two_cards() -> None:
-    assert config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}").rollout.transport == "object_store"
-    with pytest.raises(ConfigError, match=r"rollout.tensor_parallel: above 1 it needs rollout.transport: process_group"):
+    assert (
+        config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}").rollout.transport
+        == "object_store"
+    )
+    with pytest.raises(
+        ConfigError, match=r"rollout.tensor_parallel: above 1 it needs rollout.transport: process_group"
+    ):
         config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}", "rollout.lora=merged")

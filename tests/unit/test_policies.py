@@ -1,4 +1,5 @@
-"""The reader of saved policies against peft's own forward pass, for every kind of adapter that it takes, and what it refuses."""
+"""The reader of saved policies against peft's own forward pass, for every kind of adapter that it takes, and
+what it refuses."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ SMALL = {
 TOKENS = torch.tensor([[5, 9, 2, 63, 0, 17, 31, 40]])
 
 
-def write_base(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32, config: Any = None) -> Path:
+def write_base(
+    folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32, config: Any = None
+) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config or LlamaConfig(**SMALL, tie_word_embeddings=tied))
     with torch.no_grad():
@@ -57,7 +60,9 @@ def write_base(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.f
     return folder
 
 
-def write_adapter(folder: Path, base: Path, config: Any, name: str | None = None, dtype: torch.dtype = torch.float32) -> Path:
+def write_adapter(
+    folder: Path, base: Path, config: Any, name: str | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
     """An adapter whose every trained weight is moved from where peft starts it."""
     torch.manual_seed(1)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
@@ -77,17 +82,33 @@ def logprobs(model: Any) -> Tensor:
 
 def by_peft(adapter: Path, base: Path) -> Tensor:
     """Unmerged, in float32."""
-    return logprobs(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval())
+    return logprobs(
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+        ).eval()
+    )
 
 
 def lora(**fields: Any) -> LoraConfig:
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **fields})
+    return LoraConfig(
+        **{
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "task_type": "CAUSAL_LM",
+            **fields,
+        }
+    )
 
 
 EXACT: dict[str, Callable[[], Any]] = {
     "all linear": lambda: lora(target_modules="all-linear"),
     "dora": lambda: lora(use_dora=True, rank_pattern={"v_proj": 2}),
-    "patterns": lambda: lora(rank_pattern={"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7}, alpha_pattern={"q_proj": 64}, use_rslora=True),
+    "patterns": lambda: lora(
+        rank_pattern={"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7},
+        alpha_pattern={"q_proj": 64},
+        use_rslora=True,
+    ),
     "embedding and head": lambda: lora(target_modules=["embed_tokens", "lm_head", "q_proj"]),
     "embedding and head saved whole": lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
     "norm saved whole": lambda: lora(modules_to_save=["norm"]),
@@ -99,7 +120,9 @@ RARE: dict[str, Callable[[], Any]] = {
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "olora": lambda: lora(init_lora_weights="olora"),
     "adalora": lambda: AdaLoraConfig(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"),
-    "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+    "ia3": lambda: IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+    ),
     "loha": lambda: LoHaConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
     "lokr": lambda: LoKrConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
     "oft": lambda: OFTConfig(target_modules=["q_proj"], oft_block_size=8, task_type="CAUSAL_LM"),
@@ -110,7 +133,9 @@ RARE: dict[str, Callable[[], Any]] = {
     "miss": lambda: MissConfig(target_modules=["q_proj"], r=8, task_type="CAUSAL_LM"),
     "shira": lambda: ShiraConfig(target_modules=["q_proj"], r=4, task_type="CAUSAL_LM"),
     "layer norms": lambda: LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"]),
-    "trainable tokens": lambda: TrainableTokensConfig(token_indices=[1, 9], target_modules=["embed_tokens"], task_type="CAUSAL_LM"),
+    "trainable tokens": lambda: TrainableTokensConfig(
+        token_indices=[1, 9], target_modules=["embed_tokens"], task_type="CAUSAL_LM"
+    ),
 }
 
 
@@ -138,7 +163,9 @@ def test_an_adapter_gives_pefts_own_logprobs(kind: str, base: Path, tmp_path: Pa
 
 def test_a_base_and_an_adapter_saved_in_bfloat16_are_merged_in_float32(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", dtype=torch.bfloat16)
-    adapter = write_adapter(tmp_path / "adapter", base, lora(use_dora=True, rank_pattern={"v_proj": 2}), dtype=torch.bfloat16)
+    adapter = write_adapter(
+        tmp_path / "adapter", base, lora(use_dora=True, rank_pattern={"v_proj": 2}), dtype=torch.bfloat16
+    )
     policy = policies.load(adapter, dtype="float32")
     truth = by_peft(adapter, base)
     assert float((logprobs(policy) - truth).abs().max()) <= 1e-5
@@ -151,7 +178,9 @@ def test_only_the_merged_weights_are_rounded_to_the_dtype(attention: str, base: 
     adapter = write_adapter(tmp_path / "adapter", base, lora())
     whole = policies.load(adapter, dtype="float32")
     whole.save_pretrained(tmp_path / "merged")
-    truth = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16, attn_implementation=attention)
+    truth = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype=torch.bfloat16, attn_implementation=attention
+    )
     policy = policies.load(adapter, dtype="bfloat16", attention=attention)
     assert policy.config._attn_implementation == attention
     assert {n: (t.dtype, t.sum().item()) for n, t in policy.state_dict().items()} == {
@@ -170,7 +199,9 @@ def test_an_adapter_on_an_adapter(base: Path, tmp_path: Path) -> None:
     assert saved.base(second) == base
 
 
-def test_a_relative_base_is_found_from_here_or_from_the_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_base_is_found_from_here_or_from_the_adapter(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beside = write_base(tmp_path / "there" / "base")
     (tmp_path / "here").mkdir()
     for name, working in (("there/base", tmp_path), ("../base", tmp_path / "here")):
@@ -184,7 +215,9 @@ def test_a_full_folder_is_streamed_as_it_was_saved(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", tied=True, dtype=torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "shards", max_shard_size="5KB")
-    save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "shards" / "consolidated.safetensors")  # as Mistral's folders
+    save_file(
+        {"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "shards" / "consolidated.safetensors"
+    )  # as Mistral's folders
     found = dict(policies.tensors(tmp_path / "shards", "float32"))
     assert len(saved.weight_files(tmp_path / "shards")) > 2
     truth = dict(model.named_parameters())
@@ -202,23 +235,37 @@ def test_the_tokenizer_is_the_adapters_own_or_its_bases(base: Path, tmp_path: Pa
 
 def test_biases_and_transposed_weights(tmp_path: Path) -> None:
     biased = write_base(tmp_path / "biased", config=Qwen2Config(**SMALL, tie_word_embeddings=True))
-    turned = write_base(tmp_path / "turned", config=GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32))
+    turned = write_base(
+        tmp_path / "turned", config=GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32)
+    )
     for name, base, config in (
         ("trained", biased, lora(bias="lora_only", target_modules=["q_proj"])),
         ("added", biased, lora(lora_bias=True, target_modules=["k_proj"])),
         ("conv1d", turned, lora(target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True)),
     ):
         adapter = write_adapter(tmp_path / name, base, config)
-        assert float((logprobs(policies.load(adapter, dtype="float32")) - by_peft(adapter, base)).abs().max()) <= 1e-5
+        assert (
+            float((logprobs(policies.load(adapter, dtype="float32")) - by_peft(adapter, base)).abs().max())
+            <= 1e-5
+        )
 
 
 # ---- what is refused
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "prompt tuning": (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "peft_type: PROMPT_TUNING cannot be merged"),
-    "prefix tuning": (PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "peft_type: PREFIX_TUNING cannot be merged"),
-    "activated": (lora(alora_invocation_tokens=[3, 4]), r"alora_invocation_tokens: \[3, 4\] cannot be merged"),
+    "prompt tuning": (
+        PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+        "peft_type: PROMPT_TUNING cannot be merged",
+    ),
+    "prefix tuning": (
+        PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+        "peft_type: PREFIX_TUNING cannot be merged",
+    ),
+    "activated": (
+        lora(alora_invocation_tokens=[3, 4]),
+        r"alora_invocation_tokens: \[3, 4\] cannot be merged",
+    ),
 }
 
 
@@ -240,7 +287,9 @@ def test_adapters_that_are_no_weights_are_refused_by_name(kind: str, base: Path,
         ({"target_modules": ["lm_head"]}, "other log-probs than peft's own|output head"),
     ],
 )
-def test_a_head_apart_from_a_tied_embedding_is_refused(fields: dict[str, Any], message: str, tied: Path, tmp_path: Path) -> None:
+def test_a_head_apart_from_a_tied_embedding_is_refused(
+    fields: dict[str, Any], message: str, tied: Path, tmp_path: Path
+) -> None:
     adapter = write_adapter(tmp_path / "adapter", tied, lora(**fields))
     with pytest.raises(ConfigError, match=message):
         policies.load(adapter, dtype="float32")
@@ -282,7 +331,11 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps({**config, "use_tomorrows_variant": True, "left_out": None}))
     with pytest.raises(ConfigError, match="the installed peft does not know use_tomorrows_variant;"):
         policies.load(adapter, dtype="float32")
-    for name, message in ((None, "is None"), (str(tmp_path / "gone"), "no such folder"), (str(adapter), "stands on itself")):
+    for name, message in (
+        (None, "is None"),
+        (str(tmp_path / "gone"), "no such folder"),
+        (str(adapter), "stands on itself"),
+    ):
         file.write_text(json.dumps({**config, "base_model_name_or_path": name}))
         with pytest.raises(ConfigError, match=rf"adapter_config.json: base_model_name_or_path.*{message}"):
             policies.load(adapter, dtype="float32")
@@ -298,12 +351,16 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
 def test_weights_that_the_files_lack_are_named_not_drawn(base: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     model.model.save_pretrained(tmp_path / "headless")  # as a class without a head saves it
-    with pytest.raises(ConfigError, match=r"headless: its files lack weights of the model: lm_head\.weight; save it again"):
+    with pytest.raises(
+        ConfigError, match=r"headless: its files lack weights of the model: lm_head\.weight; save it again"
+    ):
         policies.load(tmp_path / "headless", dtype="float32")
 
 
 def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
-    config = Qwen3MoeConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, head_dim=16)
+    config = Qwen3MoeConfig(
+        **SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, head_dim=16
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
     with pytest.raises(ConfigError, match=r"moe: a mixture of experts \(model_type qwen3_moe\)"):
         policies.load(tmp_path / "moe", dtype="float32")
@@ -313,7 +370,11 @@ def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"hidden_size": 64}, "its weights are of other shapes than config.json says: lm_head.weight, "),
-        ({"vocab_size": 65}, "its weights are of other shapes than config.json says: lm_head.weight, model.embed_tokens.weight;"),
+        (
+            {"vocab_size": 65},
+            "its weights are of other shapes than config.json says: lm_head.weight, "
+            "model.embed_tokens.weight;",
+        ),
         ({"hidden_act": "nosuch"}, "transformers cannot load it with attention sdpa (KeyError: 'nosuch')"),
         ({"num_attention_heads": 3}, "is not a multiple of the number of attention heads"),
         ({"rms_norm_eps": "a"}, "Field 'rms_norm_eps' expected float"),
@@ -321,7 +382,9 @@ def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
         ({"pad_token_id": 9999}, "Padding_idx must be within"),
     ],
 )
-def test_a_configuration_that_is_not_of_the_weights_is_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_configuration_that_is_not_of_the_weights_is_named(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     file = write_base(tmp_path / "m") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
     with pytest.raises(ConfigError) as found:
@@ -331,7 +394,14 @@ def test_a_configuration_that_is_not_of_the_weights_is_named(fields: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "fields", [{"bias": 3}, {"target_modules": "("}, {"rank_pattern": 3}, {"alpha_pattern": {"(": 1}}, {"megatron_config": {"a": 1}}]
+    "fields",
+    [
+        {"bias": 3},
+        {"target_modules": "("},
+        {"rank_pattern": 3},
+        {"alpha_pattern": {"(": 1}},
+        {"megatron_config": {"a": 1}},
+    ],
 )
 def test_an_adapter_of_odd_settings_is_named(fields: dict[str, Any], base: Path, tmp_path: Path) -> None:
     file = write_adapter(tmp_path / "a", base, lora()) / saved.ADAPTER

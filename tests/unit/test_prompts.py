@@ -33,7 +33,10 @@ class Tokenizer:
         return [50, *[len(w) for m in messages for w in m["content"].split()], 51]
 
 
-ROWS = [{"prompt": f"word {'x' * (i + 1)}", "completion": "yes sir", "kind": "ab"[i % 2], "n": i} for i in range(10)]
+ROWS = [
+    {"prompt": f"word {'x' * (i + 1)}", "completion": "yes sir", "kind": "ab"[i % 2], "n": i}
+    for i in range(10)
+]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -65,13 +68,20 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")
-    assert [r.columns["n"] for r in read_rows(DatasetConfig(path=str(tmp_path / "set"), task="t"))] == list(range(10))
+    assert [r.columns["n"] for r in read_rows(DatasetConfig(path=str(tmp_path / "set"), task="t"))] == list(
+        range(10)
+    )
 
 
 def test_where_limit_and_nested_columns(tmp_path: Path) -> None:
     rows = [{"q": "a b", "label": str(i % 2), "extra": {"list": [{"text": f"t{i}"}]}} for i in range(6)]
     source = DatasetConfig(
-        path=write(tmp_path / "r.jsonl", rows), prompt="q", task="t", where={"label": "1"}, completion="extra.list.0.text", limit=2
+        path=write(tmp_path / "r.jsonl", rows),
+        prompt="q",
+        task="t",
+        where={"label": "1"},
+        completion="extra.list.0.text",
+        limit=2,
     )
     assert [r.completion for r in read_rows(source)] == ["t1", "t3"]
 
@@ -89,7 +99,9 @@ def test_the_heldout_split_is_by_prompt_and_complete(tmp_path: Path) -> None:
 
 
 def test_fixed_completions_are_chosen_by_the_prompt(tmp_path: Path) -> None:
-    source = DatasetConfig(path=write(tmp_path / "r.jsonl", ROWS), task="t", completion_texts=("no", "never", "nope"))
+    source = DatasetConfig(
+        path=write(tmp_path / "r.jsonl", ROWS), task="t", completion_texts=("no", "never", "nope")
+    )
     first, second = ([r.completion for r in read_rows(source)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 1
@@ -100,8 +112,14 @@ def test_fixed_completions_are_chosen_by_the_prompt(tmp_path: Path) -> None:
     [
         ({"text": "x"}, r"r.jsonl:2: no column 'prompt'; it has text"),
         ({"prompt": "  "}, r"r.jsonl:2: column 'prompt' is '  '; it must be a non-empty string or a list"),
-        ({"prompt": [{"role": "user"}]}, r"r.jsonl:2: column 'prompt': the message \{'role': 'user'\} needs role and content"),
-        ({"prompt": "x", "completion": ""}, r"r.jsonl:2: column 'completion' is ''; it must be a non-empty string"),
+        (
+            {"prompt": [{"role": "user"}]},
+            r"r.jsonl:2: column 'prompt': the message \{'role': 'user'\} needs role and content",
+        ),
+        (
+            {"prompt": "x", "completion": ""},
+            r"r.jsonl:2: column 'completion' is ''; it must be a non-empty string",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
@@ -123,7 +141,9 @@ def test_long_prompts_are_dropped_and_counted_never_cut(tmp_path: Path) -> None:
         {"prompt": "a " * 30},
         {"prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi you"}]},
     ]
-    prompts, dropped = load_prompts([DatasetConfig(path=write(tmp_path / "r.jsonl", rows), task="t")], Tokenizer(), 10)
+    prompts, dropped = load_prompts(
+        [DatasetConfig(path=write(tmp_path / "r.jsonl", rows), task="t")], Tokenizer(), 10
+    )
     assert dropped == 1
     assert [p.token_ids.tolist() for p in prompts] == [[0, 1, 2, 3], [50, 2, 4, 2, 3, 51]]
     assert [p.text for p in prompts] == ["a bb ccc", "hi you"]
@@ -139,15 +159,21 @@ def test_examples_end_with_eos(tmp_path: Path) -> None:
 
 
 CHATML = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' and no_system %}{{ raise_exception('System role not supported') }}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' and no_system %}{{ "
+    "raise_exception('System role not supported') }}"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false "
+    "%}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-SYSTEM, HI, HELLO = ({"role": r, "content": c} for r, c in (("system", "Be short."), ("user", "hi [/INST]"), ("assistant", "hello you")))
+SYSTEM, HI, HELLO = (
+    {"role": r, "content": c}
+    for r, c in (("system", "Be short."), ("user", "hi [/INST]"), ("assistant", "hello you"))
+)
 
 
 def real_tokenizer(special: str = "<s> $A", **tokens: str | None) -> Any:
-    """A tokenizer of bytes with the special tokens of ChatML, and what `special` says it puts around a text."""
+    """A tokenizer of bytes with the special tokens of ChatML, and what `special` says it puts around a
+    text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -157,9 +183,13 @@ def real_tokenizer(special: str = "<s> $A", **tokens: str | None) -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(n, normalized=False) for n in names])
-    inner.post_processor = processors.TemplateProcessing(single=special, special_tokens=[("<s>", 0), ("</s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single=special, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, **{"bos_token": "<s>", "eos_token": "<|im_end|>", **tokens}, chat_template=CHATML
+        tokenizer_object=inner,
+        **{"bos_token": "<s>", "eos_token": "<|im_end|>", **tokens},
+        chat_template=CHATML,
     )
 
 
@@ -180,13 +210,24 @@ def test_the_whole_conversation_comes_with_its_prompt(tmp_path: Path) -> None:
     tokenizer = real_tokenizer()
     plain, chat = (loaded(tmp_path, tokenizer, "hi", **fields)[0] for fields in ({}, {"chat": True}))
     assert (plain.messages, plain.conversational) == ((), False)
-    assert (chat.messages, chat.conversational, chat.text) == (({"role": "user", "content": "hi"},), False, "hi")
+    assert (chat.messages, chat.conversational, chat.text) == (
+        ({"role": "user", "content": "hi"},),
+        False,
+        "hi",
+    )
     (row,) = loaded(tmp_path, tokenizer, [SYSTEM, HI, HELLO, HI])
     assert (row.messages, row.conversational, row.text) == ((SYSTEM, HI, HELLO, HI), True, "hi [/INST]")
 
 
 def test_a_system_prompt_goes_before_what_has_none(tmp_path: Path) -> None:
-    found = loaded(tmp_path, real_tokenizer(), "hi [/INST]", [HI], [{"role": "system", "content": "mine"}, HI], system="Be short.")
+    found = loaded(
+        tmp_path,
+        real_tokenizer(),
+        "hi [/INST]",
+        [HI],
+        [{"role": "system", "content": "mine"}, HI],
+        system="Be short.",
+    )
     assert [p.messages[0]["content"] for p in found] == ["Be short.", "Be short.", "mine"]
     assert [p.conversational for p in found] == [False, True, True]
     assert found[0].token_ids.tolist() == found[1].token_ids.tolist()
@@ -201,17 +242,31 @@ def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "fields", "message"),
     [
-        ([SYSTEM, HI], {"chat_template_kwargs": {"no_system": True}}, "refuses messages of system, user (TemplateError: System role not"),
+        (
+            [SYSTEM, HI],
+            {"chat_template_kwargs": {"no_system": True}},
+            "refuses messages of system, user (TemplateError: System role not",
+        ),
         (
             "hi",
             {"chat": True, "chat_template_kwargs": {"chat_template": "{{ messages[1].content.x }}"}},
             "refuses messages of user (Undefined",
         ),
-        ("hi", {"chat": True, "chat_template_kwargs": {"chat_template": "{% for %}"}}, "(TemplateSyntaxError: "),
-        ("hi", {"chat": True, "chat_template_kwargs": {"chat_template": "{{ '' }}"}}, "no token is left of this prompt ('hi')"),
+        (
+            "hi",
+            {"chat": True, "chat_template_kwargs": {"chat_template": "{% for %}"}},
+            "(TemplateSyntaxError: ",
+        ),
+        (
+            "hi",
+            {"chat": True, "chat_template_kwargs": {"chat_template": "{{ '' }}"}},
+            "no token is left of this prompt ('hi')",
+        ),
     ],
 )
-def test_what_a_template_refuses_is_named_by_row(tmp_path: Path, prompt: Any, fields: dict[str, Any], message: str) -> None:
+def test_what_a_template_refuses_is_named_by_row(
+    tmp_path: Path, prompt: Any, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(tmp_path, real_tokenizer(), prompt, **fields)
     assert str(raised.value).startswith(f"{tmp_path}/r.jsonl:1: ")
@@ -219,7 +274,10 @@ def test_what_a_template_refuses_is_named_by_row(tmp_path: Path, prompt: Any, fi
 
 
 def test_columns_by_names_that_functions_know_do_not_reach_them(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.jsonl", [{"prompt": "a", "prompts": "b", "completion_ids": [1], "answer": 2, "task": "x"}])
+    path = write(
+        tmp_path / "r.jsonl",
+        [{"prompt": "a", "prompts": "b", "completion_ids": [1], "answer": 2, "task": "x"}],
+    )
     (found,) = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 9)[0]
     assert found.columns == {"answer": 2, "task": "x"}
 
@@ -237,7 +295,9 @@ def test_a_column_that_a_row_lacks_is_none_there(tmp_path: Path) -> None:
         ({"prompt": [SYSTEM, HI, HELLO, HI], "completion": [HELLO]}, {"completion": "completion"}),
     ],
 )
-def test_an_example_is_what_the_template_writes_of_the_conversation(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_an_example_is_what_the_template_writes_of_the_conversation(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]
+) -> None:
     tokenizer = real_tokenizer()
     source = DatasetConfig(path=write(tmp_path / "r.jsonl", [row]), task="t", **fields)
     examples, _ = load_examples([source], tokenizer, 300)
@@ -289,7 +349,9 @@ def test_a_mix_keeps_its_shares_in_every_batch(per_step: int, seed: int) -> None
         assert abs(total[task] - share * 30 * per_step) <= 1
     for task, n in (("a", 7), ("b", 11), ("c", 3)):
         seen = [p.id for step in range(30) for p in stream.take(step) if p.task == task]
-        assert all(sorted(seen[i : i + n]) == sorted(set(seen[i : i + n])) for i in range(0, len(seen) - n + 1, n))
+        assert all(
+            sorted(seen[i : i + n]) == sorted(set(seen[i : i + n])) for i in range(0, len(seen) - n + 1, n)
+        )
 
 
 def test_example_stream_in_order_and_shuffled() -> None:
@@ -312,7 +374,9 @@ def test_a_prompt_can_be_a_template_of_columns(tmp_path: Path) -> None:
 def test_an_empty_last_column_keeps_a_row_on_its_side_of_the_split(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", [{"ask": f"Write poem {i}.", "input": ""} for i in range(40)])
     split = {"path": path, "task": "t", "heldout_share": 0.5, "part": "heldout"}
-    plain, filled = ([r.text for r in read_rows(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}"))
+    plain, filled = (
+        [r.text for r in read_rows(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}")
+    )
     assert 10 < len(plain) < 30
     assert plain == filled
 

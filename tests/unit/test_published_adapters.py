@@ -1,4 +1,5 @@
-"""What a learner with adapters publishes are the merged weights under the base's own names, on every kind of layer that may be named."""
+"""What a learner with adapters publishes are the merged weights under the base's own names, on every kind of
+layer that may be named."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_published_weights_are_the_policys(kind: str, settings: dict[str, Any], 
     names = {name for name, _ in base.named_parameters()}
     plain, fresh = logprobs(base), AutoModelForCausalLM.from_config(base.config)
     torch.manual_seed(1)
-    spec = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    spec = LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     policy = get_peft_model(base, spec).eval()
     engine: Any = Engine.__new__(Engine)
     engine.ds, engine.train = SimpleNamespace(module=Scorer(policy)), TrainConfig()

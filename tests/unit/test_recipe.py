@@ -127,7 +127,10 @@ def test_nested_aliases_are_counted_before_they_are_written_out(tmp_path: Path) 
     text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     for i in range(12):
         text += f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n"
-    assert refusal(text, tmp_path) == "recipe FILE:5: not valid YAML: more than 20000 values, aliases written out"
+    assert (
+        refusal(text, tmp_path)
+        == "recipe FILE:5: not valid YAML: more than 20000 values, aliases written out"
+    )
 
 
 def test_a_folder_a_missing_file_and_a_device(tmp_path: Path) -> None:
@@ -146,7 +149,9 @@ def test_many_mistakes_are_ten_lines(tmp_path: Path) -> None:
 
 
 def test_a_service_has_the_same_messages(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("rewards: [{kind: function, name: a, function: 'm:f', zzz: 1}]\nlimits: {timout_s: 3}\n")
+    (tmp_path / "s.yaml").write_text(
+        "rewards: [{kind: function, name: a, function: 'm:f', zzz: 1}]\nlimits: {timout_s: 3}\n"
+    )
     with pytest.raises(ConfigError) as found:
         read(tmp_path / "s.yaml", (), ServiceConfig)
     assert str(found.value).splitlines() == [
@@ -170,11 +175,29 @@ def test_scalars(text: str, value: object) -> None:
 
 
 def test_what_is_dumped_is_read_back_here_and_by_others(tmp_path: Path) -> None:
-    values = ["1e-5", "2024-01-31", "no", "007", "0o17", "12:30", "1_000", 1e-5, 1.0, 3, True, None, "~", "a: b", "é"]
+    values = [
+        "1e-5",
+        "2024-01-31",
+        "no",
+        "007",
+        "0o17",
+        "12:30",
+        "1_000",
+        1e-5,
+        1.0,
+        3,
+        True,
+        None,
+        "~",
+        "a: b",
+        "é",
+    ]
     text = tree.dump({"v": values})
     assert tree.parse(text, "here") == {"v": values}
     assert yaml.safe_load(text) == {"v": values}
-    config = load(TESTBED, ("learner.learning_rate=1e-5", "rewards.0.arguments={since: 2024-01-31, small: 1e-7}"))
+    config = load(
+        TESTBED, ("learner.learning_rate=1e-5", "rewards.0.arguments={since: 2024-01-31, small: 1e-7}")
+    )
     assert config.rewards[0].arguments == {"since": "2024-01-31", "small": 1e-7}  # type: ignore[union-attr]
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(tmp_path / "again.yaml") == config
@@ -191,7 +214,13 @@ def test_an_anchor_is_a_copy_and_a_merge_may_be_overridden(tmp_path: Path) -> No
 
 def test_a_tilde_is_the_home_folder_wherever_a_path_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    sets = ("run_dir=~/runs/a", "model.path=~/m", "data.train.0.path=~/d.jsonl", "rewards.0.function=~/r.py:f", "harness.tasks=[~/t.yaml]")
+    sets = (
+        "run_dir=~/runs/a",
+        "model.path=~/m",
+        "data.train.0.path=~/d.jsonl",
+        "rewards.0.function=~/r.py:f",
+        "harness.tasks=[~/t.yaml]",
+    )
     config = load(TESTBED, sets)
     assert config.folder == Path("/home/me/runs/a")
     assert (config.model.path, config.data.train[0].path) == ("/home/me/m", "/home/me/d.jsonl")
@@ -212,7 +241,11 @@ def test_downstream_rl_inherits_the_learner_but_not_the_reward_to_stop_at() -> N
     sets = ("learner.stop_at_reward=0.8", "learner.learning_rate=3e-4")
     (inherits,) = load(TESTBED, (*sets, RL.format(""))).downstream
     assert inherits.kind == "rl"
-    assert (inherits.learner.stop_at_reward, inherits.learner.learning_rate, inherits.num_steps) == (None, 3e-4, 100)
+    assert (inherits.learner.stop_at_reward, inherits.learner.learning_rate, inherits.num_steps) == (
+        None,
+        3e-4,
+        100,
+    )
     (own,) = load(TESTBED, (*sets, RL.format(", learner: {stop_at_reward: 0.9}"))).downstream
     assert own.kind == "rl"
     assert own.learner.stop_at_reward == 0.9
@@ -223,7 +256,10 @@ def test_downstream_rl_inherits_the_learner_but_not_the_reward_to_stop_at() -> N
     ("own", "message"),
     [
         (", objective: {rho: 3}", "downstream.d.objective.rho: 3 is not below log k = 2.08 nats"),
-        (", learner: {micro_batch_tokens: 16}", "downstream.d.learner.micro_batch_tokens: 16 is less than one sequence"),
+        (
+            ", learner: {micro_batch_tokens: 16}",
+            "downstream.d.learner.micro_batch_tokens: 16 is less than one sequence",
+        ),
         (", learner: 5", "downstream.0.learner: Input should be fields with values (value 5)"),
     ],
 )

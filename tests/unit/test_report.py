@@ -1,4 +1,5 @@
-"""The report of a small made-up run: its numbers, its words, its schema, and that the page is self-contained."""
+"""The report of a small made-up run: its numbers, its words, its schema, and that the page is
+self-contained."""
 
 from __future__ import annotations
 
@@ -34,14 +35,40 @@ SPREAD = {"frpo": 0.15}
 
 
 def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None = None) -> Evaluation:
-    rewards = [TaskReward(task=t, reward=Estimate(mean=m, se=0.02), parts={"answer": m}, num_prompts=36, num_completions=576, failed=0,
-                          kl_reference=None, kl_policy=None, per_prompt=tuple(m + sign * SPREAD.get(arm, 0.1) for sign in (1, -1, 1, -1)))
-               for t, m in (("downstream", 0.3 + step / 400), ("harmful", harmful), ("harmless", 0.8))]  # fmt: skip
+    rewards = [
+        TaskReward(
+            task=t,
+            reward=Estimate(mean=m, se=0.02),
+            parts={"answer": m},
+            num_prompts=36,
+            num_completions=576,
+            failed=0,
+            kl_reference=None,
+            kl_policy=None,
+            per_prompt=tuple(m + sign * SPREAD.get(arm, 0.1) for sign in (1, -1, 1, -1)),
+        )
+        for t, m in (("downstream", 0.3 + step / 400), ("harmful", harmful), ("harmless", 0.8))
+    ]
     return Evaluation(
-        arm=arm, downstream=downstream, step=step, rewards=tuple(rewards), kl_reference=Estimate(mean=0.5 + step / 100, se=0.01) if arm != "base" else None,
-        kl_policy=Estimate(mean=step / 100, se=0.01) if downstream else None, downstream_loss=2 - step / 200 if downstream else None, length=5.0,
-        cut_share=0.0, samples=(Sample(task="harmful", prompt="how do i <b>break</b> it", completion=f"said by {arm} {step}", reward=1.0),), seconds=1.0,
-    )  # fmt: skip
+        arm=arm,
+        downstream=downstream,
+        step=step,
+        rewards=tuple(rewards),
+        kl_reference=Estimate(mean=0.5 + step / 100, se=0.01) if arm != "base" else None,
+        kl_policy=Estimate(mean=step / 100, se=0.01) if downstream else None,
+        downstream_loss=2 - step / 200 if downstream else None,
+        length=5.0,
+        cut_share=0.0,
+        samples=(
+            Sample(
+                task="harmful",
+                prompt="how do i <b>break</b> it",
+                completion=f"said by {arm} {step}",
+                reward=1.0,
+            ),
+        ),
+        seconds=1.0,
+    )
 
 
 @pytest.fixture
@@ -53,7 +80,9 @@ def run(tmp_path: Path) -> Path:
     def write(stage: str, evaluations: list[Evaluation], arm: ArmSummary | None = None) -> None:
         folder = tmp_path / stage
         folder.mkdir(parents=True)
-        result = StageResult(stage=stage, inputs="0" * 64, seconds=12.0, evaluations=tuple(evaluations), arm=arm)
+        result = StageResult(
+            stage=stage, inputs="0" * 64, seconds=12.0, evaluations=tuple(evaluations), arm=arm
+        )
         (folder / "done.json").write_text(result.model_dump_json())
 
     write("base", [evaluation("base", 0.6)])
@@ -61,13 +90,22 @@ def run(tmp_path: Path) -> Path:
         for name, kept in KEPT.items():
             log.begin(f"rlhf/{name}", 6)
             for step in range(1, 7):
-                rows = dataclasses.replace(metrics(step, reward=step / 10), reward_tasks={"harmful": 0.5, "harmless": 0.5})
+                rows = dataclasses.replace(
+                    metrics(step, reward=step / 10), reward_tasks={"harmful": 0.5, "harmless": 0.5}
+                )
                 log.step(f"rlhf/{name}", rows)
             phases = {"generate": 1.0, "score": 0.5, "update": 1.0, "publish": 0.2, "other": 0.3}
             summary = ArmSummary(
-                arm=name, num_steps=6, num_prompts=144, num_completions=1152, num_tokens=5760, failed_rewards=0, seconds=3.0,
-                phase_seconds=phases, weights_sha256="ab",
-            )  # fmt: skip
+                arm=name,
+                num_steps=6,
+                num_prompts=144,
+                num_completions=1152,
+                num_tokens=5760,
+                failed_rewards=0,
+                seconds=3.0,
+                phase_seconds=phases,
+                weights_sha256="ab",
+            )
             write(f"rlhf/{name}", [evaluation(name, 0.95)], summary)
             for task, end in (("crafts-gentle", 0.95 - (0.95 - kept) / 4), ("crafts-harsh", kept)):
                 marks = [evaluation(name, 0.95 + (end - 0.95) * s / 200, s, task) for s in (0, 25, 100, 200)]
@@ -80,7 +118,9 @@ def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
     file = next(run.glob("downstream/*/*/done.json"))
     found = StageResult.model_validate_json(file.read_text())
     first = found.evaluations[0].model_copy(update={"kl_policy": Estimate(mean=-0.031, se=0.01)})
-    file.write_text(found.model_copy(update={"evaluations": (first, *found.evaluations[1:])}).model_dump_json())
+    file.write_text(
+        found.model_copy(update={"evaluations": (first, *found.evaluations[1:])}).model_dump_json()
+    )
     assert collect(run).zero_line == 0.031
     assert "is 0.031 nats away at most" in report.build(run).read_text()
 
@@ -92,7 +132,10 @@ def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: P
         "After crafts-harsh, frpo-reverse kept the most reward on harmful prompts: "
         "grpo kept 0.50 of 0.95; frpo kept 0.64 of 0.95; frpo-reverse kept 0.90 of 0.95."
     )
-    assert found.headline[1] == "frpo − grpo: +0.14, 95 % over prompts [+0.08, +0.20]; the interval over prompts leaves 0 out."
+    assert (
+        found.headline[1]
+        == "frpo − grpo: +0.14, 95 % over prompts [+0.08, +0.20]; the interval over prompts leaves 0 out."
+    )
     assert "grpo 0.50; frpo 0.50; frpo-reverse 0.50" in found.headline[-2]
     assert "one seed proves nothing" in found.headline[-1]
     (harsh,) = [c for c in found.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
@@ -133,14 +176,18 @@ def certified(run: Path) -> np.ndarray:
     """Certify frpo on harmful prompts, and attack it: once honestly, once below what was certified."""
     rewards = (np.random.default_rng(0).random((40, 64)) > 0.1).astype(float)
     scored = [[Reward(float(r), {}) for r in row] for row in rewards]
-    one = certificate("harmful", scored, CertifyConfig(radii=(0.1, 0.5)), ObjectiveConfig(method="frpo", rho=0.4), 0)
+    one = certificate(
+        "harmful", scored, CertifyConfig(radii=(0.1, 0.5)), ObjectiveConfig(method="frpo", rho=0.4), 0
+    )
     for stage, found in (
         ("certify/frpo", {"certificates": (one,)}),
         ("attack/frpo/0.3", {"evaluations": (measured("frpo", "attack 0.3", 50, 0.3, 0.75),)}),
         ("attack/frpo/0.5", {"evaluations": (measured("frpo", "attack 0.5", 50, 0.5, 0.1),)}),
     ):
         (run / stage).mkdir(parents=True)
-        result = StageResult.model_validate({"stage": stage, "inputs": "0" * 64, "seconds": 1.0, "evaluations": (), **found})
+        result = StageResult.model_validate(
+            {"stage": stage, "inputs": "0" * 64, "seconds": 1.0, "evaluations": (), **found}
+        )
         (run / stage / "done.json").write_text(result.model_dump_json())
     return rewards
 
@@ -149,7 +196,13 @@ def certified(run: Path) -> np.ndarray:
 def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     rewards = certified(run)
     (found,) = collect(run).robustness
-    assert (found.arm, found.task, found.radius, found.num_prompts, found.num_completions) == ("frpo", "harmful", 0.4, 40, 64)
+    assert (found.arm, found.task, found.radius, found.num_prompts, found.num_completions) == (
+        "frpo",
+        "harmful",
+        0.4,
+        40,
+        64,
+    )
     honest, below = (p for p in found.points if p.attack)
     assert (honest.inside, honest.below, below.inside, below.below) == (True, False, False, True)
     upper = honest.kl.mean + 1.96 * honest.kl.se
@@ -158,7 +211,9 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     assert found.fine_tunes == ()  # the other fine-tunes of this made-up run were measured without a KL
     assert found.num_below == 1
     words = " ".join(collect(run).headline)
-    assert f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {found.certified[1]:.2f}" in words
+    assert (
+        f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {found.certified[1]:.2f}" in words
+    )
     assert "1 of 2 measured policies lies below what was certified" in words
     page = report.build(run).read_text()
     assert page.count("<svg") == 5
@@ -166,9 +221,10 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     coverage = gather([run]).arms[1].coverage
     assert coverage
     assert (coverage.certified, coverage.plug_in) == (found.certified, found.plug_in)
-    assert [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified.mean, p.plug_in.mean) for p in coverage.policies] == [
-        (p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in found.points
-    ]
+    assert [
+        (p.name, p.step, p.kl.mean, p.reward.mean, p.certified.mean, p.plug_in.mean)
+        for p in coverage.policies
+    ] == [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in found.points]
     assert report.build_sweep([run], run / "sweep").read_text().count("<svg") == 2
     assert (run / "sweep" / "coverage.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
@@ -177,31 +233,43 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
 def rewrite(run: Path, stage: str, change: Callable[[Evaluation], Evaluation]) -> None:
     file = run / stage / "done.json"
     result = StageResult.model_validate_json(file.read_text())
-    file.write_text(result.model_copy(update={"evaluations": tuple(map(change, result.evaluations))}).model_dump_json())
+    file.write_text(
+        result.model_copy(update={"evaluations": tuple(map(change, result.evaluations))}).model_dump_json()
+    )
 
 
 def of_one_prompt(found: Evaluation) -> Evaluation:
     """The same from a single held-out prompt of each task."""
     alone = [
         t.model_copy(
-            update={"num_prompts": 1, "reward": Estimate(mean=t.reward.mean, se=None), "per_prompt": t.per_prompt[:1],
-                    "kl_policy": Estimate(mean=0.3, se=None)}
+            update={
+                "num_prompts": 1,
+                "reward": Estimate(mean=t.reward.mean, se=None),
+                "per_prompt": t.per_prompt[:1],
+                "kl_policy": Estimate(mean=0.3, se=None),
+            }
         )
         for t in found.rewards
-    ]  # fmt: skip
+    ]
     return found.model_copy(update={"rewards": tuple(alone)})
 
 
 @pytest.mark.long
 def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
     certified(run)
-    for file in [*run.glob("rlhf/*/done.json"), *run.glob("downstream/*/*/done.json"), *run.glob("attack/*/*/done.json")]:
+    for file in [
+        *run.glob("rlhf/*/done.json"),
+        *run.glob("downstream/*/*/done.json"),
+        *run.glob("attack/*/*/done.json"),
+    ]:
         rewrite(run, str(file.parent.relative_to(run)), of_one_prompt)
     found = collect(run)
     assert found.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
     assert {(c.lo, c.hi) for c in found.comparisons} == {(None, None)}
     (robust,) = found.robustness
-    assert {(p.certified, p.below) for p in robust.points} == {(robust.floor, False)}  # the KL's upper limit is not known
+    assert {(p.certified, p.below) for p in robust.points} == {
+        (robust.floor, False)
+    }  # the KL's upper limit is not known
     page = report.build(run).read_text()
     assert "0.64 ±" not in page
     assert "NaN" not in (run / "report.json").read_text()
@@ -237,18 +305,30 @@ def test_rows_and_results_of_older_versions(run: Path) -> None:
     assert "NaN" not in (report.build(run), (run / "report.json").read_text())[1]
     file = run / "base" / "done.json"
     file.write_text(file.read_text().replace('"mean":0.6', '"mean":NaN'))
-    with pytest.raises(ConfigError, match=r"base/done.json is no result of a stage .*`frpo run` makes it again"):
+    with pytest.raises(
+        ConfigError, match=r"base/done.json is no result of a stage .*`frpo run` makes it again"
+    ):
         collect(run)
 
 
 def test_a_method_without_words_of_its_own_goes_by_its_name() -> None:
-    assert settings_of({**ObjectiveConfig().model_dump(), "method": "dpo", "beta": 0.0}) == ("DPO, no penalty", "DPO, reverse")
+    assert settings_of({**ObjectiveConfig().model_dump(), "method": "dpo", "beta": 0.0}) == (
+        "DPO, no penalty",
+        "DPO, reverse",
+    )
 
 
 @pytest.mark.long
 def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Path) -> None:
     for i, stage in enumerate(("harness/base", "harness/frpo/crafts-harsh", "harness/frpo")):
-        score = BenchmarkScore(task="gsm8k", metric="exact_match", filter="last-number", value=0.1 * (i + 1), se=0.05, num_examples=40)
+        score = BenchmarkScore(
+            task="gsm8k",
+            metric="exact_match",
+            filter="last-number",
+            value=0.1 * (i + 1),
+            se=0.05,
+            num_examples=40,
+        )
         (run / stage).mkdir(parents=True, exist_ok=True)
         result = StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(), scores=(score,))
         (run / stage / "done.json").write_text(result.model_dump_json())

@@ -32,7 +32,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def group(index: int, *texts: str, **fields: Any) -> Group:
-    completions = tuple(Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), t, "stop") for t in texts)
+    completions = tuple(
+        Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), t, "stop") for t in texts
+    )
     return Group(index, Prompt(str(index), "p", np.zeros(1, np.int32), "t", {}, **fields), completions, 7)
 
 
@@ -79,7 +81,10 @@ def test_in_a_replica_the_other_callers_are_answered(file: Path) -> None:
         others = await asyncio.gather(*(replica.score([Item("p", "x" * i, "t", {})]) for i in range(63)))
         assert others == [[(float(i), None)] for i in range(63)]
         assert time.monotonic() - began < LIMIT_S
-        assert await stuck == [(None, f"took longer than {LIMIT_S:g} s (rewards.mine.timeout_s)"), (2.0, None)]
+        assert await stuck == [
+            (None, f"took longer than {LIMIT_S:g} s (rewards.mine.timeout_s)"),
+            (2.0, None),
+        ]
         replica.one.close()
 
     asyncio.run(run())

@@ -1,4 +1,5 @@
-"""Reward functions in processes: what hangs, dies or breaks costs one completion its reward, and nothing of it goes on."""
+"""Reward functions in processes: what hangs, dies or breaks costs one completion its reward, and nothing of
+it goes on."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def outcome(rewards: list[Reward]) -> list[tuple[float | None, str | None]]:
 
 
 def gone(folder: Path, limit_s: float = 5.0) -> bool:
-    """Whether all processes that left their number in the folder have ended. Waits: the kernel takes its time."""
+    """Whether all processes that left their number in the folder have ended. Waits: the kernel takes its
+    time."""
     deadline = time.monotonic() + limit_s
     while any(alive(int(f.stem)) for f in folder.glob("*.pid")):
         if time.monotonic() > deadline:
@@ -140,11 +142,16 @@ LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
         ("leaves", "mine: SystemExit: 3"),
         ("recursive", "mine: RecursionError: maximum recursion depth exceeded"),
         ("mute", "mine: Mute: "),
-        ("torn", "mine: ValueError: \\ud800"),  # half of a surrogate pair: no log and no answer of a service could hold it
+        (
+            "torn",
+            "mine: ValueError: \\ud800",
+        ),  # half of a surrogate pair: no log and no answer of a service could hold it
         ("drops", "mine: gave 0 values for 1 completions"),
     ],
 )
-def test_the_completion_at_fault_alone_loses_its_reward(scorer: Callable[..., Scorer], tmp_path: Path, name: str, why: str) -> None:
+def test_the_completion_at_fault_alone_loses_its_reward(
+    scorer: Callable[..., Scorer], tmp_path: Path, name: str, why: str
+) -> None:
     found = scorer(name)
     found.load()
     began = time.monotonic()
@@ -158,20 +165,29 @@ def test_the_completion_at_fault_alone_loses_its_reward(scorer: Callable[..., Sc
 
 
 @pytest.mark.long
-def test_a_function_that_ignores_the_polite_signal_is_killed(scorer: Callable[..., Scorer], tmp_path: Path) -> None:
+def test_a_function_that_ignores_the_polite_signal_is_killed(
+    scorer: Callable[..., Scorer], tmp_path: Path
+) -> None:
     assert outcome(scorer("deaf").score(items("bad"))) == [(None, LATE)]
     assert gone(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("constant", "mine: gave 1 values for 3 completions"), ("scalar", "mine: TypeError: gave a float, not one value per completion")],
+    [
+        ("constant", "mine: gave 1 values for 3 completions"),
+        ("scalar", "mine: TypeError: gave a float, not one value per completion"),
+    ],
 )
-def test_values_that_are_not_those_of_completions_fail(scorer: Callable[..., Scorer], name: str, why: str) -> None:
+def test_values_that_are_not_those_of_completions_fail(
+    scorer: Callable[..., Scorer], name: str, why: str
+) -> None:
     assert outcome(scorer(name).score(items("a", "b", "c"))) == [(None, why)] * 3
 
 
-def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(scorer: Callable[..., Scorer], tmp_path: Path) -> None:
+def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
+    scorer: Callable[..., Scorer], tmp_path: Path
+) -> None:
     found = scorer("in_c")
     found.load()
     began = time.monotonic()
@@ -209,7 +225,9 @@ def test_what_a_function_imports_is_imported_before_its_first_call(scorer: Calla
     assert outcome(scorer("imports").score(items("a", "b"))) == [(0.5, None)] * 2
 
 
-def test_processes_have_the_environment_of_their_actor(scorer: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_have_the_environment_of_their_actor(
+    scorer: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for value in (1.0, 2.0):
         monkeypatch.setenv("REWARD_SETTING", str(value))
         assert scorer("environment").score(items("a"))[0].total == value
@@ -221,7 +239,11 @@ def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "dies.py").write_text("import os\nos._exit(1)\n")
     monkeypatch.setattr(pool, "LOAD_LIMIT_S", 2.0)
     for name, message in (
-        ("broken", "rewards.0.function: .*broken.py' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "broken",
+            "rewards.0.function: .*broken.py' cannot be imported: ModuleNotFoundError: No module named "
+            "'no_such_module'",
+        ),
         ("waits", "the rewards mine did not load within 2 s: what do their files wait for?"),
         ("dies", "a process ended while it loaded the rewards mine; see what it printed"),
     ):
@@ -235,5 +257,8 @@ def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyt
 def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., Scorer]) -> None:
     found = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
     found.load()
-    asked = [Item("p", c, "t", {"answer": "81"}) for c in (r"\boxed{81}", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^2}", "none")]
+    asked = [
+        Item("p", c, "t", {"answer": "81"})
+        for c in (r"\boxed{81}", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^2}", "none")
+    ]
     assert [r.total for r in found.score(asked)] == [1.0, None, 1.0, 0.0]

@@ -151,7 +151,9 @@ def plain(*completions: str) -> list[Item]:
 def test_every_shape(code: str, name: str, arguments: dict[str, Any], expected: list[float]) -> None:
     check_signature(reward(f"{code}:{name}", **arguments), COLUMNS, "rewards.0")
     for _ in range(2):  # a second call meets what the first left behind
-        assert scores(f"{code}:{name}", plain("2", "2+0"), **arguments) == [(value, None) for value in expected]
+        assert scores(f"{code}:{name}", plain("2", "2+0"), **arguments) == [
+            (value, None) for value in expected
+        ]
 
 
 def test_in_verls_shape_one_error_is_one_failure(code: str) -> None:
@@ -182,8 +184,28 @@ VALUES = {"none": None, "true": True, "decimal": decimal.Decimal("0.5"), "fracti
 
 def test_what_counts_as_a_value(tmp_path: Path) -> None:
     (tmp_path / "some_values.py").write_text(VALUES)
-    names = ["none", "true", "decimal", "fraction", "np", "tensor", "in a tensor", "in a list", "nan", "inf", "huge", "1e39", "very huge",
-             "text", "odd", "two", "complex", "tensor nan", "error", "dict"]  # fmt: skip
+    names = [
+        "none",
+        "true",
+        "decimal",
+        "fraction",
+        "np",
+        "tensor",
+        "in a tensor",
+        "in a list",
+        "nan",
+        "inf",
+        "huge",
+        "1e39",
+        "very huge",
+        "text",
+        "odd",
+        "two",
+        "complex",
+        "tensor nan",
+        "error",
+        "dict",
+    ]
     items = [Item("p", "c", "t", {"values": name}) for name in names]
     found = dict(zip(names, scores(f"{tmp_path / 'some_values.py'}:given", items), strict=True))
     assert found["none"] == (None, None)
@@ -226,20 +248,34 @@ class Needs:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("first", {}, r"rewards\.2\.function: .*:first asks for 'texts', and data\.jsonl:1 has no such column \(it has: answer, level\)"),
+        (
+            "first",
+            {},
+            r"rewards\.2\.function: .*:first asks for 'texts', and data\.jsonl:1 has no such column \(it has: answer, level\)",
+        ),
         ("needs", {}, "asks for 'solution'"),
-        ("closed", {"bonsu": 1.0}, r"rewards\.2\.arguments\.bonsu: .* takes no such argument; it takes: bonus"),
+        (
+            "closed",
+            {"bonsu": 1.0},
+            r"rewards\.2\.arguments\.bonsu: .* takes no such argument; it takes: bonus",
+        ),
         ("closed", {"completions": []}, r"rewards\.2\.arguments\.completions: the run itself gives this"),
         ("positional", {}, "asks for 'prompts, /'"),
         ("verl", {}, "asks for 'difficulty'.*this one as in verl"),
-        ("star", {}, r"rewards\.2\.function: .*:star takes nothing by keyword; name what it reads, such as completions"),
+        (
+            "star",
+            {},
+            r"rewards\.2\.function: .*:star takes nothing by keyword; name what it reads, such as completions",
+        ),
         ("nothing", {}, "takes nothing by keyword"),
         ("stream", {}, "is an async generator, which nothing waits for; return a list instead"),
         ("NoCall", {}, "instances of the class .*NoCall cannot be called; give it a __call__"),
         ("Needs", {}, r"the class .*Needs asks for 'model'; give it in rewards\.2\.arguments"),
     ],
 )
-def test_a_call_that_cannot_bind_is_refused(tmp_path: Path, name: str, arguments: dict[str, Any], message: str) -> None:
+def test_a_call_that_cannot_bind_is_refused(
+    tmp_path: Path, name: str, arguments: dict[str, Any], message: str
+) -> None:
     (tmp_path / f"wrong_{name}.py").write_text(WRONG)
     spec = reward(f"{tmp_path / f'wrong_{name}.py'}:{name}", **arguments)
     with pytest.raises(ConfigError, match=message):
@@ -255,18 +291,43 @@ def test_ready_made_functions_take_no_misspelt_argument() -> None:
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        ("refusal", {"expect": "refused"}, "arguments.expect: Input should be 'refuse' or 'answer' (value 'refused')"),
-        ("length", {"max_words": "200"}, "arguments.max_words: Input should be a valid integer (value '200')"),
+        (
+            "refusal",
+            {"expect": "refused"},
+            "arguments.expect: Input should be 'refuse' or 'answer' (value 'refused')",
+        ),
+        (
+            "length",
+            {"max_words": "200"},
+            "arguments.max_words: Input should be a valid integer (value '200')",
+        ),
         ("length", {"max_words": 0}, "arguments.max_words: Input should be greater than 0 (value 0)"),
-        ("boxed_math", {"format_weight": None}, "arguments.format_weight: Input should be a valid number (value None)"),
-        ("format_regex", {"pattern": "("}, "arguments.pattern: no regular expression: missing ), unterminated subpattern"),
-        ("numeric_answer", {}, "arguments.column: data.jsonl:1 has no column 'answer' (it has: gold, n); name the one with the answer"),
+        (
+            "boxed_math",
+            {"format_weight": None},
+            "arguments.format_weight: Input should be a valid number (value None)",
+        ),
+        (
+            "format_regex",
+            {"pattern": "("},
+            "arguments.pattern: no regular expression: missing ), unterminated subpattern",
+        ),
+        (
+            "numeric_answer",
+            {},
+            "arguments.column: data.jsonl:1 has no column 'answer' (it has: gold, n); name the one with the "
+            "answer",
+        ),
         ("equation_answer", {"column": "Gold"}, "arguments.column: data.jsonl:1 has no column 'Gold'"),
     ],
 )
-def test_arguments_of_ready_made_functions_are_what_they_take(function: str, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_of_ready_made_functions_are_what_they_take(
+    function: str, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
-        check_signature(reward(f"frpo.rewards:{function}", **arguments), {"gold": 1, "n": 2}, "rewards.0", "data.jsonl:1")
+        check_signature(
+            reward(f"frpo.rewards:{function}", **arguments), {"gold": 1, "n": 2}, "rewards.0", "data.jsonl:1"
+        )
     assert str(error.value).startswith(f"rewards.0.{message}")
 
 
@@ -276,14 +337,18 @@ def test_arguments_of_ready_made_functions_are_what_they_take(function: str, arg
 def test_files_of_one_name_keep_their_own_neighbours(tmp_path: Path) -> None:
     for folder, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same_name.py").write_text("import helper_of_mine\ndef f(completions): return [helper_of_mine.VALUE]\n")
+        (tmp_path / folder / "same_name.py").write_text(
+            "import helper_of_mine\ndef f(completions): return [helper_of_mine.VALUE]\n"
+        )
         (tmp_path / folder / "helper_of_mine.py").write_text(f"VALUE = {value}\n")
     specs = [f"{tmp_path / folder / 'same_name.py'}:f" for folder in "ab"]
     assert [load_function(s)(completions=["x"]) for s in specs] == [[1.0], [2.0]]
     assert load_function(specs[0]) is load_function(specs[0])
 
 
-def test_a_file_named_like_an_installed_module_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_named_like_an_installed_module_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "colorsys.py").write_text("def f(completions): return [7.0]\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     sys.modules.pop("colorsys", None)
@@ -293,7 +358,9 @@ def test_a_file_named_like_an_installed_module_shadows_nothing(tmp_path: Path, m
     assert colorsys.rgb_to_hsv(0, 0, 0) == (0.0, 0.0, 0)
 
 
-def test_a_file_that_goes_to_another_folder_takes_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_goes_to_another_folder_takes_nobody_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "goes_away.py").write_text("import os\nos.chdir('/')\ndef f(completions): return [7.0]\n")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

@@ -1,4 +1,5 @@
-"""Ready-made rewards on cases with known answers, and the scorer's treatment of everything that can go wrong."""
+"""Ready-made rewards on cases with known answers, and the scorer's treatment of everything that can go
+wrong."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def test_refusals() -> None:
 
 def test_exact_and_numeric_answers() -> None:
     scores = rewards.exact_answer(
-        [""] * 5, [" a ", "b", "c", "a", "a"], answer=[["a", "b"], "a", "x", "a", None], partial=[[], ["b"], None, [], []]
+        [""] * 5,
+        [" a ", "b", "c", "a", "a"],
+        answer=[["a", "b"], "a", "x", "a", None],
+        partial=[[], ["b"], None, [], []],
     )
     assert scores == [1.0, 0.5, 0.0, 1.0, None]
     texts = ["so 7 and then 1,234", "it is 3.0", "none", "-5"]
@@ -106,7 +110,10 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "<answer>" + " " * LONG, "```" + "\n" * LONG, "i cannot" + " " * LONG, "1" + " " * LONG + "%"])
+@pytest.mark.parametrize(
+    "text",
+    [*HOSTILE, "<answer>" + " " * LONG, "```" + "\n" * LONG, "i cannot" + " " * LONG, "1" + " " * LONG + "%"],
+)
 def test_no_completion_is_slow_to_read(text: str) -> None:
     from frpo.rewards import code, gym, judge
 
@@ -128,7 +135,11 @@ def test_the_last_answer_and_the_last_block_of_code() -> None:
     assert gym.answer_in("<answer>1<answer>2</answer>") == "2"
     assert [gym.answer_in(t) for t in (" 3 ", "<answer>3", "3</answer>")] == ["3", "<answer>3", "3</answer>"]
     assert code.code_of("```python\na\n```\nthen\n```py\nb\n```\nrun\n```bash\nls\n```") == "b\n"
-    assert [code.code_of(t) for t in ("a", "```\nb\n``` c", "```python\ncut")] == ["a", "b\n", "```python\ncut"]
+    assert [code.code_of(t) for t in ("a", "```\nb\n``` c", "```python\ncut")] == [
+        "a",
+        "b\n",
+        "```python\ncut",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +178,9 @@ def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
     assert min(len(rows), len(rest)) > 2
     reward = FunctionReward(kind="function", name="gym", function="frpo.rewards:reasoning_gym")
     truth = [eval(r.text.rpartition(":")[2].rstrip(" =?")) for r in rows]  # "...: 4 + 3 ="
-    right = [Item(r.text, f"so <answer>{t}</answer>", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
+    right = [
+        Item(r.text, f"so <answer>{t}</answer>", "sums", r.columns) for r, t in zip(rows, truth, strict=True)
+    ]
     wrong = [Item(r.text, f"{t + 1}", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
     assert {r.total for r in Scorer([reward]).score(right)} == {1.0}
     assert max(r.total or 0.0 for r in Scorer([reward]).score(wrong)) < 0.5
@@ -182,7 +195,9 @@ def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
 
 
 def test_length_and_format() -> None:
-    assert rewards.length([""] * 3, ["a " * 10, "a " * 15, "a " * 30], max_words=10) == pytest.approx([1.0, 0.5, 0.0])
+    assert rewards.length([""] * 3, ["a " * 10, "a " * 15, "a " * 30], max_words=10) == pytest.approx(
+        [1.0, 0.5, 0.0]
+    )
     assert rewards.format_regex([""] * 2, ["<a>x\ny</a>", "x"], pattern="<a>.*</a>") == [1.0, 0.0]
 
 
@@ -219,7 +234,9 @@ def items(*answers: str, task: str = "t") -> list[Item]:
 
 
 def score(code: str, name: str, **fields: Any) -> list[Any]:
-    return Scorer([FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]).score(items("yes", "no"))
+    return Scorer([FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]).score(
+        items("yes", "no")
+    )
 
 
 def test_functions_plain_and_async(code: str) -> None:
@@ -240,7 +257,9 @@ def test_functions_plain_and_async(code: str) -> None:
         ("leaves", [None, None], "mine: SystemExit: 3"),
     ],
 )
-def test_a_failed_reward_is_none_with_its_reason(code: str, name: str, totals: list[float | None], why: str) -> None:
+def test_a_failed_reward_is_none_with_its_reason(
+    code: str, name: str, totals: list[float | None], why: str
+) -> None:
     found = score(code, name)
     assert [r.total for r in found] == totals
     assert next(r.error for r in found if r.error) == why
@@ -250,7 +269,9 @@ def test_a_reward_that_hangs_is_none_in_time(code: str) -> None:
     began = time.perf_counter()
     found = score(code, "slow", timeout_s=0.2)
     assert time.perf_counter() - began < 5
-    assert [(r.total, r.error) for r in found] == [(None, "mine: took longer than 0.2 s (rewards.mine.timeout_s)")] * 2
+    assert [(r.total, r.error) for r in found] == [
+        (None, "mine: took longer than 0.2 s (rewards.mine.timeout_s)")
+    ] * 2
 
 
 def test_weights_and_routing(code: str) -> None:
@@ -263,7 +284,9 @@ def test_weights_and_routing(code: str) -> None:
     mine, other = scorer.score(items("yes") + items("yes", task="u"))
     assert (mine.total, mine.parts) == (1.0, {"all": 1.0, "some": 0.25})
     assert (other.total, other.parts) == (0.75, {"all": 1.0})
-    (nobody,) = Scorer([FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]).score(items("yes", task="u"))
+    (nobody,) = Scorer(
+        [FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]
+    ).score(items("yes", task="u"))
     assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
 
 
@@ -282,15 +305,21 @@ def test_what_does_not_apply_leaves_the_total(code: str) -> None:
 
 
 def test_a_total_out_of_range_has_failed(code: str) -> None:
-    both = [FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")]
+    both = [
+        FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")
+    ]
     found = Scorer(both).score(items("yes"))
     assert [(r.total, r.error) for r in found] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
 
 
 def test_mean_product_and_normalisation(code: str) -> None:
     both = [
-        FunctionReward(kind="function", name="all", function=f"{code}:good", center=0.5, scale=0.25),  # 1 -> 2, 0 -> -2
-        FunctionReward(kind="function", name="some", function=f"{code}:later", weight=3.0, tasks=("t",)),  # 0.25
+        FunctionReward(
+            kind="function", name="all", function=f"{code}:good", center=0.5, scale=0.25
+        ),  # 1 -> 2, 0 -> -2
+        FunctionReward(
+            kind="function", name="some", function=f"{code}:later", weight=3.0, tasks=("t",)
+        ),  # 0.25
     ]
     asked = [*items("yes", "no"), *items("yes", task="u")]
     assert [r.total for r in Scorer(both).score(asked)] == [2.75, -1.25, 2.0]
@@ -331,16 +360,25 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        num_labels=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_labels=1,
+        pad_token_id=0,
+    )
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     texts = ["how do i break the lock", "what is one plus one", "tell me how to cook the rice"]
     batch = [Item(t, "use a saw" if i else "i do not know", "t", {}) for i, t in enumerate(texts)]
     for squash in ("none", "sigmoid"):
-        reward = ModelReward(kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12)  # type: ignore[arg-type]
+        reward = ModelReward(
+            kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12
+        )  # type: ignore[arg-type]
         found = [r.total for r in Scorer([reward]).score(batch)]
         for item, value in zip(batch, found, strict=True):
             ids = torch.tensor([tokenizer(f"{item.prompt}\n{item.completion}")["input_ids"]])
@@ -371,9 +409,16 @@ def tiny_reward_model(folder: Path, *, pad: bool = True) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        num_labels=1, pad_token_id=0 if pad else None,
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_labels=1,
+        pad_token_id=0 if pad else None,
+    )
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(folder / "rm")
     if not pad:
@@ -406,7 +451,10 @@ def test_a_reward_model_reads_the_conversation_through_its_own_template(tmp_path
     _, tokenizer = tiny_reward_model(tmp_path)
     tokenizer.chat_template = TEMPLATE.replace("strict", str(strict))
     tokenizer.save_pretrained(tmp_path / "rm")
-    talk = [{"role": r, "content": c} for r, c in (("system", "be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"))]
+    talk = [
+        {"role": r, "content": c}
+        for r, c in (("system", "be brief"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    ]
     item = Item("c", "d", "t", {}, messages=tuple(talk), conversational=True)
     scorer = ModelScorer(model_reward(tmp_path))
     scorer.load()
@@ -423,4 +471,6 @@ def test_an_item_that_a_model_cannot_take_fails_alone(tmp_path: Path) -> None:
     assert [r.total is None for r in found] == [False, True, False]
     assert found[0].total == found[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
     none_reached = Scorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
-    assert [r.error for r in none_reached] == ["rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"] * 2
+    assert [r.error for r in none_reached] == [
+        "rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"
+    ] * 2

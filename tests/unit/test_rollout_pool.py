@@ -15,5 +15,8 @@ def test_a_worker_that_never_has_the_right_weights_is_not_called_dead() -> None:
     nobody: Any = None
     pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1)
     error = RayTaskError("generate", "traceback", StaleWeights("runs policy version 1, asked for 2"))
-    with pytest.raises(WorkerFailed, match=r"^rollout worker 0 was given the weights 3 times and still runs policy version 1, asked for 2"):
+    with pytest.raises(
+        WorkerFailed,
+        match=r"^rollout worker 0 was given the weights 3 times and still runs policy version 1, asked for 2",
+    ):
         pool._recover(0, error, {0: 0})

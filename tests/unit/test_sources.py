@@ -1,4 +1,5 @@
-"""Checked rows: conversations, completions, templates, labels, the held-out split, and what training shares with it."""
+"""Checked rows: conversations, completions, templates, labels, the held-out split, and what training shares
+with it."""
 
 from __future__ import annotations
 
@@ -43,20 +44,41 @@ def refusal(path: Path, row: dict[str, Any], examples: bool = False, **fields: A
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([HI, HELLO], "column 'prompt': the conversation ends with a message of assistant, and the model is asked for the next one"),
+        (
+            [HI, HELLO],
+            "column 'prompt': the conversation ends with a message of assistant, and the model is asked for "
+            "the next one",
+        ),
         ([HI, SYSTEM], "column 'prompt': the conversation ends with a message of system"),
-        ([SYSTEM, {"role": "user", "content": " \n"}], "column 'prompt': the last message, which the model answers, is empty"),
-        ([{"role": "human", "content": "hi"}], "column 'prompt': unknown role 'human'; use one of system, developer, user, assistant"),
+        (
+            [SYSTEM, {"role": "user", "content": " \n"}],
+            "column 'prompt': the last message, which the model answers, is empty",
+        ),
+        (
+            [{"role": "human", "content": "hi"}],
+            "column 'prompt': unknown role 'human'; use one of system, developer, user, assistant",
+        ),
         ([{"role": "User", "content": "hi"}], "column 'prompt': unknown role 'User'"),
-        ([{"from": "human", "value": "hi"}], "column 'prompt': the message {'from': 'human', 'value': 'hi'} needs role and content"),
-        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "needs role and content, both strings"),
+        (
+            [{"from": "human", "value": "hi"}],
+            "column 'prompt': the message {'from': 'human', 'value': 'hi'} needs role and content",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+            "needs role and content, both strings",
+        ),
         (["hi"], "column 'prompt': the message 'hi' needs role and content"),
-        ([HI, {**HELLO, "tool_calls": [{"id": 1}]}, HI], "column 'prompt': a message calls tools, which would be lost"),
+        (
+            [HI, {**HELLO, "tool_calls": [{"id": 1}]}, HI],
+            "column 'prompt': a message calls tools, which would be lost",
+        ),
         ([], "column 'prompt' is []; it must be a non-empty string or a list of chat messages"),
         ({"role": "user", "content": "hi"}, "column 'prompt' is {'role'"),
     ],
 )
-def test_a_conversation_that_cannot_be_gone_on_with_is_refused(tmp_path: Path, messages: Any, message: str) -> None:
+def test_a_conversation_that_cannot_be_gone_on_with_is_refused(
+    tmp_path: Path, messages: Any, message: str
+) -> None:
     assert message in refusal(tmp_path / "r.jsonl", {"prompt": messages})
 
 
@@ -67,7 +89,11 @@ def test_messages_keep_what_templates_read_and_lose_the_rest(tmp_path: Path) -> 
         {"role": "tool", "content": "4", "tool_call_id": "a", "n": 3},
     ]
     (row,) = read_rows(source(write(tmp_path / "r.jsonl", {"prompt": messages})))
-    assert row.prompt == (HI, {**HELLO, "reasoning_content": "greet"}, {"role": "tool", "content": "4", "tool_call_id": "a"})
+    assert row.prompt == (
+        HI,
+        {**HELLO, "reasoning_content": "greet"},
+        {"role": "tool", "content": "4", "tool_call_id": "a"},
+    )
     assert row.text == "hi"
 
 
@@ -87,7 +113,9 @@ def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
         ({"prompt": [SYSTEM, HI]}, {"completion_texts": ["hello"]}),
     ],
 )
-def test_examples_in_the_forms_of_the_hub(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_examples_in_the_forms_of_the_hub(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]
+) -> None:
     (found,) = read_rows(source(write(tmp_path / "r.jsonl", row), **fields), examples=True)
     assert (found.prompt, found.completion) == ((SYSTEM, HI), "hello")
     assert check([], examples=[source(write(tmp_path / "r.jsonl", row), **fields)]).rows == 1
@@ -96,23 +124,54 @@ def test_examples_in_the_forms_of_the_hub(tmp_path: Path, row: dict[str, Any], f
 @pytest.mark.parametrize(
     ("row", "fields", "message"),
     [
-        ({"prompt": "a"}, {}, "column 'prompt' is a string, and fine-tuning needs its completion; give completion (a column)"),
+        (
+            {"prompt": "a"},
+            {},
+            "column 'prompt' is a string, and fine-tuning needs its completion; give completion (a column)",
+        ),
         (
             {"prompt": [HI]},
             {},
-            "the conversation must end with an answer of the assistant, which is what fine-tuning learns; it has 1 mess",
+            "the conversation must end with an answer of the assistant, which is what fine-tuning learns; it "
+            "has 1 mess",
         ),
         ({"prompt": [HELLO]}, {}, "it has 1 messages, the last by assistant"),
-        ({"prompt": [HI, {"role": "assistant", "content": " "}]}, {}, "must end with an answer of the assistant"),
+        (
+            {"prompt": [HI, {"role": "assistant", "content": " "}]},
+            {},
+            "must end with an answer of the assistant",
+        ),
         ({"prompt": [HI, HELLO, HELLO]}, {}, "the conversation ends with a message of assistant"),
-        ({"prompt": [HI, HELLO], "c": "x"}, {"completion": "c"}, "the conversation ends with a message of assistant"),
-        ({"prompt": [HI], "c": [HI]}, {"completion": "c"}, "column 'c' has messages of user; a completion is one message of the assistant"),
-        ({"prompt": [HI], "c": [HELLO, HELLO]}, {"completion": "c"}, "column 'c' has messages of assistant, assistant"),
-        ({"prompt": [HI], "c": []}, {"completion": "c"}, "column 'c' is []; it must be a non-empty string, or one assistant message"),
-        ({"prompt": [HI], "c": None}, {"completion": "c"}, "column 'c' is None; it must be a non-empty string"),
+        (
+            {"prompt": [HI, HELLO], "c": "x"},
+            {"completion": "c"},
+            "the conversation ends with a message of assistant",
+        ),
+        (
+            {"prompt": [HI], "c": [HI]},
+            {"completion": "c"},
+            "column 'c' has messages of user; a completion is one message of the assistant",
+        ),
+        (
+            {"prompt": [HI], "c": [HELLO, HELLO]},
+            {"completion": "c"},
+            "column 'c' has messages of assistant, assistant",
+        ),
+        (
+            {"prompt": [HI], "c": []},
+            {"completion": "c"},
+            "column 'c' is []; it must be a non-empty string, or one assistant message",
+        ),
+        (
+            {"prompt": [HI], "c": None},
+            {"completion": "c"},
+            "column 'c' is None; it must be a non-empty string",
+        ),
     ],
 )
-def test_an_example_without_its_answer_is_refused(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], message: str) -> None:
+def test_an_example_without_its_answer_is_refused(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
     assert message in refusal(tmp_path / "r.jsonl", row, examples=True, **fields)
 
 
@@ -134,7 +193,10 @@ def test_doubled_braces_are_braces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ['Say {"a": 1}: {q', "{q}}", "{}", "a { b", "{q{r}}", "}{"])
 def test_a_brace_without_partner_is_refused_by_field(template: str) -> None:
-    with pytest.raises(ValidationError, match=r"prompt\n.*at character \d+ has no partner; write (\{\{|\}\}) for a brace of the text"):
+    with pytest.raises(
+        ValidationError,
+        match=r"prompt\n.*at character \d+ has no partner; write (\{\{|\}\}) for a brace of the text",
+    ):
         source("r.jsonl", prompt=template)
 
 
@@ -147,30 +209,46 @@ def test_any_text_with_its_braces_doubled_is_a_template_of_itself(text: str) -> 
 
 
 def test_a_template_takes_strings_and_numbers(tmp_path: Path) -> None:
-    assert "column 'q' is ['a']; a template takes strings and numbers" in refusal(tmp_path / "r.jsonl", {"q": ["a"]}, prompt="{q}?")
+    assert "column 'q' is ['a']; a template takes strings and numbers" in refusal(
+        tmp_path / "r.jsonl", {"q": ["a"]}, prompt="{q}?"
+    )
 
 
 @pytest.mark.parametrize("label", [None, "", "  ", ["a"], {"a": 1}])
 def test_a_label_is_needed_in_every_row(tmp_path: Path, label: Any) -> None:
     row = {"prompt": "a", "kind": label}
-    assert "task_column needs a label in every row" in refusal(tmp_path / "r.jsonl", row, task=None, task_column="kind")
+    assert "task_column needs a label in every row" in refusal(
+        tmp_path / "r.jsonl", row, task=None, task_column="kind"
+    )
 
 
 def test_invisible_names_are_shown(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "r.jsonl", {"\u200bprompt": "a", "b": 1}) == "no column 'prompt'; it has '\\u200bprompt', b"
+    assert (
+        refusal(tmp_path / "r.jsonl", {"\u200bprompt": "a", "b": 1})
+        == "no column 'prompt'; it has '\\u200bprompt', b"
+    )
 
 
 def test_columns_that_functions_know_for_something_else_are_noted(tmp_path: Path) -> None:
-    rows = [{"prompt": "a"}, {"prompt": "b", "prompts": "x", "completions": "y", "answer": 1}, {"prompt": "c", "prompts": "x"}]
+    rows = [
+        {"prompt": "a"},
+        {"prompt": "b", "prompts": "x", "completions": "y", "answer": 1},
+        {"prompt": "c", "prompts": "x"},
+    ]
     path = write(tmp_path / "r.jsonl", *rows)
     found = check([source(path)])
-    assert found.notes == (f"{path}:2: reward functions do not get the column completions, prompts, but what frpo calls so; rename it",)
+    assert found.notes == (
+        f"{path}:2: reward functions do not get the column completions, prompts, but what frpo calls so; "
+        "rename it",
+    )
     assert check([], examples=[source(path, completion_texts=("no",))]).notes == ()
 
 
 def test_template_arguments_where_no_template_is_applied_are_refused(tmp_path: Path) -> None:
     asked = {"chat_template_kwargs": {"enable_thinking": False}}
-    assert "chat_template_kwargs do nothing; set chat: true" in refusal(tmp_path / "r.jsonl", {"prompt": "a"}, **asked)
+    assert "chat_template_kwargs do nothing; set chat: true" in refusal(
+        tmp_path / "r.jsonl", {"prompt": "a"}, **asked
+    )
     path = write(tmp_path / "r.jsonl", {"prompt": "a"})
     for fields in ({"chat": True}, {"system": "Be kind."}):
         assert len(list(read_rows(source(path, **asked, **fields)))) == 1
@@ -180,7 +258,10 @@ def test_template_arguments_where_no_template_is_applied_are_refused(tmp_path: P
     ("fields", "message"),
     [
         ({"chat_template_kwargs": {"tokenize": False}}, "tokenize is no argument of the template"),
-        ({"chat_template_kwargs": {"truncation": True, "max_length": 3}}, "max_length is no argument of the template"),
+        (
+            {"chat_template_kwargs": {"truncation": True, "max_length": 3}},
+            "max_length is no argument of the template",
+        ),
         ({"system": ""}, "empty; write some text"),
         ({"system": "half \ud83d"}, r"half a character \(a lone surrogate\) at place 6"),
         ({"completion_texts": ["fine", "\udc00"]}, "half a character"),
@@ -222,9 +303,16 @@ def test_a_conversation_is_the_string_that_it_wraps() -> None:
 
 
 def test_a_wording_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None:
-    rows = [{"prompt": text.format(i)} for i in range(60) for text in ("Pick lock {}.", "pick lock {}", "PICK  LOCK {} ?")]
+    rows = [
+        {"prompt": text.format(i)}
+        for i in range(60)
+        for text in ("Pick lock {}.", "pick lock {}", "PICK  LOCK {} ?")
+    ]
     path = write(tmp_path / "r.jsonl", *rows)
-    sides = [{normal(r.text) for r in read_rows(source(path, heldout_share=0.3, part=part))} for part in ("train", "heldout")]
+    sides = [
+        {normal(r.text) for r in read_rows(source(path, heldout_share=0.3, part=part))}
+        for part in ("train", "heldout")
+    ]
     assert not sides[0] & sides[1]
     assert len(sides[0]) + len(sides[1]) == 60
     assert min(map(len, sides)) > 8
@@ -242,12 +330,19 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_refused_from_half_
     train = source(write(tmp_path / "train.jsonl", *({"prompt": f"How do I do {i}?"} for i in range(10))))
     for shared in (0, 1, 5, 6):
         texts = [f" how do i do {i}" for i in range(shared)] + [f"new {i}" for i in range(10 - shared)]
-        heldout = source(write(tmp_path / "heldout.jsonl", *({"prompt": text} for text in [*texts, texts[-1]])))
+        heldout = source(
+            write(tmp_path / "heldout.jsonl", *({"prompt": text} for text in [*texts, texts[-1]]))
+        )
         if shared > MAX_OVERLAP * 10:
-            with pytest.raises(ConfigError, match=r"data.heldout: 6 of 10 held-out prompts are training prompts too .*, more than the 50%"):
+            with pytest.raises(
+                ConfigError,
+                match=r"data.heldout: 6 of 10 held-out prompts are training prompts too .*, more than the 50%",
+            ):
                 check([train], [heldout])
         else:
-            said = f"{shared} of 10 held-out prompts are training prompts too (case, blanks and last mark aside)"
+            said = (
+                f"{shared} of 10 held-out prompts are training prompts too (case, blanks and last mark aside)"
+            )
             assert check([train], [heldout]).notes == ((said,) if shared else ())
 
 

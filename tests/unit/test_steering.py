@@ -19,7 +19,9 @@ def steered(kl: float | None, steps: int, beta: float = 0.1) -> list[Steering]:
     return states
 
 
-@pytest.mark.parametrize(("kl", "end"), [(0.0, 0.1 / BETA_RANGE), (1e300, 0.1 * BETA_RANGE), (math.inf, 0.1 * BETA_RANGE)])
+@pytest.mark.parametrize(
+    ("kl", "end"), [(0.0, 0.1 / BETA_RANGE), (1e300, 0.1 * BETA_RANGE), (math.inf, 0.1 * BETA_RANGE)]
+)
 def test_a_kl_that_is_never_reached_takes_beta_to_its_bound_and_no_further(kl: float, end: float) -> None:
     last = steered(kl, 5000)[-1]
     assert last.beta == pytest.approx(end)

@@ -22,13 +22,18 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("objective.lam=[1, x]", "--set objective.lam: Input should be a valid number, unable to parse string as a number (value 'x')"),
+        (
+            "objective.lam=[1, x]",
+            "--set objective.lam: Input should be a valid number, unable to parse string as a number (value "
+            "'x')",
+        ),
         ("objective.lamb=[1, 2]", "--set objective.lamb: unknown field (value 1); did you mean lam?"),
         ("objective.beta=[0.1, .nan]", "--set objective.beta: Input should be a finite number (value nan)"),
         ("learner.num_steps=[5, 0]", "--set learner.num_steps: Input should be greater than 0 (value 0)"),
         (
             "objective.lam=[1",
-            "--set objective.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
+            "--set objective.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but "
+            "got '<stream end>'",
         ),
     ],
 )
@@ -39,7 +44,14 @@ def test_a_swept_value_that_does_not_fit_is_one_line(assignment: str, message: s
 
 
 def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
-    plain, swept = split(("objective.lam=[0.1, 0.5]", "downstream.0.marks=[5]", "learner.learning_rate=[1.0e-3]", "objective.beta=0.2"))
+    plain, swept = split(
+        (
+            "objective.lam=[0.1, 0.5]",
+            "downstream.0.marks=[5]",
+            "learner.learning_rate=[1.0e-3]",
+            "objective.beta=0.2",
+        )
+    )
     assert plain == ("downstream.0.marks=[5]", "objective.beta=0.2")
     assert swept == {("objective", "lam"): [0.1, 0.5], ("learner", "learning_rate"): [1e-3]}
     with pytest.raises(ConfigError, match=r"--set objective.lam: an empty list"):
@@ -47,15 +59,25 @@ def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> Non
 
 
 def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_alone() -> None:
-    config = expand(load(TESTBED, ("arms.2.name=other",)), {("objective", "lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]})
-    found = {a.name: (a.objective.method, a.objective.lam, a.objective.beta, a.objective.penalty) for a in config.arms}
+    config = expand(
+        load(TESTBED, ("arms.2.name=other",)),
+        {("objective", "lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
+    )
+    found = {
+        a.name: (a.objective.method, a.objective.lam, a.objective.beta, a.objective.penalty)
+        for a in config.arms
+    }
     assert found["grpo-beta0.3"] == ("grpo", 2.0, 0.3, "k3")
     assert found["frpo-lam0.1-beta0.0"] == ("frpo", 0.1, 0.0, "k3")
     assert found["other-lam2.0-beta0.3"] == ("frpo", 2.0, 0.3, "reverse")
     assert len(found) == 2 + 4 + 4
     with pytest.raises(ConfigError, match=r"--set objective.lambda: unknown field"):
         expand(load(TESTBED), {("objective", "lambda"): [0.1]})
-    assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [(0, "seed-000"), (1, "seed-001"), (2, "seed-002")]
+    assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [
+        (0, "seed-000"),
+        (1, "seed-001"),
+        (2, "seed-002"),
+    ]
 
 
 ARMS = "arms=[" + ", ".join(
@@ -66,7 +88,8 @@ LEAD = 0.1
 
 
 def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: str) -> None:
-    """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its own."""
+    """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its
+    own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.15)
     config = load(
@@ -85,13 +108,32 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
 
     def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
         rows = tuple(
-            TaskReward(task=t, reward=Estimate(mean=m, se=0.01), parts={}, num_prompts=1, num_completions=1, failed=0, kl_reference=None, kl_policy=None, per_prompt=(m - 0.2, m, m + 0.2))
+            TaskReward(
+                task=t,
+                reward=Estimate(mean=m, se=0.01),
+                parts={},
+                num_prompts=1,
+                num_completions=1,
+                failed=0,
+                kl_reference=None,
+                kl_policy=None,
+                per_prompt=(m - 0.2, m, m + 0.2),
+            )
             for t, m in (("harmful", reward), ("harmless", 0.8))
-        )  # fmt: skip
+        )
         return Evaluation(
-            arm=arm, downstream=downstream, step=1, rewards=rows, kl_reference=Estimate(mean=kl, se=0.01), kl_policy=None, downstream_loss=None,
-            length=1.0, cut_share=0.0, samples=(), seconds=1.0,
-        )  # fmt: skip
+            arm=arm,
+            downstream=downstream,
+            step=1,
+            rewards=rows,
+            kl_reference=Estimate(mean=kl, se=0.01),
+            kl_policy=None,
+            downstream_loss=None,
+            length=1.0,
+            cut_share=0.0,
+            samples=(),
+            seconds=1.0,
+        )
 
     def write(stage: str, found: Evaluation, arm: ArmSummary | None = None) -> None:
         (run / stage).mkdir(parents=True)
@@ -102,8 +144,24 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     with (run / "metrics.jsonl").open("w") as file:
         for arm in config.arms:
             kl = 1.0 - arm.objective.beta + (0.1 if arm.objective.method == "frpo" else 0.0)
-            kept = 0.4 + 0.5 * kl + (lead if arm.objective.method == "frpo" else 0.0) + shared + rng.normal(0, 0.01)
-            summary = ArmSummary(arm=arm.name, num_steps=1, num_prompts=1, num_completions=1, num_tokens=1, failed_rewards=0, seconds=1.0, phase_seconds={}, weights_sha256="")  # fmt: skip
+            kept = (
+                0.4
+                + 0.5 * kl
+                + (lead if arm.objective.method == "frpo" else 0.0)
+                + shared
+                + rng.normal(0, 0.01)
+            )
+            summary = ArmSummary(
+                arm=arm.name,
+                num_steps=1,
+                num_prompts=1,
+                num_completions=1,
+                num_tokens=1,
+                failed_rewards=0,
+                seconds=1.0,
+                phase_seconds={},
+                weights_sha256="",
+            )
             write(f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary)
             write(f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
             from tests.unit.test_metrics import metrics
@@ -121,21 +179,31 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         found = gather([tmp_path / name])
         assert found.seeds == tuple(range(8))
         assert found.focus == "harmful"
-        assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + ["FRPO λ 0.5, reverse"] * 3
+        assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + [
+            "FRPO λ 0.5, reverse"
+        ] * 3
         equal = [c for c in found.comparisons if c.matched_by == "kl" and c.metric == "kept after d"]
         assert len(equal) == 3
         for e in equal:
-            assert e.difference == pytest.approx(lead, abs=0.02)  # though FRPO's arms all moved 0.1 nats further
+            assert e.difference == pytest.approx(
+                lead, abs=0.02
+            )  # though FRPO's arms all moved 0.1 nats further
             assert e.corrected_lo <= e.lo <= e.difference <= e.hi <= e.corrected_hi
             assert e.verdict == (lead > 0)
         same = [c for c in found.comparisons if c.matched_by == "beta" and c.metric == "kept after d"]
-        assert [(c.a, c.b, c.at_beta) for c in same] == [("FRPO λ 0.5, reverse", "GRPO without std, reverse", b) for b in (0.1, 0.3, 0.6)]
+        assert [(c.a, c.b, c.at_beta) for c in same] == [
+            ("FRPO λ 0.5, reverse", "GRPO without std, reverse", b) for b in (0.1, 0.3, 0.6)
+        ]
         for c in same:  # at equal β the 0.1 nats that FRPO moved further count as its lead
             assert c.kl_difference is not None
             assert c.kl_difference.mean == pytest.approx(0.1)
             assert c.difference == pytest.approx(0.05 + lead, abs=0.02)
         assert {c.difference for c in found.comparisons if c.metric == "other tasks"} == {0.0}
-        frpo = next(c for c in found.comparisons if (c.matched_by, c.a, c.metric) == ("steps", "frpo-0.1", "kept after d"))
+        frpo = next(
+            c
+            for c in found.comparisons
+            if (c.matched_by, c.a, c.metric) == ("steps", "frpo-0.1", "kept after d")
+        )
         assert frpo.kl_difference is not None
         assert frpo.kl_difference.mean == pytest.approx(0.1)
         assert frpo.difference == pytest.approx(0.05 + lead, abs=0.02)
@@ -157,18 +225,26 @@ def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
 def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
     made_up(tmp_path, 0, 0.0, "testbed", "arms.2.learner.num_steps=300")
     found = gather([tmp_path])
-    assert [a.family for a in found.arms[:3]] == ["GRPO without std, reverse"] * 2 + ["GRPO without std, reverse, 300 steps"]
+    assert [a.family for a in found.arms[:3]] == ["GRPO without std, reverse"] * 2 + [
+        "GRPO without std, reverse, 300 steps"
+    ]
     assert found.arms[2].settings == "GRPO without std, β 0.6 reverse, 300 steps"
     assert {c.a for c in found.comparisons if c.matched_by == "kl"} == {"FRPO λ 0.5, reverse"}
 
 
 def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path: Path) -> None:
-    sets = ("arms.4.objective.scale=exact", "arms.5.objective.scale=exact", "arms.5.learner.learning_rate=0.002")
+    sets = (
+        "arms.4.objective.scale=exact",
+        "arms.5.objective.scale=exact",
+        "arms.5.learner.learning_rate=0.002",
+    )
     made_up(tmp_path, 0, 0.0, "testbed", *sets)
     found = gather([tmp_path])
     frpo = [a.family.removeprefix("FRPO λ 0.5, reverse") for a in found.arms[3:]]
     assert frpo == ["", ", scale exact", ", scale exact, learning_rate 0.002"]
-    assert not [c for c in found.comparisons if c.matched_by == "kl"]  # no method but GRPO has two arms on one curve
+    assert not [
+        c for c in found.comparisons if c.matched_by == "kl"
+    ]  # no method but GRPO has two arms on one curve
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
@@ -184,7 +260,12 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
         made_up(tmp_path / "b", seed, LEAD, name="other")
     found = gather([tmp_path / "a", tmp_path / "b"])
     assert (found.study, found.seeds) == ("other + testbed", (1, 2, 3))
-    assert [a.arm for a in found.arms[::3]] == ["testbed/grpo-0.1", "testbed/frpo-0.1", "other/grpo-0.1", "other/frpo-0.1"]
+    assert [a.arm for a in found.arms[::3]] == [
+        "testbed/grpo-0.1",
+        "testbed/frpo-0.1",
+        "other/grpo-0.1",
+        "other/frpo-0.1",
+    ]
     gaps = {c.a: c for c in found.comparisons if (c.matched_by, c.metric) == ("steps", "kept after d")}
     assert (gaps["other/grpo-0.1"].b, gaps["other/grpo-0.1"].num_seeds) == ("testbed/grpo-0.1", 3)
     assert gaps["other/grpo-0.1"].difference == pytest.approx(0.0, abs=0.02)
@@ -192,5 +273,7 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
     one = gather([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
     assert one.seeds == (1,)
     assert "one seed proves nothing" in one.headline[-1]
-    with pytest.raises(ConfigError, match=r"no seed was run once under each of the names \['other', 'testbed'\]"):
+    with pytest.raises(
+        ConfigError, match=r"no seed was run once under each of the names \['other', 'testbed'\]"
+    ):
         gather([tmp_path / "a" / "seed-000", tmp_path / "b" / "seed-005"])

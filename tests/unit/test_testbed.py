@@ -56,7 +56,10 @@ def test_the_base_corpus_has_the_stated_shares() -> None:
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     testbed.write_data(tmp_path, seed=0)
-    read = {f.stem: {json.loads(line)["prompt"] for line in f.read_text().splitlines()} for f in tmp_path.glob("*.jsonl")}
+    read = {
+        f.stem: {json.loads(line)["prompt"] for line in f.read_text().splitlines()}
+        for f in tmp_path.glob("*.jsonl")
+    }
     assert not read["prompts"] & read["heldout"]
     assert not read["downstream"] & read["downstream_heldout"]
     assert (len(read["heldout"]), len(read["downstream_heldout"]), len(read["downstream"])) == (80, 36, 72)

@@ -1,4 +1,5 @@
-"""Checkpoints are written from copies: training may change what it saved, and the digests are those of what is on disk."""
+"""Checkpoints are written from copies: training may change what it saved, and the digests are those of what
+is on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from actors._writer import Writer, on_host
 from frpo.checkpoint import sha256
 
 
-def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_write = threading.Event()
     write = _writer.write
     monkeypatch.setattr(_writer, "write", lambda state, path: (may_write.wait(60), write(state, path))[1])
@@ -29,15 +32,27 @@ def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(tmp_path: 
     writer.close()
     files = writer.written()
     assert files is not None
-    assert [(f.path, f.size, f.sha256) for f in files] == [(str(p), p.stat().st_size, sha256(p)) for p in (tmp_path / "a", tmp_path / "b")]
+    assert [(f.path, f.size, f.sha256) for f in files] == [
+        (str(p), p.stat().st_size, sha256(p)) for p in (tmp_path / "a", tmp_path / "b")
+    ]
     whole, view = (writer.load(str(tmp_path / name)) for name in "ab")
-    assert (whole["weights"].tolist(), whole["step"], view["weights"].tolist()) == ([0, 1, 2, 3, 4, 5], 3, [2, 3])
-    assert (tmp_path / "b").stat().st_size < (tmp_path / "a").stat().st_size + 8  # a view alone, not all that it lies in
+    assert (whole["weights"].tolist(), whole["step"], view["weights"].tolist()) == (
+        [0, 1, 2, 3, 4, 5],
+        3,
+        [2, 3],
+    )
+    assert (tmp_path / "b").stat().st_size < (
+        tmp_path / "a"
+    ).stat().st_size + 8  # a view alone, not all that it lies in
 
 
 def test_containers_are_new_and_shared_memory_stays_shared() -> None:
     tied = torch.ones(3, requires_grad=True)
-    state: dict[str, Any] = {"a": OrderedDict(x=tied.detach()), "b": [tied.detach(), (torch.zeros(2), "word")], "c": torch.empty(0)}
+    state: dict[str, Any] = {
+        "a": OrderedDict(x=tied.detach()),
+        "b": [tied.detach(), (torch.zeros(2), "word")],
+        "c": torch.empty(0),
+    }
     found = on_host(state)
     assert type(found["a"]) is OrderedDict
     assert found["a"]["x"] is found["b"][0]
