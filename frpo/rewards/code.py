@@ -62,8 +62,16 @@ def outputs(code: str, entry_point: str, inputs: Sequence[str], *, timeout_s: fl
     runner = RUNNER.format(memory=MEMORY_BYTES, seconds=math.ceil(timeout_s), file=FILE_BYTES)
     roots = [p for place in {sys.base_prefix, *LIBRARIES} for p in ("--ro-bind-try", place, place)]
     python: str = sys._base_executable  # type: ignore[attr-defined]
-    alone = "--unshare-all --die-with-parent --new-session --clearenv --setenv PYTHONHASHSEED 0".split()
-    folders = "--proc /proc --dev /dev --tmpfs /tmp --chdir /tmp".split()
+    alone = [
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--setenv",
+        "PYTHONHASHSEED",
+        "0",
+    ]
+    folders = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
     command = ["bwrap", *alone, *roots, *folders, python, "-s", "-c", runner]
     asked = json.dumps({"code": code, "entry_point": entry_point, "inputs": list(inputs)})
     try:

@@ -15,7 +15,7 @@ from frpo.driver import Partners, train
 from frpo.steering import begin
 from frpo.stops import RunStopped
 from frpo.types import Completion, Group, RolloutBatch, Steering, StepMetrics, UpdateStats
-from tests.contract.fakes import (
+from tests.support.fakes import (
     FakeEngine,
     FakeLearner,
     FakePrompts,

@@ -16,7 +16,7 @@ from frpo.evaluation import Opposite, certificate, certify, estimate, evaluate
 from frpo.records import Evaluation
 from frpo.stops import RunStopped
 from frpo.types import Completion, Floats, Group, Prompt, Reward, Sampling
-from tests.contract.fakes import ANSWERS, FakeEngine, FakeLearner, FakePrompts, FakeRewards, Now, config
+from tests.support.fakes import ANSWERS, FakeEngine, FakeLearner, FakePrompts, FakeRewards, Now, config
 
 TABLE = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
 

@@ -18,7 +18,7 @@ from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stops import RunStopped
 from frpo.types import FinetuneStats, Sequences, Written
-from tests.contract.fakes import Now, config
+from tests.support.fakes import Now, config
 
 
 class FakeRanks:

@@ -17,7 +17,7 @@ from frpo.rows import SAMPLES
 from frpo.stages import folders
 from frpo.stages.folders import look, look_and_tell, supersede
 from frpo.types import Steering
-from tests.contract.fakes import Now
+from tests.support.fakes import Now
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 4}}]"

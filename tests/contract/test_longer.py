@@ -17,7 +17,7 @@ from frpo.records import StageResult
 from frpo.stages.folders import look, look_and_tell, supersede
 from frpo.stages.work import Work
 from frpo.types import Floats, Group, Prompt
-from tests.contract import fakes
+from tests.support import fakes
 
 PROMPTS = [Prompt(f"p:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(8)]
 REWARDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -19,8 +19,8 @@ from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport.store import StoreTransport
 from frpo.config import ModelConfig
 from frpo.metrics import read_steps
-from tests.ray import helpers, runs
 from tests.ray.test_learner import OBJECTIVE, batch, digest, settings
+from tests.support import models, runs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -35,7 +35,7 @@ def learner(ray_cluster: None) -> Iterator[LearnerPool]:
 
 
 def start(pool: LearnerPool, policy: Path, model: ModelConfig, **fields: Any) -> None:
-    pool.start(policy, model, settings(num_gpus=1, **fields), OBJECTIVE, helpers.config().rollout, 5)
+    pool.start(policy, model, settings(num_gpus=1, **fields), OBJECTIVE, models.config().rollout, 5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
@@ -108,7 +108,7 @@ def test_states_leave_the_gpu_and_come_back(
 
 
 def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> None:
-    config = helpers.config(
+    config = models.config(
         f"model.path={tiny_model}", "rollout.num_gpus=1", "rollout.gpu_memory_utilization=0.3"
     )
     rollout = config.rollout.model_copy(update={"sleep": True})
@@ -118,7 +118,7 @@ def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> 
     )
     pool = RolloutPool([worker], timeout_s=300, restarts=0, tensor_parallel=1)
     pool.load_policy(tiny_model, 1)
-    data = helpers.sequences(5)
+    data = models.sequences(5)
     before = pool.logprobs(data)
     pool.sleep()
     pool.wake()

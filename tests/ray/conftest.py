@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from frpo import testbed
-from tests.ray import runs
-from tests.ray.heads import Head, started
+from tests.support import runs
+from tests.support.heads import Head, started
 
 
 @pytest.fixture(scope="session")

@@ -23,16 +23,16 @@ from actors.transport import Transport
 from actors.transport.adapter import AdapterTransport
 from actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
-from tests.ray import helpers
 from tests.ray.test_learner import ENV, OBJECTIVE, batch, settings
 from tests.ray.test_rollout import draw, largest_gap
+from tests.support import models
 from tests.unit.test_policies import lora, write_adapter
 
 LORA = LoraConfig(rank=4, alpha=8)
 
 
 def engine(model: ModelConfig) -> RolloutPool:
-    config = helpers.config(f"model.path={model.path}")
+    config = models.config(f"model.path={model.path}")
     options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": environment(config)}}
     worker = (
         ray.remote(RolloutWorker)
@@ -50,7 +50,7 @@ def rank(model: ModelConfig, transport: Transport, **fields: Any) -> LearnerPool
         [remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(0, 1, transport)], timeout_s=200
     )
     pool.join()
-    pool.start(Path(model.path), model, settings(**fields), OBJECTIVE, helpers.config().rollout, 5)
+    pool.start(Path(model.path), model, settings(**fields), OBJECTIVE, models.config().rollout, 5)
     return pool
 
 
@@ -78,7 +78,7 @@ def test_what_is_published_is_the_learners_policy_also_after_a_kill(
     pool: RolloutPool, tiny_model: Path
 ) -> None:
     learner = rank(ModelConfig(path=str(tiny_model), lora=LORA), AdapterTransport())
-    data = helpers.sequences(12)
+    data = models.sequences(12)
     before = learner.logprobs(data)
     for version in range(3):
         parcel = learner.pack().result()
@@ -96,7 +96,7 @@ def test_what_is_published_is_the_learners_policy_also_after_a_kill(
 
 def projections(folder: Path) -> list[tuple[int, int]]:
     """Outputs and inputs of every linear layer that gets an adapter."""
-    named = helpers.load_hf(folder)[0].named_parameters()
+    named = models.load_hf(folder)[0].named_parameters()
     return [tuple(p.shape) for name, p in named if p.ndim == 2 and "_proj" in name]
 
 
@@ -105,9 +105,9 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(
 ) -> None:
     """Of the engine's own base, of another one, of a kind that is merged, and none at all: each after the
     other."""
-    data, tokenizer = helpers.sequences(12, seed=3), helpers.load_hf(tiny_model)[1]
+    data, tokenizer = models.sequences(12, seed=3), models.load_hf(tiny_model)[1]
     other = tmp_path / "other"
-    helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=1).save_pretrained(other)
+    models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed=1).save_pretrained(other)
     plain = write_adapter(
         tmp_path / "plain", tiny_model, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64})
     )
@@ -118,18 +118,18 @@ def test_saved_adapters_stand_on_the_weights_that_they_name(
     ):
         pool.load_policy(adapter, version)
         truth = by_peft(base, adapter)
-        np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(truth, data), atol=1e-4)
-        assert max(largest_gap(truth, pool, draw(pool, helpers.prompts(tokenizer, 4), version))) < 1e-4
+        np.testing.assert_allclose(pool.logprobs(data)[0], models.naive_logprobs(truth, data), atol=1e-4)
+        assert max(largest_gap(truth, pool, draw(pool, models.prompts(tokenizer, 4), version))) < 1e-4
     pool.load_policy(other, 7)
     np.testing.assert_allclose(
-        pool.logprobs(data)[0], helpers.naive_logprobs(model_of(other), data), atol=1e-4
+        pool.logprobs(data)[0], models.naive_logprobs(model_of(other), data), atol=1e-4
     )
-    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=2)
+    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed=2)
     pool.deliver(put_tensors(model.named_parameters()), 8)
-    np.testing.assert_allclose(pool.logprobs(data)[0], helpers.naive_logprobs(model, data), atol=1e-4)
+    np.testing.assert_allclose(pool.logprobs(data)[0], models.naive_logprobs(model, data), atol=1e-4)
     pool.load_policy(plain, 9)
     np.testing.assert_allclose(
-        pool.logprobs(data)[0], helpers.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4
+        pool.logprobs(data)[0], models.naive_logprobs(by_peft(tiny_model, plain), data), atol=1e-4
     )
 
 
@@ -137,14 +137,14 @@ def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(
     ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A fine-tune of an arm, both with adapters, in bfloat16."""
-    base, tokenizer = helpers.in_bfloat16(tiny_model, tmp_path / "base"), helpers.load_hf(tiny_model)[1]
+    base, tokenizer = models.in_bfloat16(tiny_model, tmp_path / "base"), models.load_hf(tiny_model)[1]
     arm = write_adapter(
         tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16
     )
     tokenizer.save_pretrained(arm)
     model = ModelConfig(path=str(base), lora=LORA, dtype="bfloat16")
     receiver, learner = engine(model), rank(model, AdapterTransport())
-    learner.start(arm, model, settings(), OBJECTIVE, helpers.config().rollout, 5)
+    learner.start(arm, model, settings(), OBJECTIVE, models.config().rollout, 5)
     trained = batch(count=60)
     before = learner.logprobs(trained.sequences)
     for _ in range(3):
@@ -167,7 +167,7 @@ def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(
     """Merged weights keep only a part of what the first updates change; an adapter arrives as it is, and
     engine and learner stay as near as two implementations of the base are. (Log-probs alone do not tell them
     apart here: bfloat16 activations of so small a model round early updates away in either.)"""
-    base = helpers.in_bfloat16(tiny_model, tmp_path / "base")
+    base = models.in_bfloat16(tiny_model, tmp_path / "base")
     model = ModelConfig(path=str(base), lora=LoraConfig(rank=16, alpha=16), dtype="bfloat16")
     trained, receiver = batch(count=60), engine(model)
     whole, sender = (

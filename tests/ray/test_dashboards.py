@@ -20,8 +20,8 @@ import yaml
 
 from frpo.metrics import read_steps
 from frpo.preflight import num_gpus
-from tests.ray import runs
-from tests.ray.heads import Head
+from tests.support import runs
+from tests.support.heads import Head
 
 GRAFANA = runs.ROOT / "deploy" / "grafana"
 needs_prometheus = pytest.mark.skipif(

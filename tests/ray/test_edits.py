@@ -9,7 +9,7 @@ import pytest
 
 from frpo.checkpoint import folder_sha256
 from frpo.metrics import read_steps
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SETTINGS = (*runs.SHORT, *runs.ONE_ARM)

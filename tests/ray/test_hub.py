@@ -17,8 +17,7 @@ from frpo.certify import CertificateFile, weights_sha256
 from frpo.checkpoint import folder_sha256
 from frpo.metrics import read_steps
 from frpo.recipe import load
-from tests import hubs
-from tests.ray import runs
+from tests.support import hubs, runs
 
 NAME = "toy/policy-0.1B"
 TEMPLATE = (

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from frpo.metrics import read_steps
-from tests.ray import runs
-from tests.ray.heads import Head
+from tests.support import runs
+from tests.support.heads import Head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SETTINGS = (

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.ray import runs
-from tests.ray.heads import RAY, Head
+from tests.support import runs
+from tests.support.heads import RAY, Head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -14,7 +14,7 @@ import pytest
 from frpo.config import FunctionReward
 from frpo.rewards import judge
 from frpo.scoring import Item, Scorer
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

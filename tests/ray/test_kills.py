@@ -15,7 +15,7 @@ import pytest
 from frpo.checkpoint import folder_sha256
 from frpo.metrics import read_steps
 from frpo.records import StageResult
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SETTINGS = (

@@ -31,9 +31,9 @@ from frpo.logprobs import Scorer
 from frpo.objective import policy_loss
 from frpo.packing import pad, pad_values
 from frpo.types import RolloutBatch
-from tests.ray import helpers
+from tests.support import models
 
-CONFIG: Config = helpers.config()
+CONFIG: Config = models.config()
 ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -87,7 +87,7 @@ def finetune(ray_cluster: None) -> Iterator[FinetunePool]:
 
 def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
     """Uneven sequences, `group` to a prompt; behaviour and reference near a uniform policy."""
-    data, rng = helpers.sequences(count, seed, group=group), np.random.default_rng(seed)
+    data, rng = models.sequences(count, seed, group=group), np.random.default_rng(seed)
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
     return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), None, near(), OBJECTIVE.beta)
@@ -127,7 +127,7 @@ def plain_torch(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch
     clipping."""
-    model, _ = helpers.load_hf(policy)
+    model, _ = models.load_hf(policy)
     model.train()
     matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW(
@@ -181,7 +181,7 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(learner), truth)
     assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
-    now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
+    now = models.naive_logprobs(models.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     k3 = lambda delta: float((np.exp(delta) - delta - 1).mean())  # noqa: E731
     assert stats[0].mismatch_kl == pytest.approx(k3(now - batch().behaviour), rel=1e-4)
     assert stats[0].penalty == pytest.approx(k3(batch().reference - now), rel=1e-4)
@@ -219,8 +219,8 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(
     assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
     for count in (23, 2, 1):  # each rank its share; none has one at last
-        data = helpers.sequences(count, seed=4)
-        naive = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], data)
+        data = models.sequences(count, seed=4)
+        naive = models.naive_logprobs(models.load_hf(tiny_model)[0], data)
         np.testing.assert_allclose(two_ranks.logprobs(data), naive, atol=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_gradients_of_bfloat16_add_up_in_float32(
 ) -> None:
     """Summed in bfloat16, the gradient's norm over 100 micro-batches is off by 1.2e-4 of that in one; in
     float32 by 3e-5, what the kernels make of other shapes."""
-    model, data, norms = ModelConfig(path=str(tiny_model), dtype="bfloat16"), helpers.sequences(600), []
+    model, data, norms = ModelConfig(path=str(tiny_model), dtype="bfloat16"), models.sequences(600), []
     for budget in (60, 100_000):
         finetune.start(
             tiny_model,
@@ -290,7 +290,7 @@ def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) 
     start(learner, tiny_model, settings(updates_per_batch=4, learning_rate=5e-2))
     stats = learner.update(replace(batch(), old=learner.logprobs(batch().sequences)))
     assert stats.clip_share > 0.05  # the later parts see a policy that has moved
-    now = helpers.naive_logprobs(helpers.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
+    now = models.naive_logprobs(models.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     gap = now - batch().behaviour
     assert stats.mismatch_kl == pytest.approx(
         float((np.exp(gap) - gap - 1).mean()), rel=1e-4
@@ -326,9 +326,9 @@ def test_export_loads_in_transformers_with_equal_logprobs(
     start(learner, tiny_model, settings())
     learner.update(batch())
     learner.export(tmp_path / "policy")
-    model, tokenizer = helpers.load_hf(tmp_path / "policy")
-    data = helpers.sequences(9, seed=8)
-    np.testing.assert_allclose(helpers.naive_logprobs(model, data), learner.logprobs(data), atol=1e-5)
+    model, tokenizer = models.load_hf(tmp_path / "policy")
+    data = models.sequences(9, seed=8)
+    np.testing.assert_allclose(models.naive_logprobs(model, data), learner.logprobs(data), atol=1e-5)
     assert tokenizer.eos_token == "<eos>"
     assert not list((tmp_path / "policy").glob("*.bin"))
 
@@ -346,12 +346,12 @@ def test_lora_merges_as_peft_does_resumes_and_exports(
     learner.save(tmp_path / "checkpoint").result()
     learner.export(tmp_path / "policy")
     found = weights(learner)
-    merged = PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
+    merged = PeftModel.from_pretrained(models.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
     assert_equal(found, dict(merged.named_parameters()), 1e-6)
     assert_equal(
         dict(policies.tensors(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6
     )
-    base = dict(helpers.load_hf(tiny_model)[0].named_parameters())
+    base = dict(models.load_hf(tiny_model)[0].named_parameters())
     moved = [n for n in base if not torch.equal(base[n], found[n])]
     assert len(moved) == 14  # 7 projections of 2 layers; embeddings and norms stay
     learner.update(batch(seed=1))
@@ -372,7 +372,7 @@ def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(
         [learner.update(batch(seed=s)) for s in range(2)]
         trained.append(digest(learner))
         finetune.start(tiny_model, model, FinetuneConfig(num_steps=2, learning_rate=2e-2), 1)
-        [finetune.update(helpers.sequences(8)) for _ in range(2)]
+        [finetune.update(models.sequences(8)) for _ in range(2)]
         tuned.append(digest(finetune))
     assert trained[0] == trained[1]
     assert tuned[0] != tuned[1]
@@ -407,7 +407,7 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
     learner.export(tmp_path / "adapter")
     spec = FinetuneConfig(num_steps=30, learning_rate=2e-2)
     finetune.start(tmp_path / "adapter", model, spec, 1)
-    data = helpers.sequences(16, seed=3)
+    data = models.sequences(16, seed=3)
     before = finetune.loss(data)
     assert before == pytest.approx(
         -float(learner.logprobs(data).mean()), abs=1e-4
@@ -416,8 +416,8 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
     assert losses[0] == pytest.approx(before, abs=1e-4)
     assert finetune.loss(data) < before - 1.0
     finetune.export(tmp_path / "policy")
-    hf, _ = helpers.load_hf(tmp_path / "policy")
-    assert -float(helpers.naive_logprobs(hf, data).mean()) == pytest.approx(finetune.loss(data), abs=1e-4)
+    hf, _ = models.load_hf(tmp_path / "policy")
+    assert -float(models.naive_logprobs(hf, data).mean()) == pytest.approx(finetune.loss(data), abs=1e-4)
 
 
 ODD = '{"eos_token_id": [1, 2, 9], "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "do_sample": false, "of_the_maker": [1]}'

@@ -15,8 +15,8 @@ import pytest
 from frpo.checkpoint import folder_sha256
 from frpo.metrics import RunLog, read_steps
 from frpo.planning import plan
-from tests.ray import runs
-from tests.ray.helpers import config
+from tests.support import runs
+from tests.support.models import config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROLES = 5

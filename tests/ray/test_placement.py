@@ -17,7 +17,7 @@ from frpo.config import Config
 from frpo.planning import plan
 from frpo.preflight import num_gpus
 from frpo.recipe import load
-from tests.ray import helpers
+from tests.support import models
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the cards of this machine are real")
 
@@ -63,7 +63,7 @@ def seen(config: Config) -> Cards:
 
 
 def config(*sets: str) -> Config:
-    return helpers.config(*FEW_CPUS, *sets)
+    return models.config(*FEW_CPUS, *sets)
 
 
 def test_one_card_holds_all_that_ask_for_it(ray_cluster: None) -> None:
@@ -123,7 +123,7 @@ def test_an_engine_of_two_cards_sees_both(ray_cluster: None) -> None:
 @pytest.mark.parametrize("recipe", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
 def test_the_papers_recipes(ray_cluster: None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = load(
-        Path(helpers.ROOT) / "recipes" / f"{recipe}.yaml",
+        Path(models.ROOT) / "recipes" / f"{recipe}.yaml",
         [few for few in FEW_CPUS if not few.startswith("reference")],
     )
     cards = seen(asked)

@@ -14,7 +14,7 @@ import pytest
 from frpo.config import FunctionReward
 from frpo.config.service import ServiceConfig
 from frpo.types import Completion, Group, Prompt
-from tests.ray import runs
+from tests.support import runs
 
 HANGS = """
 def grade(prompts, completions, messages, completion_ids=None, **_):

@@ -25,7 +25,7 @@ from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 from frpo.seeds import derive
 from frpo.types import Group, Prompt, Sampling
-from tests.ray import helpers
+from tests.support import models
 from tests.unit.test_policies import lora, write_adapter
 
 SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
@@ -33,7 +33,7 @@ SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
-    config = helpers.config(f"model.path={tiny_model}")
+    config = models.config(f"model.path={tiny_model}")
     worker = (
         ray.remote(RolloutWorker)
         .options(num_cpus=1, max_restarts=3, runtime_env={"env_vars": environment(config)})
@@ -47,7 +47,7 @@ def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
 
 @pytest.fixture(scope="module")
 def hf(tiny_model: Path) -> tuple[Any, Any]:
-    return helpers.load_hf(tiny_model)
+    return models.load_hf(tiny_model)
 
 
 def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
@@ -63,7 +63,7 @@ def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[flo
     """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
     check)."""
     data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
-    truth = helpers.naive_logprobs(model, data)
+    truth = models.naive_logprobs(model, data)
     decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
     return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())
 
@@ -71,7 +71,7 @@ def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[flo
 def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
     model, tokenizer = hf
     pool.load_policy(tiny_model, 3)
-    prompts = helpers.prompts(tokenizer, 6)
+    prompts = models.prompts(tokenizer, 6)
     groups = draw(pool, prompts, 3)
     assert [(g.index, g.prompt.id, g.policy_version, len(g.completions)) for g in groups] == [
         (i, f"p:{i}", 3, 4) for i in range(6)
@@ -96,11 +96,11 @@ def test_an_adapter_is_applied_as_by_peft(
 ) -> None:
     config = lora(use_dora=True, rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 64})
     adapter = write_adapter(tmp_path / "dora", tiny_model, config)
-    data = helpers.sequences(12, seed=3)
-    truth = helpers.naive_logprobs(
-        PeftModel.from_pretrained(helpers.load_hf(tiny_model)[0], adapter).eval(), data
+    data = models.sequences(12, seed=3)
+    truth = models.naive_logprobs(
+        PeftModel.from_pretrained(models.load_hf(tiny_model)[0], adapter).eval(), data
     )
-    assert abs(truth - helpers.naive_logprobs(hf[0], data)).max() > 0.01
+    assert abs(truth - models.naive_logprobs(hf[0], data)).max() > 0.01
     pool.load_policy(adapter, 6)
     np.testing.assert_allclose(pool.logprobs(data)[0], truth, atol=1e-4)
     prompted = write_adapter(
@@ -114,7 +114,7 @@ def test_a_stop_string_hit_at_once_leaves_no_text(
     pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
 ) -> None:
     pool.load_policy(tiny_model, 3)
-    prompts = helpers.prompts(hf[1], 2)
+    prompts = models.prompts(hf[1], 2)
     word = hf[1].decode(draw(pool, prompts, 3)[0].completions[0].token_ids[:1])
     groups = list(
         pool.generate(prompts, [derive(0, i) for i in range(2)], replace(SAMPLING, stop=(word,)), 3)
@@ -130,20 +130,20 @@ def test_after_a_publish_the_engine_runs_the_new_weights_tied_head_included(
 ) -> None:
     """Fails when the re-packing of the tied lm_head is taken out of WeightLoader.frpo_load."""
     _, tokenizer = hf
-    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=len(way))
+    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed=len(way))
     if way == "object_store":
         pool.deliver(put_tensors(model.named_parameters()), 7)
     else:
         model.save_pretrained(tmp_path)
         pool.load_policy(tmp_path, 7)
-    assert max(largest_gap(model, pool, draw(pool, helpers.prompts(tokenizer, 6), 7))) < 1e-4
+    assert max(largest_gap(model, pool, draw(pool, models.prompts(tokenizer, 6), 7))) < 1e-4
 
 
 class Sender:
     """Rank 0 of a weight group, in a process of its own."""
 
     def __init__(self, folder: str, seed: int) -> None:
-        self.model = helpers.perturbed(helpers.load_hf(Path(folder))[0], 0.5, seed)
+        self.model = models.perturbed(models.load_hf(Path(folder))[0], 0.5, seed)
 
     def address(self) -> tuple[str, int]:
         return group.free_address()
@@ -169,8 +169,8 @@ def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any],
     sending = sender.send.remote()
     pool.receive(Announced("learner", meta), 9)
     ray.get(sending, timeout=60)
-    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, 5)
-    assert max(largest_gap(model, pool, draw(pool, helpers.prompts(tokenizer, 6), 9))) < 1e-4
+    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, 5)
+    assert max(largest_gap(model, pool, draw(pool, models.prompts(tokenizer, 6), 9))) < 1e-4
     ray.kill(sender)
 
 
@@ -183,16 +183,16 @@ def test_a_prompt_that_does_not_fit_is_named(
         WorkerFailed, match=r"rollout worker 0 failed in generate.*prompt set:12: 40 tokens and 7 new ones"
     ):
         draw(pool, [long], 1)
-    assert len(draw(pool, helpers.prompts(hf[1], 2), 1)) == 2  # the engine is none the worse
+    assert len(draw(pool, models.prompts(hf[1], 2), 1)) == 2  # the engine is none the worse
 
 
 def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(
     pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path
 ) -> None:
     _, tokenizer = hf
-    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=11)
+    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed=11)
     pool.deliver(put_tensors(model.named_parameters()), 4)
-    prompts = helpers.prompts(tokenizer, 40)
+    prompts = models.prompts(tokenizer, 40)
     undisturbed = tokens(draw(pool, prompts, 4))
     (pid,) = pool.members()
     arrived = []
@@ -209,15 +209,15 @@ def test_a_worker_killed_between_calls_answers_by_the_current_weights(
     pool: RolloutPool, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Not by those that it started from."""
-    model = helpers.perturbed(helpers.load_hf(tiny_model)[0], 0.5, seed=13)
+    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed=13)
     model.save_pretrained(tmp_path)
     pool.load_policy(tmp_path, 5)
-    data = helpers.sequences(6)
+    data = models.sequences(6)
     before = pool.logprobs(data)
     (pid,) = pool.members()
     os.kill(pid, signal.SIGKILL)
     np.testing.assert_allclose(pool.logprobs(data), before, atol=1e-6)
-    assert abs(before[0] - helpers.naive_logprobs(model, data)).max() < 1e-4
+    assert abs(before[0] - models.naive_logprobs(model, data)).max() < 1e-4
 
 
 def test_the_harness_model_scores_and_generates_as_transformers_does(
@@ -232,7 +232,7 @@ def test_the_harness_model_scores_and_generates_as_transformers_does(
     model, tokenizer = hf
     pool.load_policy(tiny_model, VERSION)
     lm = EngineLM(pool, str(tiny_model), 16, 0)
-    prompts = helpers.prompts(tokenizer, 4)
+    prompts = models.prompts(tokenizer, 4)
     texts, greedy = [], []
     for prompt in prompts:
         ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
@@ -253,7 +253,7 @@ def test_the_harness_model_scores_and_generates_as_transformers_does(
     data = flatten([(np.array(p, np.int32), np.array(c, np.int32)) for _, p, c in rows])
     sums = [
         part.sum()
-        for part in np.split(helpers.naive_logprobs(model, data), np.cumsum([len(c) for *_, c in rows])[:-1])
+        for part in np.split(models.naive_logprobs(model, data), np.cumsum([len(c) for *_, c in rows])[:-1])
     ]
     np.testing.assert_allclose([value for value, _ in found], sums, atol=1e-4)
     assert [is_greedy for _, is_greedy in found] == [True] * 4 + [False] * 4

@@ -12,7 +12,7 @@ import pytest
 from frpo.checkpoint import folder_sha256
 from frpo.metrics import read_steps
 from frpo.records import StageResult
-from tests.ray import runs
+from tests.support import runs
 
 TWO_ARMS = (
     "arms=[{name: grpo, objective: {method: grpo, beta: 0.1, penalty: k3}}, {name: frpo, objective: {lam: "

@@ -19,8 +19,8 @@ from actors.reference import ReferencePool, ReferenceWorker
 from frpo import saved
 from frpo.config import LoraConfig, ModelConfig
 from frpo.types import Completion, Group, Prompt
-from tests.ray import helpers
 from tests.ray.test_learner import ENV, batch, learner, settings, start, stop, two_ranks
+from tests.support import models
 from tests.unit.test_policies import lora, write_adapter
 
 __all__ = ["learner", "two_ranks"]
@@ -66,7 +66,7 @@ def scorers(ray_cluster: None) -> Iterator[tuple[ReferencePool, EvaluatePool]]:
 @pytest.fixture(scope="module")
 def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in bfloat16."""
-    return helpers.in_bfloat16(tiny_model, tmp_path_factory.mktemp("bf16") / "base")
+    return models.in_bfloat16(tiny_model, tmp_path_factory.mktemp("bf16") / "base")
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)], ids=["all weights", "adapter"])
@@ -112,7 +112,7 @@ def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
     arm = write_adapter(
         tmp_path / "arm", base, lora(target_modules=["q_proj", "up_proj"]), dtype=torch.bfloat16
     )
-    helpers.load_hf(base)[1].save_pretrained(arm)
+    models.load_hf(base)[1].save_pretrained(arm)
     fields = settings(zero_stage=3 if len(pool.actors) > 1 else 2)
     start(pool, arm, fields, ModelConfig(path=str(base), dtype="bfloat16", lora=LoraConfig(rank=4, alpha=8)))
     reference.use(arm, 1.0)
@@ -140,5 +140,5 @@ def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
 
 
 def test_scores_are_those_of_one_sequence_at_a_time(scorers: Any, base: Path) -> None:
-    truth = helpers.naive_logprobs(helpers.load_hf(base)[0].float(), sequences_of(groups()))
+    truth = models.naive_logprobs(models.load_hf(base)[0].float(), sequences_of(groups()))
     np.testing.assert_allclose(flat(scorers[1].submit(base, groups()).result()), truth, atol=0.1)

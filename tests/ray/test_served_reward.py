@@ -16,7 +16,7 @@ from frpo.config import ConfigError, FunctionReward, ServeReward
 from frpo.config.service import ServiceConfig
 from frpo.scoring import Item, Scorer
 from frpo.types import Completion, Group, Prompt
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

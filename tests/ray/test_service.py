@@ -17,7 +17,7 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from frpo.records import StageResult
 from frpo.report.sweep import Sweep
-from tests.ray import runs
+from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -11,7 +11,7 @@ import pytest
 from frpo import testbed
 from frpo.metrics import read_steps
 from frpo.records import StageResult
-from tests.ray import runs
+from tests.support import runs
 from tests.unit.test_harness import TASK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

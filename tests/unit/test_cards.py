@@ -20,7 +20,7 @@ from actors.reference import ReferencePool
 from frpo.cluster import take_turns
 from frpo.planning import plan
 from frpo.types import Group
-from tests.contract.fakes import FakePrompts, Now
+from tests.support.fakes import FakePrompts, Now
 from tests.unit.test_planning import SHARED, config
 
 

@@ -15,7 +15,7 @@ from frpo.checkpoint import folder_sha256
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.stops import RunStopped
 from frpo.types import Floats, Group
-from tests.contract.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs
+from tests.support.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs
 
 
 def config() -> Config:

@@ -13,7 +13,7 @@ from torch import Tensor
 from actors._engine import without_dropout
 from frpo.logprobs import Scorer
 from frpo.packing import pad
-from tests.ray.helpers import sequences
+from tests.support.models import sequences
 from tests.unit.test_logprobs import APART, GPT2, SMALL, build
 
 NOISY: dict[str, dict[str, Any]] = {

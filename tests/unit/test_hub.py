@@ -20,7 +20,7 @@ from frpo import hub, models
 from frpo.checkpoint import describe
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
-from tests import hubs
+from tests.support import hubs
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "recipes" / "testbed.yaml"

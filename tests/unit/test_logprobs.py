@@ -16,7 +16,7 @@ from frpo import logprobs
 from frpo.config import ConfigError
 from frpo.logprobs import Scorer, completion_logprobs
 from frpo.packing import micro_batches, pack_lengths, packs_of, pad, pad_values, split_ranks
-from tests.ray.helpers import naive_logprobs, sequences
+from tests.support.models import naive_logprobs, sequences
 
 APART = np.arange(80)[:, None]
 """Every row a pack of its own."""

@@ -19,7 +19,7 @@ from frpo.config import Config
 from frpo.metrics import METRICS, SAMPLES, RunLog, flat, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
 from frpo.types import FinetuneStats, StepMetrics
-from tests.contract.fakes import config as fake_config
+from tests.support.fakes import config as fake_config
 
 
 def metrics(step: int, reward: float = 0.5) -> StepMetrics:

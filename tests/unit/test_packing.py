@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from frpo.batching import flatten
 from frpo.packing import micro_batches, pack_lengths, packs_of, pad, split_ranks
-from tests.ray.helpers import sequences
+from tests.support.models import sequences
 
 
 @settings(max_examples=80, deadline=None)

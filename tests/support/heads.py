@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.ray import runs
-from tests.ray.runs import free_port
+from tests.support import runs
+from tests.support.runs import free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
