@@ -89,8 +89,8 @@ class LearnerWorker(TrainWorker):
             clip_share=clipped / tokens,
             mismatch_kl=mismatch / tokens,
             kl=None if batch.reference is None else divergence / len(batch.sequences),
-            num_tokens=int(computed),
-            seconds=time.perf_counter() - began,
+            num_computed_tokens=int(computed),
+            learner_s=time.perf_counter() - began,
         )
 
     def _loss(self, batch: RolloutBatch, part: np.ndarray, sums: Sums):  # type: ignore[no-untyped-def, type-arg]

@@ -221,3 +221,6 @@ class RolloutPool:
 
     def wake(self) -> None:
         self._everywhere("wake")
+
+    def take_turn(self) -> None:
+        self.actors.turn()

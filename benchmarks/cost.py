@@ -58,7 +58,7 @@ def main() -> None:
     def blocks(name: str, field: str) -> np.ndarray:  # type: ignore[type-arg]
         found = [read_steps(args.folder, f"rlhf/{name}-{b}")[LEFT_OUT:] for b in range(1, args.blocks + 1)]
         return np.array(
-            [np.median([getattr(r, field) for r in rows]) for rows in found]
+            [np.median([getattr(r.phases, field) for r in rows]) for rows in found]
         )  # a hiccup of the machine is nobody's cost
 
     seconds = {name: blocks(name, "step_s") for name in METHODS}

@@ -137,7 +137,7 @@ EVEN = r"w\d*[02468](\D.*)?"
 
 
 def whole_run(recipe: Path, folder: Path, settings: tuple[str, ...]) -> PartResult:
-    from frpo.metrics import read_steps
+    from frpo.metrics import numbers_of, read_steps
 
     words = [w for s in settings for w in ("--set", s)]
     seconds, _ = timed(
@@ -159,7 +159,8 @@ def whole_run(recipe: Path, folder: Path, settings: tuple[str, ...]) -> PartResu
         "published_bytes",
         "num_tokens",
     )
-    return {"seconds": round(seconds, 1), "steps": [{n: getattr(r, n) for n in names} for r in rows]}
+    steps = [{n: numbers_of(r).get(n) for n in names} for r in rows]
+    return {"seconds": round(seconds, 1), "steps": steps}
 
 
 def run_full(work: Path, size: str) -> PartResult:

@@ -46,8 +46,8 @@ def through_actors(recipe: str, sets: list[str], folder: Path) -> dict[str, floa
         check=True,
     )
     rows = read_steps(folder, f"rlhf/{config.arms[0].name}")[2:]
-    found = {p: median(getattr(r, p) for r in rows) for p in PHASES}
-    return {**found, "tokens": median(r.num_tokens for r in rows), "steps": float(len(rows))}
+    found = {p: median(getattr(r.phases, p) for r in rows) for p in PHASES}
+    return {**found, "tokens": median(r.batch.num_tokens for r in rows), "steps": float(len(rows))}
 
 
 def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:

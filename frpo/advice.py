@@ -16,18 +16,18 @@ MOST_CUT = 0.5
 def causes(recent: Sequence[StepMetrics], max_new_tokens: int) -> Iterator[tuple[str, str]]:
     """(cause, what was seen, what it means and what to change, in one line) of the last of some steps."""
     last = recent[-1]
-    if len(recent) >= PATIENCE and all(row.equal_groups == 1 for row in recent[-PATIENCE:]):
+    if len(recent) >= PATIENCE and all(row.batch.equal_groups == 1 for row in recent[-PATIENCE:]):
         yield (
             "equal rewards",
-            f"step {last.step}: all {last.num_prompts - last.dropped_groups} groups had equal rewards for "
+            f"step {last.step}: all {last.batch.num_prompts - last.batch.dropped_groups} groups had equal rewards for "
             f"{PATIENCE} steps: no gradient "
             "comes from them; use harder or easier prompts, a finer reward, or more completions per group "
             "(rollout.group_size)",
         )
-    if last.cut_share > MOST_CUT:
+    if last.batch.cut_share > MOST_CUT:
         yield (
             "cut completions",
-            f"step {last.step}: {last.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = "
+            f"step {last.step}: {last.batch.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = "
             f"{max_new_tokens}: rewards "
             "judge unfinished answers; raise it, give rollout.stop, or set objective.cut to mask or penalise",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,37 +21,10 @@ from frpo.objective import (
     tilt,
 )
 from frpo.steering import begin, lam_for
-from frpo.types import Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
+from frpo.types import BatchStats, Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
 
 Doubles = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class BatchStats:
-    """What the batch looked like before the update. Rewards over completions that have one."""
-
-    reward: float
-    reward_std: float
-    group_std: float
-    equal_groups: float
-    advantage_std: float
-    non_monotone: float
-    beta: float
-    lam: float | None
-    radius: float | None
-    effective_samples: float | None
-    length: float
-    cut_share: float
-    failed_rewards: int
-    dropped_groups: int
-    """Left with fewer than two completions that train."""
-    num_groups: int
-    num_completions: int
-    num_tokens: int
-    parts: dict[str, float]
-    tasks: dict[str, float]
-    errors: tuple[str, ...]
-    """The first different reasons why rewards failed."""
+Mask = NDArray[np.bool_]
 
 
 def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Sequences:
@@ -63,60 +37,59 @@ def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Seq
     )
 
 
-def rewards_and_mask(
-    scored: Sequence[ScoredGroup], objective: ObjectiveConfig
-) -> tuple[Doubles, NDArray[np.bool_]]:
+def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[Doubles, Mask]:
     """Rewards `[G, k]` (0 where there is none) and the mask of those that train.
 
     A failed reward leaves its group. A completion ended by the length limit leaves it too under cut: mask,
     and is lowered by cut_penalty under cut: penalise.
     """
-    k = len(scored[0].rewards)
-    rewards, mask = np.zeros((len(scored), k)), np.zeros((len(scored), k), dtype=bool)
+    shape = (len(scored), len(scored[0].rewards))
+    rewards = np.zeros(shape)
+    mask = np.zeros(shape, dtype=bool)
     for g, item in enumerate(scored):
         for j, (reward, completion) in enumerate(zip(item.rewards, item.group.completions, strict=True)):
-            cut = completion.finish_reason == "length"
-            if reward.total is None or (cut and objective.cut == "mask"):
+            is_cut = completion.finish_reason == "length"
+            if reward.total is None or (is_cut and objective.cut == "mask"):
                 continue
-            rewards[g, j] = reward.total - (
-                objective.cut_penalty if cut and objective.cut == "penalise" else 0.0
-            )
+            lowered = is_cut and objective.cut == "penalise"
+            rewards[g, j] = reward.total - (objective.cut_penalty if lowered else 0.0)
             mask[g, j] = True
     return rewards, mask
 
 
 def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles | None:
-    """D `[G, k]`: sum over tokens of log policy - log reference, nats per completion; None where either was
-    not asked for."""
-    if any(s.policy is None or s.reference is None for s in scored):
-        return None
-    return np.array(
-        [
-            [
-                float((p.astype(np.float64) - r).sum())
-                for p, r in zip(s.policy or (), s.reference or (), strict=True)
-            ]
-            for s in scored
-        ]
-    )
+    """D `[G, k]` of each completion; None where the policy's log-probs or the reference's were not asked
+    for."""
+    rows = []
+    for item in scored:
+        if item.policy is None or item.reference is None:
+            return None
+        rows.append(log_ratios_of(item.policy, item.reference))
+    return np.array(rows)
+
+
+def log_ratios_of(policy: Sequence[Floats], reference: Sequence[Floats]) -> list[float]:
+    """Of each completion: sum over its tokens of log policy - log reference, nats."""
+    pairs = zip(policy, reference, strict=True)
+    return [float((own.astype(np.float64) - other).sum()) for own, other in pairs]
 
 
 def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
     """Neighbours that are scored together, up to `budget_tokens` or one group: the same whoever scores them,
     so that a policy's log-probs differ from themselves by nothing, in bfloat16 too."""
-    found: list[list[Group]] = []
+    blocks: list[list[Group]] = []
     room = 0
     for group in groups:
         size = sum(len(group.prompt.token_ids) + len(c.token_ids) for c in group.completions)
-        if not found or size > room:
-            found.append([])
+        if not blocks or size > room:
+            blocks.append([])
             room = budget_tokens
-        found[-1].append(group)
+        blocks[-1].append(group)
         room -= size
-    return found
+    return blocks
 
 
-def advantages(rewards: Doubles, mask: NDArray[np.bool_], objective: ObjectiveConfig, lam: float) -> Doubles:
+def advantages(rewards: Doubles, mask: Mask, objective: ObjectiveConfig, lam: float) -> Doubles:
     """The method's advantage of each completion `[G, k]`; 0 for those that do not train."""
     r, m = torch.from_numpy(rewards), torch.from_numpy(mask)
     if objective.method == "frpo":
@@ -129,9 +102,7 @@ def advantages(rewards: Doubles, mask: NDArray[np.bool_], objective: ObjectiveCo
     return result
 
 
-def penalties(
-    mask: NDArray[np.bool_], divergence: Doubles | None, objective: ObjectiveConfig, beta: float
-) -> Doubles:
+def penalties(mask: Mask, divergence: Doubles | None, objective: ObjectiveConfig, beta: float) -> Doubles:
     """What the reverse penalty adds to each advantage `[G, k]`; 0 where there is none."""
     if divergence is None or objective.penalty != "reverse" or beta == 0:
         return np.zeros(mask.shape)
@@ -145,90 +116,106 @@ def make_batch(
     """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None:
     the first step."""
     scored = sorted(scored, key=lambda s: s.group.index)
-    rewards, mask = rewards_and_mask(scored, objective)
     steering = steering or begin(objective)
-    lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(mask), objective, steering)
-    own = advantages(rewards, mask, objective, lam)
-    values = own + penalties(mask, log_ratios(scored), objective, steering.beta)
-    mask &= mask.sum(axis=1, keepdims=True) >= 2
-    pairs, kept, behaviour, old, reference = [], [], [], [], []
-    for g, item in enumerate(scored):
-        for j, completion in enumerate(item.group.completions):
-            if mask[g, j]:
-                pairs.append((item.group.prompt.token_ids, completion.token_ids))
-                kept.append(values[g, j])
-                behaviour.append(completion.logprobs)
-                old += [item.policy[j]] if item.policy is not None else []
-                reference += [item.reference[j]] if item.reference is not None else []
-    batch = RolloutBatch(
+    rewards, has_reward = rewards_and_mask(scored, objective)
+    lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(has_reward), objective, steering)
+    own = advantages(rewards, has_reward, objective, lam)
+    values = own + penalties(has_reward, log_ratios(scored), objective, steering.beta)
+    trains = has_reward & (has_reward.sum(axis=1, keepdims=True) >= 2)
+    batch = _assemble(scored, trains, values, steering.beta)
+    tilted_by = lam if objective.method == "frpo" else None
+    return batch, describe_batch(Weighed(scored, rewards, trains, own, values), tilted_by, steering.beta)
+
+
+def _assemble(scored: Sequence[ScoredGroup], trains: Mask, values: Doubles, beta: float) -> RolloutBatch:
+    """The completions that train, group by group, with their advantages `values` `[G, k]`."""
+    kept = [(scored[g], int(j)) for g, j in zip(*np.nonzero(trains), strict=True)]
+    pairs = [(item.group.prompt.token_ids, item.group.completions[j].token_ids) for item, j in kept]
+    policies = [item.policy[j] for item, j in kept if item.policy is not None]
+    references = [item.reference[j] for item, j in kept if item.reference is not None]
+    return RolloutBatch(
         sequences=flatten(pairs),
-        advantages=np.array(kept, dtype=np.float32),
-        behaviour=_concatenate(behaviour),
-        old=_concatenate(old) if scored[0].policy is not None else None,
-        reference=_concatenate(reference) if scored[0].reference is not None else None,
-        beta=steering.beta,
+        advantages=values[trains].astype(np.float32),
+        behaviour=_concatenate([item.group.completions[j].logprobs for item, j in kept]),
+        old=_concatenate(policies) if scored[0].policy is not None else None,
+        reference=_concatenate(references) if scored[0].reference is not None else None,
+        beta=beta,
     )
-    used = lam if objective.method == "frpo" else None
-    return batch, _describe(scored, rewards, mask, own, values, used, steering.beta)
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:
     return np.concatenate(arrays).astype(np.float32) if arrays else np.zeros(0, np.float32)
 
 
-def _describe(
-    scored: Sequence[ScoredGroup],
-    rewards: Doubles,
-    mask: NDArray[np.bool_],
-    own: Doubles,
-    values: Doubles,
-    lam: float | None,
-    beta: float,
-) -> BatchStats:
+@dataclass(frozen=True)
+class Weighed:
+    """The groups of a step with what training makes of them, all `[G, k]`."""
+
+    scored: Sequence[ScoredGroup]
+    rewards: Doubles
+    trains: Mask
+    own: Doubles
+    """The estimator's advantages."""
+    values: Doubles
+    """The same with the penalty."""
+
+
+def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats:
+    scored, trains = batch.scored, batch.trains
     completions = [c for s in scored for c in s.group.completions]
     totals = [(s.group.prompt.task, r) for s in scored for r in s.rewards]
-    drawn = np.array([r.total for _, r in totals if r.total is not None])
-    whole = mask.any(axis=1)
-    radius, effective = (
-        tilt(torch.from_numpy(rewards), lam, torch.from_numpy(mask))
-        if lam is not None and whole.any()
-        else (None, None)
-    )
-    spread = np.array([rewards[g][mask[g]].std() for g in np.flatnonzero(whole)])
-    parts = sorted({p for _, r in totals for p in r.parts})
+    rewards = [r for _, r in totals]
+    drawn = [r.total for r in rewards if r.total is not None]
+    lengths = [len(c.token_ids) for c in completions]
+    whole = np.flatnonzero(trains.any(axis=1))
+    spreads = np.array([batch.rewards[g][trains[g]].std() for g in whole])
+    radius, effective = mean_tilt(batch, lam)
     return BatchStats(
-        reward=float(drawn.mean()) if len(drawn) else float("nan"),
-        reward_std=float(drawn.std()) if len(drawn) else 0.0,
-        group_std=float(spread.mean()) if len(spread) else 0.0,
-        equal_groups=float((spread < 1e-9).mean()) if len(spread) else 1.0,
-        advantage_std=float(values[mask].std()) if mask.any() else 0.0,
+        reward=_mean_or(float("nan"), drawn),
+        reward_std=float(np.std(drawn)) if drawn else 0.0,
+        group_std=_mean_or(0.0, spreads),
+        equal_groups=_mean_or(1.0, spreads < 1e-9),
+        advantage_std=float(batch.values[trains].std()) if trains.any() else 0.0,
         non_monotone=non_monotone_share(
-            torch.from_numpy(rewards), torch.from_numpy(own), torch.from_numpy(mask)
+            torch.from_numpy(batch.rewards), torch.from_numpy(batch.own), torch.from_numpy(trains)
         ),
         beta=beta,
         lam=lam,
-        radius=float(radius.mean()) if radius is not None else None,
-        effective_samples=float(effective.mean()) if effective is not None else None,
-        length=float(np.mean([len(c.token_ids) for c in completions])),
+        radius=radius,
+        effective_samples=effective,
+        length=float(np.mean(lengths)),
         cut_share=float(np.mean([c.finish_reason == "length" for c in completions])),
-        failed_rewards=sum(r.total is None for _, r in totals),
-        dropped_groups=int((~whole).sum()),
-        num_groups=len(scored),
+        failed_rewards=len(rewards) - len(drawn),
+        dropped_groups=len(scored) - len(whole),
+        num_prompts=len(scored),
         num_completions=len(completions),
-        num_tokens=sum(len(c.token_ids) for c in completions),
-        parts=means_of((p, r.parts.get(p)) for p in parts for _, r in totals),
-        tasks=means_of((task, r.total) for task, r in totals),
-        errors=reasons_of(r.error for _, r in totals),
+        num_tokens=sum(lengths),
+        reward_parts=means_of(part for r in rewards for part in r.parts.items()),
+        reward_tasks=means_of((task, r.total) for task, r in totals),
+        errors=reasons_of(r.error for r in rewards),
     )
+
+
+def mean_tilt(batch: Weighed, lam: float | None) -> tuple[float | None, float | None]:
+    """Mean over groups of the tilt's radius, nats, and of its effective samples; None without a temperature
+    or a group."""
+    if lam is None or not batch.trains.any():
+        return None, None
+    radius, effective = tilt(torch.from_numpy(batch.rewards), lam, torch.from_numpy(batch.trains))
+    return float(radius.mean()), float(effective.mean())
+
+
+def _mean_or(default: float, values: Sequence[float] | NDArray[Any]) -> float:
+    return float(np.mean(values)) if len(values) else default
 
 
 def means_of(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
     """Mean by name; a name without any value is left out."""
-    found: dict[str, list[float]] = {}
+    given: dict[str, list[float]] = {}
     for name, value in values:
         if value is not None:
-            found.setdefault(name, []).append(value)
-    return {name: float(np.mean(of)) for name, of in sorted(found.items())}
+            given.setdefault(name, []).append(value)
+    return {name: float(np.mean(of)) for name, of in sorted(given.items())}
 
 
 def reasons_of(errors: Iterable[str | None], most: int = 3) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ import yaml
 from frpo import hub, saved
 from frpo.checkpoint import folder_sha256, hold, write_text
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
-from frpo.evaluation import Scorer, certify
+from frpo.evaluation import certify
 from frpo.records import Certificate, Record
-from frpo.roles import Rollouts
+from frpo.roles import PolicyScorer, Rollouts
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
@@ -179,7 +179,7 @@ def weights_sha256(policy: Path) -> str:
 
 
 def check_parity(
-    rollouts: Rollouts, scorer: Scorer, policy: Path, prompts: Sequence[Prompt], config: Config
+    rollouts: Rollouts, scorer: PolicyScorer, policy: Path, prompts: Sequence[Prompt], config: Config
 ) -> None:
     """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run.
     Raises RunStopped."""

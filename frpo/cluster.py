@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict
 
@@ -19,7 +18,7 @@ from actors._publish import GroupPublisher, ParcelPublisher
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
-from actors.learner import LearnerPool, LearnerScores, LearnerWorker
+from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
 from actors.rollout import RolloutPool, RolloutWorker, rollout_env
@@ -30,7 +29,7 @@ from frpo.joining import join
 from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
 from frpo.planning import Actor, Plan, plan, threads
-from frpo.roles import Publisher, WorkerFailed
+from frpo.roles import Publisher, Team, WorkerFailed
 from frpo.secrets import secrets_of
 
 remote: Any = ray.remote
@@ -40,21 +39,6 @@ Handle = ActorHandle[Any]
 class Limits(TypedDict):
     timeout_s: float
     restarts: int
-
-
-@dataclass(frozen=True)
-class Team:
-    """The pools of a run, alive across arms and stages."""
-
-    rollouts: RolloutPool
-    rewards: RewardPool
-    reference: ReferencePool | LearnerScores | None
-    learner: LearnerPool
-    finetune: FinetunePool
-    scorer: EvaluatePool
-    harness: HarnessPool | None
-    learner_publisher: Publisher
-    finetune_publisher: Publisher
 
 
 @contextmanager
@@ -283,15 +267,15 @@ def spawn(config: Config, spawner: Spawner) -> Team:
             {"rollout": rollouts, "learner": learner, "finetune": finetune, "evaluate": scorer, **others},
         )
     return Team(
-        rollouts,
-        rewards,
-        learner.beginning if config.reference.share else reference,
-        learner,
-        finetune,
-        scorer,
-        harness,
-        publisher(config, "learner", learner, rollouts),
-        publisher(config, "finetune", finetune, rollouts),
+        rollouts=rollouts,
+        rewards=rewards,
+        reference=learner.beginning if config.reference.share else reference,
+        learner=learner,
+        finetune=finetune,
+        scorer=scorer,
+        harness=harness,
+        learner_publisher=publisher(config, "learner", learner, rollouts),
+        finetune_publisher=publisher(config, "finetune", finetune, rollouts),
     )
 
 

@@ -1,34 +1,43 @@
-"""THE LOOP. One step: draw k completions per prompt, score them, turn rewards into advantages, update,
-publish.
+"""THE LOOP. One step: draw k completions per prompt, score them, turn rewards into advantages, update, publish.
 
 Knows roles, not Ray: the partners may be actors on a cluster or fakes in a test. What a step does depends on
 the run's seed and the step's number alone, so a run resumed from any checkpoint ends in the same weights.
 
-    prompts.take(step) -> rollouts -> rewards, log-probs (as soon as a group is there) -> advantages ->
-    learner -> rollouts
+    prompts.take(step) -> rollouts -> rewards, log-probs (as soon as a group is there)
+        -> advantages -> learner -> rollouts
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from frpo.batching import BatchStats, flatten, make_batch
+from frpo import steering
+from frpo.batching import flatten, make_batch
+from frpo.clock import Clock
 from frpo.config import ArmConfig, Config
 from frpo.roles import Learner, Pending, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
-from frpo.steering import after, finished
 from frpo.stops import (
     stop_if_batch_is_broken,
     stop_if_engines_differ,
     stop_if_rewards_fail,
     stop_if_update_is_broken,
 )
-from frpo.types import Prompt, Sampling, ScoredGroup, Sequences, Steering, StepMetrics, UpdateStats
-
-T = TypeVar("T")
+from frpo.types import (
+    BatchStats,
+    Floats,
+    Group,
+    Prompt,
+    Reward,
+    Sampling,
+    ScoredGroup,
+    Sequences,
+    Steering,
+    StepMetrics,
+    UpdateStats,
+)
 
 
 class Prompts(Protocol):
@@ -47,99 +56,102 @@ class Partners:
     publisher: Publisher
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that is done: the weights are updated and published."""
+
+    metrics: StepMetrics
+    steering: Steering
+    """Of the next step; with the weights, all that a resumed run needs."""
+    last: bool
+    """Whether the arm is done."""
+
+
 def train(
     config: Config,
     arm: ArmConfig,
     partners: Partners,
     *,
     start: int,
-    steering: Steering,
-    after_step: Callable[[StepMetrics, Steering], None],
+    state: Steering,
     before_update: Callable[[], None] = lambda: None,
-) -> None:
-    """Run steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward. `after_step` logs,
-    validates and saves; `before_update` is called while the learner is idle.
+) -> Iterator[Step]:
+    """Yield steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward.
 
-    The learner holds the weights of `start`, and `steering` is what its last step left. Raises RunStopped
-    before `after_step` is called for a step that went wrong, or WorkerFailed from a partner.
+    The learner holds the weights of `start`, and `state` is what its last step left. While a yielded step is
+    logged, measured or saved, nothing goes on. `before_update` is called while the learner is idle. Raises
+    RunStopped instead of yielding a step that went wrong, or WorkerFailed from a partner.
     """
     partners.publisher.publish(start)
     step = start
-    while not finished(steering, arm.learner, step):
-        began, cpu = time.perf_counter(), time.process_time()
-        prompts = partners.prompts.take(step)
-        collected = collect(config, arm, partners, prompts, step)
-        scored_at = time.perf_counter()
-        batch, stats = make_batch(collected.scored, arm.objective, steering)
-        stop_if_rewards_fail(config, stats, step + 1)
-        stop_if_batch_is_broken(batch, stats, step + 1)
-        if step == start or step % config.rollout.parity_every == 0:
-            check_parity(config, partners, sample_of(collected.scored), step + 1)
-        before_update()
-        update = partners.learner.update(batch)
-        stop_if_update_is_broken(config, update, step + 1)
-        updated_at = time.perf_counter()
+    while not steering.finished(state, arm.learner, step):
+        clock = Clock()
+        with clock.phase("generate"):
+            asked = draw(config, arm, partners, step)
+        waiting = count_waiting(asked)
+        with clock.phase("score"):
+            scored = [group.wait() for group in asked]
+        with clock.phase("update"):
+            batch, stats = make_batch(scored, arm.objective, state)
+            stop_if_rewards_fail(config, stats, step + 1)
+            stop_if_batch_is_broken(batch, stats, step + 1)
+            if step == start or step % config.rollout.parity_every == 0:
+                check_parity(config, partners, sample_of(scored), step + 1)
+            before_update()
+            update = partners.learner.update(batch)
+            stop_if_update_is_broken(config, update, step + 1)
         step += 1
-        published = partners.publisher.publish(step)
-        done = time.perf_counter()
-        times = (
-            collected.drawn_at - began,
-            scored_at - collected.drawn_at,
-            updated_at - scored_at,
-            done - updated_at,
-            done - began,
-        )
-        metrics = replace(
-            describe(step, collected, stats, update, times),
-            driver_s=time.process_time() - cpu,
-            published_bytes=published,
-        )
-        share = step / arm.learner.num_steps
-        steering = after(
-            steering, arm.objective, lam=stats.lam, kl=update.kl, reward=stats.reward, done=share
-        )
-        after_step(metrics, steering)
+        with clock.phase("publish"):
+            published = partners.publisher.publish(step)
+        metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
+        state = next_state(state, arm, stats, update, step)
+        yield Step(metrics, state, steering.finished(state, arm.learner, step))
+
+
+def next_state(
+    state: Steering, arm: ArmConfig, stats: BatchStats, update: UpdateStats, step: int
+) -> Steering:
+    done = step / arm.learner.num_steps
+    return steering.after(state, arm.objective, lam=stats.lam, kl=update.kl, reward=stats.reward, done=done)
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The scored groups of one step, in order of arrival."""
+class Asked:
+    """A group whose scores are being computed; None for those that nobody needs."""
 
-    scored: list[ScoredGroup]
-    drawn_at: float
-    """When the last group arrived, by time.perf_counter()."""
-    waiting_rewards: int
-    """Groups whose rewards were still missing then."""
-    waiting_reference: int
+    group: Group
+    rewards: Pending[tuple[Reward, ...]]
+    reference: Pending[tuple[Floats, ...]] | None
+    policy: Pending[tuple[Floats, ...]] | None
+
+    def wait(self) -> ScoredGroup:
+        """Raises WorkerFailed."""
+        rewards = self.rewards.result()
+        reference = self.reference.result() if self.reference else None
+        policy = self.policy.result() if self.policy else None
+        return ScoredGroup(self.group, rewards, reference, policy)
 
 
-def collect(
-    config: Config, arm: ArmConfig, partners: Partners, prompts: Sequence[Prompt], step: int
-) -> Collected:
-    """Draw the groups of one step; each is scored as soon as it is there."""
+def draw(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[Asked]:
+    """Draw the groups of one step, in order of arrival; each is sent to be scored as soon as it is there."""
+    prompts = partners.prompts.take(step)
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
-    rewards, reference = partners.rewards, partners.reference
+    reference = partners.reference
     learner = partners.learner if scores_policy(arm) else None
-    pending = [
-        (
-            group,
-            rewards.score(group),
-            reference.score(group) if reference else None,
-            learner.score(group) if learner else None,
-        )
-        for group in partners.rollouts.generate(prompts, seeds, sampling(config), step)
-    ]
-    drawn_at = time.perf_counter()
-    waiting = [
-        sum(not p.ready() for p in column if p)
-        for column in ([r for _, r, _, _ in pending], [r for _, _, r, _ in pending])
-    ]
-    scored = [ScoredGroup(g, r.result(), answer(ref), answer(own)) for g, r, ref, own in pending]
-    return Collected(scored, drawn_at, *waiting)
+    asked = []
+    for group in partners.rollouts.generate(prompts, seeds, sampling_of(config), step):
+        rewards = partners.rewards.score(group)
+        by_reference = reference.score(group) if reference else None
+        by_policy = learner.score(group) if learner else None
+        asked.append(Asked(group, rewards, by_reference, by_policy))
+    return asked
 
 
-def answer(pending: Pending[T] | None) -> T | None:
-    return None if pending is None else pending.result()
+def count_waiting(asked: Sequence[Asked]) -> tuple[int, int]:
+    """How many groups still lack their rewards, and how many the reference's log-probs."""
+    rewards = sum(not group.rewards.ready() for group in asked)
+    reference = sum(not group.reference.ready() for group in asked if group.reference)
+    return rewards, reference
 
 
 def scores_policy(arm: ArmConfig) -> bool:
@@ -148,7 +160,7 @@ def scores_policy(arm: ArmConfig) -> bool:
     return arm.objective.reverse or arm.learner.updates_per_batch > 1
 
 
-def sampling(config: Config) -> Sampling:
+def sampling_of(config: Config) -> Sampling:
     r = config.rollout
     return Sampling(r.group_size, r.max_new_tokens, r.temperature, r.top_p, r.stop)
 
@@ -161,53 +173,5 @@ def sample_of(scored: Sequence[ScoredGroup], count: int = 8) -> Sequences:
 
 def check_parity(config: Config, partners: Partners, sequences: Sequences, step: int) -> None:
     """The engines and the learner must give the same log-probs to the same tokens."""
-    stop_if_engines_differ(
-        config, partners.rollouts.logprobs(sequences), partners.learner.logprobs(sequences), step
-    )
-
-
-def describe(
-    step: int,
-    collected: Collected,
-    stats: BatchStats,
-    update: UpdateStats,
-    times: tuple[float, float, float, float, float],
-) -> StepMetrics:
-    generate_s, score_s, update_s, publish_s, step_s = times
-    return StepMetrics(
-        step=step,
-        policy_version=step,
-        num_prompts=len(collected.scored),
-        waiting_rewards=collected.waiting_rewards,
-        waiting_reference=collected.waiting_reference,
-        reward=stats.reward,
-        reward_std=stats.reward_std,
-        group_std=stats.group_std,
-        equal_groups=stats.equal_groups,
-        advantage_std=stats.advantage_std,
-        non_monotone=stats.non_monotone,
-        kl=update.kl,
-        beta=stats.beta,
-        lam=stats.lam,
-        radius=stats.radius,
-        effective_samples=stats.effective_samples,
-        entropy=update.entropy,
-        loss=update.loss,
-        grad_norm=update.grad_norm,
-        learning_rate=update.learning_rate,
-        clip_share=update.clip_share,
-        mismatch_kl=update.mismatch_kl,
-        length=stats.length,
-        cut_share=stats.cut_share,
-        failed_rewards=stats.failed_rewards,
-        dropped_groups=stats.dropped_groups,
-        num_completions=stats.num_completions,
-        num_tokens=stats.num_tokens,
-        generate_s=generate_s,
-        score_s=score_s,
-        update_s=update_s,
-        publish_s=publish_s,
-        step_s=step_s,
-        reward_parts=stats.parts,
-        reward_tasks=stats.tasks,
-    )
+    engines, learner = partners.rollouts.logprobs(sequences), partners.learner.logprobs(sequences)
+    stop_if_engines_differ(config, engines, learner, step)

@@ -7,19 +7,20 @@ numbers), so policies are compared on the same draws.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from frpo.batching import means_of, reasons_of
+from frpo.batching import log_ratios_of, means_of, reasons_of
 from frpo.certificate import curve, tilted
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
 from frpo.records import Certificate, Estimate, Evaluation, Sample, TaskReward
-from frpo.roles import Pending, Rewards, Rollouts
+from frpo.roles import Pending, PolicyScorer, Rewards, Rollouts, Trainer
 from frpo.seeds import derive
 from frpo.stops import BROKEN, SMALLER, RunStopped, stop_if_not_finite
 from frpo.types import Floats, Group, Prompt, Reward, Sampling
@@ -29,87 +30,156 @@ CONFIDENCE = 0.95
 Scored = Sequence[tuple[Group, tuple[Reward, ...]]]
 
 
-class Scorer(Protocol):
-    def submit(self, policy: Path, groups: Sequence[Group]) -> Pending[list[tuple[Floats, ...]]]:
-        """Log-probs of every completion under a saved policy."""
-        ...
+@dataclass(frozen=True)
+class Measurers:
+    """Whom a measurement needs."""
+
+    rollouts: Rollouts
+    rewards: Rewards
+    trainer: Trainer | None = None
+    """Holds the policy that the rollouts run; None leaves every KL out, as without a scorer."""
+    scorer: PolicyScorer | None = None
 
 
-class Trainer(Protocol):
-    def submit(self, groups: Sequence[Group]) -> Pending[list[tuple[Floats, ...]]]:
-        """Log-probs of every completion under the policy in training, the same as Scorer's of that policy."""
-        ...
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn from each prompt, at temperature 1 and top_p 1."""
+
+    seed: int
+    completions: int
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    version: int = 0
+    """Under which the policy was published."""
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.completions, self.max_new_tokens, stop=self.stop)
+
+
+@dataclass(frozen=True)
+class Against:
+    """The saved policies that the KL is measured to; None leaves that KL out."""
+
+    tasks: Set[str]
+    """The evaluation's own KL is that on prompts of these tasks."""
+    reference: Path | None = None
+    policy: Path | None = None
+    """The arm's, before a downstream fine-tune."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is said of a measurement beside its numbers."""
+
+    arm: str
+    downstream: str | None = None
+    step: int = 0
+    downstream_loss: float | None = None
+    """nats per token on held-out examples of the fine-tune"""
+    num_samples: int = 0
+    """Completions kept for people to read."""
 
 
 def evaluate(
-    rollouts: Rollouts,
-    rewards: Rewards,
-    trainer: Trainer | None,
-    scorer: Scorer | None,
-    prompts: Sequence[Prompt],
-    *,
-    arm: str,
-    downstream: str | None = None,
-    step: int = 0,
-    version: int,
-    seed: int,
-    completions: int,
-    max_new_tokens: int,
-    stop: tuple[str, ...] = (),
-    trained_tasks: Set[str],
-    reference: Path | None = None,
-    policy: Path | None = None,
-    downstream_loss: float | None = None,
-    num_samples: int = 0,
+    measurers: Measurers, prompts: Sequence[Prompt], draws: Draws, against: Against, label: Label
 ) -> Evaluation:
-    """Measure the policy that the rollouts run now, published as `version`.
+    """Measure the policy that the rollouts run now. Its own log-probs are the trainer's.
 
-    `reference` and `policy` are the saved policies to measure KL against, None to leave that KL out; the
-    policy's own log-probs are the trainer's, which holds it. The evaluation's own KL is that on the prompts
-    of `trained_tasks`. Raises RunStopped where every reward of a task failed, or a number is none.
+    Raises RunStopped where every reward of a task failed, or a number is none.
     """
     began = time.perf_counter()
-    seeds = [derive(seed, "evaluate", p.id) for p in prompts]
-    sampling = Sampling(completions, max_new_tokens, stop=stop)
-    pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, version)]
-    pending.sort(key=lambda item: item[0].index)
-    groups = [g for g, _ in pending]
-    own = trainer.submit(groups) if trainer and scorer and (reference or policy) else None
-    others = [
-        scorer.submit(folder, groups) if scorer and own and folder else None for folder in (reference, policy)
-    ]
-    scored = [(g, r.result()) for g, r in pending]
-    ratios = [log_ratios(own.result(), other.result()) if own and other else None for other in others]
-    where = " ".join(
-        ["evaluation of", arm, *(["after", downstream] if downstream else []), f"at step {version}"]
-    )
-    measured = {"the KL to the reference": ratios[0], "the KL to the arm's policy": ratios[1]}
-    numbers = {name: sum(ratio) for name, ratio in measured.items() if ratio} | {
-        "the held-out loss": downstream_loss
+    where = f"evaluation of {label.arm}{f' after {label.downstream}' if label.downstream else ''}"
+    where = f"{where} at step {draws.version}"
+    drawn = draw(measurers, prompts, draws, "evaluate")
+    divergences = Divergences(measurers, [item.group for item in drawn], against)
+    scored = [item.wait() for item in drawn]
+    to_reference, to_policy = divergences.wait()
+    numbers = {
+        "the KL to the reference": total_of(to_reference),
+        "the KL to the arm's policy": total_of(to_policy),
+        "the held-out loss": label.downstream_loss,
     }
     stop_if_not_finite(where, numbers, f"the policy gives log-probs that are none: {BROKEN}")
-
-    def kl(tasks: Set[str]) -> list[Estimate | None]:
-        rows = [i for i, g in enumerate(groups) if g.prompt.task in tasks]
-        return [estimate([ratio[i] for i in rows]) if ratio and rows else None for ratio in ratios]
-
-    overall = kl(trained_tasks)
-    drawn = [c for g in groups for c in g.completions]
+    tasks = [group.prompt.task for group, _ in scored]
+    completions = [completion for group, _ in scored for completion in group.completions]
     return Evaluation(
-        arm=arm,
-        downstream=downstream,
-        step=step,
+        arm=label.arm,
+        downstream=label.downstream,
+        step=label.step,
         rewards=tuple(
-            task_reward(where, task, scored, *kl({task})) for task in sorted({g.prompt.task for g in groups})
+            task_reward(
+                where,
+                task,
+                scored,
+                mean_over({task}, tasks, to_reference),
+                mean_over({task}, tasks, to_policy),
+            )
+            for task in sorted(set(tasks))
         ),
-        kl_reference=overall[0],
-        kl_policy=overall[1],
-        downstream_loss=downstream_loss,
-        length=float(np.mean([len(c.token_ids) for c in drawn])),
-        cut_share=float(np.mean([c.finish_reason == "length" for c in drawn])),
-        samples=samples_of(scored, num_samples),
+        kl_reference=mean_over(against.tasks, tasks, to_reference),
+        kl_policy=mean_over(against.tasks, tasks, to_policy),
+        downstream_loss=label.downstream_loss,
+        length=float(np.mean([len(c.token_ids) for c in completions])),
+        cut_share=float(np.mean([c.finish_reason == "length" for c in completions])),
+        samples=samples_of(scored, label.num_samples),
         seconds=time.perf_counter() - began,
     )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A group whose rewards are being computed."""
+
+    group: Group
+    rewards: Pending[tuple[Reward, ...]]
+
+    def wait(self) -> tuple[Group, tuple[Reward, ...]]:
+        return self.group, self.rewards.result()
+
+
+def draw(measurers: Measurers, prompts: Sequence[Prompt], draws: Draws, purpose: str) -> list[Drawn]:
+    """The groups of some prompts, in their order, each sent to be scored as soon as it was there. The seeds
+    depend on the purpose and the prompt."""
+    seeds = [derive(draws.seed, purpose, prompt.id) for prompt in prompts]
+    groups = measurers.rollouts.generate(prompts, seeds, draws.sampling(), draws.version)
+    drawn = [Drawn(group, measurers.rewards.score(group)) for group in groups]
+    return sorted(drawn, key=lambda item: item.group.index)
+
+
+class Divergences:
+    """Log-probs of drawn groups that were asked for, and the log-ratios that come of them."""
+
+    def __init__(self, measurers: Measurers, groups: Sequence[Group], against: Against) -> None:
+        trainer, scorer = measurers.trainer, measurers.scorer
+        self.own: Pending[list[tuple[Floats, ...]]] | None = None
+        self.others: list[Pending[list[tuple[Floats, ...]]] | None] = [None, None]
+        if trainer and scorer and (against.reference or against.policy):
+            self.own = trainer.submit(groups)
+            folders = (against.reference, against.policy)
+            self.others = [scorer.submit(folder, groups) if folder else None for folder in folders]
+
+    def wait(self) -> tuple[list[float] | None, list[float] | None]:
+        """Per prompt, the estimates of KL(drawn || reference) and of KL(drawn || arm's policy), nats per
+        completion."""
+        reference, policy = (self._ratios(other) for other in self.others)
+        return reference, policy
+
+    def _ratios(self, other: Pending[list[tuple[Floats, ...]]] | None) -> list[float] | None:
+        if self.own is None or other is None:
+            return None
+        return mean_log_ratios(self.own.result(), other.result())
+
+
+def total_of(values: Sequence[float] | None) -> float | None:
+    return sum(values) if values else None
+
+
+def mean_over(tasks: Set[str], task_of: Sequence[str], values: Sequence[float] | None) -> Estimate | None:
+    """Over the prompts of some tasks; `task_of` and `values` are per prompt."""
+    if values is None:
+        return None
+    chosen = [value for value, task in zip(values, task_of, strict=True) if task in tasks]
+    return estimate(chosen) if chosen else None
 
 
 def estimate(per_prompt: Sequence[float]) -> Estimate:
@@ -119,14 +189,11 @@ def estimate(per_prompt: Sequence[float]) -> Estimate:
     return Estimate(mean=float(values.mean()), se=spread)
 
 
-def log_ratios(own: Sequence[tuple[Floats, ...]], other: Sequence[tuple[Floats, ...]]) -> list[float]:
-    """Per prompt, the estimate of KL(drawn || other) in nats per completion: mean of sum over tokens of log q
-    - log p, both by transformers. The engine's log q is another number for the same weights, in bfloat16 by 1
-    to 2 nats in 1,000 tokens."""
-    return [
-        float(np.mean([(q.astype(np.float64) - p).sum() for q, p in zip(qs, ps, strict=True)]))
-        for qs, ps in zip(own, other, strict=True)
-    ]
+def mean_log_ratios(own: Sequence[tuple[Floats, ...]], other: Sequence[tuple[Floats, ...]]) -> list[float]:
+    """Per prompt, the estimate of KL(drawn || other) in nats per completion: mean of sum over tokens of
+    log q - log p, both by transformers. The engine's log q is another number for the same weights, in
+    bfloat16 by 1 to 2 nats in 1,000 tokens."""
+    return [float(np.mean(log_ratios_of(q, p))) for q, p in zip(own, other, strict=True)]
 
 
 def task_reward(
@@ -134,12 +201,11 @@ def task_reward(
 ) -> TaskReward:
     """Mean reward over prompts of a task; failed rewards are left out and counted. Raises RunStopped where
     all failed."""
-    mine = [(g, rs) for g, rs in scored if g.prompt.task == task]
-    everything = [r for _, rs in mine for r in rs]
+    mine = [rewards for group, rewards in scored if group.prompt.task == task]
+    everything = list(itertools.chain.from_iterable(mine))
     stop_if_all_fail(where, task, everything)
-    drawn = [[r.total for r in rs if r.total is not None] for _, rs in mine]
-    per_prompt = [float(np.mean(v)) if v else None for v in drawn]
-    means = [v for v in per_prompt if v is not None]
+    per_prompt = [mean_of(rewards) for rewards in mine]
+    means = [value for value in per_prompt if value is not None]
     stop_if_not_finite(
         where,
         {f"the reward of task {task!r}": float(np.mean(means))},
@@ -148,7 +214,7 @@ def task_reward(
     return TaskReward(
         task=task,
         reward=estimate(means),
-        parts=means_of((name, value) for r in everything for name, value in r.parts.items()),
+        parts=means_of(itertools.chain.from_iterable(r.parts.items() for r in everything)),
         num_prompts=len(mine),
         num_completions=len(everything),
         failed=sum(r.total is None for r in everything),
@@ -156,6 +222,12 @@ def task_reward(
         kl_policy=kl_policy,
         per_prompt=tuple(per_prompt),
     )
+
+
+def mean_of(rewards: Sequence[Reward]) -> float | None:
+    """Of those that did not fail; None where all did."""
+    totals = [reward.total for reward in rewards if reward.total is not None]
+    return float(np.mean(totals)) if totals else None
 
 
 def stop_if_all_fail(where: str, task: str, rewards: Sequence[Reward]) -> None:
@@ -167,10 +239,16 @@ def stop_if_all_fail(where: str, task: str, rewards: Sequence[Reward]) -> None:
 
 def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
     """The first completion of evenly spaced prompts, the same prompts for every policy."""
-    chosen = [scored[i * len(scored) // count] for i in range(min(count, len(scored)))] if count else []
+    count = min(count, len(scored))
+    chosen = [scored[i * len(scored) // count] for i in range(count)]
     return tuple(
-        Sample(task=g.prompt.task, prompt=g.prompt.text, completion=g.completions[0].text, reward=rs[0].total)
-        for g, rs in chosen
+        Sample(
+            task=group.prompt.task,
+            prompt=group.prompt.text,
+            completion=group.completions[0].text,
+            reward=rewards[0].total,
+        )
+        for group, rewards in chosen
     )
 
 
@@ -188,20 +266,16 @@ def certify(
 ) -> tuple[Certificate, ...]:
     """The certificate of each task of `prompts`, for the policy that the rollouts run as version 0. Raises
     RunStopped where every reward of a task failed, and as `certificate` does."""
-    assert config.certify is not None
-    seeds = [derive(config.seed, "certify", p.id) for p in prompts]
-    sampling = Sampling(
-        config.certify.completions_per_prompt, config.rollout.max_new_tokens, stop=config.rollout.stop
-    )
-    pending = [(g, rewards.score(g)) for g in rollouts.generate(prompts, seeds, sampling, 0)]
-    scored = sorted(((g, r.result()) for g, r in pending), key=lambda item: item[0].index)
-    tasks = sorted({g.prompt.task for g, _ in scored})
-    for task in tasks:
-        stop_if_all_fail("certificate", task, [r for g, rs in scored if g.prompt.task == task for r in rs])
-    return tuple(
-        certificate(t, [rs for g, rs in scored if g.prompt.task == t], config.certify, objective, config.seed)
-        for t in tasks
-    )
+    asked, rollout = config.certify, config.rollout
+    assert asked is not None
+    draws = Draws(config.seed, asked.completions_per_prompt, rollout.max_new_tokens, rollout.stop)
+    scored = [item.wait() for item in draw(Measurers(rollouts, rewards), prompts, draws, "certify")]
+    by_task: dict[str, list[tuple[Reward, ...]]] = {}
+    for group, of_group in scored:
+        by_task.setdefault(group.prompt.task, []).append(of_group)
+    for task in sorted(by_task):
+        stop_if_all_fail("certificate", task, list(itertools.chain.from_iterable(by_task[task])))
+    return tuple(certificate(task, by_task[task], asked, objective, config.seed) for task in sorted(by_task))
 
 
 def certificate(
@@ -213,29 +287,39 @@ def certificate(
 ) -> Certificate:
     """From the rewards of one task, [prompts][completions]. Raises ConfigError for a reward below the
     floor."""
-    drawn = np.array([[config.floor if r.total is None else r.total for r in rs] for rs in scored])
+    drawn = np.array([totals_or(config.floor, rewards) for rewards in scored])
     if drawn.min() < config.floor:
         raise ConfigError(
             f"certify.floor: {config.floor:g} is above a reward of {drawn.min():g}; give the least value "
             "that it can take"
         )
-    found = curve(drawn, config.radii, floor=config.floor, confidence=CONFIDENCE, seed=seed)
-    radius = None
-    if objective and objective.method == "frpo":
-        radius = objective.rho if objective.rho is not None else tilted(drawn, objective.lam)[1]
+    bounds = curve(drawn, config.radii, floor=config.floor, confidence=CONFIDENCE, seed=seed)
     return Certificate(
         task=task,
         floor=config.floor,
         confidence=CONFIDENCE,
         radii=tuple(config.radii),
-        radius=radius,
-        plug_in=tuple(map(float, found.plug_in)),
-        lo=tuple(map(float, found.lo)),
-        hi=tuple(map(float, found.hi)),
-        certified=tuple(map(float, found.certified)),
-        failed=sum(r.total is None for rs in scored for r in rs),
+        radius=trained_radius(drawn, objective),
+        plug_in=tuple(map(float, bounds.plug_in)),
+        lo=tuple(map(float, bounds.lo)),
+        hi=tuple(map(float, bounds.hi)),
+        certified=tuple(map(float, bounds.certified)),
+        failed=sum(reward.total is None for reward in itertools.chain.from_iterable(scored)),
         rewards=tuple(tuple(map(float, row)) for row in drawn),
     )
+
+
+def totals_or(floor: float, rewards: Sequence[Reward]) -> list[float]:
+    """A failed reward counts as the floor."""
+    return [floor if reward.total is None else reward.total for reward in rewards]
+
+
+def trained_radius(rewards: NDArray[np.float64], objective: ObjectiveConfig | None) -> float | None:
+    """The radius, nats, that the objective was trained for, given or that of its temperature on these draws;
+    None for estimators without one."""
+    if objective is None or objective.method != "frpo":
+        return None
+    return objective.rho if objective.rho is not None else tilted(rewards, objective.lam)[1]
 
 
 @dataclass(frozen=True)
@@ -246,7 +330,11 @@ class OppositePending:
         return self.inner.ready()
 
     def result(self) -> tuple[Reward, ...]:
-        return tuple(replace(r, total=None if r.total is None else -r.total) for r in self.inner.result())
+        return tuple(turn_sign(reward) for reward in self.inner.result())
+
+
+def turn_sign(reward: Reward) -> Reward:
+    return reward if reward.total is None else replace(reward, total=-reward.total)
 
 
 class Opposite:

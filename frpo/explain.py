@@ -17,7 +17,8 @@ from rich.table import Table
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
 from frpo.forecast import Need, host_gib, host_needs, needs, step_phases, step_seconds
-from frpo.planning import Heldout, Plan, plan
+from frpo.outline import Heldout
+from frpo.planning import Plan, plan
 from frpo.preflight import card, check, disk_bytes, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
 from frpo.sources import Checked, Row, read_rows

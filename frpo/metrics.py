@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ from frpo.checkpoint import write_text
 from frpo.config import Config
 from frpo.records import Evaluation, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
-from frpo.types import FinetuneStats, StepMetrics
+from frpo.types import BatchStats, FinetuneStats, Phases, StepMetrics, UpdateStats
 
 WANDB_ID = "wandb.id"
 """Holds the id under which W&B knows the run, so that a resumed one goes on there."""
@@ -44,9 +44,21 @@ PLAIN_EVERY_S = 5.0
 
 def read_steps(folder: Path, stage: str) -> list[StepMetrics]:
     """The steps of an rlhf stage, in order."""
-    names = {f.name for f in fields(StepMetrics)}
-    rows = (r for r in read_rows(folder) if r["kind"] == "step" and r["stage"] == stage)
-    return [StepMetrics(**{k: v for k, v in r.items() if k in names}) for r in rows]
+    rows = [row for row in read_rows(folder) if row["kind"] == "step" and row["stage"] == stage]
+    return [step_of(row) for row in rows]
+
+
+def step_of(row: Mapping[str, Any]) -> StepMetrics:
+    """A row as JSON has it; null in place of what was no number."""
+    errors = tuple(row["batch"]["errors"])
+    return StepMetrics(
+        step=row["step"],
+        policy_version=row["policy_version"],
+        batch=BatchStats(**{**row["batch"], "errors": errors}),
+        update=UpdateStats(**row["update"]),
+        phases=Phases(**row["phases"]),
+        published_bytes=row["published_bytes"],
+    )
 
 
 class Rate(ProgressColumn):
@@ -175,10 +187,11 @@ class RunLog:
     # ---- numbers
 
     def step(self, stage: str, metrics: StepMetrics) -> None:
-        kl = "" if metrics.kl is None else f"  KL {metrics.kl:.3f}"
-        rate = metrics.num_tokens / metrics.step_s
-        status = f"reward {metrics.reward:.3f}{kl}  entropy {metrics.entropy:.2f}  {rate:.0f} tokens/s"
-        self._row("step", stage, metrics.step, asdict(metrics), status)
+        batch, update = metrics.batch, metrics.update
+        kl = "" if update.kl is None else f"  KL {update.kl:.3f}"
+        rate = batch.num_tokens / metrics.phases.step_s
+        status = f"reward {batch.reward:.3f}{kl}  entropy {update.entropy:.2f}  {rate:.0f} tokens/s"
+        self._row("step", stage, metrics.step, metrics, status)
         for text in self.advisers[stage].see(metrics):
             self.note(f"{stage} {text}")
 
@@ -188,7 +201,7 @@ class RunLog:
 
     def finetune_step(self, stage: str, step: int, stats: FinetuneStats) -> None:
         status = f"loss {stats.loss:.4f}  {stats.num_tokens / stats.seconds:.0f} tokens/s"
-        self._row("finetune", stage, step, asdict(stats), status)
+        self._row("finetune", stage, step, stats, status)
 
     def evaluation(self, stage: str, evaluation: Evaluation, *, step: int, kind: str = "evaluation") -> None:
         values = evaluation.model_dump(mode="json", exclude={"samples"})
@@ -201,10 +214,12 @@ class RunLog:
         self._boards(stage, step, {f"{kind}/{t.task}": t.reward.mean for t in evaluation.rewards})
         self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
 
-    def _row(self, kind: str, stage: str, step: int, values: Mapping[str, Any], status: str) -> None:
+    def _row(
+        self, kind: str, stage: str, step: int, record: StepMetrics | FinetuneStats, status: str
+    ) -> None:
         self.where = f"{stage}, after step {step}"
-        self._write(kind, stage, {"step": step, **values})
-        self._boards(stage, step, flat(values))
+        self._write(kind, stage, {"step": step, **asdict(record)})
+        self._boards(stage, step, numbers_of(record))
         now = time.perf_counter()
         if self.progress:
             self.progress.update(self.task, completed=step, status=status)
@@ -231,15 +246,19 @@ class RunLog:
             board.add(stage, step, values)
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a record, those of its mappings as name/key; None is left out."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}/{k}": float(v) for k, v in value.items()}
+def numbers_of(record: Any) -> dict[str, float]:
+    """Numbers of a record by name, those of its mappings as name/key and those of records in it by their own
+    names, which no two of them share; None is left out."""
+    numbers: dict[str, float] = {}
+    for field in fields(record):
+        name, value = field.name, getattr(record, field.name)
+        if is_dataclass(value):
+            numbers |= numbers_of(value)
+        elif isinstance(value, Mapping):
+            numbers |= {f"{name}/{key}": float(of) for key, of in value.items()}
         elif isinstance(value, int | float) and name != "step":
-            found[name] = float(value)
-    return found
+            numbers[name] = float(value)
+    return numbers
 
 
 class Board(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from frpo.config import Config, DownstreamRl
-from frpo.outline import Stage, arm_of, outline, task_of
+from frpo.outline import Heldout, Stage, outline
 
 
 def threads(count: int) -> dict[str, str]:
@@ -25,16 +25,6 @@ class Actor:
     num_gpus: float
     bundles: tuple[int, ...]
     """Placement bundle of each worker."""
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """How many held-out prompts there are, those dropped for their length included."""
-
-    prompts: int
-    """Of all tasks; evaluations and validations draw from them."""
-    trained: int
-    """Of the tasks that the rlhf stage trains on; certificates draw from them."""
 
 
 @dataclass(frozen=True)
@@ -154,39 +144,9 @@ def _bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def _size(config: Config, stage: Stage, heldout: Heldout | None) -> StagePlan:
-    updates, steps = 0, 0
-    if stage.kind == "base":
-        updates = config.base.num_steps if config.base else 0
-    elif stage.kind == "attack":
-        assert config.attack is not None
-        steps = config.attack.num_steps
-        updates = steps * arm_of(config, stage).learner.updates_per_batch
-    elif stage.kind == "rlhf":
-        learner = arm_of(config, stage).learner
-        steps, updates = learner.num_steps, learner.num_steps * learner.updates_per_batch
-    elif stage.kind == "downstream":
-        task = task_of(config, stage)
-        steps = task.num_steps if isinstance(task, DownstreamRl) else 0
-        updates = task.num_steps * (task.learner.updates_per_batch if isinstance(task, DownstreamRl) else 1)
+    training = stage.training()
+    updates = training.num_updates if training else 0
+    steps = training.num_steps if training and training.objective else 0
     trained = steps * config.rollout.prompts_per_step * config.rollout.group_size
-    return StagePlan(stage.name, updates, trained, _measured(config, stage, heldout))
-
-
-def _measured(config: Config, stage: Stage, heldout: Heldout | None) -> int | None:
-    """As `frpo.stages.work` measures: see there which policy is measured when."""
-    if heldout is None or stage.kind == "harness":
-        return None
-    if stage.kind == "certify":
-        assert config.certify is not None
-        return heldout.trained * config.certify.completions_per_prompt
-    evaluations, validations = 1, 0
-    if stage.kind == "rlhf":
-        validations = (arm_of(config, stage).learner.num_steps - 1) // config.evaluate.validate_every
-    elif stage.kind == "downstream":
-        task = task_of(config, stage)
-        evaluations = len({0, *task.marks, task.num_steps})
-    elif stage.kind == "attack":
-        assert config.attack is not None
-        evaluations = len({config.attack.num_steps // 2, config.attack.num_steps})
-    e = config.evaluate
-    return heldout.prompts * (evaluations * e.completions_per_prompt + validations * e.validate_completions)
+    measured = stage.num_measured(config, heldout) if heldout else None
+    return StagePlan(stage.name, updates, trained, measured)

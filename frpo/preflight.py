@@ -316,9 +316,7 @@ def disk_bytes(config: Config) -> int:
     """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
     size = weight_bytes(config.model)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
-    kept += sum(
-        not fixed_end(config, stage) for stage in outline(config)
-    )  # the last of each stage that could go on
+    kept += sum(not fixed_end(stage) for stage in outline(config))  # the last of each stage that could go on
     policies = len(config.arms) * (1 + len(config.downstream)) + (config.base is not None)
     if config.model.lora:
         whole = (

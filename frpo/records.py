@@ -178,7 +178,8 @@ class StageResult(Record):
     """base, or <kind>/<arm>, or <kind>/<arm>/<task or radius>; harness/base"""
     inputs: str = ""
     """Digest of what the stage was made from (`Made`); set when the result is written."""
-    seconds: float
+    seconds: float = 0.0
+    """As `inputs`."""
     evaluations: tuple[Evaluation, ...]
     """In order of step; for base and rlhf one, of the finished policy."""
     arm: ArmSummary | None = None

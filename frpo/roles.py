@@ -4,10 +4,24 @@ fakes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from frpo.types import Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, UpdateStats, Written
+from frpo.config import FinetuneConfig, LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
+from frpo.records import BenchmarkScore
+from frpo.types import (
+    FinetuneStats,
+    Floats,
+    Group,
+    Prompt,
+    Reward,
+    RolloutBatch,
+    Sampling,
+    Sequences,
+    UpdateStats,
+    Written,
+)
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -43,6 +57,8 @@ class WorkerFailed(RuntimeError):
 
 
 class Rollouts(Protocol):
+    """The engines."""
+
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
     ) -> Iterator[Group]:
@@ -58,18 +74,73 @@ class Rollouts(Protocol):
         lengths]."""
         ...
 
+    def load_policy(self, folder: Path, version: int) -> None:
+        """Run a saved policy from now on, published as `version`."""
+        ...
+
+    def take_turn(self) -> None:
+        """Hold the cards that the engines share with other roles, for somebody who asks them directly."""
+        ...
+
 
 class Rewards(Protocol):
     def score(self, group: Group) -> Pending[tuple[Reward, ...]]: ...
 
 
 class Reference(Protocol):
+    def use(self, policy: Path, temperature: float) -> None:
+        """The policy to score by from now on, and the rollouts' temperature."""
+        ...
+
     def score(self, group: Group) -> Pending[tuple[Floats, ...]]:
         """k arrays [T]: log-probs of a group at the rollouts' temperature."""
         ...
 
 
-class Learner(Protocol):
+class PolicyScorer(Protocol):
+    def submit(self, policy: Path, groups: Sequence[Group]) -> Pending[list[tuple[Floats, ...]]]:
+        """Log-probs of every completion under a saved policy, at temperature 1."""
+        ...
+
+
+class Trainer(Protocol):
+    """What learners and fine-tune workers have in common: ranks that hold a policy in training."""
+
+    def submit(self, groups: Sequence[Group]) -> Pending[list[tuple[Floats, ...]]]:
+        """Log-probs of every completion under the policy in training, the same as PolicyScorer's of that
+        policy."""
+        ...
+
+    def save(self, folder: Path) -> Writing:
+        """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not
+        crash-safe by itself)."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path, *, merged: bool = False) -> None:
+        """Write the policy as a Hugging Face or PEFT folder, safetensors, with its tokenizer. `merged`: an
+        adapter is added to the weights it stands on."""
+        ...
+
+    def stop(self) -> None:
+        """Free what the policy in training holds."""
+        ...
+
+
+class Learner(Trainer, Protocol):
+    def start(
+        self,
+        policy: Path,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        objective: ObjectiveConfig,
+        rollout: RolloutConfig,
+        seed: int,
+    ) -> None:
+        """Begin from a saved policy with a fresh optimiser."""
+        ...
+
     def update(self, batch: RolloutBatch) -> UpdateStats:
         """One step: the configured number of optimiser updates on the batch."""
         ...
@@ -83,20 +154,44 @@ class Learner(Protocol):
         weights are."""
         ...
 
-    def save(self, folder: Path) -> Writing:
-        """Write weights, optimiser, schedule and RNG of all ranks, as they are now, into `folder` (not
-        crash-safe by itself)."""
+
+class Finetuner(Trainer, Protocol):
+    def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
+        """Begin from a saved policy with a fresh optimiser."""
         ...
 
-    def load(self, folder: Path) -> None: ...
+    def update(self, sequences: Sequences) -> FinetuneStats:
+        """One optimiser update."""
+        ...
 
-    def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face or PEFT folder, safetensors, with its tokenizer."""
+    def loss(self, sequences: Sequences) -> float:
+        """Mean negative log-likelihood, nats per completion token, of the policy in training."""
         ...
 
 
 class Publisher(Protocol):
     def publish(self, policy_version: int) -> int:
-        """Send the learner's weights to every rollout engine; returns when all of them run this version.
+        """Send the trainer's weights to every rollout engine; returns when all of them run this version.
         Bytes that one was sent."""
         ...
+
+
+class BenchmarkRunner(Protocol):
+    def evaluate(self, policy: Path) -> tuple[BenchmarkScore, ...]:
+        """Benchmarks of a saved policy, by the engines."""
+        ...
+
+
+@dataclass(frozen=True)
+class Team:
+    """Whom a run works with, the same across arms and stages."""
+
+    rollouts: Rollouts
+    rewards: Rewards
+    reference: Reference | None
+    learner: Learner
+    finetune: Finetuner
+    scorer: PolicyScorer
+    harness: BenchmarkRunner | None
+    learner_publisher: Publisher
+    finetune_publisher: Publisher

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from frpo.batching import BatchStats
 from frpo.config import Config
-from frpo.types import Floats, RolloutBatch, UpdateStats
+from frpo.types import BatchStats, Floats, RolloutBatch, UpdateStats
 
 SMALLER = "bring the values near 1 (rewards.<name>.scale)"
 BROKEN = "the weights or the activations left the range of numbers; look at the weights of model.path, or take model.dtype: float32"
@@ -30,7 +29,7 @@ def stop_if_not_finite(where: str, found: Mapping[str, float | None], remedy: st
 def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
     """More of them than max_failed_rewards, or so many that nothing is left to train on."""
     share = stats.failed_rewards / stats.num_completions
-    if share > config.max_failed_rewards or stats.dropped_groups == stats.num_groups:
+    if share > config.max_failed_rewards or stats.dropped_groups == stats.num_prompts:
         raise RunStopped(
             f"step {step}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
             f"(max_failed_rewards = {config.max_failed_rewards:g}): "

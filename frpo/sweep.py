@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from frpo.config import Config, ConfigError
 from frpo.mistakes import explain
 from frpo.recipe import assigned
+from frpo.roles import Team
 
 SWEPT = ("objective", "learner")
 FRPO_ONLY = ("lam", "rho", "jackknife", "scale")
@@ -162,10 +163,10 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
     from frpo.stops import RunStopped
 
     with ExitStack() as stack:
-        teams: list[cluster.Team] = []
+        teams: list[Team] = []
 
         @contextmanager
-        def team(resolved: Config, log: RunLog) -> Iterator[cluster.Team]:
+        def team(resolved: Config, log: RunLog) -> Iterator[Team]:
             """The first run that needs actors starts them, for all that follow."""
             if not teams:
                 teams.append(stack.enter_context(cluster.start(resolved, log)))

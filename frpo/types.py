@@ -171,6 +171,47 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True)
+class BatchStats:
+    """What one step drew, before the update. Rewards in reward units, over completions that have one."""
+
+    reward: float
+    reward_std: float
+    """Spread over all completions of the batch."""
+    group_std: float
+    """Mean over groups of the spread inside a group."""
+    equal_groups: float
+    """Share of groups whose rewards are all equal: no gradient comes from them."""
+    advantage_std: float
+    non_monotone: float
+    """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
+    beta: float
+    """Weight of the KL penalty in this step."""
+    lam: float | None
+    """Temperature of this step; None for estimators that have none."""
+    radius: float | None
+    """Mean over groups of KL(tilted policy || policy) at this lam on the batch, nats."""
+    effective_samples: float | None
+    """Mean over groups of 1 / sum p^2 of the tilted policy, completions: near 1 the gradient rests on one."""
+    length: float
+    """Mean completion length, tokens."""
+    cut_share: float
+    """Share of completions ended by the length limit."""
+    failed_rewards: int
+    dropped_groups: int
+    """Left with fewer than two completions that train."""
+    num_prompts: int
+    num_completions: int
+    num_tokens: int
+    """Completion tokens drawn."""
+    reward_parts: Mapping[str, float]
+    """Mean of each reward part over the completions that have it."""
+    reward_tasks: Mapping[str, float]
+    """Mean reward of each task in the batch."""
+    errors: tuple[str, ...]
+    """The first different reasons why rewards failed."""
+
+
+@dataclass(frozen=True)
 class UpdateStats:
     """What the learner measured in one step, over all ranks and micro-batches."""
 
@@ -188,11 +229,13 @@ class UpdateStats:
     """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical
     policies."""
     kl: float | None
-    """Mean over completions of log policy - log reference before the update, nats, both by transformers; None
-    without a reference."""
-    num_tokens: int
-    """Tokens computed, prompts included: once for all completions that share its computation."""
-    seconds: float
+    """Mean over the completions that train of log policy - log reference before the update, nats; None
+    without a reference. The policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2
+    nats in 1,000 tokens. Of a nucleus (top_p below 1) it is the KL of what was drawn."""
+    num_computed_tokens: int
+    """Prompts included: once for all completions that share its computation."""
+    learner_s: float
+    """Seconds that the learner's first rank took."""
 
 
 @dataclass(frozen=True)
@@ -206,49 +249,9 @@ class FinetuneStats:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One row of metrics.jsonl in the rlhf stage. Rewards in reward units, KL in nats per completion."""
+class Phases:
+    """Where the time of a step went, seconds of wall clock unless said otherwise."""
 
-    step: int
-    policy_version: int
-    reward: float
-    reward_std: float
-    """Spread over all completions of the batch."""
-    group_std: float
-    """Mean over groups of the spread inside a group."""
-    equal_groups: float
-    """Share of groups whose rewards are all equal: no gradient comes from them."""
-    advantage_std: float
-    non_monotone: float
-    """Share of groups in which a higher reward got a lower advantage (small lam with the jackknife)."""
-    kl: float | None
-    """Mean over the completions that train of log policy - log reference; None without a reference. The
-    policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2 nats in 1,000 tokens. Of a
-    nucleus (top_p below 1) it is the KL of what was drawn."""
-    beta: float
-    """Weight of the KL penalty in this step."""
-    lam: float | None
-    """Temperature of this step; None for other methods than frpo."""
-    radius: float | None
-    """Mean over groups of KL(tilted policy || policy) at this lam on the batch, nats."""
-    effective_samples: float | None
-    """Mean over groups of 1 / sum p^2 of the tilted policy, completions: near 1 the gradient rests on one."""
-    entropy: float
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    clip_share: float
-    mismatch_kl: float
-    length: float
-    """Mean completion length, tokens."""
-    cut_share: float
-    """Share of completions ended by the length limit."""
-    failed_rewards: int
-    dropped_groups: int
-    num_prompts: int
-    num_completions: int
-    num_tokens: int
-    """Completion tokens drawn."""
     generate_s: float
     score_s: float
     """Waiting for rewards and log-probs after the last group had arrived."""
@@ -257,16 +260,30 @@ class StepMetrics:
     waiting_reference: int
     """Groups whose reference log-probs were still missing then."""
     update_s: float
+    """Advantages and the learner's update."""
     publish_s: float
     step_s: float
-    reward_parts: Mapping[str, float]
-    """Mean of each reward part over the completions that have it."""
-    reward_tasks: Mapping[str, float]
-    """Mean reward of each task in the batch."""
-    driver_s: float = 0.0
-    """CPU time of the driver's process in the step: its share of the work, which no other actor waits for but
-    in part."""
-    published_bytes: int = 0
+    """The whole step."""
+    driver_s: float
+    """CPU time of the driver's process: its share of the work, which no other actor waits for but in part."""
+
+    @property
+    def other_s(self) -> float:
+        """What none of the phases accounts for."""
+        return self.step_s - self.generate_s - self.score_s - self.update_s - self.publish_s
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One row of metrics.jsonl in a stage that runs the loop."""
+
+    step: int
+    policy_version: int
+    """After the step."""
+    batch: BatchStats
+    update: UpdateStats
+    phases: Phases
+    published_bytes: int
     """Weights that one engine was sent at the end of the step."""
 
 

@@ -50,7 +50,7 @@ def collect(folder: Path) -> Report:
         )
     results = {r.stage: r for r in map(_result, _results(folder))}
     steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
-    tasks = sorted({t for rows in steps.values() for r in rows for t in r.reward_tasks})
+    tasks = sorted({t for rows in steps.values() for r in rows for t in r.batch.reward_tasks})
     finetunes = [d["name"] for d in config["downstream"]]
     arms = tuple(
         _arm(a, config, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results
@@ -316,11 +316,11 @@ def _training(arm: str, rows: list[StepMetrics]) -> Training:
     return Training(
         arm=arm,
         steps=tuple(r.step for r in rows),
-        reward=tuple(r.reward for r in rows),
-        kl=tuple(r.kl for r in rows),
-        entropy=tuple(r.entropy for r in rows),
-        length=tuple(r.length for r in rows),
-        equal_groups=tuple(r.equal_groups for r in rows),
+        reward=tuple(r.batch.reward for r in rows),
+        kl=tuple(r.update.kl for r in rows),
+        entropy=tuple(r.update.entropy for r in rows),
+        length=tuple(r.batch.length for r in rows),
+        equal_groups=tuple(r.batch.equal_groups for r in rows),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of, write_text
 from frpo.config import Config, ConfigError
 from frpo.content import Digests
-from frpo.outline import Stage, fixed_end, outline, training_of
+from frpo.outline import Stage, fixed_end, outline
 from frpo.records import Made, StageResult
 from frpo.stages.graph import made_from
 
@@ -72,7 +72,7 @@ def look_and_tell(config: Config, say: Callable[[str], None]) -> tuple[Standing,
 
 
 def _look(config: Config, digests: Digests) -> tuple[Standing, ...]:
-    found = tuple(_standing(config, stage, made) for stage, made in made_from(config, digests).items())
+    found = tuple(_standing(config, stage, made) for stage, made in made_from(config, digests))
     for standing in found:
         _refuse_other_ranks(config, standing)
     return found
@@ -86,7 +86,7 @@ def _standing(config: Config, stage: Stage, made: Made) -> Standing:
         return Standing(stage, made, "done" if done else "begun", step=step, finished=done)
     if before is None and not (result or step):
         return Standing(stage, made, "new" if not folder.exists() else "other")
-    if before and step and not why_from_the_start(config, stage, made, before, step):
+    if before and step and not why_from_the_start(stage, made, before, step):
         return Standing(stage, made, "longer", before, step, result is not None)
     return Standing(stage, made, "other", before, step, result is not None)
 
@@ -103,14 +103,14 @@ def _newest(folder: Path) -> int | None:
     return int(found[-1].name.removeprefix("step-")) if found else None
 
 
-def why_from_the_start(config: Config, stage: Stage, made: Made, before: Made, step: int | None) -> str:
-    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where
-    it can, and "changed" where more than that has."""
-    training = training_of(config, stage)
-    field = f"{training[0]}.num_steps" if training else ""
+def why_from_the_start(stage: Stage, made: Made, before: Made, step: int | None) -> str:
+    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where it
+    can, and "changed" where more than that has."""
+    training = stage.training()
+    field = f"{training.field}.num_steps" if training else ""
     if before.below != made.below or _different(before.values, made.values) != [field]:
         return "changed"
-    if reason := fixed_end(config, stage):
+    if reason := fixed_end(stage):
         return reason
     if step is None:
         return "its last checkpoint is not there"
@@ -124,16 +124,15 @@ def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _refuse_other_ranks(config: Config, standing: Standing) -> None:
     """DeepSpeed's checkpoints are sharded: other ranks, or another stage of ZeRO, cannot load them."""
-    training = training_of(config, standing.stage)
+    training = standing.stage.training()
     if standing.state not in ("begun", "longer") or not (standing.step and training):
         return
     saved = progress_of(config.folder / standing.stage.name / "checkpoints" / f"step-{standing.step:08d}")
     if saved is None:
         return  # torn: an older one is taken
-    field, train = training
     for name, value, then in (
         ("learner.num_workers", config.learner.num_workers, saved.num_workers),
-        (f"{field}.zero_stage", train.zero_stage, saved.zero_stage),
+        (f"{training.field}.zero_stage", training.settings.zero_stage, saved.zero_stage),
     ):
         if then is not None and then != value:
             raise ConfigError(
@@ -185,7 +184,7 @@ def _reasons(config: Config, redone: Sequence[Standing]) -> Iterator[str]:
     lines: dict[str, None] = {}
     for s in redone:
         if s.before:
-            why = why_from_the_start(config, s.stage, s.made, s.before, s.step)
+            why = why_from_the_start(s.stage, s.made, s.before, s.step)
             lines |= dict.fromkeys(
                 change + (f" (from the start: {why})" if why != "changed" else "")
                 for change in _changes(s.before, s.made)

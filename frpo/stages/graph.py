@@ -9,15 +9,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
 from frpo.config import Config, Section
 from frpo.config.section import Content, Redoes
 from frpo.content import Digests
-from frpo.outline import Stage, arm_of, outline, task_of
+from frpo.outline import Stage, outline
 from frpo.records import Made
+
+Marker = TypeVar("Marker", Redoes, Content)
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,15 @@ class Leaf:
 
 
 def leaves(section: Section, above: str = "", inherited: Redoes | None = None) -> Iterator[Leaf]:
-    """Every value below a section with its marker, its own or that of the nearest section around it."""
+    """Every value below a section with its marker, its own or that of the nearest section around it.
+
+    `above` is the path of the section with its dot, `"arms.frpo."`; items of a list are counted from 0.
+    """
     plain = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        redoes = _marker(field, Redoes) or inherited
-        path, value = f"{above}{name}", getattr(section, name)
+        path = f"{above}{name}"
+        value = getattr(section, name)
+        redoes = _marker_of(field, Redoes) or inherited
         if isinstance(value, Section):
             yield from leaves(value, f"{path}.", redoes)
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
@@ -44,43 +50,48 @@ def leaves(section: Section, above: str = "", inherited: Redoes | None = None) -
                 yield from leaves(item, f"{path}.{i}.", redoes)
         else:
             assert redoes is not None, f"{path}: say with a marker which stages it redoes"
-            yield Leaf(path, plain[name], redoes, _marker(field, Content))
+            yield Leaf(path, plain[name], redoes, _marker_of(field, Content))
 
 
-def _marker(field: FieldInfo, kind: type[Any]) -> Any:
-    return next((m for m in field.metadata if isinstance(m, kind)), None)
+def _marker_of(field: FieldInfo, kind: type[Marker]) -> Marker | None:
+    return next((marker for marker in field.metadata if isinstance(marker, kind)), None)
 
 
-def made_from(config: Config, digests: Digests) -> dict[Stage, Made]:
-    """What every stage is made from, in order."""
+def made_from(config: Config, digests: Digests) -> list[tuple[Stage, Made]]:
+    """Every stage in order, and what it is made from."""
     common = [leaf for leaf in leaves(config) if not leaf.redoes.one]
-    found: dict[Stage, Made] = {}
-    by_name: dict[str, Made] = {}
+    stages: list[tuple[Stage, Made]] = []
+    digest_of: dict[str, str] = {}
     for stage in outline(config):
-        below = by_name[stage.stands_on].digest if stage.stands_on else ""
-        values, named = dict[str, Any](), dict[str, str]()
-        for leaf in [*common, *_own(config, stage)]:
-            if stage.kind in leaf.redoes.kinds:
-                values[leaf.path] = digests.of(leaf.content, leaf.value) if leaf.content else leaf.value
-                if leaf.content:
-                    named[leaf.path] = str(leaf.value)
-        if stage.radius is not None:
-            values["attack.radii"] = stage.radius
-        found[stage] = by_name[stage.name] = Made(
-            digest=_hash(below, values), below=below, values=values, named=named
-        )
-    return found
+        below = digest_of[stage.stands_on] if stage.stands_on else ""
+        made = _made_of([*common, *_own_leaves(stage)], stage, below, digests)
+        stages.append((stage, made))
+        digest_of[stage.name] = made.digest
+    return stages
 
 
-def _own(config: Config, stage: Stage) -> list[Leaf]:
+def _made_of(leaves: list[Leaf], stage: Stage, below: str, digests: Digests) -> Made:
+    values: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    for leaf in leaves:
+        if stage.kind not in leaf.redoes.kinds:
+            continue
+        if leaf.content:
+            values[leaf.path] = digests.of(leaf.content, leaf.value)
+            named[leaf.path] = str(leaf.value)
+        else:
+            values[leaf.path] = leaf.value
+    values |= stage.values()
+    return Made(digest=_digest_of(below, values), below=below, values=values, named=named)
+
+
+def _own_leaves(stage: Stage) -> Iterator[Leaf]:
     """What a stage has beyond what all of its kind have: its arm's fields, or its fine-tune's."""
-    arms, tasks = type(config).model_fields["arms"], type(config).model_fields["downstream"]
-    if stage.kind == "rlhf":
-        return list(leaves(arm_of(config, stage), f"arms.{stage.arm}.", _marker(arms, Redoes)))
-    if stage.kind == "downstream":
-        return list(leaves(task_of(config, stage), f"downstream.{stage.task}.", _marker(tasks, Redoes)))
-    return []
+    for path, section in stage.sections().items():
+        part = Config.model_fields[path.split(".")[0]]
+        yield from leaves(section, f"{path}.", _marker_of(part, Redoes))
 
 
-def _hash(*parts: Any) -> str:
+def _digest_of(*parts: Any) -> str:
+    """SHA-256 of the parts' JSON, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

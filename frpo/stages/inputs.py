@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from frpo import saved, testbed
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl
+from frpo.config import Config, ConfigError, DatasetConfig
 from frpo.metrics import RunLog
-from frpo.outline import Stage
+from frpo.outline.stage import Data, Stage
 from frpo.prompts import Examples, load_examples, load_prompts
 from frpo.sources import identity, overlap
 from frpo.types import Prompt
@@ -29,6 +30,10 @@ def resolve(config: Config) -> Config:
     return testbed.resolved(config, folder)
 
 
+def identities_of(prompts: Sequence[Prompt]) -> list[str]:
+    return [identity(prompt.messages or prompt.text) for prompt in prompts]
+
+
 class Inputs:
     """Tokenized prompts and examples of a run, read once. Raises ConfigError."""
 
@@ -37,35 +42,32 @@ class Inputs:
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(Path(config.model.path)))
         self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
-        for field, mix in (
-            ("data.mix", config.data.mix),
-            ("attack.mix", config.attack.mix if config.attack else {}),
-        ):
-            if unknown := sorted(set(mix) - (known := {p.task for p in self.train})):
-                raise ConfigError(
-                    f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
-                )
+        self._check_mix("data.mix", config.data.mix)
+        self._check_mix("attack.mix", config.attack.mix if config.attack else {})
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
-        shared = overlap(
-            *([identity(p.messages or p.text) for p in prompts] for prompts in (self.train, self.heldout))
-        )
+        shared = overlap(identities_of(self.train), identities_of(self.heldout))
         log.data(asdict(shared))
         if shared.shared:
             log.note(f"data.heldout: {shared}")
 
+    def _check_mix(self, field: str, mix: Mapping[str, float]) -> None:
+        known = {prompt.task for prompt in self.train}
+        if unknown := sorted(set(mix) - known):
+            raise ConfigError(
+                f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
+            )
+
     def read_ahead(self, left: Sequence[Stage]) -> None:
         """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to
         light before an actor starts. Raises ConfigError."""
-        if (base := self.config.base) and any(stage.kind == "base" for stage in left):
-            self.examples("base.data", base.data, base.max_tokens)
-        tasks = {stage.task for stage in left if stage.kind == "downstream"}
-        for task in [task for task in self.config.downstream if task.name in tasks]:
-            if isinstance(task, DownstreamRl):
-                self.prompts(f"downstream.{task.name}.data", task.data)
-                continue
-            self.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
-            if task.heldout:
-                self.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens)
+        asked: dict[str, Data] = {}
+        for stage in left:
+            asked |= {data.field: data for data in stage.data()}
+        for data in asked.values():
+            if data.max_tokens is None:
+                self.prompts(data.field, data.sources)
+            else:
+                self.examples(data)
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
         """Raises ConfigError when none is short enough."""
@@ -82,22 +84,27 @@ class Inputs:
         return prompts
 
     def _limited(self, prompts: list[Prompt]) -> list[Prompt]:
+        """At most evaluate.max_prompts of each task, the first by hash."""
         limit = self.config.evaluate.max_prompts
         if limit is None:
             return prompts
-        ranked = sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).digest())
-        tasks = sorted({p.task for p in prompts})
-        kept = {p.id for t in tasks for p in [p for p in ranked if p.task == t][:limit]}
-        return [p for p in prompts if p.id in kept]
+        by_task: dict[str, list[str]] = {}
+        for prompt in sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).digest()):
+            by_task.setdefault(prompt.task, []).append(prompt.id)
+        kept = set(itertools.chain.from_iterable(ids[:limit] for ids in by_task.values()))
+        return [prompt for prompt in prompts if prompt.id in kept]
 
-    def examples(self, field: str, sources: tuple[DatasetConfig, ...], limit: int) -> Examples:
+    def examples(self, data: Data) -> Examples:
         """Raises ConfigError when none is short enough."""
-        asked = json.dumps([limit, *(s.model_dump(mode="json") for s in sources)])
+        assert data.max_tokens is not None, data.field
+        sources = [source.model_dump(mode="json") for source in data.sources]
+        asked = json.dumps([data.max_tokens, *sources])
         if asked not in self._examples:
-            self._examples[asked], dropped = load_examples(sources, self.tokenizer, limit)
+            examples, dropped = load_examples(data.sources, self.tokenizer, data.max_tokens)
+            self._examples[asked] = examples
             if dropped:
                 self.log.note(
-                    f"{field}: {dropped} examples of more than {limit} tokens dropped, "
-                    f"{len(self._examples[asked])} kept"
+                    f"{data.field}: {dropped} examples of more than {data.max_tokens} tokens dropped, "
+                    f"{len(examples)} kept"
                 )
         return self._examples[asked]

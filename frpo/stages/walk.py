@@ -13,11 +13,12 @@ from frpo import checkpoint, cluster, report
 from frpo.config import Config
 from frpo.harness import tasks_of
 from frpo.metrics import RunLog
+from frpo.roles import Team
 from frpo.stages.folders import Standing, supersede
 from frpo.stages.inputs import Inputs, resolve
 from frpo.stages.work import Work
 
-TeamOf = Callable[[Config, RunLog], AbstractContextManager[cluster.Team]]
+TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
 def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start) -> None:
@@ -26,9 +27,8 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
     `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError
     before anything starts; WorkerFailed or RunStopped when the run cannot go on.
     """
-    torch.set_num_threads(
-        1
-    )  # the driver computes little, and OpenMP's idle threads spin on cores that workers need
+    # the driver computes little, and OpenMP's idle threads spin on cores that workers need
+    torch.set_num_threads(1)
     checkpoint.describe(config.folder, config)
     if all(s.state == "done" for s in found):
         log.note(

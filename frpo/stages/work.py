@@ -1,42 +1,41 @@
-"""Does the stages of a run with one team of actors: which policy is trained on what, when it is measured,
-what is kept."""
+"""What stages are done with, on one team of actors: training by the loop or on examples, measuring, keeping."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frpo import checkpoint
+from frpo import checkpoint, steering
 from frpo.checkpoint import Checkpoints, Progress
-from frpo.config import (
-    ArmConfig,
-    Config,
-    DownstreamRl,
-    DownstreamSft,
-    FinetuneConfig,
-    ObjectiveConfig,
-    TrainConfig,
-)
+from frpo.config import ArmConfig, Config, TrainConfig
 from frpo.driver import Partners, train
-from frpo.evaluation import Opposite, Trainer, certify, evaluate, mean_reward
+from frpo.evaluation import (
+    Against,
+    Draws,
+    Label,
+    Measurers,
+    Opposite,
+    certify,
+    evaluate,
+    mean_reward,
+)
 from frpo.metrics import RunLog, read_steps
-from frpo.outline import Stage, arm_of, fixed_end, task_of
-from frpo.prompts import Examples, ExampleStream, PromptStream
-from frpo.records import ArmSummary, Evaluation, StageResult
-from frpo.roles import Rewards
+from frpo.outline.stage import Data, Finetune, Loop, Pause, Stage, Subject, fixed_end
+from frpo.prompts import ExampleStream, PromptStream
+from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation
+from frpo.roles import Team, Trainer
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
-from frpo.steering import begin, finished
 from frpo.stops import stop_if_not_finite, too_fast
-from frpo.types import Prompt, Steering, StepMetrics
+from frpo.types import FinetuneStats, Prompt, StepMetrics
 
-if TYPE_CHECKING:  # whoever has a team has imported Ray
-    from frpo.cluster import Team
+if TYPE_CHECKING:  # it reads by transformers
     from frpo.stages.inputs import Inputs
 
 NUM_SAMPLES = 24
@@ -44,374 +43,254 @@ NUM_SAMPLES = 24
 
 
 class Work:
-    """One run. `do` brings one stage from wherever it was left to its result."""
+    """One run. `do` brings one stage from wherever it was left to its result; the rest is what stages are done
+    with (`frpo.outline.stage.Work`)."""
 
     def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs
+        self.trainings = ExitStack()
 
     def do(self, standing: Standing) -> None:
-        stage = standing.stage
+        began = time.perf_counter()
         folder = folders.begin(self.config.folder, standing)
-        folders.finish(
-            folder, standing.made, self._do(stage, folder), keep_last=not fixed_end(self.config, stage)
-        )
+        with ExitStack() as self.trainings:
+            result = standing.stage.do(self)
+        result = result.model_copy(update={"seconds": time.perf_counter() - began})
+        folders.finish(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
 
-    def _do(self, stage: Stage, folder: Path) -> StageResult:
-        if stage.kind == "base":
-            return self.base(stage, folder)
-        if stage.kind == "harness":
-            return self.harness(stage)
-        arm = arm_of(self.config, stage)
-        if stage.kind == "rlhf":
-            return self.rlhf(stage, folder, arm)
-        if stage.kind == "certify":
-            return self.certify(stage, arm)
-        if stage.radius is not None:
-            return self.attack(stage, folder, arm, stage.radius)
-        task = task_of(self.config, stage)
-        if isinstance(task, DownstreamRl):
-            return self.downstream_rl(stage, folder, arm, task)
-        return self.downstream_sft(stage, folder, arm, task)
+    def policy_of(self, stage: str) -> Path:
+        """Absolute. The base of a recipe without a base stage is its model."""
+        if stage == "base" and self.config.base is None:
+            return Path(self.config.model.path).absolute()
+        return (self.config.folder / stage / "policy").absolute()
 
-    @cached_property
-    def base_policy(self) -> Path:
-        """The reference, and the start of every arm."""
-        return (
-            self.config.folder / "base" / "policy" if self.config.base else Path(self.config.model.path)
-        ).absolute()
+    def start_of(self, stage: Stage) -> Path:
+        """The policy that it begins from."""
+        return self.policy_of(stage.stands_on) if stage.stands_on else Path(self.config.model.path)
 
-    def arm_policy(self, arm: ArmConfig) -> Path:
-        return (self.config.folder / "rlhf" / arm.name / "policy").absolute()
+    # ---- inputs
 
-    # ---- stages
+    @property
+    def train_prompts(self) -> Sequence[Prompt]:
+        return self.inputs.train
 
-    def base(self, stage: Stage, folder: Path) -> StageResult:
-        began = time.perf_counter()
-        if self.config.base:
-            examples = self.inputs.examples("base.data", self.config.base.data, self.config.base.max_tokens)
-            for _ in self.finetune(
-                stage,
-                folder,
-                Path(self.config.model.path),
-                self.config.base,
-                examples,
-                (),
-                self.config.base.in_order,
-            ):
-                pass
-        self.team.rollouts.load_policy(self.base_policy, 0)
-        evaluation = self.measure(stage, "base", 0)
-        return _result(stage, began, evaluation)
-
-    def rlhf(self, stage: Stage, folder: Path, arm: ArmConfig) -> StageResult:
-        began = time.perf_counter()
-        every = self.config.evaluate.validate_every
-
-        def measure(step: int, last: bool) -> Evaluation | None:
-            if last:
-                return self.measure(stage, arm.name, step)
-            due = step > 0 and step % every == 0 and self.inputs.heldout
-            return self.measure(stage, arm.name, step, validation=True) if due else None
-
-        found = self.loop(
-            stage,
-            folder,
-            arm,
-            self.base_policy,
-            self.inputs.train,
-            self.config.data.mix,
-            self.team.rewards,
-            measure,
-        )
-        summary = summarize(
-            arm.name, read_steps(self.config.folder, stage.name), checkpoint.folder_sha256(folder / "policy")
-        )
-        return _result(stage, began, found[-1], arm=summary)
-
-    def certify(self, stage: Stage, arm: ArmConfig) -> StageResult:
-        """Fresh draws from the finished policy on the held-out prompts that it was trained for, never used
-        before."""
-        began = time.perf_counter()
-        assert self.config.certify is not None
-        with self.log.waiting(
-            f"{stage.name}: drawing {self.config.certify.completions_per_prompt} completions per prompt"
-        ):
-            self.team.rollouts.load_policy(self.arm_policy(arm), 0)
-            prompts = [p for p in self.inputs.heldout if p.task in self.trained_tasks]
-            found = certify(self.team.rollouts, self.team.rewards, prompts, self.config, arm.objective)
-        return _result(stage, began, certificates=found)
-
-    def harness(self, stage: Stage) -> StageResult:
-        """Benchmarks of a saved policy."""
-        began = time.perf_counter()
-        assert self.team.harness is not None
-        folder = self.base_policy
-        if stage.arm:
-            folder = self.config.folder.joinpath(
-                *(("downstream", stage.arm, stage.task) if stage.task else ("rlhf", stage.arm)), "policy"
-            )
-        with self.log.waiting(f"{stage.name}: {self.config.harness.tasks if self.config.harness else ''}"):
-            self.team.rollouts.actors.turn()
-            scores = self.team.harness.evaluate(folder)
-        for s in scores:
-            self.log.note(f"{stage.name}: {s.task} {s.metric} ({s.filter}) {s.value:.3f}")
-        return _result(stage, began, scores=scores)
-
-    def downstream_sft(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamSft) -> StageResult:
-        began = time.perf_counter()
-        examples = self.inputs.examples(f"downstream.{task.name}.data", task.data, task.max_tokens)
-        heldout = (
-            self.inputs.examples(f"downstream.{task.name}.heldout", task.heldout, task.max_tokens).all()
-            if task.heldout
-            else None
-        )
-        evaluations: list[Evaluation] = []
-        for step, evaluations in self.finetune(
-            stage, folder, self.arm_policy(arm), task, examples, (0, *task.marks)
-        ):
-            self.team.finetune_publisher.publish(step)
-            loss = self.team.finetune.loss(heldout) if heldout is not None else None
-            evaluations.append(
-                self.measure(
-                    stage,
-                    arm.name,
-                    step,
-                    downstream=task.name,
-                    policy=self.arm_policy(arm),
-                    trainer=self.team.finetune,
-                    loss=loss,
-                )
-            )
-        return _result(stage, began, *evaluations)
-
-    def downstream_rl(self, stage: Stage, folder: Path, arm: ArmConfig, task: DownstreamRl) -> StageResult:
-        began = time.perf_counter()
-        prompts = self.inputs.prompts(f"downstream.{task.name}.data", task.data)
-        spec = ArmConfig(name=task.name, objective=task.objective, learner=task.learner)
-        measure = self.measure_at(stage, arm, task.name, (0, *task.marks))
-        found = self.loop(stage, folder, spec, self.arm_policy(arm), prompts, {}, self.team.rewards, measure)
-        asked = {0, *task.marks, found[-1].step}  # not the end of fewer steps, from which it went on
-        return _result(stage, began, *(e for e in found if e.step in asked))
-
-    def attack(self, stage: Stage, folder: Path, arm: ArmConfig, radius: float) -> StageResult:
-        """The worst fine-tune that training finds inside the ball: reward -r, and a penalty steered to end at
-        the radius."""
-        began = time.perf_counter()
-        assert self.config.attack is not None
-        objective = ObjectiveConfig(
-            method="grpo", beta=0.3, penalty="reverse", target_kl=radius, aggregation="sum"
-        )
-        learner = arm.learner.model_copy(
-            update={"num_steps": self.config.attack.num_steps, "stop_at_reward": None}
-        )
-        spec = ArmConfig(name=f"attack-{radius:g}", objective=objective, learner=learner)
-        measure = self.measure_at(stage, arm, f"attack {radius:g}", (learner.num_steps // 2,))
-        rewards, mix = Opposite(self.team.rewards), self.config.attack.mix or self.config.data.mix
-        found = self.loop(stage, folder, spec, self.arm_policy(arm), self.inputs.train, mix, rewards, measure)
-        return _result(stage, began, *found)
-
-    # ---- training
-
-    def loop(
-        self,
-        stage: Stage,
-        folder: Path,
-        arm: ArmConfig,
-        policy: Path,
-        prompts: Sequence[Prompt],
-        mix: Mapping[str, float],
-        rewards: Rewards,
-        measure: Callable[[int, bool], Evaluation | None],
-    ) -> list[Evaluation]:
-        """Run the loop from a saved policy, which is the reference too. `measure(step, last)` is asked at
-        step 0 and after each step; what it gives is kept. Exports to `policy/` at the end."""
-        config, learner = self.config, self.team.learner
-        checkpoints = Checkpoints(
-            folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
-        )
-        learner.start(
-            policy, config.model, arm.learner, arm.objective, config.rollout, derive(config.seed, "learner")
-        )
-        start, steering, evaluations = 0, begin(arm.objective), list[Evaluation]()
-        if found := checkpoints.latest():
-            path, resumed = found
-            learner.load(path / "engine")
-            assert resumed.steering is not None, path
-            start, steering, evaluations = resumed.step, resumed.steering, list(resumed.evaluations)
-            self.log.note(f"{stage.name}: goes on after step {start} of {arm.learner.num_steps}")
-        else:
-            self.team.rollouts.load_policy(policy, 0)
-            evaluations += [e for e in [measure(0, False)] if e]
-        reference = self.team.reference if arm.objective.penalised else None
-        if reference:
-            reference.use(policy, config.rollout.temperature)
-        stream = PromptStream(prompts, mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step)
-        partners = Partners(
-            stream, self.team.rollouts, rewards, reference, learner, self.team.learner_publisher
-        )
-        self.log.begin(stage.name, arm.learner.num_steps, start)
-
-        def after_step(metrics: StepMetrics, steering: Steering) -> None:
-            self.log.step(stage.name, metrics)
-            step = metrics.step
-            last = finished(steering, arm.learner, step)
-            evaluation = measure(step, last)
-            evaluations.extend([evaluation] if evaluation else [])
-            if step % config.checkpoint.every == 0 or last:
-                validation = mean_reward(evaluation) if evaluation else None
-                state = progress(
-                    config, arm.learner, step, evaluations, validation=validation, steering=steering
-                )
-                checkpoints.begin(state, lambda aside: learner.save(aside / "engine"))
-
-        with checkpoints.kept(self.log.waiting):
-            train(
-                config,
-                arm,
-                partners,
-                start=start,
-                steering=steering,
-                after_step=after_step,
-                before_update=checkpoints.poll,
-            )
-        self.log.end(stage.name)
-        export(learner.export, folder / "policy")
-        learner.stop()
-        return evaluations
-
-    def finetune(
-        self,
-        stage: Stage,
-        folder: Path,
-        policy: Path,
-        spec: FinetuneConfig,
-        examples: Examples,
-        marks: tuple[int, ...],
-        in_order: bool = False,
-    ) -> Iterator[tuple[int, list[Evaluation]]]:
-        """Supervised fine-tuning from a saved policy. Pauses at every mark and after the last step for the
-        caller to measure; what the caller appends to the list is kept in the next checkpoint. Exports to
-        `policy/` at the end."""
-        config, worker = self.config, self.team.finetune
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last, 0)
-        worker.start(policy, config.model, spec, derive(config.seed, "finetune"))
-        start, evaluations = 0, list[Evaluation]()
-        if found := checkpoints.latest():
-            path, resumed = found
-            worker.load(path / "engine")
-            start, evaluations = resumed.step, list(resumed.evaluations)
-            self.log.note(f"{stage.name}: goes on after step {start} of {spec.num_steps}")
-        elif 0 in marks:
-            yield 0, evaluations
-        stream = ExampleStream(examples, spec.batch_size, derive(config.seed, "examples"), in_order)
-        self.log.begin(stage.name, spec.num_steps, start)
-        with checkpoints.kept(self.log.waiting):
-            for step in range(start + 1, spec.num_steps + 1):
-                checkpoints.poll()
-                stats = worker.update(stream.take(step - 1))
-                numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
-                stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
-                self.log.finetune_step(stage.name, step, stats)
-                if marks and (step in marks or step == spec.num_steps):
-                    yield step, evaluations
-                if step % config.checkpoint.every == 0 and step < spec.num_steps:
-                    checkpoints.begin(
-                        progress(config, spec, step, evaluations), lambda aside: worker.save(aside / "engine")
-                    )
-        self.log.end(stage.name)
-        merged = (
-            stage.kind == "base" or config.model.dtype == "float32"
-        )  # between the numbers of bfloat16 a part of it would be lost
-        export(lambda aside: worker.export(aside, merged=merged), folder / "policy")
-        worker.stop()
-
-    # ---- measuring
+    @property
+    def has_heldout(self) -> bool:
+        return bool(self.inputs.heldout)
 
     @cached_property
     def trained_tasks(self) -> set[str]:
-        return {p.task for p in self.inputs.train}
+        return {prompt.task for prompt in self.inputs.train}
 
-    def measure_at(
-        self, stage: Stage, arm: ArmConfig, name: str, marks: Sequence[int]
-    ) -> Callable[[int, bool], Evaluation | None]:
-        """Measure a fine-tune of an arm's policy at the marks and at its end."""
+    def read_prompts(self, data: Data) -> Sequence[Prompt]:
+        return self.inputs.prompts(data.field, data.sources)
 
-        def measure(step: int, last: bool) -> Evaluation | None:
-            due = last or step in marks
-            return (
-                self.measure(stage, arm.name, step, downstream=name, policy=self.arm_policy(arm))
-                if due
-                else None
-            )
+    # ---- training
 
-        return measure
+    def run_loop(self, stage: Stage, loop: Loop, kept: list[Evaluation]) -> Iterator[Pause]:
+        return self.closed_with_the_stage(self._run_loop(stage, loop, kept))
 
-    def measure(
-        self,
-        stage: Stage,
-        arm: str,
-        step: int,
-        *,
-        validation: bool = False,
-        downstream: str | None = None,
-        policy: Path | None = None,
-        trainer: Trainer | None = None,
-        loss: float | None = None,
-    ) -> Evaluation:
-        """Evaluate what the rollouts run now, published as version `step` by `trainer` (None: the learner); a
-        validation draws less and measures no KL."""
-        e = self.config.evaluate
-        evaluation = evaluate(
-            self.team.rollouts,
-            self.team.rewards,
-            trainer or self.team.learner,
-            None if validation else self.team.scorer,
-            self.inputs.heldout,
-            arm=arm,
-            downstream=downstream,
-            step=step if downstream else 0,
-            version=step,
-            seed=self.config.seed,
-            completions=e.validate_completions if validation else e.completions_per_prompt,
-            max_new_tokens=self.config.rollout.max_new_tokens,
-            stop=self.config.rollout.stop,
-            reference=None if validation or arm == "base" else self.base_policy,
-            trained_tasks=self.trained_tasks,
-            policy=policy,
-            downstream_loss=loss,
-            num_samples=NUM_SAMPLES,
+    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
+        return self.closed_with_the_stage(self._finetune(stage, finetune, kept))
+
+    def closed_with_the_stage(self, training: Generator[Pause, None, None]) -> Iterator[Pause]:
+        """A training that stands at a pause when its stage fails ends then, and its last checkpoint is
+        finished, not when somebody collects the generator."""
+        return self.trainings.enter_context(closing(training))
+
+    def _run_loop(self, stage: Stage, loop: Loop, kept: list[Evaluation]) -> Generator[Pause, None, None]:
+        config, team, arm = self.config, self.team, loop.arm
+        checkpoints = self.checkpoints(stage, config.checkpoint.keep_best)
+        policy, seed = self.start_of(stage), derive(config.seed, "learner")
+        team.learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, seed)
+        resumed = self.resume(stage, arm.learner, team.learner, checkpoints)
+        if resumed:
+            assert resumed.steering is not None, stage.name
+            kept += resumed.evaluations
+        else:
+            team.rollouts.load_policy(policy, 0)
+            yield Pause(0, last=False)
+        start = resumed.step if resumed else 0
+        state = resumed.steering if resumed and resumed.steering else steering.begin(arm.objective)
+        partners = self.partners(loop, policy)
+        with self.training(stage, arm.learner.num_steps, start, checkpoints):
+            for done in train(
+                config, arm, partners, start=start, state=state, before_update=checkpoints.poll
+            ):
+                step = done.metrics.step
+                self.log.step(stage.name, done.metrics)
+                measured = len(kept)
+                yield Pause(step, done.last)
+                if done.last or step % config.checkpoint.every == 0:
+                    progress = self.progress(arm.learner, step, kept).model_copy(
+                        update={
+                            "steering": done.steering,
+                            "validation": mean_reward(kept[-1]) if len(kept) > measured else None,
+                        }
+                    )
+                    checkpoints.begin(progress, lambda aside: team.learner.save(aside / "engine"))
+        export(team.learner.export, config.folder / stage.name / "policy")
+        team.learner.stop()
+
+    def partners(self, loop: Loop, policy: Path) -> Partners:
+        """Of a run of the loop; the reference holds `policy` from now on."""
+        config, team = self.config, self.team
+        reference = team.reference if loop.arm.objective.penalised else None
+        if reference:
+            reference.use(policy, config.rollout.temperature)
+        size, seed = config.rollout.prompts_per_step, derive(config.seed, "prompts")
+        return Partners(
+            prompts=PromptStream(loop.prompts, loop.mix, seed, size),
+            rollouts=team.rollouts,
+            rewards=Opposite(team.rewards) if loop.worst else team.rewards,
+            reference=reference,
+            learner=team.learner,
+            publisher=team.learner_publisher,
         )
-        self.log.evaluation(
-            stage.name, evaluation, kind="validation" if validation else "evaluation", step=step
+
+    def _finetune(
+        self, stage: Stage, finetune: Finetune, kept: list[Evaluation]
+    ) -> Generator[Pause, None, None]:
+        config, ranks, settings = self.config, self.team.finetune, finetune.settings
+        checkpoints = self.checkpoints(stage, keep_best=0)
+        ranks.start(self.start_of(stage), config.model, settings, derive(config.seed, "finetune"))
+        resumed = self.resume(stage, settings, ranks, checkpoints)
+        if resumed:
+            kept += resumed.evaluations
+        elif 0 in finetune.marks:
+            yield Pause(0, last=False)
+        start = resumed.step if resumed else 0
+        examples = self.inputs.examples(finetune.data)
+        seed = derive(config.seed, "examples")
+        stream = ExampleStream(examples, settings.batch_size, seed, finetune.in_order)
+        with self.training(stage, settings.num_steps, start, checkpoints):
+            for step in range(start + 1, settings.num_steps + 1):
+                last = step == settings.num_steps
+                checkpoints.poll()
+                stats = ranks.update(stream.take(step - 1))
+                stop_if_finetune_is_broken(stats, step)
+                self.log.finetune_step(stage.name, step, stats)
+                if finetune.marks and (last or step in finetune.marks):
+                    yield Pause(step, last)
+                if step % config.checkpoint.every == 0 and not last:
+                    progress = self.progress(settings, step, kept)
+                    checkpoints.begin(progress, lambda aside: ranks.save(aside / "engine"))
+        # between the numbers of bfloat16 a part of an adapter would be lost
+        merged = not stage.stands_on or config.model.dtype == "float32"
+        export(lambda aside: ranks.export(aside, merged=merged), config.folder / stage.name / "policy")
+        ranks.stop()
+
+    @contextmanager
+    def training(self, stage: Stage, num_steps: int, start: int, checkpoints: Checkpoints) -> Iterator[None]:
+        """Steps after `start`: shown, and their last checkpoint kept."""
+        self.log.begin(stage.name, num_steps, start)
+        with checkpoints.kept(self.log.waiting):
+            yield
+        self.log.end(stage.name)
+
+    def checkpoints(self, stage: Stage, keep_best: int) -> Checkpoints:
+        folder = self.config.folder / stage.name / "checkpoints"
+        return Checkpoints(folder, self.config.checkpoint.keep_last, keep_best)
+
+    def resume(
+        self, stage: Stage, settings: TrainConfig, ranks: Trainer, checkpoints: Checkpoints
+    ) -> Progress | None:
+        """Bring the ranks to the newest checkpoint; None where there is none."""
+        newest = checkpoints.latest()
+        if newest is None:
+            return None
+        path, progress = newest
+        ranks.load(path / "engine")
+        training = stage.training()
+        assert training is not None, stage.name
+        self.log.note(f"{stage.name}: goes on after step {progress.step} of {training.num_steps}")
+        return progress
+
+    def progress(self, settings: TrainConfig, step: int, kept: Sequence[Evaluation]) -> Progress:
+        """State of a stage after `step`."""
+        return Progress(
+            step=step,
+            validation=None,
+            evaluations=tuple(kept),
+            steering=None,
+            num_workers=self.config.learner.num_workers,
+            zero_stage=settings.zero_stage,
         )
+
+    def publish_finetune(self, step: int) -> None:
+        self.team.finetune_publisher.publish(step)
+
+    # ---- measuring
+
+    def load_policy(self, policy: Path) -> None:
+        self.team.rollouts.load_policy(policy, 0)
+
+    def heldout_loss(self, data: Data) -> float | None:
+        if not data.sources:
+            return None
+        return self.team.finetune.loss(self.inputs.examples(data).all())
+
+    def measure(self, stage: Stage, step: int, subject: Subject) -> Evaluation:
+        reference = self.policy_of("base") if stage.stands_on else None
+        against = Against(self.trained_tasks, reference, subject.before)
+        completions = self.config.evaluate.completions_per_prompt
+        evaluation = self._evaluate(stage, step, subject, against, completions)
+        self.log.evaluation(stage.name, evaluation, step=step)
         return evaluation
 
+    def validate(self, stage: Stage, step: int, subject: Subject) -> Evaluation:
+        completions = self.config.evaluate.validate_completions
+        evaluation = self._evaluate(stage, step, subject, Against(self.trained_tasks), completions)
+        self.log.evaluation(stage.name, evaluation, kind="validation", step=step)
+        return evaluation
 
-def _result(stage: Stage, began: float, *evaluations: Evaluation, **found: object) -> StageResult:
-    seconds = time.perf_counter() - began
-    return StageResult.model_validate(
-        {"stage": stage.name, "seconds": seconds, "evaluations": evaluations, **found}
-    )
+    def _evaluate(
+        self, stage: Stage, step: int, subject: Subject, against: Against, completions: int
+    ) -> Evaluation:
+        config, team = self.config, self.team
+        training = stage.training()
+        by_loop = training is not None and training.objective is not None
+        trainer: Trainer = team.learner if by_loop else team.finetune
+        measurers = Measurers(team.rollouts, team.rewards, trainer, team.scorer)
+        rollout = config.rollout
+        draws = Draws(config.seed, completions, rollout.max_new_tokens, rollout.stop, version=step)
+        label = Label(
+            arm=subject.arm,
+            downstream=subject.downstream,
+            step=step if subject.downstream else 0,
+            downstream_loss=subject.loss,
+            num_samples=NUM_SAMPLES,
+        )
+        return evaluate(measurers, self.inputs.heldout, draws, against, label)
+
+    def certify(self, stage: Stage, arm: ArmConfig) -> tuple[Certificate, ...]:
+        config, team = self.config, self.team
+        assert config.certify is not None
+        prompts = [prompt for prompt in self.inputs.heldout if prompt.task in self.trained_tasks]
+        drawing = f"{stage.name}: drawing {config.certify.completions_per_prompt} completions per prompt"
+        with self.log.waiting(drawing):
+            return certify(team.rollouts, team.rewards, prompts, config, arm.objective)
+
+    def run_benchmarks(self, stage: Stage, policy: Path) -> tuple[BenchmarkScore, ...]:
+        harness, asked = self.team.harness, self.config.harness
+        assert harness is not None
+        assert asked is not None
+        with self.log.waiting(f"{stage.name}: {asked.tasks}"):
+            self.team.rollouts.take_turn()
+            scores = harness.evaluate(policy)
+        for score in scores:
+            where = f"{score.task} {score.metric} ({score.filter})"
+            self.log.note(f"{stage.name}: {where} {score.value:.3f}")
+        return scores
+
+    def summarize(self, stage: Stage, arm: str) -> ArmSummary:
+        digest = checkpoint.folder_sha256(self.config.folder / stage.name / "policy")
+        return summarize_arm(arm, read_steps(self.config.folder, stage.name), digest)
 
 
-def progress(
-    config: Config,
-    train: TrainConfig,
-    step: int,
-    evaluations: Sequence[Evaluation],
-    *,
-    validation: float | None = None,
-    steering: Steering | None = None,
-) -> Progress:
-    """Of a stage that the learner's ranks train by `train`."""
-    return Progress(
-        step=step,
-        validation=validation,
-        evaluations=tuple(evaluations),
-        steering=steering,
-        num_workers=config.learner.num_workers,
-        zero_stage=train.zero_stage,
-    )
+def stop_if_finetune_is_broken(stats: FinetuneStats, step: int) -> None:
+    numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
+    stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
 
 
 def export(write: Callable[[Path], None], folder: Path) -> None:
@@ -423,22 +302,22 @@ def export(write: Callable[[Path], None], folder: Path) -> None:
     aside.rename(folder)
 
 
-def summarize(arm: str, rows: list[StepMetrics], digest: str) -> ArmSummary:
-    phases = {
-        "generate": sum(r.generate_s for r in rows),
-        "score": sum(r.score_s for r in rows),
-        "update": sum(r.update_s for r in rows),
-        "publish": sum(r.publish_s for r in rows),
-    }
-    total = sum(r.step_s for r in rows)
+def summarize_arm(arm: str, rows: Sequence[StepMetrics], weights_sha256: str) -> ArmSummary:
+    """What training an arm took; `rows` are its steps."""
     return ArmSummary(
         arm=arm,
         num_steps=len(rows),
-        num_prompts=sum(r.num_prompts for r in rows),
-        num_completions=sum(r.num_completions for r in rows),
-        num_tokens=sum(r.num_tokens for r in rows),
-        failed_rewards=sum(r.failed_rewards for r in rows),
-        seconds=total,
-        phase_seconds={**phases, "other": total - sum(phases.values())},
-        weights_sha256=digest,
+        num_prompts=sum(row.batch.num_prompts for row in rows),
+        num_completions=sum(row.batch.num_completions for row in rows),
+        num_tokens=sum(row.batch.num_tokens for row in rows),
+        failed_rewards=sum(row.batch.failed_rewards for row in rows),
+        seconds=sum(row.phases.step_s for row in rows),
+        phase_seconds={
+            "generate": sum(row.phases.generate_s for row in rows),
+            "score": sum(row.phases.score_s for row in rows),
+            "update": sum(row.phases.update_s for row in rows),
+            "publish": sum(row.phases.publish_s for row in rows),
+            "other": sum(row.phases.other_s for row in rows),
+        },
+        weights_sha256=weights_sha256,
     )

@@ -15,6 +15,7 @@ from frpo.cli import main
 from frpo.config import ConfigError
 from frpo.metrics import RunLog
 from frpo.outline import outline
+from frpo.outline.stage import Data
 from frpo.recipe import load
 from frpo.stages.folders import look
 from frpo.stages.inputs import Inputs, resolve
@@ -165,5 +166,6 @@ def test_examples_of_two_fine_tunes_are_read_once_and_ahead(
     found.read_ahead([s for s in outline(found.config) if s.kind == "downstream"])
     one, two = found.config.downstream
     monkeypatch.setattr("frpo.stages.inputs.load_examples", None)
-    assert found.examples("a", one.data, one.max_tokens) is found.examples("b", two.data, two.max_tokens)  # type: ignore[arg-type, union-attr]
-    assert len(found.examples("a", one.data, one.max_tokens)) == 72  # type: ignore[arg-type, union-attr]
+    first, second = (found.examples(Data(t.name, t.data, t.max_tokens)) for t in (one, two))  # type: ignore[union-attr, arg-type]
+    assert first is second
+    assert len(first) == 72

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def run(
     reference: bool = True,
     steering: Steering | None = None,
 ) -> tuple[list[StepMetrics], FakePrompts, Steering]:  # type: ignore[no-untyped-def]
-    engine, prompts, rows = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step), list[StepMetrics]()
+    engine, prompts = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step)
     partners = Partners(
         prompts,
         engine,
@@ -49,21 +48,13 @@ def run(
         learner,
         FakePublisher(learner, engine, broken),
     )
-
+    rows: list[StepMetrics] = []
     last = steering or begin(cfg.arms[0].objective)
-
-    class Enough(Exception):
-        pass
-
-    def after_step(metrics: StepMetrics, state: Steering) -> None:
-        nonlocal last
-        rows.append(metrics)
-        last = state
-        if metrics.step == stop:
-            raise Enough
-
-    with contextlib.suppress(Enough):
-        train(cfg, cfg.arms[0], partners, start=start, steering=last, after_step=after_step)
+    for done in train(cfg, cfg.arms[0], partners, start=start, state=last):
+        rows.append(done.metrics)
+        last = done.steering
+        if done.metrics.step == stop:
+            break
     return rows, prompts, last
 
 
@@ -74,12 +65,12 @@ def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective))
     assert len(rows) == 30
     assert [r.step for r in rows] == list(range(1, 31))
-    first, last = (np.mean([r.reward for r in part]) for part in (rows[:3], rows[-3:]))
+    first, last = (np.mean([r.batch.reward for r in part]) for part in (rows[:3], rows[-3:]))
     assert first < 0.6
     assert last > 0.85
-    assert rows[-1].kl is not None
-    assert 0.3 < rows[-1].kl < np.log(6)
-    assert max(r.mismatch_kl for r in rows) < 1e-9
+    assert rows[-1].update.kl is not None
+    assert 0.3 < rows[-1].update.kl < np.log(6)
+    assert max(r.update.mismatch_kl for r in rows) < 1e-9
 
 
 @pytest.mark.parametrize("objective", [{}, {"rho": 0.3, "target_kl": 0.4}], ids=["given", "steered"])
@@ -96,7 +87,7 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objecti
     again, prompts, _ = run(cfg, second, start=13, steering=state)
     assert prompts.taken == list(range(13, 30))
     assert torch.equal(second.logits, whole.logits)
-    assert [r.reward for r in again] == [r.reward for r in rows[13:]]
+    assert [r.batch.reward for r in again] == [r.batch.reward for r in rows[13:]]
 
 
 @pytest.mark.parametrize(
@@ -119,23 +110,25 @@ def test_the_learner_scores_what_was_drawn_where_that_is_wanted_before_the_updat
     rows, *_ = run(cfg.model_copy(update={"arms": (arm,)}), learner, stop=2)
     assert sorted(learner.scored) == (sorted([*range(6), *range(6)]) if asked else [])
     assert all((b.old is not None) == asked for b in learner.seen)
-    assert rows[0].kl == 0.0  # the policy is the reference, though the engine's log-probs of it are others
-    assert rows[1].kl is not None
-    assert abs(rows[1].kl) > 1e-4
+    assert (
+        rows[0].update.kl == 0.0
+    )  # the policy is the reference, though the engine's log-probs of it are others
+    assert rows[1].update.kl is not None
+    assert abs(rows[1].update.kl) > 1e-4
 
 
 def test_without_a_penalty_no_reference_is_asked() -> None:
     cfg = config(beta=0.0)
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective), reference=False)
-    assert all(r.kl is None for r in rows)
+    assert all(r.update.kl is None for r in rows)
 
 
 def test_failed_rewards_leave_their_groups_and_are_counted() -> None:
     cfg = config(beta=0.0).model_copy(update={"max_failed_rewards": 0.9})
     learner = FakeLearner(cfg.arms[0].objective)
     rows, *_ = run(cfg, learner, table=(1.0, 0.8, 0.5, 0.3, 0.1, None), stop=1)
-    assert rows[0].failed_rewards > 0
-    assert len(learner.seen[0].sequences) == 48 - rows[0].failed_rewards
+    assert rows[0].batch.failed_rewards > 0
+    assert len(learner.seen[0].sequences) == 48 - rows[0].batch.failed_rewards
     assert 5 not in learner.seen[0].sequences.tokens.reshape(-1, 3)[:, 2]
 
 
@@ -182,23 +175,18 @@ class Wrong(FakeLearner):
 def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
     field: str, name: str, number: float
 ) -> None:
-    cfg, rows = config(beta=0.0), list[StepMetrics]()
+    cfg = config(beta=0.0)
     learner, engine = Wrong(cfg.arms[0].objective, 3, **{field: number}), FakeEngine()
     partners = Partners(
         FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine)
     )
+    steps = train(cfg, cfg.arms[0], partners, start=0, state=begin(cfg.arms[0].objective))
+    rows = [next(steps).metrics, next(steps).metrics]
     with pytest.raises(
         RunStopped,
         match=rf"step 3: the {name} is {number}: this update broke the policy.* lower learning_rate \(here 2\)",
     ):
-        train(
-            cfg,
-            cfg.arms[0],
-            partners,
-            start=0,
-            steering=begin(cfg.arms[0].objective),
-            after_step=lambda m, _: rows.append(m),
-        )
+        next(steps)
     assert [r.step for r in rows] == [1, 2]
     assert engine.version == 2  # and nothing broken is published
 
@@ -281,7 +269,7 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
             return Late(answer) if group.index < 2 else Now(answer)
 
     cfg = config()
-    learner, engine, rows = FakeLearner(cfg.arms[0].objective), FakeEngine(), list[StepMetrics]()
+    learner, engine = FakeLearner(cfg.arms[0].objective), FakeEngine()
     partners = Partners(
         FakePrompts(6),
         engine,
@@ -290,16 +278,9 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
         learner,
         FakePublisher(learner, engine),
     )
-    objective = cfg.arms[0].objective
-    train(
-        cfg,
-        cfg.arms[0],
-        partners,
-        start=28,
-        steering=begin(objective),
-        after_step=lambda metrics, _: rows.append(metrics),
-    )
-    assert [(r.waiting_rewards, r.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
+    steps = train(cfg, cfg.arms[0], partners, start=28, state=begin(cfg.arms[0].objective))
+    rows = [done.metrics for done in steps]
+    assert [(r.phases.waiting_rewards, r.phases.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
 
 
 @pytest.mark.parametrize("penalty", ["k3", "reverse"])
@@ -311,25 +292,25 @@ def test_beta_is_steered_to_the_kl_asked_for(penalty: str, target: float) -> Non
     )
     cfg = cfg.model_copy(update={"arms": (arm,)})
     rows, *_ = run(cfg, FakeLearner(arm.objective, learning_rate=1.0))
-    assert np.mean([r.kl or 0.0 for r in rows[-10:]]) == pytest.approx(target, abs=0.1)
-    assert len({r.beta for r in rows}) > 50
+    assert np.mean([r.update.kl or 0.0 for r in rows[-10:]]) == pytest.approx(target, abs=0.1)
+    assert len({r.batch.beta for r in rows}) > 50
 
 
 def test_radius_mode_ends_near_its_radius_and_logs_what_single_batches_miss() -> None:
     cfg = config(rho=0.3, beta=0.1)
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective, learning_rate=0.2))
-    radii = [r.radius or 0.0 for r in rows]
+    radii = [r.batch.radius or 0.0 for r in rows]
     assert radii[0] == pytest.approx(0.3, abs=1e-6)  # nothing to smooth with yet
     assert np.mean(radii[5:]) == pytest.approx(0.3, abs=0.06)
     assert np.std(radii[5:]) > 1e-3
-    assert all(1 <= (r.effective_samples or 0) <= 8 for r in rows)
-    assert all(r.lam and r.lam > 0 for r in rows)
+    assert all(1 <= (r.batch.effective_samples or 0) <= 8 for r in rows)
+    assert all(r.batch.lam and r.batch.lam > 0 for r in rows)
 
 
 def test_an_arm_stops_at_the_reward_asked_for_and_a_resumed_one_does_no_step_more() -> None:
     cfg = config(beta=0.05)
     whole, *_ = run(cfg, FakeLearner(cfg.arms[0].objective))
-    rewards = [r.reward for r in whole]
+    rewards = [r.batch.reward for r in whole]
     enough = 0.8
     expected = next(n for n in range(5, 31) if np.mean(rewards[n - 5 : n]) >= enough)
     assert 5 < expected < 25
@@ -339,5 +320,5 @@ def test_an_arm_stops_at_the_reward_asked_for_and_a_resumed_one_does_no_step_mor
     cfg = cfg.model_copy(update={"arms": (arm,)})
     learner = FakeLearner(arm.objective)
     rows, _, state = run(cfg, learner)
-    assert [r.reward for r in rows] == rewards[:expected]
+    assert [r.batch.reward for r in rows] == rewards[:expected]
     assert run(cfg, learner, start=expected, steering=state)[0] == []

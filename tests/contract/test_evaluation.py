@@ -12,13 +12,25 @@ import torch
 
 from frpo.certificate import tilted, worst_case_reward
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
-from frpo.evaluation import Opposite, certificate, certify, estimate, evaluate
+from frpo.evaluation import (
+    Against,
+    Draws,
+    Label,
+    Measurers,
+    Opposite,
+    certificate,
+    certify,
+    estimate,
+    evaluate,
+)
 from frpo.records import Evaluation
+from frpo.roles import PolicyScorer
 from frpo.stops import RunStopped
 from frpo.types import Completion, Floats, Group, Prompt, Reward, Sampling
 from tests.support.fakes import ANSWERS, FakeEngine, FakeLearner, FakePrompts, FakeRewards, Now, config
 
 TABLE = (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
+BASE = Label("base")
 
 
 def engine(scale: float = 1.0) -> FakeEngine:
@@ -62,19 +74,11 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
     policy = engine()
     p = torch.softmax(policy.logits, 0).double().numpy()
     found = evaluate(
-        policy,
-        FakeRewards(TABLE),
-        trainer(policy),
-        Uniform(),
+        Measurers(policy, FakeRewards(TABLE), trainer(policy), Uniform()),
         two_tasks(200),
-        arm="x",
-        version=0,
-        seed=1,
-        completions=32,
-        max_new_tokens=1,
-        trained_tasks={"a"},
-        reference=Path("reference"),
-        num_samples=5,
+        Draws(seed=1, completions=32, max_new_tokens=1),
+        Against({"a"}, reference=Path("reference")),
+        Label("x", num_samples=5),
     )
     assert [t.task for t in found.rewards] == ["a", "b"]
     kl = float((p * np.log(p * ANSWERS)).sum())
@@ -89,22 +93,23 @@ def test_reward_and_kl_are_those_of_the_policy() -> None:
 
 
 def measure(
-    table: Sequence[float | None], *, prompts: int = 8, reason: str = "no judge", **fields: object
+    table: Sequence[float | None],
+    label: Label = BASE,
+    *,
+    prompts: int = 8,
+    version: int = 0,
+    scorer: PolicyScorer | None = None,
+    reference: Path | None = None,
 ) -> Evaluation:
-    given = {
-        "arm": "base",
-        "version": 0,
-        "seed": 1,
-        "completions": 4,
-        "max_new_tokens": 1,
-        "trained_tasks": {"a"},
-        **fields,
-    }
     policy = engine()
-    policy.version = int(str(given["version"]))
+    policy.version = version
     return evaluate(
-        policy, FakeRewards(table, reason), trainer(policy), Uniform(), two_tasks(prompts), **given
-    )  # type: ignore[arg-type]
+        Measurers(policy, FakeRewards(table), trainer(policy), scorer or Uniform()),
+        two_tasks(prompts),
+        Draws(seed=1, completions=4, max_new_tokens=1, version=version),
+        Against({"a"}, reference),
+        label,
+    )
 
 
 def test_an_evaluation_without_a_single_reward_of_a_task_stops_the_run_with_the_reason_once() -> None:
@@ -115,7 +120,7 @@ def test_an_evaluation_without_a_single_reward_of_a_task_stops_the_run_with_the_
     with pytest.raises(
         RunStopped, match=r"^evaluation of frpo after crafts at step 25: all 16 rewards of task 'a' failed"
     ):
-        measure((None,) * ANSWERS, arm="frpo", downstream="crafts", version=25)
+        measure((None,) * ANSWERS, Label("frpo", "crafts"), version=25)
 
 
 def test_rewards_that_fail_in_part_are_left_out_and_counted() -> None:
@@ -137,27 +142,14 @@ def test_an_evaluation_never_holds_a_number_that_is_none() -> None:
         RunStopped,
         match=r"evaluation of base at step 0: the held-out loss is nan: the policy gives log-probs that are none",
     ):
-        measure(TABLE, downstream_loss=float("nan"))
+        measure(TABLE, Label("base", downstream_loss=float("nan")))
     with pytest.raises(
         RunStopped,
         match=r"evaluation of base at step 0: the reward of task 'a' is inf: rewards are too large to add up",
     ):
         measure((1e308,) * ANSWERS)
     with pytest.raises(RunStopped, match=r"evaluation of x at step 0: the KL to the reference is nan"):
-        evaluate(
-            engine(),
-            FakeRewards(TABLE),
-            trainer(engine()),
-            Broken(),
-            two_tasks(4),
-            arm="x",
-            version=0,
-            seed=1,
-            completions=2,
-            max_new_tokens=1,
-            trained_tasks={"a"},
-            reference=Path("reference"),
-        )
+        measure(TABLE, Label("x"), scorer=Broken(), reference=Path("reference"))
 
 
 def test_a_single_prompt_gives_no_interval() -> None:

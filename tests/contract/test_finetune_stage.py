@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frpo.config import FinetuneConfig
+from frpo.config import BaseConfig
 from frpo.metrics import RunLog
-from frpo.outline import outline
+from frpo.outline.base import Base
+from frpo.outline.stage import Data, Finetune
 from frpo.prompts import Examples
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stops import RunStopped
 from frpo.types import FinetuneStats, Sequences, Written
-from tests.support.fakes import Now, config
+from tests.support.fakes import Now, config, team
 
 
 class FakeRanks:
@@ -73,16 +75,16 @@ class DyingRanks(FakeRanks):
 
 
 def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] = FakeRanks) -> FakeRanks:
+    """A base stage without its measurement."""
     cfg = config().model_copy(update={"run_dir": run})
     cfg = cfg.model_copy(update={"checkpoint": cfg.checkpoint.model_copy(update={"every": 1})})
-    ranks, team = kind(stats), SimpleNamespace()
-    team.finetune = ranks
+    ranks = kind(stats)
     examples = Examples(((np.array([1], np.int32), np.array([2], np.int32)),) * 4)
+    inputs: Any = SimpleNamespace(examples=lambda data: examples)
+    settings = BaseConfig(num_steps=len(stats), batch_size=2, data=())
     with RunLog(run, cfg) as log:
-        inputs: Any = None
-        work = Work(cfg, team, log, inputs)  # type: ignore[arg-type]
-        spec = FinetuneConfig(num_steps=len(stats), batch_size=2)
-        list(work.finetune(outline(cfg)[0], run / "base", Path("policy"), spec, examples, ()))
+        work = Work(cfg, replace(team(cfg, ()), finetune=ranks), log, inputs)
+        list(work.finetune(Base(settings), Finetune(settings, Data("base.data", (), 8)), []))
     return ranks
 
 

@@ -290,7 +290,7 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
     from frpo.outline import fixed_end, outline
     from frpo.preflight import disk_bytes
 
-    kept = {s.name: not fixed_end(configured(tmp_path), s) for s in outline(configured(tmp_path))}
+    kept = {s.name: not fixed_end(s) for s in outline(configured(tmp_path))}
     assert kept == {"base": False, "rlhf/frpo": True, "certify/frpo": False, "downstream/frpo/more": True}
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")

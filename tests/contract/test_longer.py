@@ -3,51 +3,22 @@ Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from frpo.config import Config, ObjectiveConfig
+from frpo.config import Config
 from frpo.metrics import RunLog, read_rows, read_steps
 from frpo.records import StageResult
 from frpo.stages.folders import look, look_and_tell, supersede
 from frpo.stages.work import Work
-from frpo.types import Floats, Group, Prompt
+from frpo.types import Prompt
 from tests.support import fakes
 
 PROMPTS = [Prompt(f"p:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(8)]
 REWARDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-class Engine(fakes.FakeEngine):
-    actors = SimpleNamespace(turn=lambda: None)
-
-    def load_policy(self, folder: Path, version: int) -> None:
-        saved = folder / "logits.npy"
-        self.logits = torch.from_numpy(np.load(saved)) if saved.exists() else torch.zeros(fakes.ANSWERS)
-        self.version = version
-
-
-class Learner(fakes.FakeLearner):
-    def start(self, policy: Path, *_: object) -> None:
-        saved = policy / "logits.npy"
-        self.logits = (
-            torch.from_numpy(np.load(saved)) if saved.exists() else torch.zeros(fakes.ANSWERS)
-        ).requires_grad_()
-
-    def stop(self) -> None: ...
-
-
-class Scorer:
-    def submit(self, policy: Path, groups: Sequence[Group]) -> fakes.Now:
-        rows: list[tuple[Floats, ...]] = [
-            tuple(np.full(1, -np.log(fakes.ANSWERS), np.float32) for _ in g.completions) for g in groups
-        ]
-        return fakes.Now(rows)
 
 
 def configured(folder: Path, num_steps: int) -> Config:
@@ -72,16 +43,7 @@ def configured(folder: Path, num_steps: int) -> Config:
 
 def run(config: Config) -> None:
     """What `frpo.stages.walk.run` does, with partners that are fakes."""
-    engine, learner = Engine(), Learner(ObjectiveConfig(method="grpo", beta=0.0, aggregation="sum"))
-    team = SimpleNamespace(
-        rollouts=engine,
-        rewards=fakes.FakeRewards(REWARDS),
-        scorer=Scorer(),
-        reference=None,
-        learner=learner,
-        harness=None,
-        learner_publisher=fakes.FakePublisher(learner, engine),
-    )
+    team = fakes.team(config, REWARDS)
     inputs = SimpleNamespace(train=PROMPTS, heldout=PROMPTS[:2], prompts=lambda field, sources: PROMPTS)
     with RunLog(config.folder, config) as log:
         found = look_and_tell(config, log.note)
@@ -106,7 +68,10 @@ def test_six_more_steps_end_where_all_at_once_end(first: int, tmp_path: Path) ->
         assert (twice / stage / "policy/logits.npy").read_bytes() == (
             once / stage / "policy/logits.npy"
         ).read_bytes()
-        rows = [[(r.step, r.reward, r.loss) for r in read_steps(folder, stage)] for folder in (once, twice)]
+        rows = [
+            [(r.step, r.batch.reward, r.update.loss) for r in read_steps(folder, stage)]
+            for folder in (once, twice)
+        ]
         assert rows[0] == rows[1]
         assert [r[0] for r in rows[0]] == list(range(1, 13))
         measured = [

@@ -157,7 +157,7 @@ def write(folder: Path) -> None:
 
 
 def digests(tree: Any, folder: Path) -> dict[str, str]:
-    return {s.name: m.digest for s, m in made_from(Config.model_validate(tree), Digests(folder)).items()}
+    return {s.name: m.digest for s, m in made_from(Config.model_validate(tree), Digests(folder))}
 
 
 def closed(names: set[str]) -> set[str]:

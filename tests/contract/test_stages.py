@@ -22,7 +22,7 @@ ALL = {"base", *(f"rlhf/{a}" for a in ARMS), *(f"downstream/{a}/{t}" for a in AR
 
 
 def digests_of(config: Config) -> dict[str, str]:
-    return {stage.name: made.digest for stage, made in made_from(config, Digests(config.folder)).items()}
+    return {stage.name: made.digest for stage, made in made_from(config, Digests(config.folder))}
 
 
 def changed(*sets: str) -> set[str]:
@@ -59,7 +59,7 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         for a in ARMS
     ]
     assert list(stages) == ["base", *(name for names in per_arm for name in names)]
-    assert stages["attack/frpo/1"].radius == 1.0
+    assert stages["attack/frpo/1"].values() == {"attack.radii": 1.0}
     (task,) = load(TESTBED, sets).downstream
     assert isinstance(task, DownstreamRl)
     assert (task.learner.num_steps, task.learner.learning_rate, task.objective.method) == (

@@ -136,7 +136,7 @@ def test_a_run_whose_roles_share_one_gpu(tmp_path: Path) -> None:
     runs.run(tmp_path / "run", *runs.SHORT, *SHARED, *runs.ONE_ARM, timeout_s=800)
     rows = read_steps(tmp_path / "run", "rlhf/frpo")
     assert [r.step for r in rows] == list(range(1, 7))
-    assert max(r.mismatch_kl for r in rows) < 1e-3
+    assert max(r.update.mismatch_kl for r in rows) < 1e-3
 
 
 def test_weights_over_nccl(tmp_path: Path) -> None:
@@ -151,4 +151,4 @@ def test_weights_over_nccl(tmp_path: Path) -> None:
         "rollout.gpu_memory_utilization=0.3",
     )
     runs.run(tmp_path / "run", *runs.SHORT, *wide, *runs.ONE_ARM, timeout_s=800)
-    assert max(r.mismatch_kl for r in read_steps(tmp_path / "run", "rlhf/frpo")) < 1e-3
+    assert max(r.update.mismatch_kl for r in read_steps(tmp_path / "run", "rlhf/frpo")) < 1e-3

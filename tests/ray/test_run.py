@@ -72,8 +72,8 @@ def test_metrics_have_each_step_once_and_the_engines_agree(whole: Path) -> None:
     for arm in ("grpo", "frpo"):
         rows = read_steps(whole, f"rlhf/{arm}")
         assert [r.step for r in rows] == list(range(1, 7))
-        assert max(r.mismatch_kl for r in rows) < 1e-6
-        assert all(r.kl is not None and np.isfinite(r.loss) and r.grad_norm > 0 for r in rows)
+        assert max(r.update.mismatch_kl for r in rows) < 1e-6
+        assert all(r.update.kl is not None and np.isfinite(r.update.loss) and r.grad_norm > 0 for r in rows)
         assert rows[0].kl == pytest.approx(0, abs=1e-3)
 
 

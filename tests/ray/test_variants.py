@@ -34,7 +34,7 @@ def test_two_ranks_two_engines_over_a_process_group(tmp_path: Path) -> None:
     runs.run(folder, *runs.SHORT, *wide, *runs.ONE_ARM, timeout_s=700)
     rows = read_steps(folder, "rlhf/frpo")
     assert [r.step for r in rows] == list(range(1, 7))
-    assert max(r.mismatch_kl for r in rows) < 1e-6
+    assert max(r.update.mismatch_kl for r in rows) < 1e-6
 
 
 def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
     assert (folder / "rlhf" / "rloo" / "policy" / "adapter_config.json").is_file()
     assert not (folder / "downstream" / "rloo" / "crafts-harsh" / "policy" / "adapter_config.json").exists()
     rows = read_steps(folder, "rlhf/rloo")
-    assert all(r.kl is None for r in rows)
-    assert max(r.mismatch_kl for r in rows) < 1e-6
+    assert all(r.update.kl is None for r in rows)
+    assert max(r.update.mismatch_kl for r in rows) < 1e-6
     result = StageResult.model_validate_json(
         (folder / "downstream" / "rloo" / "crafts-harsh" / "done.json").read_text()
     )
@@ -112,7 +112,7 @@ def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: P
     assert 0.5 < greedy["harness/base"] < greedy["harness/radius"] + 0.1
     assert sampled < greedy["harness/radius"] + 0.05  # the mode answers at least as often as a draw
     steps = read_steps(folder, "rlhf/radius")
-    assert all(r.lam and r.radius is not None and r.effective_samples for r in steps)
+    assert all(r.batch.lam and r.batch.radius is not None and r.batch.effective_samples for r in steps)
     assert len({r.beta for r in steps}) == 30
     assert {c.task for c in results["certify/radius"].certificates} == {"harmful", "harmless"}
     assert all(len(c.rewards[0]) == 32 and c.radius == 0.3 for c in results["certify/radius"].certificates)

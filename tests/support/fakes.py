@@ -10,8 +10,11 @@ import torch
 
 from frpo.config import Config, ObjectiveConfig
 from frpo.objective import policy_loss
+from frpo.records import BenchmarkScore
+from frpo.roles import Team
 from frpo.types import (
     Completion,
+    FinetuneStats,
     Floats,
     Group,
     Prompt,
@@ -76,6 +79,17 @@ class FakeEngine:
     def logprobs(self, sequences: Sequences) -> Floats:
         return completion_logprobs(self.logits, sequences)[None]  # of one engine
 
+    def load_policy(self, folder: Path, version: int) -> None:
+        self.logits, self.version = saved_logits(folder), version
+
+    def take_turn(self) -> None: ...
+
+
+def saved_logits(policy: Path) -> torch.Tensor:
+    """Of an exported policy; the base, which is no file, is uniform."""
+    file = policy / "logits.npy"
+    return torch.from_numpy(np.load(file)) if file.exists() else torch.zeros(ANSWERS)
+
 
 def completion_logprobs(logits: torch.Tensor, sequences: Sequences) -> Floats:
     tokens = torch.from_numpy(sequences.tokens.reshape(len(sequences), -1)[:, -1].astype(np.int64))
@@ -93,6 +107,8 @@ class FakeRewards:
 
 
 class FakeReference:
+    def use(self, policy: Path, temperature: float) -> None: ...
+
     def score(self, group: Group) -> Now:
         return Now(tuple(np.full(1, -np.log(ANSWERS), np.float32) for _ in group.completions))
 
@@ -149,8 +165,8 @@ class FakeLearner:
             clip_share=0.0,
             mismatch_kl=mismatch,
             kl=divergence and divergence / len(tokens),
-            num_tokens=len(tokens),
-            seconds=0.0,
+            num_computed_tokens=len(tokens),
+            learner_s=0.0,
         )
 
     def score(self, group: Group) -> Now:
@@ -177,8 +193,56 @@ class FakeLearner:
     def load(self, folder: Path) -> None:
         self.logits = torch.from_numpy(np.load(folder / "logits.npy")).requires_grad_()
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, *, merged: bool = False) -> None:
         self.save(folder)
+
+    def start(self, policy: Path, *settings: object) -> None:
+        self.logits = saved_logits(policy).requires_grad_()
+
+    def stop(self) -> None: ...
+
+
+class FakeScorer:
+    """Of saved policies."""
+
+    def submit(self, policy: Path, groups: Sequence[Group]) -> Now:
+        logp = torch.log_softmax(saved_logits(policy), 0)
+        return Now(
+            [
+                tuple(logp[torch.from_numpy(c.token_ids.astype(np.int64))].numpy() for c in g.completions)
+                for g in groups
+            ]
+        )
+
+
+class FakeFinetuner(FakeLearner):
+    """Descends the loss of examples whose completion is one answer."""
+
+    def update(self, sequences: Sequences) -> FinetuneStats:  # type: ignore[override]
+        loss = -self._mean(sequences)
+        (gradient,) = torch.autograd.grad(loss, self.logits)
+        with torch.no_grad():
+            self.logits -= self.learning_rate * gradient
+        return FinetuneStats(
+            float(loss.detach()), float(gradient.norm()), self.learning_rate, len(sequences), 0.1
+        )
+
+    def loss(self, sequences: Sequences) -> float:
+        return -float(self._mean(sequences).detach())
+
+    def _mean(self, sequences: Sequences) -> torch.Tensor:
+        answers = torch.from_numpy(sequences.tokens.reshape(len(sequences), -1)[:, -1].astype(np.int64))
+        return torch.log_softmax(self.logits, 0)[answers].mean()
+
+
+class FakeHarness:
+    """Scores a policy by the share of its first answer."""
+
+    def evaluate(self, policy: Path) -> tuple[BenchmarkScore, ...]:
+        share = float(torch.softmax(saved_logits(policy), 0)[0])
+        return (
+            BenchmarkScore(task="first", metric="acc", filter="none", value=share, se=None, num_examples=1),
+        )
 
 
 class FakePublisher:
@@ -190,6 +254,23 @@ class FakePublisher:
             self.engine.logits = self.learner.logits.detach().clone()
         self.engine.version = policy_version
         return self.engine.logits.nbytes
+
+
+def team(config: Config, table: Sequence[float | None]) -> Team:
+    """Everybody whom a run of `config` works with."""
+    engine = FakeEngine()
+    learner, finetune = FakeLearner(config.objective), FakeFinetuner(config.objective)
+    return Team(
+        rollouts=engine,
+        rewards=FakeRewards(table),
+        reference=FakeReference(),
+        learner=learner,
+        finetune=finetune,
+        scorer=FakeScorer(),
+        harness=FakeHarness(),
+        learner_publisher=FakePublisher(learner, engine),
+        finetune_publisher=FakePublisher(finetune, engine),
+    )
 
 
 def config(**objective: object) -> Config:

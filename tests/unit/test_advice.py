@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from frpo.advice import advice
 from frpo.types import StepMetrics
-from tests.unit.test_metrics import metrics
+from tests.support.builders import metrics
 
 EQUAL = (
     "step 5: all 4 groups had equal rewards for 3 steps: no gradient comes from them; use harder or easier "
@@ -22,8 +20,7 @@ CUT = (
 
 def rows(equal: list[float], cut: list[float]) -> list[StepMetrics]:
     return [
-        replace(metrics(i + 1), equal_groups=e, cut_share=c)
-        for i, (e, c) in enumerate(zip(equal, cut, strict=True))
+        metrics(i + 1, equal_groups=e, cut_share=c) for i, (e, c) in enumerate(zip(equal, cut, strict=True))
     ]
 
 

@@ -63,7 +63,7 @@ def test_a_failed_reward_is_never_zero() -> None:
     assert (stats.failed_rewards, stats.dropped_groups, stats.num_completions) == (3, 1, 6)
     assert stats.reward == pytest.approx((1 + 0.5 + 1) / 3)
     assert stats.errors == ("broke at 0", "broke at 1")
-    assert stats.tasks == pytest.approx({"even": 0.75, "odd": 1.0})
+    assert stats.reward_tasks == pytest.approx({"even": 0.75, "odd": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_non_monotone_is_of_the_methods_advantages_alone() -> None:
 
 def test_a_task_or_part_without_a_value_is_left_out() -> None:
     _, stats = make_batch([group(0, [1.0, 0.5]), group(1, [None, None])], GRPO)
-    assert stats.tasks == {"even": 0.75}
-    assert (stats.dropped_groups, stats.num_groups) == (1, 2)
+    assert stats.reward_tasks == {"even": 0.75}
+    assert (stats.dropped_groups, stats.num_prompts) == (1, 2)
 
 
 def test_reasons_are_told_once_and_not_at_length() -> None:

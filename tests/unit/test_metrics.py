@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,50 +16,11 @@ from rich.console import Console
 
 from frpo.advice import advice
 from frpo.config import Config
-from frpo.metrics import METRICS, SAMPLES, RunLog, flat, read_rows, read_steps
+from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
-from frpo.types import FinetuneStats, StepMetrics
+from frpo.types import BatchStats, FinetuneStats, Phases, UpdateStats
+from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
-
-
-def metrics(step: int, reward: float = 0.5) -> StepMetrics:
-    return StepMetrics(
-        step=step,
-        policy_version=step,
-        reward=reward,
-        reward_std=0.1,
-        group_std=0.1,
-        equal_groups=0.2,
-        advantage_std=1.0,
-        non_monotone=0.0,
-        kl=0.3,
-        beta=0.1,
-        lam=0.5,
-        radius=0.2,
-        effective_samples=5.0,
-        entropy=1.0,
-        loss=0.1,
-        grad_norm=2.0,
-        learning_rate=1e-3,
-        clip_share=0.0,
-        mismatch_kl=0.0,
-        length=5.0,
-        cut_share=0.1,
-        failed_rewards=1,
-        dropped_groups=0,
-        num_prompts=4,
-        num_completions=8,
-        num_tokens=40,
-        generate_s=0.1,
-        score_s=0.1,
-        waiting_rewards=3,
-        waiting_reference=0,
-        update_s=0.1,
-        publish_s=0.1,
-        step_s=0.5,
-        reward_parts={"a": 0.5},
-        reward_tasks={"t": 0.5},
-    )
 
 
 @pytest.fixture
@@ -80,7 +41,7 @@ def test_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: Config) -> N
         log.begin("rlhf/arm", 10, start=3)
         for step in range(4, 8):
             log.step("rlhf/arm", metrics(step, reward=0.9))
-    assert [(r.step, r.reward) for r in read_steps(tmp_path, "rlhf/arm")] == [
+    assert [(r.step, r.batch.reward) for r in read_steps(tmp_path, "rlhf/arm")] == [
         (s, 0.1 if s <= 3 else 0.9) for s in range(1, 8)
     ]
     assert [r.step for r in read_steps(tmp_path, "rlhf/other")] == [1, 2, 3, 4, 5]
@@ -99,7 +60,7 @@ def test_plain_lines_without_a_terminal(
         log.end("rlhf/arm")
     out = capsys.readouterr().out
     assert "starting Ray ..." in out
-    assert "rlhf/arm step 1/2: reward 0.500  KL 0.300  entropy 1.00  80 tokens/s" in out
+    assert "rlhf/arm step 1/2: reward 0.500  KL 0.300  entropy 1.10  80 tokens/s" in out
     assert "rlhf/arm step 2/2" in out
     assert "rlhf/arm step 2/2" in (tmp_path / "run.log").read_text()
 
@@ -131,9 +92,7 @@ def test_files_hold_null_in_place_of_nan_and_infinity(tmp_path: Path, cfg: Confi
         samples=(sample,),
         seconds=1.0,
     )
-    odd = replace(
-        metrics(1), kl=float("nan"), radius=float("inf"), reward_parts={"a": float("-inf"), "b": 1.0}
-    )
+    odd = metrics(1, kl=float("nan"), radius=float("inf"), reward_parts={"a": float("-inf"), "b": 1.0})
     with RunLog(tmp_path, cfg) as log:
         log.begin("rlhf/arm", 2)
         log.step("rlhf/arm", odd)
@@ -145,7 +104,7 @@ def test_files_hold_null_in_place_of_nan_and_infinity(tmp_path: Path, cfg: Confi
     ]:
         json.loads(line, parse_constant=lambda constant: pytest.fail(f"a file holds {constant}"))
     (row,) = read_steps(tmp_path, "rlhf/arm")
-    assert (row.kl, row.radius, row.reward_parts) == (None, None, {"a": None, "b": 1.0})
+    assert (row.update.kl, row.batch.radius, row.batch.reward_parts) == (None, None, {"a": None, "b": 1.0})
     assert advice([row], 7) == []
 
 
@@ -159,7 +118,7 @@ def test_to_json() -> None:
 def test_what_teaches_little_is_said_once_even_over_a_resume(
     tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    equal = [replace(metrics(step), equal_groups=1.0) for step in range(1, 7)]
+    equal = [metrics(step, equal_groups=1.0) for step in range(1, 7)]
     with RunLog(tmp_path, cfg) as log:
         log.begin("rlhf/arm", 6)
         for row in equal[:4]:
@@ -175,9 +134,17 @@ def test_what_teaches_little_is_said_once_even_over_a_resume(
     )
 
 
-def test_flat_names_and_none() -> None:
-    assert flat({"step": 3, "kl": None, "reward": 1, "parts": {"a": 0.5}}) == {"reward": 1.0, "parts/a": 0.5}
-    assert json.loads(json.dumps(flat({"x": 1.5}))) == {"x": 1.5}
+def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
+    numbers = numbers_of(metrics(3, kl=None, radius=None))
+    names = [f.name for kind in (BatchStats, UpdateStats, Phases) for f in fields(kind)]
+    assert len(set(names)) == len(names)  # no two records share one
+    mappings = {"reward_parts", "reward_tasks", "errors"}
+    expected = {*names, "policy_version", "published_bytes"} - mappings - {"kl", "radius"}
+    assert set(numbers) == expected | {"reward_parts/a", "reward_tasks/t"}
+    assert numbers["reward"] == BATCH.reward
+    assert numbers["loss"] == UPDATE.loss
+    assert numbers["publish_s"] == PHASES.publish_s
+    assert numbers["reward_parts/a"] == 0.52
 
 
 def test_a_terminal_gets_a_bar_with_what_was_measured(tmp_path: Path, cfg: Config) -> None:

@@ -24,7 +24,7 @@ from frpo.report.data import collect, settings_of
 from frpo.report.schema import Report
 from frpo.report.sweep import gather
 from frpo.types import Reward
-from tests.unit.test_metrics import metrics
+from tests.support.builders import metrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"grpo": 0.5, "frpo": 0.64, "frpo-reverse": 0.9}
@@ -90,10 +90,8 @@ def run(tmp_path: Path) -> Path:
         for name, kept in KEPT.items():
             log.begin(f"rlhf/{name}", 6)
             for step in range(1, 7):
-                rows = dataclasses.replace(
-                    metrics(step, reward=step / 10), reward_tasks={"harmful": 0.5, "harmless": 0.5}
-                )
-                log.step(f"rlhf/{name}", rows)
+                tasks = {"harmful": 0.5, "harmless": 0.5}
+                log.step(f"rlhf/{name}", metrics(step, reward=step / 10, reward_tasks=tasks))
             phases = {"generate": 1.0, "score": 0.5, "update": 1.0, "publish": 0.2, "other": 0.3}
             summary = ArmSummary(
                 arm=name,
@@ -290,7 +288,7 @@ def test_the_page_says_which_stages_taught_little(run: Path) -> None:
     with RunLog(run, load(ROOT / "recipes" / "testbed.yaml")) as log:
         log.begin("rlhf/frpo", 4)
         for step in range(1, 5):
-            log.step("rlhf/frpo", dataclasses.replace(metrics(step), cut_share=0.8, equal_groups=1.0))
+            log.step("rlhf/frpo", metrics(step, cut_share=0.8, equal_groups=1.0))
     said = collect(run).warnings
     assert [s.partition(":")[0] for s in said] == ["rlhf/frpo step 1", "rlhf/frpo step 3"]
     assert "80% of the completions are cut at rollout.max_new_tokens = 7" in report.build(run).read_text()
@@ -299,7 +297,7 @@ def test_the_page_says_which_stages_taught_little(run: Path) -> None:
 def test_rows_and_results_of_older_versions(run: Path) -> None:
     """NaN in metrics.jsonl is drawn as nothing; a result with NaN is none."""
     with (run / "metrics.jsonl").open("a") as file:
-        row = {**dataclasses.asdict(metrics(7)), "kind": "step", "stage": "rlhf/grpo", "reward": float("nan")}
+        row = {**dataclasses.asdict(metrics(7, reward=float("nan"))), "kind": "step", "stage": "rlhf/grpo"}
         file.write(json.dumps(row) + "\n")
     assert collect(run).training[0].reward[-1] is None
     assert "NaN" not in (report.build(run), (run / "report.json").read_text())[1]

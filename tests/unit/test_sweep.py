@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from frpo.report import build_sweep
 from frpo.report.data import rivals
 from frpo.report.sweep import gather
 from frpo.sweep import expand, seeds_of, split
+from tests.support.builders import metrics
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 
@@ -164,9 +166,7 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
             )
             write(f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary)
             write(f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
-            from tests.unit.test_metrics import metrics
-
-            row = metrics(1).__dict__ | {"reward_tasks": {"harmful": 0.9, "harmless": 0.8}}
+            row = asdict(metrics(1, reward_tasks={"harmful": 0.9, "harmless": 0.8}))
             file.write(json.dumps({"kind": "step", "stage": f"rlhf/{arm.name}", **row}) + "\n")
     (run / "report.json").touch()  # finished; what it says is read from the stages
 

@@ -1,0 +1,70 @@
+"""Records with values, for tests to change what they are about."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from frpo.types import BatchStats, Phases, StepMetrics, UpdateStats
+
+BATCH = BatchStats(
+    reward=0.5,
+    reward_std=0.11,
+    group_std=0.12,
+    equal_groups=0.2,
+    advantage_std=1.0,
+    non_monotone=0.01,
+    beta=0.13,
+    lam=0.55,
+    radius=0.21,
+    effective_samples=5.0,
+    length=5.5,
+    cut_share=0.1,
+    failed_rewards=1,
+    dropped_groups=0,
+    num_prompts=4,
+    num_completions=8,
+    num_tokens=40,
+    reward_parts={"a": 0.52},
+    reward_tasks={"t": 0.51},
+    errors=("no judge",),
+)
+UPDATE = UpdateStats(
+    loss=0.14,
+    penalty=0.02,
+    grad_norm=2.0,
+    learning_rate=1e-3,
+    entropy=1.1,
+    clip_share=0.03,
+    mismatch_kl=0.004,
+    kl=0.3,
+    num_computed_tokens=60,
+    learner_s=0.05,
+)
+PHASES = Phases(
+    generate_s=0.15,
+    score_s=0.01,
+    waiting_rewards=3,
+    waiting_reference=0,
+    update_s=0.16,
+    publish_s=0.08,
+    step_s=0.5,
+    driver_s=0.06,
+)
+
+
+def metrics(step: int, **changed: Any) -> StepMetrics:
+    """Of one step; `changed` are fields of any of the records in it."""
+    of = {
+        kind: {f.name: changed.pop(f.name) for f in fields(kind) if f.name in changed}
+        for kind in (BatchStats, UpdateStats, Phases)
+    }
+    assert not changed, changed
+    return StepMetrics(
+        step=step,
+        policy_version=step,
+        batch=replace(BATCH, **of[BatchStats]),
+        update=replace(UPDATE, **of[UpdateStats]),
+        phases=replace(PHASES, **of[Phases]),
+        published_bytes=1000,
+    )
