@@ -1,0 +1,176 @@
+"""Every kind of stage, done with fakes: what it stands on, when it measures, what it leaves. No Ray, no engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frpo.config import Config
+from frpo.metrics import RunLog
+from frpo.outline import outline
+from frpo.prompts import Examples
+from frpo.records import Evaluation, StageResult
+from frpo.roles import Team
+from frpo.rows import read_rows
+from frpo.stages.folders import look_and_tell
+from frpo.stages.work import Work
+from frpo.types import Group, Prompt
+from tests.support import fakes
+
+PROMPTS = [Prompt(f"p:{i}", f"prompt {i}", np.array([9, i], np.int32), "only", {}) for i in range(8)]
+REWARDS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+LAST_ANSWER = Examples(((np.array([1], np.int32), np.array([5], np.int32)),) * 4)
+DATA = [{"path": "nowhere.jsonl", "task": "only"}]
+
+
+def configured(folder: Path, **changed: Any) -> Config:
+    tree = fakes.config(beta=0.0, lam=0.5).model_dump(mode="json", exclude={"arms"})
+    asked = {
+        "run_dir": str(folder),
+        "base": {"num_steps": 2, "batch_size": 2, "data": DATA, "learning_rate": 1e-3},
+        "learner": {"num_steps": 6, "num_workers": 1},
+        "arms": [{"name": "arm"}],
+        "certify": {"completions_per_prompt": 16, "radii": [0.1]},
+        "downstream": [
+            {"name": "sft", "num_steps": 4, "batch_size": 2, "data": DATA, "heldout": DATA, "marks": [2]},
+            {"kind": "rl", "name": "rl", "data": DATA, "learner": {"num_steps": 3}, "marks": [1]},
+        ],
+        "attack": {"radii": [0.5], "num_steps": 4},
+        "harness": {"tasks": ["any"], "max_tokens": 8},
+        "evaluate": {"validate_every": 2, "validate_completions": 1, "completions_per_prompt": 4},
+        "checkpoint": {"every": 2},
+    }
+    return Config.model_validate({**tree, **asked, **changed})
+
+
+def run(config: Config, team: Team | None = None) -> Team:
+    """What is not done yet."""
+    team = team or fakes.team(config, REWARDS)
+    inputs: Any = SimpleNamespace(
+        train=PROMPTS,
+        heldout=PROMPTS[:2],
+        prompts=lambda field, sources: PROMPTS,
+        examples=lambda data: LAST_ANSWER,
+    )
+    with RunLog(config.folder, config) as log:
+        log.boards = [SimpleNamespace(add=lambda *_: None, close=lambda: None)]  # type: ignore[list-item]
+        for standing in look_and_tell(config, log.note):
+            if standing.state != "done":
+                Work(config, team, log, inputs).do(standing)
+    return team
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run(configured(folder))
+    return folder
+
+
+def result(folder: Path, stage: str) -> StageResult:
+    return StageResult.model_validate_json((folder / stage / "done.json").read_text())
+
+
+def steps_of(evaluations: tuple[Evaluation, ...]) -> list[int]:
+    return [evaluation.step for evaluation in evaluations]
+
+
+def test_every_stage_of_the_outline_leaves_its_result(whole: Path) -> None:
+    names = [stage.name for stage in outline(configured(whole))]
+    assert names == [
+        "base",
+        "harness/base",
+        "rlhf/arm",
+        "harness/arm",
+        "certify/arm",
+        "downstream/arm/sft",
+        "harness/arm/sft",
+        "downstream/arm/rl",
+        "harness/arm/rl",
+        "attack/arm/0.5",
+    ]
+    assert [result(whole, name).stage for name in names] == names
+    assert all(result(whole, name).seconds > 0 for name in names)
+
+
+def test_an_arm_is_validated_on_its_way_and_evaluated_at_its_end(whole: Path) -> None:
+    rows = [row for row in read_rows(whole) if row["stage"] == "rlhf/arm"]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4]
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [6]
+    rlhf = result(whole, "rlhf/arm")
+    assert steps_of(rlhf.evaluations) == [0]  # of the arm itself, before any fine-tune
+    assert rlhf.evaluations[0].kl_policy is None
+    assert rlhf.evaluations[0].kl_reference is not None
+    assert rlhf.arm is not None
+    assert (rlhf.arm.num_steps, rlhf.arm.num_completions) == (6, 6 * 48)
+    assert rlhf.arm.seconds == pytest.approx(sum(rlhf.arm.phase_seconds.values()))
+
+
+def test_a_fine_tune_is_measured_at_its_marks_against_the_arm_it_began_from(whole: Path) -> None:
+    sft = result(whole, "downstream/arm/sft")
+    assert steps_of(sft.evaluations) == [0, 2, 4]
+    losses = [evaluation.downstream_loss or 0.0 for evaluation in sft.evaluations]
+    assert losses[0] > losses[1] > losses[2]  # of the last answer, which it learns
+    divergences = [evaluation.kl_policy.mean for evaluation in sft.evaluations if evaluation.kl_policy]
+    assert divergences[0] == 0.0  # nats from itself
+    assert divergences[2] > divergences[1] > 0.0
+    rewards = [evaluation.rewards[0].reward.mean for evaluation in sft.evaluations]
+    assert rewards[2] < rewards[0]  # the last answer is worth nothing
+    assert steps_of(result(whole, "downstream/arm/rl").evaluations) == [0, 1, 3]
+
+
+def test_an_attack_lowers_the_reward_that_the_arm_was_trained_for(whole: Path) -> None:
+    attack = result(whole, "attack/arm/0.5").evaluations
+    assert steps_of(attack) == [2, 4]
+    assert {evaluation.downstream for evaluation in attack} == {"attack 0.5"}
+    before = result(whole, "rlhf/arm").evaluations[0].rewards[0].reward.mean
+    assert attack[-1].rewards[0].reward.mean < before - 0.05
+
+
+def test_a_certificate_is_drawn_from_the_arm_and_benchmarks_from_each_policy(whole: Path) -> None:
+    (certificate,) = result(whole, "certify/arm").certificates
+    assert np.array(certificate.rewards).shape == (2, 16)
+    assert certificate.radius is not None
+    shares = [result(whole, f"harness/{of}").scores[0].value or 0.0 for of in ("base", "arm", "arm/sft")]
+    assert shares[1] > shares[0]  # of the best answer
+    assert shares[2] < shares[1]
+
+
+class Dying:
+    """Scores no policy."""
+
+    def submit(self, policy: Path, groups: list[Group]) -> fakes.Now:
+        raise RuntimeError("evaluation worker 0 died")
+
+
+class SlowWriter(fakes.FakeLearner):
+    """Its checkpoints are written when somebody waits for them."""
+
+    def save(self, folder: Path) -> fakes.Now:
+        writing = super().save(folder)
+        writing.ready = lambda: False  # type: ignore[method-assign]
+        return writing
+
+
+def test_a_stage_that_fails_while_it_measures_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    """The one that is being written then is finished before the failure reaches whoever ends the actors."""
+    config = configured(
+        tmp_path, base=None, harness=None, certify=None, attack=None, downstream=[], checkpoint={"every": 5}
+    )
+    team = fakes.team(config, REWARDS)
+    learner = SlowWriter(config.objective)
+    publisher = fakes.FakePublisher(learner, team.rollouts)  # type: ignore[arg-type]
+    broken = replace(team, scorer=Dying(), learner=learner, learner_publisher=publisher)
+    with pytest.raises(RuntimeError, match="evaluation worker 0 died") as failed:
+        run(config, broken)
+    assert (tmp_path / "rlhf/arm/checkpoints/step-00000005").is_dir()
+    assert failed.traceback  # keeps what stood at the pause alive, as whoever handles the failure does
+    run(config)
+    assert steps_of(result(tmp_path, "rlhf/arm").evaluations) == [0]
+    rows = [row["step"] for row in read_rows(tmp_path) if row["kind"] == "step"]
+    assert rows == [1, 2, 3, 4, 5, 6]
