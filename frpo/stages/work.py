@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,13 +48,11 @@ class Work:
 
     def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs
-        self.trainings = ExitStack()
 
     def do(self, standing: Standing) -> None:
         began = time.perf_counter()
         folder = folders.begin(self.config.folder, standing)
-        with ExitStack() as self.trainings:
-            result = standing.stage.do(self)
+        result = standing.stage.do(self)
         result = result.model_copy(update={"seconds": time.perf_counter() - began})
         folders.finish(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
 
@@ -87,18 +85,9 @@ class Work:
 
     # ---- training
 
+    # A stage that fails at a pause lets go of the generator, which finishes its last checkpoint (`training`).
+
     def run_loop(self, stage: Stage, loop: Loop, kept: list[Evaluation]) -> Iterator[Pause]:
-        return self.closed_with_the_stage(self._run_loop(stage, loop, kept))
-
-    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
-        return self.closed_with_the_stage(self._finetune(stage, finetune, kept))
-
-    def closed_with_the_stage(self, training: Generator[Pause, None, None]) -> Iterator[Pause]:
-        """A training that stands at a pause when its stage fails ends then, and its last checkpoint is
-        finished, not when somebody collects the generator."""
-        return self.trainings.enter_context(closing(training))
-
-    def _run_loop(self, stage: Stage, loop: Loop, kept: list[Evaluation]) -> Generator[Pause, None, None]:
         config, team, arm = self.config, self.team, loop.arm
         checkpoints = self.checkpoints(stage, config.checkpoint.keep_best)
         policy, seed = self.start_of(stage), derive(config.seed, "learner")
@@ -148,9 +137,7 @@ class Work:
             publisher=team.learner_publisher,
         )
 
-    def _finetune(
-        self, stage: Stage, finetune: Finetune, kept: list[Evaluation]
-    ) -> Generator[Pause, None, None]:
+    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
         config, ranks, settings = self.config, self.team.finetune, finetune.settings
         checkpoints = self.checkpoints(stage, keep_best=0)
         ranks.start(self.start_of(stage), config.model, settings, derive(config.seed, "finetune"))

@@ -166,10 +166,9 @@ def test_a_stage_that_fails_while_it_measures_keeps_its_last_checkpoint(tmp_path
     learner = SlowWriter(config.objective)
     publisher = fakes.FakePublisher(learner, team.rollouts)  # type: ignore[arg-type]
     broken = replace(team, scorer=Dying(), learner=learner, learner_publisher=publisher)
-    with pytest.raises(RuntimeError, match="evaluation worker 0 died") as failed:
+    with pytest.raises(RuntimeError, match="evaluation worker 0 died"):
         run(config, broken)
     assert (tmp_path / "rlhf/arm/checkpoints/step-00000005").is_dir()
-    assert failed.traceback  # keeps what stood at the pause alive, as whoever handles the failure does
     run(config)
     assert steps_of(result(tmp_path, "rlhf/arm").evaluations) == [0]
     rows = [row["step"] for row in read_rows(tmp_path) if row["kind"] == "step"]
