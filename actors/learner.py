@@ -97,12 +97,24 @@ class LearnerWorker(TrainWorker):
         """The loss of one update as a function of packs, with the denominators of the whole part."""
         import torch
 
-        from frpo.objective import policy_loss
+        from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
         from frpo.packing import Pack, pack_lengths, pad, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
         several = self.learner.updates_per_batch > 1
-        num_tokens = int((sequences.lengths - sequences.prompt_lengths)[part].sum())
+        denominators = Denominators(
+            num_completions=len(part),
+            num_tokens=int((sequences.lengths - sequences.prompt_lengths)[part].sum()),
+            max_tokens=self.rollout.max_new_tokens,
+        )
+        surrogate = Surrogate(
+            beta=batch.beta,
+            ratio=o.ratio,
+            clip_low=o.clip_low,
+            clip_high=o.clip_high,
+            importance_cap=o.importance_cap,
+            aggregation=o.aggregation,
+        )
 
         def loss(packs: list[Pack], weight: float) -> torch.Tensor:
             now = engine.forward(pad(sequences, packs, engine.device), self.rollout.temperature)
@@ -116,22 +128,12 @@ class LearnerWorker(TrainWorker):
             before = old if several else own
             behaviour = values(batch.behaviour)
             reference = None if batch.reference is None else values(batch.reference)
+            compared = reference if o.penalty == "k3" else None
             terms = policy_loss(
-                now.logprobs,
-                before,
-                behaviour,
-                reference if o.penalty == "k3" else None,
+                TokenTerms(now.logprobs, before, behaviour, compared, now.mask),
                 torch.from_numpy(batch.advantages[rows]).to(engine.device),
-                now.mask,
-                beta=batch.beta,
-                ratio=o.ratio,
-                clip_low=o.clip_low,
-                clip_high=o.clip_high,
-                importance_cap=o.importance_cap,
-                aggregation=o.aggregation,
-                num_completions=len(part),
-                num_tokens=num_tokens,
-                max_tokens=self.rollout.max_new_tokens,
+                surrogate,
+                denominators,
             )
             if weight:
                 gap = ((behaviour - before) * now.mask).double()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-METHODS = {"grpo": {"method": "grpo"}, "frpo": {"method": "frpo", "lam": 0.5}}
+METHODS = {"grpo": {"kind": "grpo"}, "frpo": {"kind": "frpo", "lam": 0.5}}
 LEFT_OUT = 2
 NO_STEP = 1e-30
 """Below the spacing of float32 around any weight."""
@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-cost"))
     args = parser.parse_args()
     arms = [
-        {"name": f"{name}-{block}", "objective": {**objective, "penalty": "k3", "beta": 0.1}}
+        {"name": f"{name}-{block}", "objective": {"estimator": estimator, "penalty": "k3", "beta": 0.1}}
         for block in range(args.blocks + 1)
-        for name, objective in list(METHODS.items())[:: 1 if block % 2 else -1]  # neither is always the first
+        for name, estimator in list(METHODS.items())[:: 1 if block % 2 else -1]  # neither is always the first
     ]
     sets = [
         *args.sets,

@@ -126,7 +126,7 @@ def apart(found: Any, other: Any) -> PartResult:
 
 SHORT = (
     "base.num_steps=60", "rollout.prompts_per_step=6", "learner.num_steps=6", "checkpoint.every=2", "evaluate.completions_per_prompt=2",
-    "evaluate.validate_every=4", "rollout.parity_every=3", "arms=[{name: frpo, objective: {lam: 0.5, beta: 0.3, penalty: k3}}]", "downstream=[]",
+    "evaluate.validate_every=4", "rollout.parity_every=3", "arms=[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.3, penalty: k3}}]", "downstream=[]",
 )  # fmt: skip
 SHARED = (
     "rollout.num_gpus=1", "rollout.sleep=true", "rollout.gpu_memory_utilization=0.5", "rollout.enforce_eager=true", "learner.num_gpus=1", "reference.num_gpus=1",
@@ -210,7 +210,7 @@ def run_adapter(work: Path, size: str) -> PartResult:
                     "max_num_seqs": 128,
                     "parity_every": 2,
                 },
-                "objective": {"lam": 0.5, "beta": 0.02, "penalty": "reverse"},
+                "objective": {"estimator": {"lam": 0.5}, "beta": 0.02, "penalty": "reverse"},
                 "learner": {"num_steps": 4, "learning_rate": 1e-3, "micro_batch_tokens": 16384},
                 "arms": [{"name": "frpo", "objective": {}}],
                 "evaluate": {"completions_per_prompt": 2, "max_prompts": 8, "validate_every": 100},

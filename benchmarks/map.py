@@ -50,10 +50,10 @@ SETTINGS: dict[str, tuple[str, tuple[float, ...], str, tuple[str, ...]]] = {
     ),
 }
 METHODS = {
-    "grpo": "method: grpo",
-    "frpo-lam2": "method: frpo, lam: 2",
-    "frpo-lam0.5": "method: frpo, lam: 0.5",
-    "frpo-lam0.2": "method: frpo, lam: 0.2",
+    "grpo": "kind: grpo",
+    "frpo-lam2": "kind: frpo, lam: 2",
+    "frpo-lam0.5": "kind: frpo, lam: 0.5",
+    "frpo-lam0.2": "kind: frpo, lam: 0.2",
 }
 METRICS = ("kept after crafts-harsh", "kept after crafts-gentle", "certified", "other tasks")
 
@@ -62,9 +62,9 @@ def sweep(
     folder: Path, seeds: int, kls: tuple[float, ...], penalty: str, sets: tuple[str, ...]
 ) -> dict[str, Any]:
     arms = ", ".join(
-        f"{{name: {name if len(kls) == 1 else f'{name}-kl{kl}'}, objective: {{{method}, penalty: {penalty}, "
+        f"{{name: {name if len(kls) == 1 else f'{name}-kl{kl}'}, objective: {{estimator: {{{estimator}}}, penalty: {penalty}, "
         f"beta: 0.2, target_kl: {kl}}}}}"
-        for name, method in METHODS.items()
+        for name, estimator in METHODS.items()
         for kl in kls
     )
     words = [w for s in (f"arms=[{arms}]", *sets) for w in ("--set", s)]

@@ -12,14 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from frpo.config import ObjectiveConfig
-from frpo.objective import (
-    frpo_advantages,
-    grpo_advantages,
-    non_monotone_share,
-    reverse_penalty,
-    rloo_advantages,
-    tilt,
-)
+from frpo.estimators import make_estimator
+from frpo.objective import Groups, non_monotone_share, reverse_penalty, tilt
 from frpo.steering import begin, lam_for
 from frpo.types import BatchStats, Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
 
@@ -89,24 +83,12 @@ def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
     return blocks
 
 
-def advantages(rewards: Doubles, mask: Mask, objective: ObjectiveConfig, lam: float) -> Doubles:
-    """The method's advantage of each completion `[G, k]`; 0 for those that do not train."""
-    r, m = torch.from_numpy(rewards), torch.from_numpy(mask)
-    if objective.method == "frpo":
-        a = frpo_advantages(r, lam, jackknife=objective.jackknife, scale=objective.scale, mask=m)
-    elif objective.method == "rloo":
-        a = rloo_advantages(r, mask=m)
-    else:
-        a = grpo_advantages(r, normalize_std=objective.normalize_std, mask=m)
-    result: Doubles = a.numpy()
-    return result
-
-
 def penalties(mask: Mask, divergence: Doubles | None, objective: ObjectiveConfig, beta: float) -> Doubles:
     """What the reverse penalty adds to each advantage `[G, k]`; 0 where there is none."""
     if divergence is None or objective.penalty != "reverse" or beta == 0:
         return np.zeros(mask.shape)
-    result: Doubles = reverse_penalty(torch.from_numpy(divergence), beta, mask=torch.from_numpy(mask)).numpy()
+    ratios = Groups.of(torch.from_numpy(divergence), torch.from_numpy(mask))
+    result: Doubles = reverse_penalty(ratios, beta).numpy()
     return result
 
 
@@ -118,13 +100,13 @@ def make_batch(
     scored = sorted(scored, key=lambda s: s.group.index)
     steering = steering or begin(objective)
     rewards, has_reward = rewards_and_mask(scored, objective)
-    lam = lam_for(torch.from_numpy(rewards), torch.from_numpy(has_reward), objective, steering)
-    own = advantages(rewards, has_reward, objective, lam)
+    groups = Groups.of(torch.from_numpy(rewards), torch.from_numpy(has_reward))
+    lam = lam_for(groups, objective.estimator, steering)
+    own: Doubles = make_estimator(objective.estimator, lam).advantages(groups).numpy()
     values = own + penalties(has_reward, log_ratios(scored), objective, steering.beta)
     trains = has_reward & (has_reward.sum(axis=1, keepdims=True) >= 2)
     batch = _assemble(scored, trains, values, steering.beta)
-    tilted_by = lam if objective.method == "frpo" else None
-    return batch, describe_batch(Weighed(scored, rewards, trains, own, values), tilted_by, steering.beta)
+    return batch, describe_batch(Weighed(scored, groups, trains, own, values), lam, steering.beta)
 
 
 def _assemble(scored: Sequence[ScoredGroup], trains: Mask, values: Doubles, beta: float) -> RolloutBatch:
@@ -152,7 +134,8 @@ class Weighed:
     """The groups of a step with what training makes of them, all `[G, k]`."""
 
     scored: Sequence[ScoredGroup]
-    rewards: Doubles
+    groups: Groups
+    """Their rewards."""
     trains: Mask
     own: Doubles
     """The estimator's advantages."""
@@ -168,7 +151,8 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
     drawn = [r.total for r in rewards if r.total is not None]
     lengths = [len(c.token_ids) for c in completions]
     whole = np.flatnonzero(trains.any(axis=1))
-    spreads = np.array([batch.rewards[g][trains[g]].std() for g in whole])
+    values = batch.groups.values.numpy()
+    spreads = np.array([values[g][trains[g]].std() for g in whole])
     radius, effective = mean_tilt(batch, lam)
     return BatchStats(
         reward=_mean_or(float("nan"), drawn),
@@ -176,9 +160,7 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
         group_std=_mean_or(0.0, spreads),
         equal_groups=_mean_or(1.0, spreads < 1e-9),
         advantage_std=float(batch.values[trains].std()) if trains.any() else 0.0,
-        non_monotone=non_monotone_share(
-            torch.from_numpy(batch.rewards), torch.from_numpy(batch.own), torch.from_numpy(trains)
-        ),
+        non_monotone=non_monotone_share(batch.groups, torch.from_numpy(batch.own)),
         beta=beta,
         lam=lam,
         radius=radius,
@@ -201,7 +183,7 @@ def mean_tilt(batch: Weighed, lam: float | None) -> tuple[float | None, float | 
     or a group."""
     if lam is None or not batch.trains.any():
         return None, None
-    radius, effective = tilt(torch.from_numpy(batch.rewards), lam, torch.from_numpy(batch.trains))
+    radius, effective = tilt(batch.groups, lam)
     return float(radius.mean()), float(effective.mean())
 
 

@@ -121,7 +121,7 @@ def configuration(
             "rewards": [reward],
             "rollout": {"max_new_tokens": max_new_tokens, "max_num_seqs": 128},
             "learner": {"num_steps": 1},
-            "arms": [{"name": "policy", "objective": {"method": "grpo", "beta": 0.0}}],
+            "arms": [{"name": "policy", "objective": {"estimator": {"kind": "grpo"}, "beta": 0.0}}],
             "certify": certify,
         }
     )

@@ -317,9 +317,10 @@ def totals_or(floor: float, rewards: Sequence[Reward]) -> list[float]:
 def trained_radius(rewards: NDArray[np.float64], objective: ObjectiveConfig | None) -> float | None:
     """The radius, nats, that the objective was trained for, given or that of its temperature on these draws;
     None for estimators without one."""
-    if objective is None or objective.method != "frpo":
+    if objective is None:
         return None
-    return objective.rho if objective.rho is not None else tilted(rewards, objective.lam)[1]
+    lam = objective.estimator.temperature
+    return objective.estimator.radius if lam is None else tilted(rewards, lam)[1]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from frpo.config import LearnerConfig, ObjectiveConfig
-from frpo.objective import lam_of_radius
+from frpo.config import EstimatorConfig, LearnerConfig, ObjectiveConfig
+from frpo.objective import Groups, lam_of_radius
 from frpo.types import Steering
 
 SMOOTHING = 0.2
@@ -34,12 +32,12 @@ def begin(objective: ObjectiveConfig) -> Steering:
     return Steering(beta=objective.beta, centre=objective.beta, lam=None)
 
 
-def lam_for(rewards: torch.Tensor, mask: torch.Tensor, objective: ObjectiveConfig, state: Steering) -> float:
-    """The temperature of this batch: the given one, or in radius mode the batch's own, smoothed with those
-    before."""
-    if objective.rho is None:
-        return objective.lam
-    own = lam_of_radius(rewards, objective.rho, mask=mask)
+def lam_for(groups: Groups, estimator: EstimatorConfig, state: Steering) -> float | None:
+    """The temperature of this batch, reward units: the given one, or in radius mode the batch's own, smoothed
+    with those before; None for an estimator without one."""
+    if estimator.radius is None:
+        return estimator.temperature
+    own = lam_of_radius(groups, estimator.radius)
     if state.lam is None:
         return own
     return math.exp((1 - SMOOTHING) * math.log(state.lam) + SMOOTHING * math.log(own))
@@ -63,7 +61,8 @@ def after(
         centre = _bounded(centre * math.exp(INTEGRAL * off), objective.beta)
         beta = _bounded(centre * math.exp(REACTION * off), objective.beta)
     rewards = (*state.rewards, reward)[-WINDOW:]
-    return Steering(beta=beta, centre=centre, lam=lam if objective.rho is not None else None, rewards=rewards)
+    kept = lam if objective.estimator.radius is not None else None
+    return Steering(beta=beta, centre=centre, lam=kept, rewards=rewards)
 
 
 def _bounded(beta: float, given: float) -> float:

@@ -23,14 +23,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from frpo.config import Config, ConfigError
+from frpo.config import Config, ConfigError, ObjectiveConfig, RunLearner, Section
+from frpo.config.estimators import merged_objective
 from frpo.mistakes import explain
 from frpo.recipe import assigned
 from frpo.roles import Team
 
 SWEPT = ("objective", "learner")
-FRPO_ONLY = ("lam", "rho", "jackknife", "scale")
-"""Fields of the objective that change nothing for other methods."""
+OF_THE_ESTIMATOR = "estimator."
+"""Fields that only some kinds of estimator have."""
 STOP_S = 60.0
 """How long a team may take to come down after a stop."""
 
@@ -52,37 +53,58 @@ def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, 
 
 
 def expand(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
-    """Every arm with every combination of the values, named after them; a value that an arm's method does not
-    read leaves the arm as it is. Raises ConfigError for a value that does not fit its field, pydantic's
-    ValidationError for one that does not fit an arm."""
+    """Every arm with every combination of the values, named after them; a value that an arm's estimator has
+    no field for leaves the arm as it is. Raises ConfigError for a value that does not fit its field,
+    pydantic's ValidationError for one that does not fit an arm."""
     check_values(config, swept)
     tree = config.model_dump(mode="json")
-    arms = []
-    for arm, own in zip(tree["arms"], config.arms, strict=True):
-        read = {
-            k: v
-            for k, v in swept.items()
-            if own.objective.method == "frpo" or k not in {("objective", f) for f in FRPO_ONLY}
-        }
-        for values in itertools.product(*read.values()):
-            changed = {**arm, "objective": dict(arm["objective"]), "learner": dict(arm["learner"])}
-            for (part, field), value in zip(read, values, strict=True):
-                changed[part][field] = value
-                changed["name"] += f"-{field}{value}"
-            arms.append(changed)
+    arms = tree["arms"]
+    for (part, field), values in swept.items():
+        arms = list(itertools.chain.from_iterable(vary_arm(arm, part, field, values) for arm in arms))
     return Config.model_validate({**tree, "arms": arms})
+
+
+def vary_arm(arm: dict[str, Any], part: str, field: str, values: list[Any]) -> list[dict[str, Any]]:
+    """An arm with each of the values in a field, or as it is where its estimator has no such field."""
+    name = field.removeprefix(OF_THE_ESTIMATOR)
+    if name == field:
+        return [{**_rename_arm(arm, field, value), part: {**arm[part], field: value}} for value in values]
+    if name not in ObjectiveConfig.model_validate(arm[part]).estimator.model_dump():
+        return [arm]
+    return [
+        {**_rename_arm(arm, name, value), part: merged_objective(arm[part], {"estimator": {name: value}})}
+        for value in values
+    ]
+
+
+def _rename_arm(arm: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    return {**arm, "name": f"{arm['name']}-{field}{value}"}
 
 
 def check_values(config: Config, swept: dict[tuple[str, str], list[Any]]) -> None:
     """Raises ConfigError for an unknown field, or a value that does not fit it, whatever the arm."""
     for (part, field), values in swept.items():
-        section = getattr(config, part)
         for value in values:
+            section, fields = _with_value(config, part, field, value)
             try:
-                type(section).model_validate({**section.model_dump(), field: value})
+                section.model_validate(fields)
             except ValidationError as error:
                 if all(e["loc"] for e in error.errors()):
-                    raise ConfigError(f"--set {part}.{explain(error, type(section))}") from None
+                    raise ConfigError(f"--set {part}.{explain(error, section)}") from None
+
+
+def _with_value(config: Config, part: str, field: str, value: Any) -> tuple[type[Section], dict[str, Any]]:
+    """The run's objective or learner with a value in a field; a field of an estimator in the first estimator
+    that has it, the run's or else an arm's."""
+    if part == "learner":
+        return RunLearner, {**config.learner.model_dump(), field: value}
+    own = config.objective.model_dump()
+    name = field.removeprefix(OF_THE_ESTIMATOR)
+    if name == field:
+        return ObjectiveConfig, {**own, field: value}
+    objectives = [own, *(arm.objective.model_dump() for arm in config.arms)]
+    having = [objective for objective in objectives if name in objective["estimator"]]
+    return ObjectiveConfig, merged_objective((*having, own)[0], {"estimator": {name: value}})
 
 
 def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:
@@ -142,10 +164,10 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
                 walker.terminate()
         for walker in walkers:
             walker.join(STOP_S)
-    found = [f"{w.name} ended with exit code {w.exitcode}" for w in walkers if w.exitcode not in (0, 1)]
+    failed = [f"{w.name} ended with exit code {w.exitcode}" for w in walkers if w.exitcode not in (0, 1)]
     while not failures.empty():
-        found.append(failures.get())
-    return found
+        failed.append(failures.get())
+    return failed
 
 
 def walk(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:

@@ -7,6 +7,7 @@ checked here; what needs the disk or the cluster is checked in `frpo.preflight`.
 
 from frpo.config.cards import LARGEST_RANK
 from frpo.config.data import DataConfig, DatasetConfig
+from frpo.config.estimators import EstimatorConfig, FrpoEstimator, GrpoEstimator, RlooEstimator
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.config.run import (
@@ -50,9 +51,12 @@ __all__ = [
     "DownstreamConfig",
     "DownstreamRl",
     "DownstreamSft",
+    "EstimatorConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "FrpoEstimator",
     "FunctionReward",
+    "GrpoEstimator",
     "HarnessConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -61,6 +65,7 @@ __all__ = [
     "ModelReward",
     "ObjectiveConfig",
     "RewardConfig",
+    "RlooEstimator",
     "RolloutConfig",
     "RunLearner",
     "Section",

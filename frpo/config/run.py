@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from frpo.config.cards import check_cards, check_served
 from frpo.config.data import DataConfig
+from frpo.config.estimators import merged_objective
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import Combine, RewardConfig, check_combination
 from frpo.config.section import (
@@ -44,6 +45,10 @@ MOST_WORKERS = 4096
 
 def _without_workers(learner: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in learner.items() if k not in Workers.model_fields}
+
+
+def _merged_learner(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    return {**_without_workers(default), **own}
 
 
 def _given(data: dict[str, Any], part: str) -> Any:
@@ -215,10 +220,10 @@ class Config(Section):
         for arm in data["arms"]:
             if isinstance(arm, dict):
                 arm = dict(arm)
-                for part in ("objective", "learner"):
+                for part, merge in (("objective", merged_objective), ("learner", _merged_learner)):
                     default, own = _given(data, part), _given(arm, part)
                     if isinstance(default, dict) and isinstance(own, dict):
-                        arm[part] = {**_without_workers(default), **own}
+                        arm[part] = merge(default, own)
             arms.append(arm)
         found = {**data, "arms": arms}
         if isinstance(data.get("downstream"), list | tuple) and isinstance(
@@ -300,10 +305,10 @@ class Config(Section):
 
     def _check_loop(self, where: str, loop: ArmConfig | DownstreamRl) -> None:
         """That groups are large enough for the radius, and micro-batches for a sequence."""
-        rho, most = loop.objective.rho, math.log(self.rollout.group_size)
+        rho, most = loop.objective.estimator.radius, math.log(self.rollout.group_size)
         if rho is not None and rho >= most:
             raise ValueError(
-                f"{where}.objective.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group "
+                f"{where}.objective.estimator.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group "
                 "of "
                 f"{self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
             )

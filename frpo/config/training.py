@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from frpo.config.data import DatasetConfig
+from frpo.config.estimators import EstimatorConfig, FrpoEstimator, GrpoEstimator, refuse_fields
 from frpo.config.section import NAME, NOTHING, NotNegative, Positive, PositiveFloat, Redoes, Section, Share
 
 
@@ -90,20 +92,8 @@ class RolloutConfig(Workers):
 
 
 class ObjectiveConfig(Section):
-    method: Literal["grpo", "rloo", "frpo"] = "frpo"
-    """Advantage estimator."""
-    normalize_std: bool = False
-    """grpo: divide by the group's standard deviation."""
-    lam: PositiveFloat = 2.0
-    """frpo: temperature of the robust objective, reward units; large is GRPO, small looks at the worst
-    completion."""
-    rho: PositiveFloat | None = None
-    """frpo: radius in nats instead of lam: one lam per batch by line search on its rewards, smoothed over
-    steps (radius mode)."""
-    jackknife: bool = True
-    """frpo: remove the leading bias of the group estimate (equation 4.3)."""
-    scale: Literal["exact", "unit", "code"] = "code"
-    """frpo: factor of the advantage: lam, 1, or max(lam, 1) as in the released code."""
+    estimator: EstimatorConfig = FrpoEstimator()
+    """How rewards become advantages."""
     beta: NotNegative = 0.02
     """Weight of the KL penalty to the reference; 0 starts no reference actor."""
     target_kl: PositiveFloat | None = None
@@ -139,6 +129,16 @@ class ObjectiveConfig(Section):
         """Whether the KL to the reference is in its advantages."""
         return self.penalised and self.penalty == "reverse"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_estimator(cls, data: Any) -> Any:
+        """Fields that older recipes have here are said to belong to the estimator."""
+        if not isinstance(data, dict):
+            return data
+        moved = [name for name in data if name in MOVED]
+        refuse_fields(cls, data, {name: _where_now(name, data[name]) for name in moved})
+        return data
+
     @model_validator(mode="after")
     def _steered(self) -> ObjectiveConfig:
         if self.target_kl is not None and self.beta == 0:
@@ -146,11 +146,22 @@ class ObjectiveConfig(Section):
                 f"target_kl: {self.target_kl:g} is reached by steering beta, which is 0; give a beta > 0 to "
                 "start from"
             )
-        if self.rho is not None and self.method != "frpo":
-            raise ValueError(
-                f"rho: {self.rho:g} is a radius of frpo, and the method is {self.method}; set rho to null"
-            )
         return self
+
+
+MOVED = {
+    "method": "", "normalize_std": "grpo", "lam": "frpo", "rho": "frpo", "jackknife": "frpo", "scale": "frpo",
+}  # fmt: skip
+"""Fields that stood in the objective itself once, and the kind of estimator that has them now."""
+
+
+def _where_now(name: str, value: Any) -> str:
+    if name == "method":
+        return f"it is the kind of the estimator; write objective.estimator: {{kind: {value}}}"
+    text = json.dumps(value).strip('"')
+    return (
+        f"it is a field of the estimator; write objective.estimator: {{kind: {MOVED[name]}, {name}: {text}}}"
+    )
 
 
 class TrainConfig(Section):
@@ -233,7 +244,7 @@ class DownstreamRl(Section):
     """Name in metrics and reports."""
     data: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Prompts; the rewards that apply to their tasks are trained on."""
-    objective: ObjectiveConfig = ObjectiveConfig(method="grpo", beta=0.0)
+    objective: ObjectiveConfig = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)
     """Its penalty, if any, is to the arm's policy."""
     learner: LearnerConfig
     """Fields that differ from the run's learner."""

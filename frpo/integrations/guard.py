@@ -7,6 +7,7 @@ trainer.add_callback(guard)
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from frpo.batching import flatten
 from frpo.certify import CertificateFile, weights_sha256
 from frpo.evaluation import estimate
 from frpo.logprobs import Scorer, completion_logprobs
-from frpo.records import Estimate
+from frpo.records import Certificate, Estimate
 from frpo.types import Ints
 
 log = logging.getLogger("frpo.guard")
@@ -109,10 +110,10 @@ class FinetuneGuard(TrainerCallback):
         measured = self.measure(step)
         kl, se = (measured.mean, measured.se) if measured else (math.nan, None)
         half = measured.half if measured and measured.half is not None else math.inf
-        found = Measured(step, kl, se, certified_at(self.file, kl + half))
-        self.found.append(found)
+        measurement = Measured(step, kl, se, certified_at(self.file, kl + half))
+        self.found.append(measurement)
         error = {} if se is None else {"guard/kl_se": se}
-        self.trainer.log({"guard/kl": kl, **error, "guard/certified_reward": found.certified})
+        self.trainer.log({"guard/kl": kl, **error, "guard/certified_reward": measurement.certified})
         if not kl + half <= self.radius:  # also where it is no number
             log.warning(
                 "step %d: KL %.3f +- %.3f nats from the certified policy, outside the radius %g; certified "
@@ -121,7 +122,7 @@ class FinetuneGuard(TrainerCallback):
                 kl,
                 half,
                 self.radius,
-                found.certified,
+                measurement.certified,
             )
             control.should_training_stop |= self.action == "stop"
 
@@ -146,29 +147,22 @@ class FinetuneGuard(TrainerCallback):
         model.eval()
         with plain_forward(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.file.seed + step)
-            drawn = [
-                self._draw(scorer.causal(), list(prompts[i]), device)
-                for i in range(rank, len(prompts), world)
-            ]
-        pairs = flatten([pair for group in drawn for pair in group])
+            drawn = [self._draw(scorer.causal(), list(prompt), device) for prompt in prompts[rank::world]]
+        pairs = flatten(list(itertools.chain.from_iterable(drawn)))
         q, p = (
             completion_logprobs(s, pairs, temperature=1.0, budget_tokens=BUDGET_TOKENS, device=device)
             for s in (scorer, self.policy.to(device))
         )
         model.train(was_training)
-        ends = np.cumsum([sum(len(text) for _, text in group) for group in drawn])[:-1]
-        ratios = (
-            [float(part.sum()) / self.completions for part in np.split(q.astype(np.float64) - p, ends)]
-            if drawn
-            else []
-        )
-        rows = [
-            [ratio, 1.0] for ratio in ratios
-        ]  # gathering needs as many of every process: the others' second number is 0
+        lengths = [_num_tokens(group) for group in drawn]
+        parts = np.split(q.astype(np.float64) - p, np.cumsum(lengths)[:-1]) if drawn else []
+        ratios = [float(part.sum()) / self.completions for part in parts]
+        # gathering needs as many of every process: the others' second number is 0
+        rows = [[ratio, 1.0] for ratio in ratios]
         rows += [[0.0, 0.0]] * (math.ceil(len(prompts) / world) - len(ratios))
         everyone = accelerator.gather(torch.tensor(rows, dtype=torch.float64, device=device)).cpu().numpy()
-        found = everyone[everyone[:, 1] == 1, 0]
-        return estimate(found) if np.isfinite(found).all() else None
+        measured = everyone[everyone[:, 1] == 1, 0]
+        return estimate(measured) if np.isfinite(measured).all() else None
 
     def _draw(self, model: Any, prompt: list[int], device: torch.device) -> list[tuple[Ints, Ints]]:
         """Prompt and completion of each draw."""
@@ -201,11 +195,10 @@ def plain_forward(model: Any) -> Iterator[None]:
 def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:
     """The tokens that end a completion of a saved policy where vLLM draws it: its generation_config's, and
     its tokenizer's."""
-    listed = (
-        generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    )
-    found = {*listed, AutoTokenizer.from_pretrained(saved.tokenizer(folder)).eos_token_id}
-    return sorted(end for end in found if end is not None)
+    named = generation.eos_token_id
+    ends = set(named if isinstance(named, list) else [named])
+    ends.add(AutoTokenizer.from_pretrained(saved.tokenizer(folder)).eos_token_id)
+    return sorted(end for end in ends if end is not None)
 
 
 def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[int]) -> torch.Tensor:
@@ -226,17 +219,24 @@ def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[i
         remove_invalid_values=True,
     )
     try:
-        found: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids))
+        drawn: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids))
     finally:
         model.generation_config = own
-    return found
+    return drawn
 
 
 def certified_at(file: CertificateFile, kl: float) -> float:
     """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the
     last, or where `kl` is no number."""
-    found = []
-    for c in file.certificates:
-        inside = [(radius, lower) for radius, lower in zip(c.radii, c.certified, strict=True) if radius >= kl]
-        found.append(min(inside)[1] if inside else c.floor)
-    return float(np.mean(found))
+    return float(np.mean([_certified_reward(certificate, kl) for certificate in file.certificates]))
+
+
+def _certified_reward(certificate: Certificate, kl: float) -> float:
+    bounds = zip(certificate.radii, certificate.certified, strict=True)
+    inside = [(radius, reward) for radius, reward in bounds if radius >= kl]
+    return min(inside)[1] if inside else certificate.floor
+
+
+def _num_tokens(pairs: list[tuple[Ints, Ints]]) -> int:
+    """Of the completions."""
+    return sum(len(completion) for _, completion in pairs)

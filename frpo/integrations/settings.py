@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frpo.objective import Scale, frpo_advantages, lam_of_radius
+from frpo.objective import Frpo, Groups, Scale, lam_of_radius
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,21 @@ class FrpoSettings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> FrpoSettings:
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(given or {}) - known):
+        """From names and values. Raises ValueError for a name that is no setting."""
+        settings = dict(given or {})
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
             raise ValueError(f"frpo.{unknown[0]}: unknown setting; choose from {', '.join(sorted(known))}")
-        return cls(**dict(given or {}))
+        return cls(**settings)
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """rewards `[groups, k]`, NaN where there is none -> advantages of the same shape, 0 there."""
-        mask = torch.isfinite(rewards)
-        values = torch.where(mask, rewards, 0.0)
-        lam = self.lam if self.lam is not None else lam_of_radius(values, self.rho or 0.0, mask=mask)
-        return frpo_advantages(values, lam, jackknife=self.jackknife, scale=self.scale, mask=mask)
+        """rewards `[groups, k]`, NaN where there is none -> advantages of the same shape and dtype, 0
+        there."""
+        groups = Groups.of(rewards, torch.isfinite(rewards))
+        if self.rho is not None:
+            lam = lam_of_radius(groups, self.rho)
+        else:
+            assert self.lam is not None
+            lam = self.lam
+        return Frpo(lam, self.jackknife, self.scale).advantages(groups).to(rewards.dtype)

@@ -34,24 +34,22 @@ class FRPOTrainer(GRPOTrainer):
         self.frpo = frpo
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
-        self._rewards: Tensor = super()._calculate_rewards(
-            *args
-        )  # [completions of all processes, reward functions]
+        # [completions of all processes, reward functions]
+        self._rewards: Tensor = super()._calculate_rewards(*args)
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
         k = self.num_generations if self.model.training else self.num_generations_eval
         if k < 2:  # an evaluation may draw one completion a prompt: no group, no advantage
-            return found
+            return scored
         weighted = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(dim=1)
         rewards = weighted.masked_fill(self._rewards.isnan().all(dim=1), torch.nan)
         advantages = self.frpo.advantages(rewards.view(-1, k)).view(-1)
-        mine = slice(
-            self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
-        )
-        found["advantages"] = advantages[mine].to(found["advantages"].dtype)
+        begin = self.accelerator.process_index * len(inputs)
+        mine = advantages[begin : begin + len(inputs)]
+        scored["advantages"] = mine.to(scored["advantages"].dtype)
         for _ in range(min(len(advantages), len(self._logs["advantages"]))):
             self._logs["advantages"].pop()
         self._logs["advantages"].extend(advantages.tolist())
-        return found
+        return scored

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from frpo.config import ArmConfig, AttackConfig, Config, ObjectiveConfig
+from frpo.config import ArmConfig, AttackConfig, Config, GrpoEstimator, ObjectiveConfig
 from frpo.outline.stage import Heldout, Loop, Stage, Subject, Training, Work
 from frpo.records import Evaluation, StageResult
 
@@ -35,7 +35,7 @@ class Attack(Stage):
     def attacker(self) -> ArmConfig:
         """What trains it: the arm's learner by GRPO."""
         objective = ObjectiveConfig(
-            method="grpo", beta=0.3, penalty="reverse", target_kl=self.radius, aggregation="sum"
+            estimator=GrpoEstimator(), beta=0.3, penalty="reverse", target_kl=self.radius, aggregation="sum"
         )
         asked = {"num_steps": self.settings.num_steps, "stop_at_reward": None}
         learner = self.arm.learner.model_copy(update=asked)

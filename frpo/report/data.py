@@ -11,9 +11,11 @@ from typing import Any
 
 from frpo import tree
 from frpo.advice import advice
-from frpo.config import ConfigError
+from frpo.config import ConfigError, ObjectiveConfig
+from frpo.estimators import describe_estimator
 from frpo.metrics import read_steps
 from frpo.outline import KINDS
+from frpo.recipe import checked
 from frpo.records import Z95, Evaluation, StageResult
 from frpo.report.robustness import robustness, sentences
 from frpo.report.schema import (
@@ -33,7 +35,7 @@ from frpo.rows import read_rows
 from frpo.sources import Overlap
 from frpo.types import StepMetrics
 
-NAMED = {"method", "normalize_std", "lam", "rho", "jackknife", "beta", "target_kl", "penalty"}
+NAMED = {"estimator", "beta", "target_kl", "penalty"}
 """Fields of the objective that stand in an arm's settings anyhow."""
 MANY_ARMS = 4
 """From here on the headline names the two best, the last and the first arm alone; the tables have all."""
@@ -153,18 +155,18 @@ def _arm(
         for task in tasks
         if (before := reward_of(start, task)) and (after := task_of(stage.evaluations[-1], task))
     )
-    objective = arm["objective"]
+    with checked(ObjectiveConfig):
+        objective = ObjectiveConfig.model_validate(arm["objective"])
     unlike = "".join(f", {words}" for words in _unlike(arm, config))
     settings, family = (f"{words}{unlike}" for words in settings_of(objective))
-    lam = float(objective["lam"]) if objective["method"] == "frpo" and objective["rho"] is None else None
     return Arm(
         name=name,
         settings=settings,
         family=family,
-        penalty=str(objective["penalty"]),
-        beta=float(objective["beta"]),
-        target_kl=objective["target_kl"],
-        lam=lam,
+        penalty=objective.penalty,
+        beta=objective.beta,
+        target_kl=objective.target_kl,
+        lam=objective.estimator.temperature,
         evaluation=start,
         summary=result.arm,
         kept=kept,
@@ -172,7 +174,7 @@ def _arm(
 
 
 def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """What an arm has otherwise than the run, beyond method and penalty: arms that differ in it stand on
+    """What an arm has otherwise than the run, beyond estimator and penalty: arms that differ in it stand on
     curves of their own."""
     for section in ("objective", "learner"):
         for field, value in arm[section].items():
@@ -180,22 +182,15 @@ def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
                 yield f"{value} steps" if field == "num_steps" else f"{field} {value}"
 
 
-def settings_of(objective: dict[str, Any]) -> tuple[str, str]:
+def settings_of(objective: ObjectiveConfig) -> tuple[str, str]:
     """The objective in a few words, with and without the weight of its penalty."""
-    tilt = f"ρ {objective['rho']}" if objective["rho"] else f"λ {objective['lam']}"
-    method = str(objective["method"])
-    words = {
-        "grpo": "GRPO with std" if objective["normalize_std"] else "GRPO without std",
-        "frpo": f"FRPO {tilt}{'' if objective['jackknife'] else ', no jackknife'}",
-    }.get(method, method.upper())
-    family = f"{words}, {objective['penalty']}"
-    if objective["target_kl"]:
-        return f"{family} steered to KL {objective['target_kl']}", family
-    return (
-        f"{words}, β {objective['beta']} {objective['penalty']}"
-        if objective["beta"]
-        else f"{words}, no penalty"
-    ), family
+    words = describe_estimator(objective.estimator)
+    family = f"{words}, {objective.penalty}"
+    if objective.target_kl:
+        return f"{family} steered to KL {objective.target_kl}", family
+    if objective.beta:
+        return f"{words}, β {objective.beta} {objective.penalty}", family
+    return f"{words}, no penalty", family
 
 
 def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:

@@ -73,11 +73,11 @@ def test_config_and_plan_import_no_ml_library(command: str) -> None:
 
 
 def test_config_prints_what_loads_back(tmp_path: Path) -> None:
-    done = frpo("config", TESTBED, "--set", "arms.frpo.objective.lam=0.2")
+    done = frpo("config", TESTBED, "--set", "arms.frpo.objective.estimator.lam=0.2")
     assert done.returncode == 0
-    assert "lam: 0.2  # frpo: temperature of the robust objective" in done.stdout
+    assert "lam: 0.2  # Temperature of the robust objective" in done.stdout
     (tmp_path / "again.yaml").write_text(done.stdout)
-    assert load(tmp_path / "again.yaml") == load(Path(TESTBED), ("arms.frpo.objective.lam=0.2",))
+    assert load(tmp_path / "again.yaml") == load(Path(TESTBED), ("arms.frpo.objective.estimator.lam=0.2",))
 
 
 def test_plan_says_sizes_in_prompts_and_completions() -> None:
@@ -154,9 +154,10 @@ MISTAKES = [
     ),
     (("--set", "rewards=[{{kind: serve, name: here}}]"), "rewards.0.kind: serve needs the Ray cluster of the service"),
     (("--set", "combine=product", "--set", "rewards.0.weight=2"), "rewards.answer.weight: 2 has no meaning in a product"),
-    (("--set", "objective.lam=0"), "objective.lam: Input should be greater than 0 (value 0)"),
-    (("--set", "arms.frpo.objective.rho=2.2"), "arms.frpo.objective.rho: 2.2 is not below log k = 2.08 nats"),
-    (("--set", "arms.grpo.objective.rho=0.3"), "rho: 0.3 is a radius of frpo, and the method is grpo"),
+    (("--set", "objective.estimator.lam=0"), "objective.estimator.lam: Input should be greater than 0 (value 0)"),
+    (("--set", "arms.frpo.objective.estimator.rho=2.2"), "arms.frpo.objective.estimator.rho: 2.2 is not below log k = 2.08 nats"),
+    (("--set", "arms.grpo.objective.estimator.rho=0.3"), "rho: it is a field of frpo, and the kind here is grpo (value 0.3)"),
+    (("--set", "objective.lam=0.5"), "objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: 0.5} (value 0.5)"),
     (("--set", "arms.grpo.objective.target_kl=0.5", "--set", "arms.grpo.objective.beta=0"), "target_kl: 0.5 is reached by steering beta, which is 0"),
     (("--set", "attack={{radii: [0.5, 0.5], num_steps: 5}}"), "attack.radii: the name '0.5' stands twice"),
     (("--set", "attack.radii=[]", "--set", "attack.num_steps=5"), "attack.radii: Tuple should have at least 1 item"),
@@ -181,7 +182,7 @@ MISTAKES = [
         "rewards.0.function: frpo.rewards:exact_answer asks for 'answer', and ",
     ),
     (("--set", "rewards.answer.function=frpo.rewards"), "write module:function or file.py:function"),
-    (("--set", "arms.nobody.objective.lam=1"), "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
+    (("--set", "arms.nobody.objective.estimator.lam=1"), "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
     (("--set", "downstream.0.marks=[900]"), "downstream.crafts-gentle.marks: 900 is after the last step 200"),
     (("--set", "data.train.0.path=nowhere.jsonl"), "data set nowhere.jsonl: no such file"),
     (("--set", "data.train.0.path={rows}", "--set", "data.train.0.prompt=question"), "rows.jsonl:1: no column 'question'; it has prompt, task"),

@@ -58,10 +58,10 @@ def run(
     return rows, prompts, last
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo", "frpo"])
+@pytest.mark.parametrize(("kind", "settings"), [("grpo", {}), ("rloo", {}), ("frpo", {"lam": 0.5})])
 @pytest.mark.parametrize("penalty", ["k3", "reverse"])
-def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
-    cfg = config(method=method, penalty=penalty, beta=0.05, lam=0.5)
+def test_reward_rises_and_kl_stays_bounded(kind: str, settings: dict[str, float], penalty: str) -> None:
+    cfg = config(estimator={"kind": kind, **settings}, penalty=penalty, beta=0.05)
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective))
     assert len(rows) == 30
     assert [r.step for r in rows] == list(range(1, 31))
@@ -73,7 +73,9 @@ def test_reward_rises_and_kl_stays_bounded(method: str, penalty: str) -> None:
     assert max(r.update.mismatch_kl for r in rows) < 1e-9
 
 
-@pytest.mark.parametrize("objective", [{}, {"rho": 0.3, "target_kl": 0.4}], ids=["given", "steered"])
+@pytest.mark.parametrize(
+    "objective", [{}, {"estimator": {"rho": 0.3}, "target_kl": 0.4}], ids=["given", "steered"]
+)
 def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objective: dict[str, float]) -> None:
     cfg = config(beta=0.05, **objective)
     whole = FakeLearner(cfg.arms[0].objective)
@@ -221,7 +223,7 @@ def test_log_probs_that_are_none_are_said_of_whoever_gives_them(
 def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cfg = config(method="grpo", beta=0.1)
+    cfg = config(estimator={"kind": "grpo"}, beta=0.1)
     huge = FakeLearner(cfg.arms[0].objective)
     with pytest.raises(
         RunStopped,
@@ -286,7 +288,7 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
 @pytest.mark.parametrize("penalty", ["k3", "reverse"])
 @pytest.mark.parametrize("target", [0.3, 0.8])
 def test_beta_is_steered_to_the_kl_asked_for(penalty: str, target: float) -> None:
-    cfg = config(method="grpo", penalty=penalty, beta=0.1, target_kl=target)
+    cfg = config(estimator={"kind": "grpo"}, penalty=penalty, beta=0.1, target_kl=target)
     arm = cfg.arms[0].model_copy(
         update={"learner": cfg.arms[0].learner.model_copy(update={"num_steps": 100})}
     )
@@ -297,7 +299,7 @@ def test_beta_is_steered_to_the_kl_asked_for(penalty: str, target: float) -> Non
 
 
 def test_radius_mode_ends_near_its_radius_and_logs_what_single_batches_miss() -> None:
-    cfg = config(rho=0.3, beta=0.1)
+    cfg = config(estimator={"rho": 0.3}, beta=0.1)
     rows, *_ = run(cfg, FakeLearner(cfg.arms[0].objective, learning_rate=0.2))
     radii = [r.batch.radius or 0.0 for r in rows]
     assert radii[0] == pytest.approx(0.3, abs=1e-6)  # nothing to smooth with yet

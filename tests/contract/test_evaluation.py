@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from frpo.certificate import tilted, worst_case_reward
-from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
+from frpo.config import CertifyConfig, Config, ConfigError, FrpoEstimator, GrpoEstimator, ObjectiveConfig
 from frpo.evaluation import (
     Against,
     Draws,
@@ -175,7 +175,7 @@ def certifying(**fields: object) -> Config:
 def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
     policy = engine()
     p = torch.softmax(policy.logits, 0).double().numpy()
-    objective = ObjectiveConfig(method="frpo", lam=0.5)
+    objective = ObjectiveConfig(estimator=FrpoEstimator(lam=0.5))
     a, b = certify(policy, FakeRewards(TABLE), two_tasks(40), certifying(), objective)
     assert (a.task, b.task) == ("a", "b")
     population = np.repeat(TABLE, np.round(p * 10_000).astype(int))[None]
@@ -188,13 +188,17 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
     assert a.radius == pytest.approx(tilted(population, 0.5)[1], abs=0.02)
     assert np.array(a.rewards).shape == (20, 64)
     given = certify(
-        policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="frpo", rho=0.3)
+        policy,
+        FakeRewards(TABLE),
+        two_tasks(4),
+        certifying(),
+        ObjectiveConfig(estimator=FrpoEstimator(rho=0.3)),
     )[0]
     assert given.radius == 0.3
     assert (
-        certify(policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(method="grpo"))[
-            0
-        ].radius
+        certify(
+            policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(estimator=GrpoEstimator())
+        )[0].radius
         is None
     )
 

@@ -116,7 +116,7 @@ def test_a_plan_of_a_new_run_reads_no_model_and_a_run_reads_it_once(
 
 def test_what_counts_is_said_with_its_old_and_new_value(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
-    config = configured(tmp_path, "arms.frpo.objective.lam=0.25")
+    config = configured(tmp_path, "arms.frpo.objective.estimator.lam=0.25")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert states(config) == {"base": "done", **dict.fromkeys(ALL[1:], "other")}
     assert {
@@ -126,7 +126,7 @@ def test_what_counts_is_said_with_its_old_and_new_value(tmp_path: Path) -> None:
     assert (
         "3 of 4 stages are done again from the start: rlhf/frpo, certify/frpo, downstream/frpo/more." in text
     )
-    assert "Changed since: arms.frpo.objective.lam: 2.0 -> 0.25." in text
+    assert "Changed since: arms.frpo.objective.estimator.lam: 2.0 -> 0.25." in text
     assert "What stands on a stage is done again with it." in text
     assert f"in a folder below {tmp_path / 'superseded'}" in text
     assert "--run-dir" in text
@@ -136,7 +136,7 @@ def test_what_counts_is_said_with_its_old_and_new_value(tmp_path: Path) -> None:
 def test_what_is_superseded_is_kept_in_one_folder_with_its_rows_and_curves(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
     (tmp_path / "wandb.id").write_text("abc")
-    aside = redo(configured(tmp_path, "arms.frpo.objective.lam=0.25"))
+    aside = redo(configured(tmp_path, "arms.frpo.objective.estimator.lam=0.25"))
     moved = ALL[1:]
     for name in ALL:
         place = aside if name in moved else tmp_path
@@ -147,7 +147,7 @@ def test_what_is_superseded_is_kept_in_one_folder_with_its_rows_and_curves(tmp_p
         assert [r["stage"] for r in read_rows(tmp_path, rows)] == ["base"]
         assert [r["stage"] for r in read_rows(aside, rows)] == moved
     assert (aside / "wandb.id").read_text() == "abc"
-    assert states(configured(tmp_path, "arms.frpo.objective.lam=0.25")) == {
+    assert states(configured(tmp_path, "arms.frpo.objective.estimator.lam=0.25")) == {
         "base": "done",
         **dict.fromkeys(moved, "new"),
     }

@@ -22,7 +22,7 @@ REWARDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def configured(folder: Path, num_steps: int) -> Config:
-    tree = fakes.config(method="grpo", beta=0.0).model_dump(mode="json", exclude={"arms"})
+    tree = fakes.config(estimator={"kind": "grpo"}, beta=0.0).model_dump(mode="json", exclude={"arms"})
     rl = {
         "kind": "rl",
         "name": "more",

@@ -58,7 +58,7 @@ def test_a_study_is_the_testbed_with_other_arms(recipe: Path) -> None:
 
 def test_the_methods_of_the_smollm2_study_are_steered_to_kls_that_overlap() -> None:
     study = load(ROOT / "recipes" / "studies" / "smollm2_kl.yaml")
-    aims = [(a.objective.method, a.objective.target_kl) for a in study.arms]
+    aims = [(a.objective.estimator.kind, a.objective.target_kl) for a in study.arms]
     assert aims == [("grpo", 2.5), ("frpo", 2.5), ("grpo", 1.5), ("frpo", 3.5), ("frpo", 1.5)]
     assert [d.marks for d in study.downstream] == [(6, 12), (6, 12)]  # and the last step: three marks
     assert (
@@ -87,7 +87,9 @@ def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
 def test_the_papers_ladder_is_as_published() -> None:
     config = load(ROOT / "recipes" / "paper_safety_mistral.yaml")
     ladder = {
-        a.name: (a.objective.lam, a.objective.beta) for a in config.arms if a.objective.method == "frpo"
+        a.name: (a.objective.estimator.temperature, a.objective.beta)
+        for a in config.arms
+        if a.objective.estimator.kind == "frpo"
     }
     assert ladder == {
         "frpo-lam5": (5.0, 2e-4),

@@ -27,7 +27,7 @@ DATA = {
     "limit": 5,
 }
 PAIRS = {**DATA, "completion": "answer"}
-OBJECTIVE = {"method": "frpo", "lam": 0.7, "beta": 0.3, "target_kl": 0.5, "cut": "penalise"}
+OBJECTIVE = {"estimator": {"kind": "frpo", "lam": 0.7}, "beta": 0.3, "target_kl": 0.5, "cut": "penalise"}
 LEARNER = {
     "num_steps": 9,
     "stop_at_reward": 0.9,
@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "arms": [{"name": "plain"}, {"name": "own"}],
     "downstream": [
         {"name": "sft", "data": [PAIRS], "heldout": [PAIRS], "num_steps": 8, "marks": [2]},
-        {"kind": "rl", "name": "rl", "data": [DATA], "objective": {"method": "frpo", "beta": 0.1, "target_kl": 0.2}, "learner": {"num_steps": 5}, "marks": [2]},
+        {"kind": "rl", "name": "rl", "data": [DATA], "objective": {"estimator": {"kind": "frpo"}, "beta": 0.1, "target_kl": 0.2}, "learner": {"num_steps": 5}, "marks": [2]},
     ],
     "certify": {},
     "attack": {"radii": [0.5, 1.0], "num_steps": 4, "mix": {"t": 1.0}},
@@ -68,7 +68,7 @@ OTHER: dict[str, Any] = {
     "urls": ["http://127.0.0.1:2/x"], "stop": ["##"], "targets": "all-linear", "rewards": ["q"], "where": {"x": "2"},
     "mix": {"t": 2.0}, "radii": [0.5, 2.0], "marks": [3], "address": "10.0.0.1:6379", "object_store_gib": 1.0, "run_dir": "elsewhere",
     "wandb_project": "p", "rho": 0.4, "completion": "other", "completion_texts": ["yes"], "kind": None, "part": None,
-    "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group", "method": "grpo", "limit": 6,
+    "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group", "limit": 6,
     "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
 }  # fmt: skip
 """Other values where the type alone does not say one."""

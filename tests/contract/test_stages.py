@@ -39,7 +39,7 @@ def changed(*sets: str) -> set[str]:
         ("evaluate.completions_per_prompt=4", ALL),
         ("rollout.group_size=4", ALL - {"base"}),
         ("data.mix={harmful: 1.0}", ALL - {"base"}),
-        ("arms.frpo.objective.lam=0.2", {s for s in ALL if "/frpo" in s and "reverse" not in s}),
+        ("arms.frpo.objective.estimator.lam=0.2", {s for s in ALL if "/frpo" in s and "reverse" not in s}),
         ("downstream.crafts-harsh.learning_rate=0.01", {s for s in ALL if s.endswith("crafts-harsh")}),
         ("cluster.call_timeout_s=5", set()),
         ("checkpoint.every=7", set()),
@@ -62,7 +62,7 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
     assert stages["attack/frpo/1"].values() == {"attack.radii": 1.0}
     (task,) = load(TESTBED, sets).downstream
     assert isinstance(task, DownstreamRl)
-    assert (task.learner.num_steps, task.learner.learning_rate, task.objective.method) == (
+    assert (task.learner.num_steps, task.learner.learning_rate, task.objective.estimator.kind) == (
         7,
         1e-3,
         "grpo",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from frpo import testbed
-from frpo.objective import frpo_advantages, lam_of_radius
+from frpo.objective import Frpo, Groups, lam_of_radius
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 
@@ -80,16 +80,10 @@ def test_each_batch_has_our_advantages(model: Path, tmp_path: Path, settings: di
     assert len(seen) == 3
     for rewards, advantages in seen:
         groups = rewards.view(PROMPTS, K)
-        mask = ~groups.isnan()
-        values = groups.nan_to_num(0.0)
-        lam = settings.get("lam") or lam_of_radius(values, settings["rho"], mask=mask)
-        expected = frpo_advantages(
-            values,
-            lam,
-            jackknife=settings.get("jackknife", True),
-            scale=settings.get("scale", "code"),
-            mask=mask,
-        )
+        known = Groups.of(groups.nan_to_num(0.0), ~groups.isnan())
+        lam = settings.get("lam") or lam_of_radius(known, settings["rho"])
+        estimator = Frpo(lam, settings.get("jackknife", True), settings.get("scale", "code"))
+        expected = estimator.advantages(known)
         assert advantages.tolist() == pytest.approx(expected.view(-1).tolist(), abs=1e-6)
         assert all(a == 0 for a, r in zip(advantages.tolist(), rewards.tolist(), strict=True) if r != r)
     assert any(a.abs().max() > 0 for _, a in seen)
@@ -106,7 +100,7 @@ import sys
 from pathlib import Path
 import torch
 from tests.integrations.test_trl import K, make
-from frpo.objective import frpo_advantages
+from frpo.objective import Frpo, Groups
 
 def marked(prompts, completions, **_):
     return [float(len(c)) for c in completions]
@@ -118,7 +112,7 @@ def watched(inputs):
     found = inner(inputs)
     rewards = trainer._rewards[:, 0]
     assert len(rewards) == 2 * len(inputs) == K, (len(rewards), len(inputs))  # one group over two processes
-    expected = frpo_advantages(rewards.view(1, K), 2.0, jackknife=True, scale="code").view(-1)
+    expected = Frpo(2.0).advantages(Groups.of(rewards.view(1, K))).view(-1).float()
     rank = trainer.accelerator.process_index
     torch.testing.assert_close(found["advantages"], expected[rank * len(inputs) : (rank + 1) * len(inputs)])
     Path(f"{sys.argv[2]}-{rank}").touch()

@@ -15,7 +15,7 @@ import torch
 
 verl = pytest.importorskip("verl", reason="verl has an environment of its own: make test-integrations")
 
-from frpo.objective import frpo_advantages, lam_of_radius  # noqa: E402
+from frpo.objective import Frpo, Groups, lam_of_radius  # noqa: E402
 
 GROUPS = {"b": [0.0, 1.0, 0.25, 1.0], "a": [0.5, 0.5, 0.0, 1.0]}
 TOKENS = 5
@@ -63,9 +63,9 @@ def test_its_advantages_are_ours_whatever_the_order(settings: dict[str, Any]) ->
     for name, rewards in GROUPS.items():
         group = torch.tensor([rewards], dtype=torch.float64)
         both = torch.tensor(list(GROUPS.values()), dtype=torch.float64)
-        lam = settings.get("lam") or lam_of_radius(both, settings["rho"])
+        lam = settings.get("lam") or lam_of_radius(Groups.of(both), settings["rho"])
         jackknife, scale = settings.get("jackknife", True), settings.get("scale", "code")
-        expected = frpo_advantages(group, lam, jackknife=jackknife, scale=scale)[0]
+        expected = Frpo(lam, jackknife, scale).advantages(Groups.of(group))[0]
         rows = [i for i in range(8) if uid[i] == name]
         places = [order[i] % 4 for i in rows]
         assert found[rows].sum(1) / mask[rows].sum(1) == pytest.approx(expected[places].numpy(), abs=1e-6)
@@ -85,9 +85,8 @@ def test_uneven_groups_and_a_single_completion() -> None:
         if name == "alone":
             assert got == [0.0]
         else:
-            expected = frpo_advantages(
-                torch.tensor([rewards], dtype=torch.float64), 0.5, jackknife=True, scale="code"
-            )[0]
+            group = torch.tensor([rewards], dtype=torch.float64)
+            expected = Frpo(0.5).advantages(Groups.of(group))[0]
             assert got == pytest.approx(expected.tolist(), abs=1e-6)
 
 

@@ -22,13 +22,14 @@ from frpo.config import (
     Config,
     ConfigError,
     FinetuneConfig,
+    GrpoEstimator,
     LearnerConfig,
     LoraConfig,
     ModelConfig,
     ObjectiveConfig,
 )
 from frpo.logprobs import Scorer
-from frpo.objective import policy_loss
+from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 from frpo.packing import pad, pad_values
 from frpo.types import RolloutBatch
 from tests.support import models
@@ -99,7 +100,7 @@ def settings(**fields: Any) -> LearnerConfig:
     )
 
 
-OBJECTIVE = ObjectiveConfig(method="grpo", beta=0.1, penalty="k3", aggregation="completion")
+OBJECTIVE = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, penalty="k3", aggregation="completion")
 
 
 def start(
@@ -139,22 +140,14 @@ def plain_torch(
         b = batch(seed=step, group=group)
         rows = np.arange(len(b.sequences))
         now = Scorer(model)(pad(b.sequences, list(rows[:, None])))
-        values = [pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)]
+        behaviour, reference = (
+            pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)
+        )
         terms = policy_loss(
-            now.logprobs,
-            now.logprobs.detach(),
-            *values,
+            TokenTerms(now.logprobs, now.logprobs.detach(), behaviour, reference, now.mask),
             torch.from_numpy(b.advantages),
-            now.mask,
-            beta=0.1,
-            ratio="token",
-            clip_low=0.2,
-            clip_high=0.2,
-            importance_cap=2.0,
-            aggregation="completion",
-            num_completions=len(rows),
-            num_tokens=1,
-            max_tokens=1,
+            Surrogate(0.1, "token", 0.2, 0.2, 2.0, "completion"),
+            Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
         )
         terms.loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.grad_clip)))

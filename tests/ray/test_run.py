@@ -15,8 +15,8 @@ from frpo.records import StageResult
 from tests.support import runs
 
 TWO_ARMS = (
-    "arms=[{name: grpo, objective: {method: grpo, beta: 0.1, penalty: k3}}, {name: frpo, objective: {lam: "
-    "0.5, beta: 0.6}}]",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.1, penalty: k3}}, {name: frpo, objective: {estimator: {lam: "
+    "0.5}, beta: 0.6}}]",
     "downstream.1.num_steps=10",
     "downstream.1.marks=[5]",
     "downstream.0.num_steps=4",
@@ -107,7 +107,11 @@ def test_a_finished_run_says_so(whole: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    settings = (*runs.SHORT, runs.ONE_ARM[1], "arms=[{name: frpo, objective: {lam: 0.5, beta: 0.6}}]")
+    settings = (
+        *runs.SHORT,
+        runs.ONE_ARM[1],
+        "arms=[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.6}}]",
+    )
     process = runs.start(folder, *settings)
     runs.wait_for(
         lambda: (folder / "metrics.jsonl").exists() and len(read_steps(folder, "rlhf/frpo")) >= 3, process

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from frpo.config import Config, ObjectiveConfig
-from frpo.objective import policy_loss
+from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 from frpo.records import BenchmarkScore
 from frpo.roles import Team
 from frpo.types import (
@@ -129,24 +129,16 @@ class FakeLearner:
         )
         logprobs = torch.log_softmax(self.logits, 0)[tokens][:, None]
         o = self.objective
+        behaviour = torch.from_numpy(batch.behaviour)[:, None]
+        reference = None
+        if batch.reference is not None and o.penalty == "k3":
+            reference = torch.from_numpy(batch.reference)[:, None]
+        mask = torch.ones_like(logprobs, dtype=torch.bool)
         terms = policy_loss(
-            logprobs,
-            logprobs.detach(),
-            torch.from_numpy(batch.behaviour)[:, None],
-            torch.from_numpy(batch.reference)[:, None]
-            if batch.reference is not None and o.penalty == "k3"
-            else None,
+            TokenTerms(logprobs, logprobs.detach(), behaviour, reference, mask),
             torch.from_numpy(batch.advantages),
-            torch.ones_like(logprobs, dtype=torch.bool),
-            beta=batch.beta,
-            ratio=o.ratio,
-            clip_low=o.clip_low,
-            clip_high=o.clip_high,
-            importance_cap=o.importance_cap,
-            aggregation=o.aggregation,
-            num_completions=len(tokens),
-            num_tokens=len(tokens),
-            max_tokens=1,
+            Surrogate(batch.beta, o.ratio, o.clip_low, o.clip_high, o.importance_cap, o.aggregation),
+            Denominators(num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1),
         )
         (gradient,) = torch.autograd.grad(terms.loss, self.logits)
         gap = torch.from_numpy(batch.behaviour) - logprobs.detach()[:, 0]

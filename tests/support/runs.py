@@ -26,7 +26,7 @@ SHORT = (
     "evaluate.validate_every=4",
     "rollout.parity_every=3",
 )
-ONE_ARM = ("arms=[{name: frpo, objective: {lam: 0.5, beta: 0.3, penalty: k3}}]", "downstream=[]")
+ONE_ARM = ("arms=[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.3, penalty: k3}}]", "downstream=[]")
 
 
 def command(

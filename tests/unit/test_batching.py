@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frpo.batching import blocks_of, flatten, make_batch, reasons_of
-from frpo.config import ObjectiveConfig
+from frpo.config import FrpoEstimator, GrpoEstimator, ObjectiveConfig
 from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup
 
 
@@ -44,7 +44,7 @@ def group(
     return ScoredGroup(Group(index, prompt, completions, 0), scores, refs, tuple(logprobs))
 
 
-GRPO = ObjectiveConfig(method="grpo", beta=0.0)
+GRPO = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)
 
 
 def test_order_is_by_prompt_index_not_by_arrival() -> None:
@@ -71,7 +71,7 @@ def test_a_failed_reward_is_never_zero() -> None:
     [("keep", [0.5, -0.5, 0.0]), ("mask", [0.5, -0.5]), ("penalise", [2 / 3, -1 / 3, -1 / 3])],
 )
 def test_cut_completions(cut: str, advantages: list[float]) -> None:
-    config = ObjectiveConfig(method="grpo", beta=0.0, cut=cut, cut_penalty=0.5)  # type: ignore[arg-type]
+    config = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0, cut=cut, cut_penalty=0.5)  # type: ignore[arg-type]
     batch, stats = make_batch([group(0, [1.0, 0.0, 0.5], cut=(2,))], config)
     np.testing.assert_allclose(batch.advantages, advantages, atol=1e-7)
     assert stats.cut_share == pytest.approx(1 / 3)
@@ -80,7 +80,7 @@ def test_cut_completions(cut: str, advantages: list[float]) -> None:
 
 def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]  # D = 0, 2, 4 nats
-    batch, _ = make_batch(scored, ObjectiveConfig(method="grpo", beta=0.1, penalty="reverse"))
+    batch, _ = make_batch(scored, ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, penalty="reverse"))
     np.testing.assert_allclose(
         batch.advantages, [0.2, 0.0, -0.2], atol=1e-6
     )  # of the learner's log-probs, not the engine's
@@ -93,7 +93,8 @@ def test_reverse_penalty_lowers_what_the_policy_favours_beyond_the_reference() -
 def test_k3_keeps_the_reference_for_the_loss_and_leaves_advantages_alone() -> None:
     scored = [group(0, [0.5, 0.5, 0.5], gap=1.0)]
     batch, _ = make_batch(
-        [replace(s, policy=None) for s in scored], ObjectiveConfig(method="grpo", beta=0.1, penalty="k3")
+        [replace(s, policy=None) for s in scored],
+        ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, penalty="k3"),
     )
     np.testing.assert_array_equal(batch.advantages, np.zeros(3, np.float32))
     assert batch.reference is not None
@@ -117,14 +118,16 @@ def test_blocks_hold_neighbours_up_to_the_budget_and_every_group_once() -> None:
 
 def test_equal_groups_and_non_monotone_are_counted() -> None:
     groups = [group(0, [1.0, 1.0, 1.0, 1.0]), group(1, [0.0, 0.3, 0.9, 1.0])]
-    _, stats = make_batch(groups, ObjectiveConfig(method="frpo", lam=0.02, beta=0.0))
+    _, stats = make_batch(groups, ObjectiveConfig(estimator=FrpoEstimator(lam=0.02), beta=0.0))
     assert stats.equal_groups == 0.5
     assert stats.non_monotone == 0.5
 
 
 def test_non_monotone_is_of_the_methods_advantages_alone() -> None:
     scored = [group(0, [0.0, 0.5, 1.0], gap=1.0)]  # the penalty turns the order around
-    batch, stats = make_batch(scored, ObjectiveConfig(method="grpo", beta=10.0, penalty="reverse"))
+    batch, stats = make_batch(
+        scored, ObjectiveConfig(estimator=GrpoEstimator(), beta=10.0, penalty="reverse")
+    )
     assert batch.advantages[0] > batch.advantages[2]
     assert stats.non_monotone == 0.0
 

@@ -198,7 +198,7 @@ SMOLLM2 = {
     "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 FEW = (
-    "arms=[{name: grpo, objective: {method: grpo, beta: 0.02, penalty: reverse}}]", "harness=null", "base.num_steps=2", "learner.num_steps=3",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.02, penalty: reverse}}]", "harness=null", "base.num_steps=2", "learner.num_steps=3",
     "evaluate.max_prompts=8", "evaluate.completions_per_prompt=1",
 )  # fmt: skip
 MEASURED = {

@@ -173,7 +173,7 @@ def test_models_that_cannot_share_a_prompt_do_not(kind: str) -> None:
 def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> None:
     """The whole path: packs, ranks, micro-batches, model, loss; the truth has every sequence apart, in one
     batch."""
-    from frpo.objective import policy_loss
+    from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -200,22 +200,12 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
                 rows = np.concatenate(chosen)
                 now = Scorer(net)(pad(data, chosen))
                 logp = now.logprobs.double()
+                drawn = pad_values(behaviour, data, rows, now.mask.shape[1]).double()
                 policy_loss(
-                    logp,
-                    logp.detach(),
-                    pad_values(behaviour, data, rows, now.mask.shape[1]).double(),
-                    None,
+                    TokenTerms(logp, logp.detach(), drawn, None, now.mask),
                     torch.from_numpy(advantages[rows]).double(),
-                    now.mask,
-                    beta=0.0,
-                    ratio="token",
-                    clip_low=0.2,
-                    clip_high=0.2,
-                    importance_cap=2.0,
-                    aggregation="token",
-                    num_completions=24,
-                    num_tokens=data.num_completion_tokens,
-                    max_tokens=7,
+                    Surrogate(0.0, "token", 0.2, 0.2, 2.0, "token"),
+                    Denominators(24, data.num_completion_tokens, max_tokens=7),
                 ).loss.backward()
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
 

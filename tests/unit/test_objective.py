@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from frpo.objective import (
-    frpo_advantages,
-    grpo_advantages,
+    Denominators,
+    Estimator,
+    Frpo,
+    Groups,
+    Grpo,
+    Rloo,
+    Surrogate,
+    TokenTerms,
     lam_of_radius,
     non_monotone_share,
     policy_loss,
     reverse_penalty,
-    rloo_advantages,
     tilt,
     tilted_weights,
 )
@@ -27,6 +33,15 @@ LAMS = [1e-3, 0.01, 0.2, 0.5, 2.0, 1e3]
 
 def rewards(groups: int = 5, k: int = 8, seed: int = 0) -> Tensor:
     return torch.rand(groups, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+SURROGATE = Surrogate(
+    beta=0.1, ratio="token", clip_low=0.2, clip_high=0.3, importance_cap=2.0, aggregation="sum"
+)
+
+
+def advantages(estimator: Estimator, rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    return estimator.advantages(Groups.of(rewards, mask))
 
 
 def log_mean_loss(log_ratio: Tensor, r: Tensor, lam: float, jackknife: bool) -> Tensor:
@@ -49,8 +64,8 @@ def log_mean_loss(log_ratio: Tensor, r: Tensor, lam: float, jackknife: bool) -> 
 @pytest.mark.parametrize("k", [2, 3, 8])
 def test_closed_form_is_the_gradient_of_the_log_mean_loss(jackknife: bool, lam: float, k: int) -> None:
     r = rewards(4, k)
-    advantages = frpo_advantages(r, lam, jackknife=jackknife, scale="unit")
-    for row, expected in zip(r, advantages, strict=True):
+    closed_form = advantages(Frpo(lam, jackknife, "unit"), r)
+    for row, expected in zip(r, closed_form, strict=True):
         log_ratio = torch.zeros(k, dtype=torch.float64, requires_grad=True)
         log_mean_loss(log_ratio, row, lam, jackknife).backward()
         assert log_ratio.grad is not None
@@ -60,23 +75,23 @@ def test_closed_form_is_the_gradient_of_the_log_mean_loss(jackknife: bool, lam: 
 
 def test_large_lam_is_dr_grpo_and_with_jackknife_rloo() -> None:
     r = rewards()
-    plug_in = frpo_advantages(r, 1e6, jackknife=False, scale="exact")
-    jackknife = frpo_advantages(r, 1e6, jackknife=True, scale="exact")
+    plug_in = advantages(Frpo(1e6, False, "exact"), r)
+    jackknife = advantages(Frpo(1e6, True, "exact"), r)
     torch.testing.assert_close(plug_in, r - r.mean(1, keepdim=True), rtol=0, atol=1e-5)
-    torch.testing.assert_close(jackknife, rloo_advantages(r), rtol=0, atol=1e-5)
+    torch.testing.assert_close(jackknife, advantages(Rloo(), r), rtol=0, atol=1e-5)
     others = (r.sum(1, keepdim=True) - r) / 7
-    torch.testing.assert_close(rloo_advantages(r), r - others, rtol=0, atol=1e-12)
+    torch.testing.assert_close(advantages(Rloo(), r), r - others, rtol=0, atol=1e-12)
 
 
 def test_small_lam_looks_at_the_worst_completion_alone() -> None:
     r = torch.tensor([[0.9, 0.1, 0.8, 1.0]], dtype=torch.float64)
-    a = frpo_advantages(r, 1e-3, jackknife=False, scale="unit")
+    a = advantages(Frpo(1e-3, False, "unit"), r)
     torch.testing.assert_close(a, torch.tensor([[1.0, -3.0, 1.0, 1.0]], dtype=torch.float64))
 
 
 def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
     r = torch.tensor([[0.0, 0.3, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]], dtype=torch.float64)
-    a = frpo_advantages(r, 0.02, jackknife=True, scale="unit")
+    a = advantages(Frpo(0.02, True, "unit"), r)
     torch.testing.assert_close(
         a[0, :3],
         torch.tensor([1 - 8 * (8 - 7 / 8 * 7), 1 + 7.0, 1.0], dtype=torch.float64),
@@ -85,14 +100,14 @@ def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
     )
     assert a[0, 0] < -13.9
     assert a[0, 1] > 7.9
-    assert non_monotone_share(r, a) == 1.0
-    assert non_monotone_share(r, grpo_advantages(r, normalize_std=True)) == 0.0
+    assert non_monotone_share(Groups.of(r), a) == 1.0
+    assert non_monotone_share(Groups.of(r), advantages(Grpo(normalize_std=True), r)) == 0.0
 
 
 def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
     r = rewards(4000, 8, seed=1)
     found = [
-        non_monotone_share(r, frpo_advantages(r, lam, jackknife=True, scale="unit"))
+        non_monotone_share(Groups.of(r), advantages(Frpo(lam, True, "unit"), r))
         for lam in (0.05, 0.1, 0.2, 0.5)
     ]
     assert found == pytest.approx([0.75, 0.44, 0.05, 0.0], abs=0.03)
@@ -109,18 +124,16 @@ def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
 )
 def test_invariances(k: int, lam: float, jackknife: bool, scale: str, seed: int, shift: float) -> None:
     r = rewards(3, k, seed)
-    a = frpo_advantages(r, lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    a = advantages(Frpo(lam, jackknife, scale), r)  # type: ignore[arg-type]
     size = a.abs().max().item() + 1
     assert torch.isfinite(a).all()
     torch.testing.assert_close(a.sum(1) / size, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
-    moved = frpo_advantages(r + shift, lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    moved = advantages(Frpo(lam, jackknife, scale), r + shift)  # type: ignore[arg-type]
     torch.testing.assert_close(moved / size, a / size, rtol=0, atol=1e-9 / min(lam, 1))
     order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
-    permuted = frpo_advantages(r[:, order], lam, jackknife=jackknife, scale=scale)  # type: ignore[arg-type]
+    permuted = advantages(Frpo(lam, jackknife, scale), r[:, order])  # type: ignore[arg-type]
     torch.testing.assert_close(permuted / size, a[:, order] / size, rtol=0, atol=1e-9)
-    equal = frpo_advantages(
-        torch.full((2, k), 0.3, dtype=torch.float64), lam, jackknife=jackknife, scale=scale
-    )  # type: ignore[arg-type]
+    equal = advantages(Frpo(lam, jackknife, scale), torch.full((2, k), 0.3, dtype=torch.float64))  # type: ignore[arg-type]
     torch.testing.assert_close(equal, torch.zeros(2, k, dtype=torch.float64), rtol=0, atol=1e-9 * max(lam, 1))
 
 
@@ -132,64 +145,60 @@ def test_a_masked_completion_leaves_its_group(jackknife: bool) -> None:
     kept = [0, 1, 3, 4]
     r[:, 2] = float("nan")  # a failed reward never reaches the numbers
     for lam in LAMS:
-        a = frpo_advantages(r, lam, jackknife=jackknife, scale="exact", mask=mask)
-        torch.testing.assert_close(
-            a[:, kept], frpo_advantages(r[:, kept], lam, jackknife=jackknife, scale="exact")
-        )
+        a = advantages(Frpo(lam, jackknife, "exact"), r, mask)
+        torch.testing.assert_close(a[:, kept], advantages(Frpo(lam, jackknife, "exact"), r[:, kept]))
         assert (a[:, 2] == 0).all()
     torch.testing.assert_close(
-        grpo_advantages(r, normalize_std=True, mask=mask)[:, kept],
-        grpo_advantages(r[:, kept], normalize_std=True),
+        advantages(Grpo(normalize_std=True), r, mask)[:, kept],
+        advantages(Grpo(normalize_std=True), r[:, kept]),
     )
-    torch.testing.assert_close(rloo_advantages(r, mask=mask)[:, kept], rloo_advantages(r[:, kept]))
+    torch.testing.assert_close(advantages(Rloo(), r, mask)[:, kept], advantages(Rloo(), r[:, kept]))
 
 
 def test_fewer_than_two_rewards_give_zeros() -> None:
     r = rewards(2, 3)
     mask = torch.tensor([[True, False, False], [False, False, False]])
     for a in (
-        frpo_advantages(r, 0.5, jackknife=True, scale="code", mask=mask),
-        grpo_advantages(r, normalize_std=True, mask=mask),
-        rloo_advantages(r, mask=mask),
+        advantages(Frpo(0.5, True, "code"), r, mask),
+        advantages(Grpo(normalize_std=True), r, mask),
+        advantages(Rloo(), r, mask),
     ):
         assert (a == 0).all()
 
 
 def test_scale() -> None:
     r = rewards()
-    unit = frpo_advantages(r, 0.2, jackknife=True, scale="unit")
-    torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="exact"), 0.2 * unit)
-    torch.testing.assert_close(frpo_advantages(r, 0.2, jackknife=True, scale="code"), unit)
+    unit = advantages(Frpo(0.2, True, "unit"), r)
+    torch.testing.assert_close(advantages(Frpo(0.2, True, "exact"), r), 0.2 * unit)
+    torch.testing.assert_close(advantages(Frpo(0.2, True, "code"), r), unit)
     torch.testing.assert_close(
-        frpo_advantages(r, 4.0, jackknife=True, scale="code"),
-        4 * frpo_advantages(r, 4.0, jackknife=True, scale="unit"),
+        advantages(Frpo(4.0, True, "code"), r),
+        4 * advantages(Frpo(4.0, True, "unit"), r),
     )
 
 
 def test_lam_2_on_unit_rewards_stays_within_28_percent_of_rloo() -> None:
     r = rewards(500, 8)
-    gap = (frpo_advantages(r, 2.0, jackknife=True, scale="exact") - rloo_advantages(r)).abs().amax(1)
-    assert (gap <= 0.28 * rloo_advantages(r).abs().amax(1)).all()
+    gap = (advantages(Frpo(2.0, True, "exact"), r) - advantages(Rloo(), r)).abs().amax(1)
+    assert (gap <= 0.28 * advantages(Rloo(), r).abs().amax(1)).all()
 
 
-def test_computed_in_float64_and_returned_in_the_dtype_of_rewards() -> None:
+@pytest.mark.parametrize("estimator", [Frpo(0.01, True, "exact"), Grpo(normalize_std=True), Rloo()])
+def test_computed_in_float64_whatever_the_dtype_of_rewards(estimator: Estimator) -> None:
     r = rewards().float()
-    a = frpo_advantages(r, 0.01, jackknife=True, scale="exact")
-    assert a.dtype == torch.float32
-    torch.testing.assert_close(
-        a, frpo_advantages(r.double(), 0.01, jackknife=True, scale="exact").float(), rtol=0, atol=0
-    )
-    assert grpo_advantages(r.bfloat16(), normalize_std=False).dtype == torch.bfloat16
+    a = advantages(estimator, r)
+    assert a.dtype == torch.float64
+    torch.testing.assert_close(a, advantages(estimator, r.double()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: frpo_advantages(torch.rand(3, 1), 1.0, jackknife=True, scale="exact"), "k >= 2"),
-        (lambda: frpo_advantages(torch.rand(4), 1.0, jackknife=True, scale="exact"), "groups, k"),
-        (lambda: frpo_advantages(torch.rand(3, 4), 0.0, jackknife=True, scale="exact"), "lam: 0.0"),
-        (lambda: grpo_advantages(torch.tensor([[1.0, float("nan")]]), normalize_std=False), "not finite"),
-        (lambda: rloo_advantages(torch.rand(2, 3), mask=torch.ones(2, 2, dtype=torch.bool)), "mask: shape"),
+        (lambda: advantages(Frpo(1.0, True, "exact"), torch.rand(3, 1)), "k >= 2"),
+        (lambda: advantages(Frpo(1.0, True, "exact"), torch.rand(4)), "groups, k"),
+        (lambda: advantages(Frpo(0.0, True, "exact"), torch.rand(3, 4)), "lam: 0.0"),
+        (lambda: advantages(Grpo(normalize_std=False), torch.tensor([[1.0, float("nan")]])), "not finite"),
+        (lambda: advantages(Rloo(), torch.rand(2, 3), torch.ones(2, 2, dtype=torch.bool)), "mask: shape"),
     ],
 )
 def test_errors(call, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -201,7 +210,7 @@ def test_weights_sum_to_one() -> None:
     mask = torch.tensor([[True] * 6, [True, False, True, True, False, True]])
     for lam in LAMS:
         for jackknife in (False, True):
-            c = tilted_weights(rewards(2, 6), lam, jackknife=jackknife, mask=mask)
+            c = tilted_weights(Groups.of(rewards(2, 6), mask), lam, jackknife=jackknife)
             torch.testing.assert_close(c.sum(1), torch.ones(2, dtype=torch.float64))
 
 
@@ -226,22 +235,13 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
     grad = torch.zeros_like(logits)
     if penalty == "k3":
         for a in range(len(p)):
+            now = logp[a].reshape(1, 1)
+            mask = torch.ones(1, 1, dtype=torch.bool)
             terms = policy_loss(
-                logp[a].reshape(1, 1),
-                logp[a].detach().reshape(1, 1),
-                logp[a].detach().reshape(1, 1),
-                reference[a].log().reshape(1, 1),
+                TokenTerms(now, now.detach(), now.detach(), reference[a].log().reshape(1, 1), mask),
                 torch.zeros(1, dtype=torch.float64),
-                torch.ones(1, 1, dtype=torch.bool),
-                beta=1.0,
-                ratio="token",
-                clip_low=0.2,
-                clip_high=0.2,
-                importance_cap=2.0,
-                aggregation="sum",
-                num_completions=1,
-                num_tokens=1,
-                max_tokens=1,
+                replace(SURROGATE, beta=1.0, aggregation="sum"),
+                Denominators(1, 1, 1),
             )
             grad += p[a] * torch.autograd.grad(terms.loss, logits, retain_graph=True)[0]
         return grad
@@ -249,7 +249,7 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
         torch.arange(len(p)), torch.arange(len(p))
     )  # groups of two, each with its probability
     d = (p.log() - reference.log())[pairs]
-    advantage = 2 * reverse_penalty(d, 1.0)  # k/(k-1) = 2 undoes the bias of the group's own mean
+    advantage = 2 * reverse_penalty(Groups.of(d), 1.0)  # k/(k-1) = 2 undoes the bias of the group's own mean
     for pair, a in zip(pairs, advantage, strict=True):
         weight = p[pair].prod()
         loss = -(a * logp[pair]).mean()
@@ -277,43 +277,28 @@ def loss_inputs(n: int = 12, t: int = 6, dtype: torch.dtype = torch.float64) -> 
     g = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, t + 1, (n,), generator=g)
     values = {
-        name: -torch.rand(n, t, generator=g, dtype=dtype)
-        for name in ("logprobs", "old", "behaviour", "reference")
+        name: -torch.rand(n, t, generator=g, dtype=dtype) for name in ("now", "old", "behaviour", "reference")
     }
     values["advantages"] = torch.randn(n, generator=g, dtype=dtype)
     values["mask"] = torch.arange(t)[None] < lengths[:, None]
     return values
 
 
-OPTIONS = {
-    "beta": 0.1,
-    "ratio": "token",
-    "clip_low": 0.2,
-    "clip_high": 0.3,
-    "importance_cap": 2.0,
-    "max_tokens": 6,
-}
-
-
 @pytest.mark.parametrize("aggregation", ["completion", "token", "sum"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str) -> None:
     values = loss_inputs()
-    total = dict(
-        OPTIONS,
-        aggregation=aggregation,
-        ratio=ratio,
-        num_completions=12,
-        num_tokens=int(values["mask"].sum()),
-    )
+    surrogate = replace(SURROGATE, ratio=ratio, aggregation=aggregation)  # type: ignore[arg-type]
+    total = Denominators(12, int(values["mask"].sum()), 6)
 
     def gradient(cuts: list[list[int]]) -> Tensor:
-        logprobs = values["logprobs"].clone().requires_grad_()
+        now = values["now"].clone().requires_grad_()
         for rows in cuts:
-            part = {k: (logprobs if k == "logprobs" else v)[rows] for k, v in values.items()}
-            policy_loss(**part, **total).loss.backward()  # type: ignore[arg-type]
-        assert logprobs.grad is not None
-        return logprobs.grad
+            part = {name: value[rows] for name, value in {**values, "now": now}.items()}
+            signs = part.pop("advantages")
+            policy_loss(TokenTerms(**part), signs, surrogate, total).loss.backward()
+        assert now.grad is not None
+        return now.grad
 
     whole = gradient([list(range(12))])
     assert whole.abs().max() > 0
@@ -327,15 +312,12 @@ def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str
 
 def test_ratio_one_is_the_plain_policy_gradient() -> None:
     v = loss_inputs()
-    logprobs = v["logprobs"].clone().requires_grad_()
+    logprobs = v["now"].clone().requires_grad_()
     terms = policy_loss(
-        logprobs,
-        v["logprobs"],
-        v["logprobs"],
-        None,
+        TokenTerms(logprobs, v["now"], v["now"], None, v["mask"]),
         v["advantages"],
-        v["mask"],
-        **dict(OPTIONS, beta=0.0, aggregation="sum", num_completions=12, num_tokens=1),  # type: ignore[arg-type]
+        replace(SURROGATE, aggregation="sum"),
+        Denominators(12, 1, 6),
     )
     terms.loss.backward()
     expected = -(v["advantages"][:, None] * v["mask"]) / (12 * 6)
@@ -349,13 +331,10 @@ def test_clipping_follows_the_sign_of_the_advantage() -> None:
     logprobs = ratio.log().requires_grad_()
     zero, mask = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
     terms = policy_loss(
-        logprobs,
-        zero,
-        zero,
-        None,
+        TokenTerms(logprobs, zero, zero, None, mask),
         torch.tensor([1.0, -1.0], dtype=torch.float64),
-        mask,
-        **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=2, num_tokens=4),  # type: ignore[arg-type]
+        replace(SURROGATE, aggregation="token"),
+        Denominators(2, 4, 6),
     )
     terms.loss.backward()
     # A > 0 stops above 1.3, A < 0 stops below 0.8; the other two keep their gradient -r A / 4
@@ -371,13 +350,10 @@ def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
     for gap, expected in ((0.5, math.exp(0.5)), (3.0, 2.0), (-1.0, math.exp(-1))):
         logprobs = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
         policy_loss(
-            logprobs,
-            0 * one,
-            -gap * one,
-            None,
+            TokenTerms(logprobs, 0 * one, -gap * one, None, mask),
             one[0],
-            mask,
-            **dict(OPTIONS, beta=0.0, aggregation="token", num_completions=1, num_tokens=1),  # type: ignore[arg-type]
+            replace(SURROGATE, aggregation="token"),
+            Denominators(1, 1, 6),
         ).loss.backward()
         torch.testing.assert_close(logprobs.grad, -expected * one)
 
@@ -388,8 +364,8 @@ def test_lam_of_radius_reaches_the_radius(rho: float) -> None:
     mask = torch.ones_like(r, dtype=torch.bool)
     mask[0, 3:] = False
     mask[1, 1:] = False  # a group of one has no tilt and does not count
-    lam = lam_of_radius(r, rho, floor=1e-3, mask=mask)
-    radius, effective = tilt(r, lam, mask)
+    lam = lam_of_radius(Groups.of(r, mask), rho, floor=1e-3)
+    radius, effective = tilt(Groups.of(r, mask), lam)
     assert len(radius) == 19
     assert float(radius.mean()) == pytest.approx(rho, abs=1e-6)
     p = torch.softmax(-r[5] / lam, 0)
@@ -400,7 +376,7 @@ def test_lam_of_radius_reaches_the_radius(rho: float) -> None:
 def test_where_a_radius_is_out_of_reach_lam_stays_at_the_floor() -> None:
     ties = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3 + [[1.0] * 4])
     most = 0.75 * math.log(4 / 3)
-    assert lam_of_radius(ties, most + 0.01, floor=0.02) == 0.02
-    assert float(tilt(ties, 0.02)[0].mean()) == pytest.approx(most, abs=1e-6)
-    assert lam_of_radius(ties, most / 2, floor=0.02) > 0.1
-    assert lam_of_radius(torch.ones(3, 4), 0.1, floor=0.02) == 0.02
+    assert lam_of_radius(Groups.of(ties), most + 0.01, floor=0.02) == 0.02
+    assert float(tilt(Groups.of(ties), 0.02)[0].mean()) == pytest.approx(most, abs=1e-6)
+    assert lam_of_radius(Groups.of(ties), most / 2, floor=0.02) > 0.1
+    assert lam_of_radius(Groups.of(torch.ones(3, 4)), 0.1, floor=0.02) == 0.02

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from frpo import tree
-from frpo.config import Config, ConfigError
+from frpo.config import Config, ConfigError, FrpoEstimator, GrpoEstimator
 from frpo.config.service import ServiceConfig
 from frpo.recipe import dump, load, read
 
@@ -37,9 +37,14 @@ MISTAKES = [
     ("rollout.num_workers=100000000", "rollout.num_workers: 100000000 actors; use at most 4096"),
     ("seed=-1", "seed: Input should be greater than or equal to 0 (value -1)"),
     ("objective.beta=.nan", "objective.beta: Input should be a finite number (value nan)"),
-    ("objective.lam=1e400", "objective.lam: Input should be a finite number (value inf)"),
+    ("objective.estimator.lam=1e400", "objective.estimator.lam: Input should be a finite number (value inf)"),
     ("learner.stop_at_reward=-.inf", "learner.stop_at_reward: Input should be a finite number (value -inf)"),
-    ("objective.lamb=3", "objective.lamb: unknown field (value 3); did you mean lam?"),
+    ("objective.estimator.lamb=3", "objective.estimator.lamb: unknown field (value 3); did you mean lam?"),
+    ("objective.estimator.kind=ppo", "objective.estimator.kind: 'ppo' is unknown; choose frpo, grpo or rloo"),
+    ("objective.estimator=grpo", "objective.estimator: Input should be fields with values (value 'grpo')"),
+    ("arms.grpo.objective.estimator.lam=3", "arms.0.objective.estimator.lam: it is a field of frpo, and the kind here is grpo (value 3)"),
+    ("objective.lam=0.5", "objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: 0.5} (value 0.5)"),
+    ("objective.method=grpo", "objective.method: it is the kind of the estimator; write objective.estimator: {kind: grpo} (value 'grpo')"),
     ("objectiv.lam=3", "objectiv: unknown field (value fields lam); did you mean objective?"),
     ("rewards.0.wieght=2", "rewards.0.wieght: unknown field (value 2); did you mean weight?"),
     ("downstream.0.num_stepz=2", "downstream.0.num_stepz: unknown field (value 2); did you mean num_steps?"),
@@ -57,8 +62,8 @@ MISTAKES = [
      "rewards.0.urls.0: 'ftp://...@far/x' is no http:// or https:// address, such as http://127.0.0.1:8000/get_reward (value 'ftp://...@far/x')"),
     ("learner.num_steps=0x" + "f" * 4000,
      f"learner.num_steps: Input should be a valid integer, unable to parse string as an integer (value '0x{'f' * 57}...)"),
-    ("objective.lam=!!bool x", "--set objective.lam: not valid YAML: 'x' is no truth value"),
-    ("objective.lam=!!timestamp x", "--set objective.lam: not valid YAML: a value of kind timestamp; leave the tag out"),
+    ("objective.estimator.lam=!!bool x", "--set objective.estimator.lam: not valid YAML: 'x' is no truth value"),
+    ("objective.estimator.lam=!!timestamp x", "--set objective.estimator.lam: not valid YAML: a value of kind timestamp; leave the tag out"),
     ("rewards.0.arguments={a: !!binary gICA}", "--set rewards.0.arguments: not valid YAML: a value of kind binary; leave the tag out"),
     ("data.mix={1: 2}", "data.mix.1: Input should be a valid string (value 1); put it in quotes"),
     ("data.train=[]", "data.train: a list of 0; every arm is trained on prompts, give some"),
@@ -206,7 +211,7 @@ def test_what_is_dumped_is_read_back_here_and_by_others(tmp_path: Path) -> None:
 def test_an_anchor_is_a_copy_and_a_merge_may_be_overridden(tmp_path: Path) -> None:
     text = TESTBED.read_text()
     start, end = text.index("arms:"), text.index("downstream:")
-    shared = "arms:\n  - {name: a, objective: &o {method: grpo, beta: 0.1}}\n  - {name: b, objective: {<<: *o, beta: 0.2}}\n  - {name: c, objective: *o}\n"
+    shared = "arms:\n  - {name: a, objective: &o {estimator: {kind: grpo}, beta: 0.1}}\n  - {name: b, objective: {<<: *o, beta: 0.2}}\n  - {name: c, objective: *o}\n"
     (tmp_path / "r.yaml").write_text(text[:start] + shared + text[end:])
     arms = load(tmp_path / "r.yaml", ("arms.a.objective.beta=0.7",)).arms
     assert [a.objective.beta for a in arms] == [0.7, 0.2, 0.1]
@@ -237,6 +242,27 @@ def test_of_two_assignments_the_later_counts() -> None:
 RL = "downstream=[{{kind: rl, name: d, data: [{{path: a.jsonl, task: t}}]{}}}]"
 
 
+def test_an_arm_inherits_the_fields_of_an_estimator_of_its_own_kind_alone() -> None:
+    run = "objective.estimator={kind: frpo, lam: 0.5, jackknife: false}"
+    arms = (
+        "arms=[{name: as-it-is}, {name: own, objective: {estimator: {lam: 0.1}}}, {name: named, objective: "
+        "{estimator: {kind: frpo, scale: unit}}}, {name: other, objective: {estimator: {kind: grpo}}}, {name: "
+        "none, objective: {estimator: null}}]"
+    )
+    estimators = {arm.name: arm.objective.estimator for arm in load(TESTBED, (run, arms)).arms}
+    assert estimators == {
+        "as-it-is": FrpoEstimator(lam=0.5, jackknife=False),
+        "own": FrpoEstimator(lam=0.1, jackknife=False),
+        "named": FrpoEstimator(lam=0.5, jackknife=False, scale="unit"),
+        "other": GrpoEstimator(),
+        "none": FrpoEstimator(lam=0.5, jackknife=False),
+    }
+    back = "arms=[{name: a, objective: {estimator: {kind: frpo, lam: 0.1}}}, {name: b}]"
+    a, b = load(TESTBED, ("objective.estimator={kind: grpo, normalize_std: true}", back)).arms
+    assert a.objective.estimator == FrpoEstimator(lam=0.1)
+    assert b.objective.estimator == GrpoEstimator(normalize_std=True)
+
+
 def test_downstream_rl_inherits_the_learner_but_not_the_reward_to_stop_at() -> None:
     sets = ("learner.stop_at_reward=0.8", "learner.learning_rate=3e-4")
     (inherits,) = load(TESTBED, (*sets, RL.format(""))).downstream
@@ -255,7 +281,10 @@ def test_downstream_rl_inherits_the_learner_but_not_the_reward_to_stop_at() -> N
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (", objective: {rho: 3}", "downstream.d.objective.rho: 3 is not below log k = 2.08 nats"),
+        (
+            ", objective: {estimator: {rho: 3}}",
+            "downstream.d.objective.estimator.rho: 3 is not below log k = 2.08 nats",
+        ),
         (
             ", learner: {micro_batch_tokens: 16}",
             "downstream.d.learner.micro_batch_tokens: 16 is less than one sequence",

@@ -15,7 +15,14 @@ import pytest
 from benchmarks.tables import tables
 from frpo import report
 from frpo.certificate import reward_lower_bound, worst_case_reward
-from frpo.config import CertifyConfig, ConfigError, ObjectiveConfig
+from frpo.config import (
+    CertifyConfig,
+    ConfigError,
+    FrpoEstimator,
+    GrpoEstimator,
+    ObjectiveConfig,
+    RlooEstimator,
+)
 from frpo.evaluation import certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump, load
@@ -175,7 +182,11 @@ def certified(run: Path) -> np.ndarray:
     rewards = (np.random.default_rng(0).random((40, 64)) > 0.1).astype(float)
     scored = [[Reward(float(r), {}) for r in row] for row in rewards]
     one = certificate(
-        "harmful", scored, CertifyConfig(radii=(0.1, 0.5)), ObjectiveConfig(method="frpo", rho=0.4), 0
+        "harmful",
+        scored,
+        CertifyConfig(radii=(0.1, 0.5)),
+        ObjectiveConfig(estimator=FrpoEstimator(rho=0.4)),
+        0,
     )
     for stage, found in (
         ("certify/frpo", {"certificates": (one,)}),
@@ -309,11 +320,25 @@ def test_rows_and_results_of_older_versions(run: Path) -> None:
         collect(run)
 
 
-def test_a_method_without_words_of_its_own_goes_by_its_name() -> None:
-    assert settings_of({**ObjectiveConfig().model_dump(), "method": "dpo", "beta": 0.0}) == (
-        "DPO, no penalty",
-        "DPO, reverse",
-    )
+@pytest.mark.parametrize(
+    ("objective", "settings", "family"),
+    [
+        (ObjectiveConfig(beta=0.0), "FRPO λ 2.0, no penalty", "FRPO λ 2.0, reverse"),
+        (
+            ObjectiveConfig(estimator=FrpoEstimator(rho=0.3, jackknife=False, scale="unit"), penalty="k3"),
+            "FRPO ρ 0.3, no jackknife, scale unit, β 0.02 k3",
+            "FRPO ρ 0.3, no jackknife, scale unit, k3",
+        ),
+        (
+            ObjectiveConfig(estimator=GrpoEstimator(normalize_std=True), target_kl=0.5),
+            "GRPO with std, reverse steered to KL 0.5",
+            "GRPO with std, reverse",
+        ),
+        (ObjectiveConfig(estimator=RlooEstimator()), "RLOO, β 0.02 reverse", "RLOO, reverse"),
+    ],
+)
+def test_an_objective_in_words(objective: ObjectiveConfig, settings: str, family: str) -> None:
+    assert settings_of(objective) == (settings, family)
 
 
 @pytest.mark.long

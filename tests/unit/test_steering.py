@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from frpo.config import LearnerConfig, ObjectiveConfig
+from frpo.config import GrpoEstimator, LearnerConfig, ObjectiveConfig
 from frpo.steering import BETA_RANGE, WINDOW, after, begin, finished
 from frpo.types import Steering
 
 
 def steered(kl: float | None, steps: int, beta: float = 0.1) -> list[Steering]:
-    objective = ObjectiveConfig(method="grpo", beta=beta, target_kl=0.5)
+    objective = ObjectiveConfig(estimator=GrpoEstimator(), beta=beta, target_kl=0.5)
     states = [begin(objective)]
     for step in range(steps):
         states.append(after(states[-1], objective, lam=None, kl=kl, reward=0.0, done=(step + 1) / steps))

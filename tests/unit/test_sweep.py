@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frpo.config import ConfigError
+from frpo.config import ConfigError, FrpoEstimator, GrpoEstimator, RlooEstimator
 from frpo.recipe import dump, load
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build_sweep
@@ -25,16 +25,29 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
     ("assignment", "message"),
     [
         (
-            "objective.lam=[1, x]",
-            "--set objective.lam: Input should be a valid number, unable to parse string as a number (value "
+            "objective.estimator.lam=[1, x]",
+            "--set objective.estimator.lam: Input should be a valid number, unable to parse string as a number (value "
             "'x')",
         ),
-        ("objective.lamb=[1, 2]", "--set objective.lamb: unknown field (value 1); did you mean lam?"),
+        (
+            "objective.estimator.lamb=[1, 2]",
+            "--set objective.estimator.lamb: unknown field (value 1); did you mean lam?",
+        ),
+        (
+            "objective.lam=[1, 2]",
+            "--set objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: "
+            "1} (value 1)",
+        ),
+        (
+            "objective.estimator.normalize_std=[2]",
+            "--set objective.estimator.normalize_std: Input should be a valid boolean, unable to interpret input "
+            "(value 2)",
+        ),
         ("objective.beta=[0.1, .nan]", "--set objective.beta: Input should be a finite number (value nan)"),
         ("learner.num_steps=[5, 0]", "--set learner.num_steps: Input should be greater than 0 (value 0)"),
         (
-            "objective.lam=[1",
-            "--set objective.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but "
+            "objective.estimator.lam=[1",
+            "--set objective.estimator.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but "
             "got '<stream end>'",
         ),
     ],
@@ -48,33 +61,30 @@ def test_a_swept_value_that_does_not_fit_is_one_line(assignment: str, message: s
 def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
     plain, swept = split(
         (
-            "objective.lam=[0.1, 0.5]",
+            "objective.estimator.lam=[0.1, 0.5]",
             "downstream.0.marks=[5]",
             "learner.learning_rate=[1.0e-3]",
             "objective.beta=0.2",
         )
     )
     assert plain == ("downstream.0.marks=[5]", "objective.beta=0.2")
-    assert swept == {("objective", "lam"): [0.1, 0.5], ("learner", "learning_rate"): [1e-3]}
-    with pytest.raises(ConfigError, match=r"--set objective.lam: an empty list"):
-        split(("objective.lam=[]",))
+    assert swept == {("objective", "estimator.lam"): [0.1, 0.5], ("learner", "learning_rate"): [1e-3]}
+    with pytest.raises(ConfigError, match=r"--set objective.estimator.lam: an empty list"):
+        split(("objective.estimator.lam=[]",))
 
 
 def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_alone() -> None:
     config = expand(
         load(TESTBED, ("arms.2.name=other",)),
-        {("objective", "lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
+        {("objective", "estimator.lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
     )
-    found = {
-        a.name: (a.objective.method, a.objective.lam, a.objective.beta, a.objective.penalty)
-        for a in config.arms
-    }
-    assert found["grpo-beta0.3"] == ("grpo", 2.0, 0.3, "k3")
-    assert found["frpo-lam0.1-beta0.0"] == ("frpo", 0.1, 0.0, "k3")
-    assert found["other-lam2.0-beta0.3"] == ("frpo", 2.0, 0.3, "reverse")
+    found = {a.name: (a.objective.estimator, a.objective.beta, a.objective.penalty) for a in config.arms}
+    assert found["grpo-beta0.3"] == (GrpoEstimator(), 0.3, "k3")
+    assert found["frpo-lam0.1-beta0.0"] == (FrpoEstimator(lam=0.1), 0.0, "k3")
+    assert found["other-lam2.0-beta0.3"] == (FrpoEstimator(lam=2.0), 0.3, "reverse")
     assert len(found) == 2 + 4 + 4
-    with pytest.raises(ConfigError, match=r"--set objective.lambda: unknown field"):
-        expand(load(TESTBED), {("objective", "lambda"): [0.1]})
+    with pytest.raises(ConfigError, match=r"--set objective.estimator.lambda: unknown field"):
+        expand(load(TESTBED), {("objective", "estimator.lambda"): [0.1]})
     assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [
         (0, "seed-000"),
         (1, "seed-001"),
@@ -82,8 +92,20 @@ def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_al
     ]
 
 
+def test_estimators_themselves_are_swept_and_take_nothing_of_each_other() -> None:
+    config = expand(
+        load(TESTBED, ("arms=[{name: a, objective: {estimator: {lam: 0.5}}}]",)),
+        {("objective", "estimator.kind"): ["rloo", "frpo"], ("objective", "estimator.lam"): [0.1, 0.5]},
+    )
+    assert {a.name: a.objective.estimator for a in config.arms} == {
+        "a-kindrloo": RlooEstimator(),
+        "a-kindfrpo-lam0.1": FrpoEstimator(lam=0.1),
+        "a-kindfrpo-lam0.5": FrpoEstimator(lam=0.5),
+    }
+
+
 ARMS = "arms=[" + ", ".join(
-    f"{{name: {m}-{b}, objective: {{method: {m}, lam: 0.5, beta: {b}, penalty: reverse}}}}" for m in ("grpo", "frpo") for b in (0.1, 0.3, 0.6)
+    f"{{name: {kind[:4]}-{b}, objective: {{estimator: {{kind: {kind}}}, beta: {b}, penalty: reverse}}}}" for kind in ("grpo", "frpo, lam: 0.5") for b in (0.1, 0.3, 0.6)
 ) + "]"  # fmt: skip
 LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
@@ -145,11 +167,11 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
 
     with (run / "metrics.jsonl").open("w") as file:
         for arm in config.arms:
-            kl = 1.0 - arm.objective.beta + (0.1 if arm.objective.method == "frpo" else 0.0)
+            kl = 1.0 - arm.objective.beta + (0.1 if arm.objective.estimator.kind == "frpo" else 0.0)
             kept = (
                 0.4
                 + 0.5 * kl
-                + (lead if arm.objective.method == "frpo" else 0.0)
+                + (lead if arm.objective.estimator.kind == "frpo" else 0.0)
                 + shared
                 + rng.normal(0, 0.01)
             )
@@ -234,17 +256,19 @@ def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
 
 def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path: Path) -> None:
     sets = (
-        "arms.4.objective.scale=exact",
-        "arms.5.objective.scale=exact",
+        "arms.4.objective.estimator.scale=exact",
+        "arms.5.objective.estimator.scale=exact",
         "arms.5.learner.learning_rate=0.002",
     )
     made_up(tmp_path, 0, 0.0, "testbed", *sets)
     found = gather([tmp_path])
-    frpo = [a.family.removeprefix("FRPO λ 0.5, reverse") for a in found.arms[3:]]
-    assert frpo == ["", ", scale exact", ", scale exact, learning_rate 0.002"]
-    assert not [
-        c for c in found.comparisons if c.matched_by == "kl"
-    ]  # no method but GRPO has two arms on one curve
+    assert [a.family for a in found.arms[3:]] == [
+        "FRPO λ 0.5, reverse",
+        "FRPO λ 0.5, scale exact, reverse",
+        "FRPO λ 0.5, scale exact, reverse, learning_rate 0.002",
+    ]
+    # no estimator but GRPO has two arms on one curve
+    assert not [c for c in found.comparisons if c.matched_by == "kl"]
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
