@@ -4,7 +4,7 @@ on them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -171,27 +171,33 @@ def closed(names: set[str]) -> set[str]:
 def touched_by(path: tuple[Any, ...], marker: Redoes, after: Config) -> set[str]:
     """What the marker says, for the arm or fine-tune that holds the field. A default of all arms counts for
     those that take it."""
-    found = {s for s in STAGES if s.kind in marker.kinds}
+    touched = {s.name for s in STAGES if s.kind in marker.kinds}
     if path[0] == "arms":
-        found = {s for s in found if s.arm == RECIPE["arms"][path[1]]["name"]}
+        touched = {name for name in touched if arm_of(name) == RECIPE["arms"][path[1]]["name"]}
     elif path[0] == "downstream":
-        found = {s for s in found if s.task == RECIPE["downstream"][path[1]]["name"]}
+        touched = {name for name in touched if task_of(name) == RECIPE["downstream"][path[1]]["name"]}
     elif path[0] in ("objective", "learner"):
         before = Config.model_validate(recipe())
-        arms = {x.name for x, y in zip(before.arms, after.arms, strict=True) if x != y and marker.kinds}
-        tasks = {
-            x.name
-            for x, y in zip(before.downstream, after.downstream, strict=True)
-            if x != y and marker.kinds
-        }
-        found = {
-            s
-            for s in STAGES
-            if (s.kind == "rlhf" and s.arm in arms) or (s.kind == "downstream" and s.task in tasks)
-        }
-        assert "own" not in arms
-        assert "plain" in arms or not marker.kinds
-    return closed({s.name for s in found})
+        changed = changed_names(before.arms, after.arms) if marker.kinds else set()
+        tasks = changed_names(before.downstream, after.downstream) if marker.kinds else set()
+        rlhf = {s.name for s in STAGES if s.kind == "rlhf" and arm_of(s.name) in changed}
+        downstream = {s.name for s in STAGES if s.kind == "downstream" and task_of(s.name) in tasks}
+        touched = rlhf | downstream
+        assert "own" not in changed
+        assert "plain" in changed or not marker.kinds
+    return closed(touched)
+
+
+def arm_of(stage: str) -> str:
+    return [*stage.split("/"), ""][1]
+
+
+def task_of(stage: str) -> str:
+    return [*stage.split("/"), "", ""][2]
+
+
+def changed_names(before: Sequence[Any], after: Sequence[Any]) -> set[str]:
+    return {old.name for old, new in zip(before, after, strict=True) if old != new}
 
 
 @pytest.fixture(scope="module")
