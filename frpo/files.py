@@ -55,7 +55,7 @@ def raw_rows(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
                 "give its file"
             )
     if source.path.startswith(gym.SCHEME):
-        return ((f"{source.path}:{number}", row) for number, row in gym.rows(source.path))
+        return ((f"{source.path}:{number}", row) for number, row in gym.make_rows(source.path))
     if not exists:
         raise ConfigError(
             f"data set {path}: no such file; give the path from where you run, or an absolute one"

@@ -37,8 +37,8 @@ from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model, weight_bytes
 from frpo.outline import fixed_end, outline
 from frpo.planning import Plan
-from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
+from frpo.rewards.signature_checks import check_signature
 from frpo.secrets import secrets_of
 from frpo.shape import EMBEDDED, Shape, shape_of
 

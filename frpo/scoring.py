@@ -25,9 +25,9 @@ from frpo.config import (
     ServeReward,
     UrlReward,
 )
-from frpo.rewards.calling import conversation
+from frpo.rewards.calling import messages_of
 from frpo.rewards.endpoint import UrlScorer
-from frpo.rewards.parts import Part, in_range, part_of, reason
+from frpo.rewards.parts import Part, describe_error, in_range, part_of
 from frpo.rewards.pool import Functions
 from frpo.types import Item as Item  # callers of the scorer find it here
 from frpo.types import Reward
@@ -59,15 +59,17 @@ class Scorer:
         *,
         handle: Callable[[ServeReward], Call] = no_handle,
     ) -> None:
-        self.rewards, self.combine = tuple(rewards), combine
+        self.rewards = tuple(rewards)
+        self.combine = combine
         self.functions = Functions(
             {f"rewards.{i}": r for i, r in enumerate(rewards) if isinstance(r, FunctionReward)}
         )
-        self.calls = {
-            r.name: handle(r) if isinstance(r, ServeReward) else call_of(r)
-            for r in rewards
-            if not isinstance(r, FunctionReward)
-        }
+        self.calls: dict[str, Call] = {}
+        for reward in rewards:
+            if isinstance(reward, ServeReward):
+                self.calls[reward.name] = handle(reward)
+            elif not isinstance(reward, FunctionReward):
+                self.calls[reward.name] = call_of(reward)
 
     def load(self) -> None:
         """Start the processes of the functions and load the reward models now; else that is done at the first
@@ -83,16 +85,20 @@ class Scorer:
 
     def score(self, items: Sequence[Item]) -> list[Reward]:
         """One Reward per item, in order."""
-        asked = [(r, [items[i] for i in routed(r, items)]) for r in self.rewards]
-        asked = [(reward, mine) for reward, mine in asked if mine]
+        asked: list[RewardConfig] = []
+        shares: list[list[Item]] = []
+        for reward in self.rewards:
+            share = [items[i] for i in routed(reward, items)]
+            if share:
+                asked.append(reward)
+                shares.append(share)
         if len(asked) < 2:
-            found = [self.parts(*each) for each in asked]
+            parts = list(map(self.parts, asked, shares))
         else:
             with ThreadPoolExecutor(len(asked)) as side_by_side:
-                found = list(side_by_side.map(self.parts, *zip(*asked, strict=True)))
-        return together(
-            self.rewards, self.combine, items, {r.name: f for (r, _), f in zip(asked, found, strict=True)}
-        )
+                parts = list(side_by_side.map(self.parts, asked, shares))
+        names = [reward.name for reward in asked]
+        return together(self.rewards, self.combine, items, dict(zip(names, parts, strict=True)))
 
     def parts(self, reward: RewardConfig, items: list[Item]) -> list[Part]:
         """What one of the rewards finds for each item."""
@@ -118,38 +124,43 @@ def together(
     rewards: Sequence[RewardConfig],
     combine: Combine,
     items: Sequence[Item],
-    found: Mapping[str, Sequence[Part]],
+    answers: Mapping[str, Sequence[Part]],
 ) -> list[Reward]:
-    """One Reward per item, from what each reward found for the items that it is routed to."""
+    """One Reward per item. `answers` holds by the name of a reward its parts of the items that it is routed
+    to."""
     parts: list[dict[str, Part]] = [{} for _ in items]
     for reward in rewards:
-        for i, part in zip(routed(reward, items), found.get(reward.name, ()), strict=True):
+        for i, part in zip(routed(reward, items), answers.get(reward.name, ()), strict=True):
             parts[i][reward.name] = part
-    return [total(rewards, combine, item, p) for item, p in zip(items, parts, strict=True)]
+    return [_total_of(rewards, combine, item, own) for item, own in zip(items, parts, strict=True)]
 
 
-def total(rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]) -> Reward:
+def _total_of(
+    rewards: Sequence[RewardConfig], combine: Combine, item: Item, parts: Mapping[str, Part]
+) -> Reward:
     """The combination of an item's parts; None when one of them failed, or none applies."""
-    apply = {
-        name: (value, why) for name, (value, why) in parts.items() if value is not None or why is not None
-    }
+    apply = {name: part for name, part in parts.items() if part != (None, None)}
     values = {name: value for name, (value, _) in apply.items()}
-    errors = [f"{name}: {why}" for name, (value, why) in apply.items() if value is None]
     if not parts:
-        errors = [f"no reward applies to task {item.task!r}; name it in rewards.*.tasks"]
-    elif not apply:
-        errors = [f"{NOT_THIS_ROW} of task {item.task!r}: {', '.join(parts)} gave None"]
+        return Reward(None, values, f"no reward applies to task {item.task!r}; name it in rewards.*.tasks")
+    if not apply:
+        gave_none = ", ".join(parts)
+        return Reward(None, values, f"{NOT_THIS_ROW} of task {item.task!r}: {gave_none} gave None")
+    errors = [f"{name}: {why}" for name, (value, why) in apply.items() if value is None]
     if errors:
         return Reward(None, values, "; ".join(errors))
-    found = {name: value for name, value in values.items() if value is not None}
-    weights = {r.name: r.weight for r in rewards if r.name in found}
-    if combine == "product":
-        answer = math.prod(found.values())
-    else:
-        weighted = sum(weights[name] * value for name, value in found.items())
-        answer = weighted / sum(weights.values()) if combine == "mean" else weighted
-    value, why = in_range(answer)
+    numbers = {name: value for name, value in values.items() if value is not None}
+    value, why = in_range(_combine_parts(rewards, combine, numbers))
     return Reward(value, values, why and f"total: {why}")
+
+
+def _combine_parts(rewards: Sequence[RewardConfig], combine: Combine, values: Mapping[str, float]) -> float:
+    """The product of the values, their weighted sum, or that over the sum of the weights."""
+    if combine == "product":
+        return math.prod(values.values())
+    weights = {reward.name: reward.weight for reward in rewards if reward.name in values}
+    weighted = sum(weights[name] * value for name, value in values.items())
+    return weighted / sum(weights.values()) if combine == "mean" else weighted
 
 
 def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
@@ -158,17 +169,22 @@ def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part
     try:
         values = call(items)
     except Exception as error:
-        return [(None, reason(error))] * len(items)
+        return [(None, describe_error(error))] * len(items)
     if len(values) != len(items):
         return [(None, f"gave {len(values)} values for {len(items)} completions")] * len(items)
-    return [_of_another(v, reward) if isinstance(v, Reward) else part_of(v, reward) for v in values]
+    return [_part_here(value, reward) for value in values]
 
 
-def _of_another(found: Reward, reward: RewardConfig) -> Part:
-    """The part that another scorer's Reward is; where it does not apply to the row, neither does this."""
-    if found.total is not None:
-        return part_of(found.total, reward)
-    return None, None if str(found.error).startswith(NOT_THIS_ROW) else found.error
+def _part_here(value: Any, reward: RewardConfig) -> Part:
+    """The part that a value is, or another scorer's Reward; where that does not apply to the row, neither
+    does this."""
+    if not isinstance(value, Reward):
+        return part_of(value, reward)
+    if value.total is not None:
+        return part_of(value.total, reward)
+    if str(value.error).startswith(NOT_THIS_ROW):
+        return None, None
+    return None, value.error
 
 
 class ModelScorer:
@@ -194,9 +210,8 @@ class ModelScorer:
             raise ValueError(
                 f"{self.reward.path} has {model.config.num_labels} labels; a reward model has one"
             )
-        if (
-            self.tokenizer.pad_token is None
-        ):  # what pads is masked, and the model looks for the last token before it
+        if self.tokenizer.pad_token is None:
+            # what pads is masked, and the model looks for the last token before it
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
         model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
@@ -211,19 +226,19 @@ class ModelScorer:
             return text, not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         if tokenizer.chat_template:
             answer = {"role": "assistant", "content": item.completion}
-            return str(
-                tokenizer.apply_chat_template([*self.conversation(item), answer], tokenize=False)
-            ), False
-        prompt = "\n".join(m["content"] for m in conversation(item))
+            text = tokenizer.apply_chat_template([*self.template_messages(item), answer], tokenize=False)
+            return str(text), False
+        prompt = "\n".join(message["content"] for message in messages_of(item))
         return f"{prompt}\n{item.completion}", True
 
-    def conversation(self, item: Item) -> list[dict[str, str]]:
+    def template_messages(self, item: Item) -> list[dict[str, str]]:
         """The messages before the completion; a template without a system role reads them at the start of the
         first user message."""
-        messages = conversation(item)
+        messages = messages_of(item)
         if messages[0]["role"] != "system" or self._takes_system():
             return messages
-        system, rest = messages[0]["content"], messages[1:]
+        system = messages[0]["content"]
+        rest = messages[1:]
         if not rest or rest[0]["role"] != "user":
             return [{"role": "user", "content": system}, *rest]
         return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
@@ -245,29 +260,28 @@ class ModelScorer:
         leaves no time for."""
         with self.lock:
             self.load()
-            return self._scores(items, time.monotonic() + self.reward.timeout_s)
+            return self._score(items, time.monotonic() + self.reward.timeout_s)
 
-    def _scores(self, items: list[Item], deadline: float) -> list[Any]:
+    def _score(self, items: list[Item], deadline: float) -> list[Any]:
         from frpo.packing import micro_batches
 
-        r = self.reward
-        rows = [self._row(item) for item in items]
-        scores: list[Any] = [row if isinstance(row, Exception) else None for row in rows]
+        reward = self.reward
+        late = TimeoutError(f"not reached within {reward.timeout_s:g} s (rewards.{reward.name}.timeout_s)")
+        rows = [self._tokenize(item) for item in items]
+        scores = list(rows)  # an exception stays where it is
         fit = [i for i, row in enumerate(rows) if not isinstance(row, Exception)]
         lengths = [len(rows[i]["input_ids"]) for i in fit]
-        for chosen in micro_batches(lengths, r.batch_tokens, stretch=STRETCH) if fit else ():
+        for chosen in micro_batches(lengths, reward.batch_tokens, stretch=STRETCH):
             batch = [fit[i] for i in chosen]
             if time.monotonic() > deadline:
-                found: list[Any] = [
-                    TimeoutError(f"not reached within {r.timeout_s:g} s (rewards.{r.name}.timeout_s)")
-                ] * len(batch)
+                values = [late] * len(batch)
             else:
-                found = self._forward([rows[i] for i in batch])
-            for i, value in zip(batch, found, strict=True):
+                values = self._forward([rows[i] for i in batch])
+            for i, value in zip(batch, values, strict=True):
                 scores[i] = value
         return scores
 
-    def _row(self, item: Item) -> Any:
+    def _tokenize(self, item: Item) -> Any:
         """Token ids of one item; the exception where the template or the tokenizer refuses it."""
         try:
             text, special = self.text(item)
@@ -287,5 +301,9 @@ class ModelScorer:
             with torch.no_grad():
                 logits = self.model(**padded).logits[:, 0].float()
         except Exception as error:
-            return [error] if len(rows) == 1 else [self._forward([row])[0] for row in rows]
-        return [float(v) for v in (torch.sigmoid(logits) if self.reward.squash == "sigmoid" else logits)]
+            if len(rows) == 1:
+                return [error]
+            return [self._forward([row])[0] for row in rows]
+        if self.reward.squash == "sigmoid":
+            logits = torch.sigmoid(logits)
+        return logits.tolist()

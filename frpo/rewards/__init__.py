@@ -17,24 +17,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from frpo.config.section import Positive
-from frpo.rewards.calling import reads_text
 from frpo.rewards.gym import reasoning_gym
-from frpo.rewards.numbers import close, readings, same
+from frpo.rewards.numbers import any_close, is_same, readings
 from frpo.rewards.refusal import is_refusal
+from frpo.rewards.signatures import reads_text
 
 __all__ = [
-    "boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer", "reads_text",
-    "reasoning_gym", "refusal",
+    "boxed_math", "equation_answer", "exact_answer", "format_regex", "is_refusal", "length", "numeric_answer",
+    "reads_text", "reasoning_gym", "refusal",
 ]  # fmt: skip
 
 Scores = list[float | None]
 
 
-def _accepts(right: Any, text: str) -> bool:
-    return any(
-        same(text, one)
-        for one in (right if isinstance(right, Sequence) and not isinstance(right, str) else [right])
-    )
+def _is_among(text: str, right: Any) -> bool:
+    """Whether the text is the answer, or one of several."""
+    several = isinstance(right, Sequence) and not isinstance(right, str)
+    return any(is_same(text, answer) for answer in (right if several else [right]))
 
 
 @reads_text
@@ -49,16 +48,15 @@ def exact_answer(
     """1 for a completion that is (one of) `answer`, 0.5 for one of `partial`, else 0; None for a row without
     answer. Equal numbers are equal: "51" is 51.0, "1,000" is 1000."""
     halves = partial or [()] * len(completions)
-    return [
-        None
-        if right is None
-        else 1.0
-        if _accepts(right, text)
-        else 0.5
-        if _accepts(half or (), text)
-        else 0.0
-        for text, right, half in zip(completions, answer, halves, strict=True)
-    ]
+    scores: Scores = []
+    for text, right, half in zip(completions, answer, halves, strict=True):
+        if right is None:
+            scores.append(None)
+        elif _is_among(text, right):
+            scores.append(1.0)
+        else:
+            scores.append(0.5 if _is_among(text, half or ()) else 0.0)
+    return scores
 
 
 @reads_text
@@ -69,7 +67,7 @@ def numeric_answer(
     without one there."""
     targets = [readings(str(right)) for right in columns[column]]
     return [
-        float(close(readings(text), target)) if target else None
+        float(any_close(readings(text), target)) if target else None
         for text, target in zip(completions, targets, strict=True)
     ]
 
@@ -85,12 +83,9 @@ def value_of(expression: str) -> float | None:
             return float(OPERATIONS[type(node.op)](walk(node.left), walk(node.right)))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -walk(node.operand)
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, int | float)
-            and not isinstance(node.value, bool)
-        ):
-            return float(node.value)
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
         raise ValueError(ast.dump(node))
 
     try:
@@ -106,9 +101,14 @@ def equation_answer(
     """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations);
     None without one there."""
     targets = [readings(str(right)) for right in columns[column]]
-    found = [value_of(text) for text in completions]
-    values = [() if f is None else readings(repr(f)) for f in found]
-    return [float(close(v, target)) if target else None for v, target in zip(values, targets, strict=True)]
+    scores: Scores = []
+    for text, target in zip(completions, targets, strict=True):
+        value = value_of(text)
+        if not target:
+            scores.append(None)
+        else:
+            scores.append(float(value is not None and any_close(readings(repr(value)), target)))
+    return scores
 
 
 @reads_text
@@ -150,7 +150,7 @@ def length(prompts: list[str], completions: list[str], *, max_words: Positive = 
     return [min(1.0, max(0.0, 2 - len(text.split()) / max_words)) for text in completions]
 
 
-def _compiles(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
@@ -158,7 +158,7 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-Pattern = Annotated[str, AfterValidator(_compiles)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
 @reads_text

@@ -21,16 +21,19 @@ from typing import Any
 
 from frpo.config import ConfigError
 from frpo.config.section import Positive, PositiveFloat
-from frpo.rewards.calling import reads_text
+from frpo.rewards.signatures import reads_text
 
-MEMORY_BYTES, FILE_BYTES = 2**30, 2**20
+MEMORY_BYTES = 2**30
+FILE_BYTES = 2**20
+LANGUAGES = ("", "py", "python", "python3")
 LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
 
 RUNNER = """
 import ast, json, resource, sys
-for limit, value in ((resource.RLIMIT_AS, {memory}), (resource.RLIMIT_CPU, {seconds}), (resource.RLIMIT_FSIZE, {file}),
-                     (resource.RLIMIT_NPROC, 64)):
-    resource.setrlimit(limit, (value, value))
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({file}, {file}))
+resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
 asked = json.load(sys.stdin)
 out, sys.stdout = sys.stdout, sys.stderr
 space = {{"__name__": "solution"}}
@@ -43,76 +46,83 @@ for arguments in asked["inputs"]:
 
 def code_of(text: str) -> str:
     """The last fenced block of Python, or of no named language; else everything."""
-    pieces = text.split(
-        "```"
-    )  # those with odd numbers stand inside fences; the last is not closed where their number is even
-    inside = [piece.partition("\n") for piece in pieces[1 : len(pieces) - 1 : 2]]
-    blocks = [
-        body
-        for language, line_end, body in inside
-        if line_end and language.strip().lower() in ("", "py", "python", "python3")
-    ]
-    return blocks[-1] if blocks else text
+    # those with odd numbers stand inside fences; the last is not closed where their number is even
+    pieces = text.split("```")
+    code = text
+    for piece in pieces[1 : len(pieces) - 1 : 2]:
+        language, line_end, body = piece.partition("\n")
+        if line_end and language.strip().lower() in LANGUAGES:
+            code = body
+    return code
 
 
-def outputs(code: str, entry_point: str, inputs: Sequence[str], *, timeout_s: float) -> list[str] | None:
+def run_function(code: str, entry_point: str, inputs: Sequence[str], *, timeout_s: float) -> list[str] | None:
     """`repr` of what the function returns for each list of arguments (Python literals); None when it raises,
     ends or takes too long. Sets keep one order (PYTHONHASHSEED). Raises RuntimeError when the sandbox itself
     does not work."""
-    runner = RUNNER.format(memory=MEMORY_BYTES, seconds=math.ceil(timeout_s), file=FILE_BYTES)
-    roots = [p for place in {sys.base_prefix, *LIBRARIES} for p in ("--ro-bind-try", place, place)]
-    python: str = sys._base_executable  # type: ignore[attr-defined]
-    alone = [
-        "--unshare-all",
-        "--die-with-parent",
-        "--new-session",
-        "--clearenv",
-        "--setenv",
-        "PYTHONHASHSEED",
-        "0",
-    ]
-    folders = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    command = ["bwrap", *alone, *roots, *folders, python, "-s", "-c", runner]
     asked = json.dumps({"code": code, "entry_point": entry_point, "inputs": list(inputs)})
     try:
         done = subprocess.run(
-            command, input=asked, capture_output=True, text=True, timeout=timeout_s + 5, errors="replace"
+            _sandbox_command(timeout_s),
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s + 5,
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return None
     if "bwrap: " in done.stderr:
         raise RuntimeError(f"bubblewrap does not work here: {done.stderr.strip()[:200]}")
     lines = done.stdout.splitlines()
-    return (
-        [json.loads(line) for line in lines] if done.returncode == 0 and len(lines) == len(inputs) else None
-    )
+    if done.returncode != 0 or len(lines) != len(inputs):
+        return None
+    return [json.loads(line) for line in lines]
+
+
+def _sandbox_command(timeout_s: float) -> list[str]:
+    """bubblewrap around the interpreter that runs RUNNER."""
+    alone = ["--unshare-all", "--die-with-parent", "--new-session"]
+    environment = ["--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
+    libraries = list[str]()
+    for place in {sys.base_prefix, *LIBRARIES}:
+        libraries += ["--ro-bind-try", place, place]
+    folders = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    python: str = sys._base_executable  # type: ignore[attr-defined]
+    runner = RUNNER.format(memory=MEMORY_BYTES, seconds=math.ceil(timeout_s), file=FILE_BYTES)
+    return ["bwrap", *alone, *environment, *libraries, *folders, python, "-s", "-c", runner]
 
 
 @lru_cache(maxsize=4096)
 def expected_outputs(code: str, entry_point: str, inputs: tuple[str, ...], timeout_s: float) -> list[str]:
-    found = outputs(code, entry_point, inputs, timeout_s=timeout_s)
-    if found is None:
+    """`run_function` of the canonical solution, once for all completions. Raises RuntimeError where it does
+    not run."""
+    results = run_function(code, entry_point, inputs, timeout_s=timeout_s)
+    if results is None:
         raise RuntimeError(f"the canonical solution of {entry_point} does not run")
-    return found
+    return results
 
 
-def equal(found: str, right: str, atol: float) -> bool:
+def is_equal(result: str, right: str, atol: float) -> bool:
     """Whether two results, as `repr`, are the same; floats within atol (1e-6 where it is 0), as EvalPlus
     compares them."""
-    if found == right:
+    if result == right:
         return True
     try:
-        return _equal(ast.literal_eval(found), ast.literal_eval(right), atol or 1e-6)
+        return _are_close(ast.literal_eval(result), ast.literal_eval(right), atol or 1e-6)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return False
 
 
-def _equal(a: Any, b: Any, atol: float) -> bool:
-    if isinstance(b, float) and isinstance(a, int | float):
-        return math.isclose(a, b, rel_tol=0.0, abs_tol=atol) or (math.isnan(a) and math.isnan(b))
-    if isinstance(b, list | tuple) and type(a) is type(b):
-        return len(a) == len(b) and all(_equal(x, y, atol) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
+def _are_close(value: Any, right: Any, atol: float) -> bool:
+    if isinstance(right, float) and isinstance(value, int | float):
+        both_nan = math.isnan(value) and math.isnan(right)
+        return both_nan or math.isclose(value, right, rel_tol=0.0, abs_tol=atol)
+    if isinstance(right, list | tuple) and type(value) is type(right):
+        if len(value) != len(right):
+            return False
+        return all(_are_close(one, other, atol) for one, other in zip(value, right, strict=True))
+    return bool(value == right)
 
 
 def check_evalplus(arguments: Mapping[str, Any]) -> None:
@@ -150,21 +160,21 @@ def evalplus(
     if not allow_code_execution:
         raise RuntimeError("allow_code_execution is off")
 
-    def one(i: int) -> float:
-        inputs = tuple(repr(tuple(a)) for a in (*base_input[i], *plus_input[i]))
-        body = canonical_solution[i]
-        reference = (
-            body if f"def {entry_point[i]}" in body else f"{prompt[i] if prompt else prompts[i]}{body}"
-        )
-        right = expected_outputs(reference, entry_point[i], inputs, timeout_s)
-        found = outputs(code_of(completions[i]), entry_point[i], inputs, timeout_s=timeout_s)
+    def score(i: int) -> float:
+        inputs = tuple(repr(tuple(arguments)) for arguments in (*base_input[i], *plus_input[i]))
+        solution = canonical_solution[i]
+        if f"def {entry_point[i]}" not in solution:  # the body alone: the prompt ends with its signature
+            solution = (prompt or prompts)[i] + solution
+        right = expected_outputs(solution, entry_point[i], inputs, timeout_s)
+        results = run_function(code_of(completions[i]), entry_point[i], inputs, timeout_s=timeout_s)
+        if results is None:
+            return 0.0
         tolerance = float(atol[i]) if atol else 0.0
-        return float(
-            found is not None and all(equal(f, r, tolerance) for f, r in zip(found, right, strict=True))
-        )
+        pairs = zip(results, right, strict=True)
+        return float(all(is_equal(result, expected, tolerance) for result, expected in pairs))
 
     with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(one, range(len(completions))))
+        return list(pool.map(score, range(len(completions))))
 
 
 evalplus.check = check_evalplus  # type: ignore[attr-defined]

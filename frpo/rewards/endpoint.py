@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from frpo.config import UrlReward
-from frpo.rewards.calling import conversation
-from frpo.rewards.http import post
+from frpo.rewards.calling import messages_of
+from frpo.rewards.http import post_json
 from frpo.types import Item
 
 AT_ONCE = 8
@@ -28,41 +29,49 @@ class UrlScorer:
         Raises TimeoutError when there is no answer within the reward's time limit.
         """
         try:
-            return self._in_time([items])[0]
+            return self._send_all([items], self._send)[0]
         except TimeoutError:
             raise
         except Exception as error:
             if len(items) == 1:
                 return [error]
-        return [value for answer in self._in_time([[item] for item in items], tried=True) for value in answer]
+        answers = self._send_all([[item] for item in items], self._try_send)
+        return list(chain.from_iterable(answers))
 
-    def _in_time(self, batches: Sequence[Sequence[Item]], tried: bool = False) -> list[list[Any]]:
+    def _send_all(
+        self, batches: Sequence[Sequence[Item]], send: Callable[[Sequence[Item]], list[Any]]
+    ) -> list[list[Any]]:
         """The answers of separate requests, side by side. The threads hold no more than a connection, which
         has its own limit."""
-        r = self.reward
+        reward = self.reward
         pool = ThreadPoolExecutor(min(len(batches), AT_ONCE))
         try:
-            send = self._tried if tried else self._send
-            return list(pool.map(send, batches, timeout=r.timeout_s))
+            return list(pool.map(send, batches, timeout=reward.timeout_s))
         except TimeoutError:
-            raise TimeoutError(f"took longer than {r.timeout_s:g} s (rewards.{r.name}.timeout_s)") from None
+            raise TimeoutError(
+                f"took longer than {reward.timeout_s:g} s (rewards.{reward.name}.timeout_s)"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _tried(self, items: Sequence[Item]) -> list[Any]:
+    def _try_send(self, items: Sequence[Item]) -> list[Any]:
         try:
             return self._send(items)
         except Exception as error:
             return [error] * len(items)
 
     def _send(self, items: Sequence[Item]) -> list[Any]:
+        reward = self.reward
         body = {
-            "query": [i.prompt + i.completion + i.ending for i in items],
-            "prompts": [i.prompt for i in items],
-            "labels": [i.columns.get(self.reward.label) for i in items],
-            "messages": [conversation(i) if i.messages else None for i in items],
+            "query": [item.prompt + item.completion + item.ending for item in items],
+            "prompts": [item.prompt for item in items],
+            "labels": [item.columns.get(reward.label) for item in items],
+            "messages": [messages_of(item) if item.messages else None for item in items],
         }
-        r = self.reward
-        one_try = r.timeout_s / (len(r.urls) + 1)  # so that there is time for another when one hangs
-        answer = post(r.urls, body, api_key_env=r.token_env, timeout_s=one_try, tries=r.tries)
+        one_try = reward.timeout_s / (
+            len(reward.urls) + 1
+        )  # so that there is time for another when one hangs
+        answer = post_json(
+            reward.urls, body, api_key_env=reward.token_env, timeout_s=one_try, tries=reward.tries
+        )
         return list(answer["rewards"])

@@ -14,20 +14,20 @@ from functools import lru_cache
 from typing import Any
 
 from frpo.config import ConfigError
-from frpo.rewards.calling import reads_text
+from frpo.rewards.signatures import reads_text
 
 SCHEME = "reasoning_gym:"
 
 
 @lru_cache(maxsize=64)
-def _dataset(source: str) -> Any:
+def _make_dataset(source: str) -> Any:
     """Raises ConfigError for a task that does not exist and a setting that it does not have."""
     try:
         from reasoning_gym import create_dataset
     except ImportError:
         raise ConfigError(f"{source}: reasoning-gym is not installed; pip install 'frpo[gym]'") from None
     name, _, query = source.removeprefix(SCHEME).partition("?")
-    settings = {"seed": 0} | {key: _value(text) for key, text in urllib.parse.parse_qsl(query)}
+    settings = {"seed": 0} | {key: _read_value(text) for key, text in urllib.parse.parse_qsl(query)}
     try:
         return create_dataset(name, **settings)
     except (ValueError, TypeError, AssertionError) as error:
@@ -36,17 +36,17 @@ def _dataset(source: str) -> Any:
         ) from None
 
 
-def _value(text: str) -> Any:
+def _read_value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
 
 
-def rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def make_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and row: prompt, answer, gym_source, gym_index. Raises ConfigError."""
-    dataset = _dataset(source)
-    if dataset[0]["question"] != _dataset.__wrapped__(source)[0]["question"]:
+    dataset = _make_dataset(source)
+    if dataset[0]["question"] != _make_dataset.__wrapped__(source)[0]["question"]:
         raise ConfigError(
             f"{source}: this task draws other questions each time, whatever its seed; choose another"
         )
@@ -77,7 +77,7 @@ def reasoning_gym(
     """
     scores = []
     for prompt, text, source, index in zip(prompts, completions, gym_source, gym_index, strict=True):
-        dataset = _dataset(source)
+        dataset = _make_dataset(source)
         entry = dataset[index]
         if entry["question"] not in prompt:
             raise ValueError(

@@ -17,8 +17,10 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
-URL_PAUSES_S, RETRY_PAUSES_S = (1.0, 10.0), (0.1, 2.0)
-"""First and longest pause before a URL, and before a process of the same cluster, is asked again."""
+URL_PAUSES_S = (1.0, 10.0)
+"""First and longest pause before a URL is asked again."""
+RETRY_PAUSES_S = (0.1, 2.0)
+"""The same before a process of the same cluster is asked again."""
 MAX_ANSWER = 2**26
 """Bytes of an answer."""
 
@@ -40,7 +42,7 @@ class Again(Exception):
         self.pause_s = pause_s
 
 
-def post(
+def post_json(
     urls: str | Sequence[str],
     body: dict[str, Any],
     *,
@@ -57,34 +59,42 @@ def post(
     tried at once.
     """
     choices = [urls] if isinstance(urls, str) else list(urls)
-    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    data = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
     if key := os.environ.get(api_key_env):
         headers["Authorization"] = f"Bearer {key}"
-    until, between, asked_pause_s = time.monotonic() + deadline_s, pauses(*URL_PAUSES_S), 0.0
-    reason, url, made = f"no time left of {deadline_s:g} s", choices[0], 0
+    until = time.monotonic() + deadline_s
+    between = pauses(*URL_PAUSES_S)
+    asked_pause_s = 0.0
+    reason = f"no time left of {deadline_s:g} s"
+    url = choices[0]
+    made = 0
     for attempt in range(tries * len(choices)):
-        pause, turn = 0.0, attempt % len(choices)
+        turn = attempt % len(choices)
+        pause_s = 0.0
         if attempt and turn == 0:
-            pause, asked_pause_s = max(next(between), asked_pause_s), 0.0
-        if time.monotonic() + pause >= until:
+            pause_s = max(next(between), asked_pause_s)
+            asked_pause_s = 0.0
+        if time.monotonic() + pause_s >= until:
             break
-        if pause:
-            time.sleep(pause)
-        url, made = choices[turn], made + 1
+        if pause_s:
+            time.sleep(pause_s)
+        url = choices[turn]
+        made += 1
         try:
-            return _answer(
-                urllib.request.Request(url, data, headers), min(timeout_s, until - time.monotonic())
-            )
+            left_s = min(timeout_s, until - time.monotonic())
+            return _request_once(urllib.request.Request(url, data, headers), left_s)
         except Again as error:
-            reason, asked_pause_s = str(error), max(asked_pause_s, error.pause_s)
+            reason = str(error)
+            asked_pause_s = max(asked_pause_s, error.pause_s)
     raise RuntimeError(f"{url}: {reason} after {made} tries")
 
 
-def _answer(request: urllib.request.Request, timeout_s: float) -> Any:
-    """Raises Again, or RuntimeError for what another try can't mend."""
+def _request_once(request: urllib.request.Request, timeout_s: float) -> Any:
+    """The answer to one try. Raises Again, or RuntimeError for what another try can't mend."""
     try:
-        with opener(request.full_url).open(request, timeout=timeout_s) as answer:
-            read = _whole(answer, time.monotonic() + timeout_s)
+        with _opener_for(request.full_url).open(request, timeout=timeout_s) as answer:
+            read = _read_body(answer, time.monotonic() + timeout_s)
     except urllib.error.HTTPError as error:
         reason = f"{error.code} {error.reason} {error.read(300).decode(errors='replace')}".strip()
         if 300 <= error.code < 400:
@@ -103,7 +113,7 @@ def _answer(request: urllib.request.Request, timeout_s: float) -> Any:
         raise Again(f"the answer is no JSON: {bytes(read[:60])!r}") from None
 
 
-def _whole(answer: HTTPResponse, until: float) -> bytearray:
+def _read_body(answer: HTTPResponse, until: float) -> bytearray:
     """The body. Raises OSError where it does not come in time, or is too long."""
     read = bytearray()
     while piece := answer.read1(2**16):
@@ -122,7 +132,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def opener(url: str) -> urllib.request.OpenerDirector:
+def _opener_for(url: str) -> urllib.request.OpenerDirector:
     """By the proxy of the environment, loopback never: a proxy can't reach it."""
     direct = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
     return urllib.request.build_opener(NoRedirect, *direct)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import importlib
 import importlib.util
@@ -9,12 +10,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from frpo.config import ConfigError
-from frpo.rewards.parts import reason
+from frpo.rewards.parts import describe_error
 
 Function = Callable[..., Any]
 
@@ -25,33 +27,29 @@ def load_function(spec: str, field: str = "rewards.function") -> Function:
     if not colon or not place:
         raise ConfigError(f"{field}: {spec!r}; write module:function or file.py:function")
     try:
-        with chdir(
-            "."
-        ):  # where the user's code goes elsewhere, relative paths would mean something else from then on
-            module = (
-                _from_file(Path(place).expanduser(), field)
-                if place.endswith(".py")
-                else importlib.import_module(place)
-            )
+        # where the user's code goes elsewhere, relative paths would mean something else from then on
+        with chdir("."):
+            module = _import_place(place, field)
         function = getattr(module, name, None)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except (
-        BaseException
-    ) as error:  # user code: whatever it raises on import, SystemExit too, is the user's to see
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ConfigError(f"{field}: {place!r} cannot be imported: {reason(error)}") from None
+    except BaseException as error:  # what the user's code raises on import, SystemExit too, is theirs to see
+        raise ConfigError(f"{field}: {place!r} cannot be imported: {describe_error(error)}") from None
     if not callable(function):
         known = [n for n in vars(module) if inspect.isfunction(getattr(module, n)) and not n.startswith("_")]
         raise ConfigError(
             f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}"
         )
-    found: Function = function
-    return found
+    return cast(Function, function)
 
 
-def _from_file(path: Path, field: str) -> ModuleType:
+def _import_place(place: str, field: str) -> ModuleType:
+    if place.endswith(".py"):
+        return _import_file(Path(place).expanduser(), field)
+    return importlib.import_module(place)
+
+
+def _import_file(path: Path, field: str) -> ModuleType:
     """The file as `import` of its name from its folder would give it: dataclasses, pickle and its neighbours
     find what they need.
 
@@ -63,7 +61,8 @@ def _from_file(path: Path, field: str) -> ModuleType:
             f"{field}: no such file {path}; give the path from where you run, or an absolute one"
         )
     path = path.resolve()
-    folder, name = str(path.parent), module_name(path)
+    folder = str(path.parent)
+    name = module_name(path)
     if (known := sys.modules.get(name)) is not None:
         return known
     _forget_neighbours_of_others(path.parent)
@@ -96,18 +95,24 @@ def module_name(path: Path) -> str:
     marked = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     known = sys.modules.get(path.stem)
     if known is not None:
-        return path.stem if _file(known) == path else marked
+        return path.stem if _file_of(known) == path else marked
+    return path.stem if _is_free(path) else marked
+
+
+def _is_free(path: Path) -> bool:
+    """Whether an import of the file's name finds nothing else."""
+    if not path.stem.isidentifier():
+        return False
     try:
-        found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+        spec = importlib.util.find_spec(path.stem)
     except (ImportError, ValueError):
-        found = None
-    free = path.stem.isidentifier() and (
-        found is None or (found.origin is not None and Path(found.origin).resolve() == path)
-    )
-    return path.stem if free else marked
+        return True
+    if spec is None:
+        return True
+    return spec.origin is not None and Path(spec.origin).resolve() == path
 
 
-def _file(module: ModuleType) -> Path | None:
+def _file_of(module: ModuleType) -> Path | None:
     name = getattr(module, "__file__", None)
     return Path(name).resolve() if name else None
 
@@ -116,6 +121,21 @@ def _forget_neighbours_of_others(folder: Path) -> None:
     """Modules that other reward files imported from their own folders, where this folder has another of that
     name."""
     for name, module in list(sys.modules.items()):
-        file = _file(module) if (folder / f"{name}.py").is_file() else None
+        file = _file_of(module) if (folder / f"{name}.py").is_file() else None
         if file and file.parent in FOLDERS - {folder}:
             del sys.modules[name]
+
+
+def imports_of(function: Function) -> list[str]:
+    """Absolute names of the modules that the body of a function, or of an object's __call__, imports."""
+    while isinstance(function, partial):
+        function = function.func
+    body = inspect.unwrap(function) if inspect.isroutine(function) else type(function).__call__
+    code = getattr(body, "__code__", None)
+    if code is None:
+        return []
+    steps = list(dis.get_instructions(code))
+    # IMPORT_NAME follows the level, two constants earlier: 0 for an absolute import
+    levels = [None, None, *(step.argval for step in steps)]
+    absolute = [step for step, level in zip(steps, levels, strict=False) if level == 0]
+    return [step.argval for step in absolute if step.opname == "IMPORT_NAME"]

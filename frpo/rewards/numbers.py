@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from decimal import Context, Decimal
+from itertools import product
 from typing import Any
 
 MINUS = "-\u2212\u2013\uff0d"
@@ -26,31 +27,39 @@ def readings(text: str) -> tuple[Decimal, ...]:
     last = None
     for last in NUMBER.finditer(text):  # noqa: B007
         pass
-    return _readings(last) if last else ()
+    return _readings_of(last) if last else ()
 
 
-def _readings(found: re.Match[str]) -> tuple[Decimal, ...]:
+def _readings_of(number: re.Match[str]) -> tuple[Decimal, ...]:
     try:
-        if found["over"]:
-            value = EXACT.divide(EXACT.create_decimal(found["over"]), EXACT.create_decimal(found["under"]))
-        else:
-            value = EXACT.create_decimal(
-                found["digits"].replace(",", "") + (f"E{found['power']}" if found["power"] else "")
-            )
-            _, *divisors = found["over_by"].split("/")
-            if len(divisors) == 1:
-                value = EXACT.divide(value, EXACT.create_decimal(divisors[0]))
-            elif divisors:  # a date: its last number
-                value = EXACT.create_decimal(divisors[-1])
+        value = _magnitude_of(number)
     except ArithmeticError:  # by zero, or out of range
         return ()
-    value = -value if found["sign"] and found["sign"] in MINUS else value
-    return (value, EXACT.divide(value, Decimal(100))) if found["percent"] else (value,)
+    if number["sign"] and number["sign"] in MINUS:
+        value = -value
+    if number["percent"]:
+        return value, EXACT.divide(value, Decimal(100))
+    return (value,)
 
 
-def close(a: tuple[Decimal, ...], b: tuple[Decimal, ...]) -> bool:
+def _magnitude_of(number: re.Match[str]) -> Decimal:
+    """The number without its sign. Raises ArithmeticError.
+
+    Example: 1,000 and 1e3 and 2000/2 are 1000; 24/12/2025 is a date, and counts as its last number.
+    """
+    if number["over"]:
+        return EXACT.divide(EXACT.create_decimal(number["over"]), EXACT.create_decimal(number["under"]))
+    digits = number["digits"].replace(",", "")
+    value = EXACT.create_decimal(f"{digits}E{number['power']}" if number["power"] else digits)
+    _, *divisors = number["over_by"].split("/")
+    if len(divisors) == 1:
+        return EXACT.divide(value, EXACT.create_decimal(divisors[0]))
+    return EXACT.create_decimal(divisors[-1]) if divisors else value
+
+
+def any_close(ones: tuple[Decimal, ...], others: tuple[Decimal, ...]) -> bool:
     """Whether a reading of one is one of the other, to within 1e-6."""
-    return any(abs(EXACT.subtract(x, y)) < CLOSE for x in a for y in b)
+    return any(abs(EXACT.subtract(one, other)) < CLOSE for one, other in product(ones, others))
 
 
 def number_of(value: Any) -> Decimal | None:
@@ -58,15 +67,14 @@ def number_of(value: Any) -> Decimal | None:
     values."""
     if isinstance(value, bool) or value is None:
         return None
-    text = str(value).strip()
-    found = NUMBER.fullmatch(text)
-    if found is None or found["percent"]:
+    number = NUMBER.fullmatch(str(value).strip())
+    if number is None or number["percent"]:
         return None
-    values = _readings(found)
+    values = _readings_of(number)
     return values[0] if values else None
 
 
-def same(text: str, right: Any) -> bool:
+def is_same(text: str, right: Any) -> bool:
     """Whether the text is the answer: the same text, or the same number."""
     if text.strip() == str(right).strip():
         return True

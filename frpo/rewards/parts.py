@@ -18,7 +18,7 @@ LARGEST = 3.4028234e38
 REASON_CHARS = 500
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an error says, of a length for a message, in characters that UTF-8 has."""
     try:
         text = str(error)
@@ -43,8 +43,8 @@ def values_of(answer: Any, count: int) -> list[Any]:
 def part_of(value: Any, reward: RewardConfig) -> Part:
     """The value less `center`, in units of `scale`; an exception in place of a value is a failure."""
     if isinstance(value, BaseException):
-        return None, reason(value)
-    plain = _plain(value)
+        return None, describe_error(value)
+    plain = _to_scalar(value)
     if plain is None:
         return None, None
     if isinstance(plain, str | bytes):
@@ -59,14 +59,15 @@ def part_of(value: Any, reward: RewardConfig) -> Part:
 
 
 def in_range(number: float) -> Part:
+    """The number as a part: a failure where it is none, or too large."""
     if math.isfinite(number) and abs(number) <= LARGEST:
         return number, None
-    return None, f"gave {number}" if not math.isfinite(
-        number
-    ) else f"gave {number:.3g}, a number beyond {LARGEST:.2g}"
+    if math.isfinite(number):
+        return None, f"gave {number:.3g}, a number beyond {LARGEST:.2g}"
+    return None, f"gave {number}"
 
 
-def _plain(value: Any) -> Any:
+def _to_scalar(value: Any) -> Any:
     """A scalar out of its tensor, array, numpy type or list of one."""
     if hasattr(value, "tolist"):
         value = value.tolist()

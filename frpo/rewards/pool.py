@@ -25,9 +25,9 @@ from typing import Any
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from frpo.config import FunctionReward, RewardConfig
-from frpo.rewards.calling import FunctionScorer, imports_of
-from frpo.rewards.loading import load_function
-from frpo.rewards.parts import Part, part_of, reason
+from frpo.rewards.calling import FunctionScorer
+from frpo.rewards.loading import imports_of, load_function
+from frpo.rewards.parts import Part, describe_error, part_of
 from frpo.types import Item
 
 PROCESSES = 3
@@ -52,7 +52,7 @@ def pool_processes(rewards: Sequence[RewardConfig]) -> int:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """Of one call."""
 
     parts: tuple[Part, ...] = ()
@@ -62,13 +62,19 @@ class Answer:
     count: int | None = None
     """How many values it gave instead of one per item."""
 
+    @property
+    def num_values(self) -> int:
+        return len(self.parts) or self.count or 0
+
 
 SCORERS: dict[str, FunctionScorer] = {}
 BROKEN: dict[str, str] = {}
 """What this process has loaded, and why it could not load the rest."""
 
 
-def _load(rewards: Mapping[str, FunctionReward], environment: Mapping[str, str], born: Connection) -> None:
+def _load_all(
+    rewards: Mapping[str, FunctionReward], environment: Mapping[str, str], born: Connection
+) -> None:
     """Runs once in each process. It leads a group of processes, so that what it starts dies with it."""
     os.setsid()
     os.environ.update(environment)  # the server's is of the time when it started
@@ -79,24 +85,24 @@ def _load(rewards: Mapping[str, FunctionReward], environment: Mapping[str, str],
             SCORERS[reward.name] = FunctionScorer(reward, field)
             SCORERS[reward.name].warm()
         except BaseException as error:  # the user's code
-            BROKEN[reward.name] = reason(error)
+            BROKEN[reward.name] = describe_error(error)
     born.send((os.getpid(), "; ".join(BROKEN.values())))
 
 
-def _call(reward: FunctionReward, items: Sequence[Item], limit_s: float) -> Answer:
+def _call_here(reward: FunctionReward, items: Sequence[Item], limit_s: float) -> Outcome:
     if reward.name in BROKEN:
-        return Answer(tuple((None, BROKEN[reward.name]) for _ in items))
+        return Outcome(tuple((None, BROKEN[reward.name]) for _ in items))
     # needs no interpreter: ends this process even when its parent is gone and C code holds the lock
     faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=2)
     try:
         values = SCORERS[reward.name](items)
     except BaseException as error:  # also SystemExit of a careless function
-        return Answer(why=reason(error))
+        return Outcome(why=describe_error(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
     if len(values) != len(items):
-        return Answer(why=f"gave {len(values)} values for {len(items)} completions", count=len(values))
-    return Answer(tuple(part_of(value, reward) for value in values))
+        return Outcome(why=f"gave {len(values)} values for {len(items)} completions", count=len(values))
+    return Outcome(tuple(part_of(value, reward) for value in values))
 
 
 # ---- in the actor
@@ -112,7 +118,8 @@ class Process(ForkServerProcess):
     def _Popen(process_obj: Any) -> Any:
         main = sys.modules["__main__"]
         with MAIN:
-            spec, main.__spec__ = main.__spec__, SimpleNamespace(name="frpo.__main__")  # type: ignore[assignment]
+            spec = main.__spec__
+            main.__spec__ = SimpleNamespace(name="frpo.__main__")  # type: ignore[assignment]
             try:
                 return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
             finally:
@@ -130,7 +137,8 @@ class Functions:
     """The processes of an actor or of a Serve replica. `rewards`: by the names of their fields."""
 
     def __init__(self, rewards: Mapping[str, FunctionReward], processes: int = PROCESSES) -> None:
-        self.rewards, self.processes = dict(rewards), processes
+        self.rewards = dict(rewards)
+        self.processes = processes
         self.slots = threading.BoundedSemaphore(processes)
         """Calls that may be with a process: others wait here for their turn, their time limits not yet
         running."""
@@ -144,9 +152,10 @@ class Functions:
         """Start the processes and wait until each has loaded all functions. Raises RuntimeError naming what
         does not load."""
         names = ", ".join(r.name for r in self.rewards.values())
-        pool, deadline = self._running(), time.monotonic() + LOAD_LIMIT_S
+        pool = self._start()
+        deadline = time.monotonic() + LOAD_LIMIT_S
         while len(self.groups) < self.processes:
-            if errors := self._meet(wait_s=0.1):
+            if errors := self._note_loaded(wait_s=0.1):
                 raise RuntimeError(errors)
             if not pool.active:
                 raise RuntimeError(
@@ -162,23 +171,25 @@ class Functions:
     def score(self, reward: FunctionReward, items: Sequence[Item]) -> list[Part]:
         """One part per item, in order, at most about twice the reward's time limit after a process is
         free."""
-        (whole,) = self._answers(reward, [items])
+        (whole,) = self._call_all(reward, [items])
         if whole.parts:
             return list(whole.parts)
-        alone = self._answers(reward, [[item] for item in items]) if len(items) > 1 else [whole]
-        if whole.count is not None and sum(len(a.parts) or a.count or 0 for a in alone) != whole.count:
+        if len(items) == 1:
+            return [(None, whole.why)]
+        alone = self._call_all(reward, [[item] for item in items])
+        if whole.count is not None and sum(call.num_values for call in alone) != whole.count:
             return [(None, whole.why)] * len(items)  # its values are not those of single completions
-        return [a.parts[0] if a.parts else (None, a.why) for a in alone]
+        return [call.parts[0] if call.parts else (None, call.why) for call in alone]
 
     def close(self) -> None:
         """Kill the processes and all that they started."""
         with self.lock:
             if self.pool is not None:
-                _stop(self.pool)
+                _stop_pool(self.pool)
             self.pool = None
-        self._bury()
+        self._kill_left_behind()
 
-    def _answers(self, reward: FunctionReward, batches: Sequence[Sequence[Item]]) -> list[Answer]:
+    def _call_all(self, reward: FunctionReward, batches: Sequence[Sequence[Item]]) -> list[Outcome]:
         """Of one call per batch, side by side. Together they take about the reward's time limit: each may
         take its fair share of what those before it left."""
         deadline = time.monotonic() + reward.timeout_s
@@ -188,56 +199,59 @@ class Functions:
             share = min(1.0, self.processes / (len(batches) - done)) * (deadline - time.monotonic())
             limit_s = max(share, reward.timeout_s / len(batches))
             calls.append((self._call(reward, batch, limit_s), limit_s))
-        return [self._answer(reward, future, limit_s) for future, limit_s in calls]
+        return [self._wait_for(reward, future, limit_s) for future, limit_s in calls]
 
-    def _call(self, reward: FunctionReward, items: Sequence[Item], limit_s: float) -> ProcessFuture[Answer]:
-        future = self._running().schedule(_call, (reward, list(items), limit_s), timeout=limit_s)
+    def _call(self, reward: FunctionReward, items: Sequence[Item], limit_s: float) -> ProcessFuture[Outcome]:
+        future = self._start().schedule(_call_here, (reward, list(items), limit_s), timeout=limit_s)
         future.add_done_callback(lambda _: self.slots.release())
         return future
 
-    def _answer(self, reward: FunctionReward, future: ProcessFuture[Answer], limit_s: float) -> Answer:
+    def _wait_for(self, reward: FunctionReward, future: ProcessFuture[Outcome], limit_s: float) -> Outcome:
         try:
-            return future.result(
-                timeout=limit_s + LOAD_LIMIT_S
-            )  # it may have to load first, where another was killed
+            # it may have to load first, where another was killed
+            return future.result(timeout=limit_s + LOAD_LIMIT_S)
         except TimeoutError:
             if not future.done():
                 future.cancel()
-                return Answer(why=f"no process had loaded the function within {LOAD_LIMIT_S:g} s")
-            self._bury()
-            return Answer(why=f"took longer than {reward.timeout_s:g} s (rewards.{reward.name}.timeout_s)")
+                return Outcome(why=f"no process had loaded the function within {LOAD_LIMIT_S:g} s")
+            self._kill_left_behind()
+            return Outcome(why=f"took longer than {reward.timeout_s:g} s (rewards.{reward.name}.timeout_s)")
         except ProcessExpired as error:
-            self._bury()
-            return Answer(why=f"its process ended ({ending(error.exitcode)})")
+            self._kill_left_behind()
+            return Outcome(why=f"its process ended ({describe_ending(error.exitcode)})")
         except BaseException as error:  # a pool that broke, a column that cannot be sent
-            return Answer(why=reason(error))
+            return Outcome(why=describe_error(error))
 
-    def _running(self) -> ProcessPool:
+    def _start(self) -> ProcessPool:
+        """The processes, started where none run."""
         with self.lock:
             if self.pool is None or not self.pool.active:
                 CONTEXT.set_forkserver_preload([__name__, *ready_made_imports(self.rewards.values())])
                 given = (self.rewards, dict(os.environ), self.born)
-                self.pool = ProcessPool(self.processes, initializer=_load, initargs=given, context=CONTEXT)
-                weakref.finalize(self, _stop, self.pool)
+                self.pool = ProcessPool(
+                    self.processes, initializer=_load_all, initargs=given, context=CONTEXT
+                )
+                weakref.finalize(self, _stop_pool, self.pool)
                 assert self.pool.active  # asking starts it
             return self.pool
 
-    def _meet(self, wait_s: float) -> str:
+    def _note_loaded(self, wait_s: float) -> str:
         """Take note of the processes that have loaded since; returns what they could not load."""
         errors = []
         with self.lock:
             while self.news.poll(wait_s):
                 pid, error = self.news.recv()
                 self.groups.add(pid)
-                errors += [error] if error else []
+                if error:
+                    errors.append(error)
                 wait_s = 0.0
         return "; ".join(errors)
 
-    def _bury(self) -> None:
+    def _kill_left_behind(self) -> None:
         """Kill what processes that ended have left behind."""
-        self._meet(wait_s=0.0)
+        self._note_loaded(wait_s=0.0)
         with self.lock:
-            ended = {pid for pid in self.groups if not exists(pid)}
+            ended = {pid for pid in self.groups if not _is_running(pid)}
             self.groups -= ended
         for pid in ended:
             with suppress(ProcessLookupError):
@@ -249,11 +263,14 @@ class Functions:
 def ready_made_imports(rewards: Iterable[FunctionReward]) -> list[str]:
     """What our own functions import, once for all processes; what others import is theirs, and may not like
     to be forked."""
-    ours = [load_function(r.function) for r in rewards if r.function.startswith("frpo.rewards")]
-    return [name for function in ours for name in imports_of(function)]
+    modules = list[str]()
+    for reward in rewards:
+        if reward.function.startswith("frpo.rewards"):
+            modules += imports_of(load_function(reward.function))
+    return modules
 
 
-def _stop(pool: ProcessPool) -> None:
+def _stop_pool(pool: ProcessPool) -> None:
     pool.stop()
     pool.join()
 
@@ -268,7 +285,7 @@ def kill_strays(leaders: Collection[int]) -> None:
                 process.kill()
 
 
-def exists(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -276,9 +293,10 @@ def exists(pid: int) -> bool:
     return True
 
 
-def ending(code: int | None) -> str:
+def describe_ending(code: int | None) -> str:
     """How a process ended, for people."""
     if code is None or code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name}, maybe out of memory" if name == "SIGKILL" else name
+    if -code == signal.SIGKILL:
+        return "SIGKILL, maybe out of memory"
+    return signal.Signals(-code).name

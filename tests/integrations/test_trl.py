@@ -173,7 +173,7 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
     import trl.rewards
 
     from frpo.config import FunctionReward
-    from frpo.rewards.calling import check_signature
+    from frpo.rewards.signature_checks import check_signature
     from frpo.scoring import Item, Scorer
 
     assert set(SHIPPED) == set(trl.rewards._import_structure["accuracy_rewards"]) | set(

@@ -123,8 +123,9 @@ ROWS = [
 )
 def test_its_own_reward_functions_run_unchanged(function: str) -> None:
     from frpo.config import FunctionReward
-    from frpo.rewards.calling import FunctionScorer, check_signature
+    from frpo.rewards.calling import FunctionScorer
     from frpo.rewards.parts import part_of
+    from frpo.rewards.signature_checks import check_signature
     from frpo.types import Item
 
     module, _, name = function.rpartition(":")

@@ -14,7 +14,7 @@ import pytest
 
 from frpo.config import ConfigError, FunctionReward, UrlReward
 from frpo.rewards import http, judge
-from frpo.rewards.calling import check_signature
+from frpo.rewards.signature_checks import check_signature
 from frpo.scoring import Item, Scorer
 
 
@@ -258,9 +258,9 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_loopback_is_never_asked_through_a_proxy(odd: str) -> None:
     for host in (odd, odd.replace("127.0.0.1", "localhost"), odd.replace("127.0.0.1", "LOCALHOST")):
-        assert http.post(f"http://{host}/ok", {}, api_key_env="JUDGE_KEY", tries=1) == [1]
+        assert http.post_json(f"http://{host}/ok", {}, api_key_env="JUDGE_KEY", tries=1) == [1]
     with pytest.raises(RuntimeError, match="Connection refused after 1 tries"):  # by the proxy, which is dead
-        http.post("http://judge.example/ok", {}, api_key_env="JUDGE_KEY", tries=1)
+        http.post_json("http://judge.example/ok", {}, api_key_env="JUDGE_KEY", tries=1)
     assert [
         http.is_loopback(u)
         for u in (
@@ -283,7 +283,7 @@ def test_a_token_follows_no_redirect(odd: str) -> None:
     with pytest.raises(
         RuntimeError, match=r"307 Temporary Redirect to http://localhost:\d+/ok; give that address"
     ):
-        http.post(f"http://{odd}/redirect/{odd.partition(':')[2]}", {}, api_key_env="JUDGE_KEY")
+        http.post_json(f"http://{odd}/redirect/{odd.partition(':')[2]}", {}, api_key_env="JUDGE_KEY")
     assert len(Odd.seen) == 1
 
 
@@ -311,7 +311,7 @@ def test_the_last_reason_is_told_before_the_time_is_up(
 ) -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError) as error:
-        http.post(f"http://{odd}/{path}", {}, api_key_env="JUDGE_KEY", **limits)
+        http.post_json(f"http://{odd}/{path}", {}, api_key_env="JUDGE_KEY", **limits)
     assert said in str(error.value)
     assert "secret" not in str(error.value)
     took = time.monotonic() - began

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from frpo.config import ConfigError, FunctionReward
-from frpo.rewards.calling import FunctionScorer, check_signature
+from frpo.rewards.calling import FunctionScorer
 from frpo.rewards.loading import load_function
 from frpo.rewards.parts import Part, part_of
+from frpo.rewards.signature_checks import check_signature
 from frpo.types import Item
 
 CODE = """
