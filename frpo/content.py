@@ -27,19 +27,10 @@ from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
 
 MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    saved.ADAPTER,
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
+    "config.json", "generation_config.json", saved.ADAPTER, "*.safetensors", "*.safetensors.index.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
     "chat_template.*",
-)
+)  # fmt: skip
 REMEMBERED = "hashes.json"
 OURS = Path(__file__).parent
 
@@ -59,17 +50,17 @@ class Digests:
     def file(self, path: Path) -> str:
         """SHA-256 of a file's bytes; "missing" where it cannot be read."""
         try:
-            found = path.stat()
-            key = f"{path.absolute()} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+            stat = path.stat()
+            key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
             if key not in self.used:
-                self.used[key] = self.known.get(key) or _sha256(path, key)
+                self.used[key] = self.known.get(key) or _sha256_once(path, key)
         except OSError:
             return "missing"
         return self.used[key]
 
     def files(self, paths: Iterable[Path], root: Path) -> str:
         """One digest over files and their names below `root`."""
-        return _hash([(str(p.relative_to(root)), self.file(p)) for p in sorted(set(paths))])
+        return _digest_of([(str(path.relative_to(root)), self.file(path)) for path in sorted(set(paths))])
 
     def save(self) -> None:
         if self.used != self.known:
@@ -79,9 +70,9 @@ class Digests:
         """The digest of what a field marked with `what` names. Raises ConfigError for a `testbed:` name that
         there is not."""
         if what.of == "tasks":
-            return _hash([self._task(Path(v)) if Path(v).is_file() else v for v in value])
+            return _digest_of([self._task(Path(name)) if Path(name).is_file() else name for name in value])
         if str(value).startswith("testbed:"):
-            return _hash([testbed.known(value), _testbed()])
+            return _digest_of([testbed.known(value), _digest_of_testbed()])
         if what.of == "model":
             return self._model(value)
         return self._data(value) if what.of == "data" else self._code(value)
@@ -92,12 +83,16 @@ class Digests:
         folder = Path(name)
         if not folder.is_dir() or folder in above:
             return name
-        files = {p for pattern in MODEL_FILES for p in folder.glob(pattern) if p.is_file()}
+        files = set[Path]()
+        for pattern in MODEL_FILES:
+            files.update(path for path in folder.glob(pattern) if path.is_file())
         if not saved.is_adapter(folder):
             return self.files(files, folder)
         try:
-            parts = [self.files(files - {folder / saved.ADAPTER}, folder), saved.applied(folder)]
-            return _hash([*parts, self._model(str(saved.parent(folder, download=False)), (*above, folder))])
+            own = self.files(files - {folder / saved.ADAPTER}, folder)
+            applied = saved.applied(folder)
+            base = saved.parent(folder, download=False)
+            return _digest_of([own, applied, self._model(str(base), (*above, folder))])
         except ConfigError:  # torn, or its base is not here: said elsewhere
             return self.files(files, folder)
 
@@ -106,11 +101,11 @@ class Digests:
         other names as they are."""
         path = Path(name)
         if name.startswith(gym.SCHEME):
-            return _hash([name, _version("reasoning_gym")])
+            return _digest_of([name, _version_of("reasoning_gym")])
         if not path.is_dir():
             return self.file(path) if path.is_file() else name
-        inside = (p for p in path.rglob("*") if p.is_file())
-        return self.files((p for p in inside if not _is_cache(p.relative_to(path))), path)
+        files = [file for file in path.rglob("*") if file.is_file() and not _is_cache(file.relative_to(path))]
+        return self.files(files, path)
 
     def _code(self, spec: str) -> str:
         """The function's name, its file, and every file that it imports from its own folder. Of an installed
@@ -118,51 +113,52 @@ class Digests:
         place, _, name = spec.rpartition(":")
         if place.endswith(".py"):
             file = Path(place).resolve()  # its neighbours are those of the file itself, not of a link to it
-            return _hash([name, self._imports(file, file.parent)])
-        found = _source_of(place)
-        if found is None:
+            return _digest_of([name, self._imports(file, file.parent)])
+        source = _source_of(place)
+        if source is None:
             return spec
-        if {"site-packages", "dist-packages"} & set(found.parts) and not found.is_relative_to(OURS):
-            return _hash([name, self.file(found), _version(place.split(".")[0])])
-        depth = len(place.split(".")) - (found.name != "__init__.py")
-        return _hash([name, self._imports(found, found.parents[depth])])
+        installed = {"site-packages", "dist-packages"} & set(source.parts)
+        if installed and not source.is_relative_to(OURS):
+            return _digest_of([name, self.file(source), _version_of(place.split(".")[0])])
+        depth = len(place.split("."))
+        if source.name != "__init__.py":
+            depth -= 1
+        return _digest_of([name, self._imports(source, source.parents[depth])])
 
     def _imports(self, file: Path, top: Path) -> list[str]:
-        return sorted(self.file(p) for p in local_imports(file, top))
+        return sorted(self.file(path) for path in local_imports(file, top))
 
     def _task(self, file: Path, above: tuple[Path, ...] = ()) -> str:
         """A task file of lm-evaluation-harness, the data files that it names, and what it includes or calls
         beside it. `above` are the files that include it."""
-        found = [self.file(file)]
+        parts = [self.file(file)]
         try:
             tree = read_task(file)
         except ConfigError:  # said elsewhere
-            return _hash(found)
-        found += [self.file(Path(name)) for name in data_files(tree)]
-        included = tree.get("include")
-        if (
-            isinstance(included, str)
-            and (other := file.parent / included).is_file()
-            and other not in (file, *above)
-        ):
-            found.append(self._task(other, (*above, file)))
+            return _digest_of(parts)
+        parts += [self.file(Path(name)) for name in data_files(tree)]
+        if isinstance(tree.get("include"), str):
+            included = file.parent / tree["include"]
+            if included.is_file() and included not in (file, *above):
+                parts.append(self._task(included, (*above, file)))
         for module in sorted(modules_of(tree)):
-            found += self._imports(file.parent / f"{module.replace('.', '/')}.py", file.parent)
-        return _hash(found)
+            parts += self._imports(file.parent / f"{module.replace('.', '/')}.py", file.parent)
+        return _digest_of(parts)
 
 
 @cache
-def _sha256(path: Path, key: str) -> str:
+def _sha256_once(path: Path, key: str) -> str:
     """Of a file that has not changed since `key` was made; the seeds of a sweep share it."""
     return sha256(path)
 
 
-def _hash(parts: Any) -> str:
+def _digest_of(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _testbed() -> str:
-    return _hash([asdict(i) for i in (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())])
+def _digest_of_testbed() -> str:
+    items = (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())
+    return _digest_of([asdict(item) for item in items])
 
 
 def _is_cache(path: Path) -> bool:
@@ -174,14 +170,14 @@ def _source_of(module: str) -> Path | None:
     """Its file, found without running it (the packages that hold it are imported)."""
     try:
         spec = importlib.util.find_spec(module)
-    except (
-        Exception
-    ):  # user code: whatever the packages around it raise; that it cannot be imported is said elsewhere
+    except Exception:  # the user's packages may raise anything; that it cannot be imported is said elsewhere
         return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)
 
 
-def _version(package: str) -> str:
+def _version_of(package: str) -> str:
     """Of the distribution that bears the package's name; empty where there is none (to look for others takes
     seconds)."""
     try:
@@ -197,45 +193,50 @@ def local_imports(file: Path, top: Path) -> set[Path]:
     """The file and all that it imports from below `top`, directly or not, found by reading: nothing is run.
     Of frpo itself only what lies in the file's own folder."""
     own = file.parent if file.is_relative_to(OURS) else top
-    found, waiting = set[Path](), [file]
+    read = set[Path]()
+    waiting = [file]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in read:
             continue
-        found.add(path)
+        read.add(path)
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue
-        for level, name in _imported(tree):
+        for level, name in _imports_in(tree):
             above = path.parents[level - 1] if 0 < level <= len(path.parents) else top
-            waiting += [
-                p
-                for p in _modules(above, name)
-                if p.is_relative_to(own) and p.is_relative_to(OURS) == own.is_relative_to(OURS)
-            ]
-    return found
+            for module in _files_behind(above, name):
+                if module.is_relative_to(own) and module.is_relative_to(OURS) == own.is_relative_to(OURS):
+                    waiting.append(module)
+    return read
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def _imports_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(dots, dotted name) of every import statement, and of importlib.import_module("name")."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((0, a.name) for a in node.names)
+            for alias in node.names:
+                yield 0, alias.name
         elif isinstance(node, ast.ImportFrom):
             inside = f"{node.module}." if node.module else ""
-            yield from ((node.level, inside + a.name) for a in node.names)
-        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__") and node.args:
+            for alias in node.names:
+                yield node.level, inside + alias.name
+        elif (
+            isinstance(node, ast.Call)
+            and _name_of(node.func) in ("import_module", "__import__")
+            and node.args
+        ):
             given = node.args[0]
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
                 yield 0, given.value
 
 
-def _name(function: ast.expr) -> str:
+def _name_of(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _modules(above: Path, name: str) -> Iterator[Path]:
+def _files_behind(above: Path, name: str) -> Iterator[Path]:
     """Files behind a dotted name: its packages on the way, and the last part that is a module."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
+from frpo.data_checks import Checked
 from frpo.forecast import Need, host_gib, host_needs, needs, step_phases, step_seconds
 from frpo.outline import Heldout
 from frpo.planning import Plan, plan
 from frpo.preflight import card, check, disk_bytes, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
-from frpo.sources import Checked, Row, read_rows
+from frpo.sources import Row, read_rows
 from frpo.stages.folders import Standing, look, paragraph
 
 

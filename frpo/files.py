@@ -13,7 +13,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,8 @@ MAX_DEPTH = 100
 beyond."""
 MAX_CELL = (1 << 31) - 1
 """Characters of one csv cell; Python's own limit of 131,072 is less than a long document."""
+MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip: name it .gz"}
+"""First bytes of what is often taken for UTF-8 text."""
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 Place = str
@@ -40,14 +42,14 @@ def raw_rows(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
     """Every row of a data set with its place. Raises ConfigError."""
     path = Path(source.path)
     try:
-        folder, exists = path.is_dir(), path.exists()
+        exists = path.exists()
+        is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be read
         raise ConfigError(f"data set {source.path!r}: {error}; give another path") from None
-    if folder:
-        return _folder(source)
-    named = path.name.lower().endswith(SUFFIXES)
-    if not exists and not named and _hub_name(source.path):
-        return _hub(source)
+    if is_folder:
+        return _read_folder(source)
+    if not exists and not _has_known_suffix(path) and _may_be_on_hub(source.path):
+        return _read_hub(source)
     for field, value in (("split", source.split), ("subset", source.subset)):
         if value is not None:
             raise ConfigError(
@@ -56,33 +58,43 @@ def raw_rows(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
             )
     if source.path.startswith(gym.SCHEME):
         return ((f"{source.path}:{number}", row) for number, row in gym.make_rows(source.path))
-    if not exists:
+    _check_file(path)
+    return _read_file(path)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
         raise ConfigError(
             f"data set {path}: no such file; give the path from where you run, or an absolute one"
         )
     if not path.is_file():  # a pipe could be read once, and waited for without end
         raise ConfigError(f"data set {path}: this is no file; give a file or a folder")
-    if not named:
+    if not _has_known_suffix(path):
         raise ConfigError(f"data set {path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    return _file(path)
 
 
-def _hub_name(path: str) -> bool:
-    """Whether it can be one: data/questions beside a folder data is a file that is missing."""
+def _has_known_suffix(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _may_be_on_hub(path: str) -> bool:
+    """Whether it can be a hub's name: data/questions beside a folder data is a file that is missing."""
     return bool(HUB_NAME.fullmatch(path)) and not ("/" in path and Path(path).parent.is_dir())
 
 
-def _file(path: Path) -> Iterator[tuple[Place, Raw]]:
+def _read_file(path: Path) -> Iterator[tuple[Place, Raw]]:
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
-        return _parquet(path)
-    return _csv(path) if name.endswith(".csv") else _jsonl(path)
+        return _read_parquet(path)
+    if name.endswith(".csv"):
+        return _read_csv(path)
+    return _read_jsonl(path)
 
 
 # ---- text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of every line, without a byte order mark."""
     number = 0
     try:
@@ -113,46 +125,48 @@ def _refuse_other_bytes(line: str, where: Place) -> None:
     except UnicodeEncodeError as error:
         byte = ord(line[error.start]) - 0xDC00
         begins = line[:2].encode("utf-8", "surrogateescape")[:2]
-        guess = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip: name it .gz"}.get(
-            begins, "Latin-1, maybe"
-        )
+        guess = MARKS.get(begins, "Latin-1, maybe")
         place = f"byte 0x{byte:02X} at character {error.start + 1}"
         raise ConfigError(f"{where}: {place} is not UTF-8 ({guess}); save the file as UTF-8") from None
 
 
-def _jsonl(path: Path) -> Iterator[tuple[Place, Raw]]:
-    for number, line in _lines(path):
-        if text := line.strip(
-            " \t\r\n\ufeff"
-        ):  # byte order marks stand inside where files with one each were joined
+def _read_jsonl(path: Path) -> Iterator[tuple[Place, Raw]]:
+    for number, line in _read_lines(path):
+        # where files with a byte order mark each were joined, one stands inside
+        text = line.strip(" \t\r\n\ufeff")
+        if text:
             where = f"{path}:{number}"
-            yield where, _object(text, where)
+            yield where, _parse_object(text, where)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Raw:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _refuse_twice_in_object(pairs: list[tuple[str, Any]]) -> Raw:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
-        )
-    return found
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in one object")
+    return entries
 
 
-def _constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON, write null")
 
 
-def _finite(digits: str) -> float:
-    if math.isinf(number := float(digits)):
+def _parse_finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
         raise ValueError(f"{digits[:40]} is more than a number holds")
     return number
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_twice_in_object,
+    parse_constant=_refuse_constant,
+    parse_float=_parse_finite,
+)
 
 
-def _object(line: str, where: Place) -> Raw:
+def _parse_object(line: str, where: Place) -> Raw:
     try:
         value, end = DECODER.raw_decode(line)
         if end < len(line):
@@ -162,12 +176,11 @@ def _object(line: str, where: Place) -> Raw:
     except RecursionError:
         raise ConfigError(f"{where}: lists and objects more than {MAX_DEPTH} deep; flatten the row") from None
     except json.JSONDecodeError as error:
-        found = f"{error.msg} at character {error.pos + 1}"
-        raise ConfigError(f"{where}: not valid JSON ({found}); each line must be one object") from None
+        mistake = f"{error.msg} at character {error.pos + 1}"
+        raise ConfigError(f"{where}: not valid JSON ({mistake}); each line must be one object") from None
     except ValueError as error:  # ours, and numbers of more digits than Python reads
-        raise ConfigError(
-            f"{where}: not valid JSON ({str(error).partition('; use sys')[0]}); mend the row"
-        ) from None
+        mistake = str(error).partition("; use sys")[0]
+        raise ConfigError(f"{where}: not valid JSON ({mistake}); mend the row") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected an object, found {type(value).__name__}")
     if "\\u" in line and HALF.search(line):
@@ -201,10 +214,10 @@ def _refuse_halves(value: Any, where: Place) -> None:
             _refuse_halves(item, where)
 
 
-def _csv(path: Path) -> Iterator[tuple[Place, Raw]]:
+def _read_csv(path: Path) -> Iterator[tuple[Place, Raw]]:
     """Rows named by the line that they begin on. Blank lines are no rows."""
     csv.field_size_limit(MAX_CELL)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line for _, line in _read_lines(path)), strict=True)
     header: list[str] = []
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -222,21 +235,24 @@ def _csv(path: Path) -> Iterator[tuple[Place, Raw]]:
             header = cells
             _refuse_twice(header, where)
         elif len(cells) != len(header):
-            asked = f"{len(cells)} cells, and the header has {len(header)} columns"
-            raise ConfigError(f"{where}: {asked}; quote cells that hold commas, and leave none out")
+            raise ConfigError(
+                f"{where}: {len(cells)} cells, and the header has {len(header)} columns; quote cells that "
+                "hold commas, and leave none out"
+            )
         else:
             yield where, dict(zip(header, cells, strict=True))
 
 
 def _refuse_twice(names: list[str], where: Place) -> None:
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise ConfigError(f"{where}: the column {twice[0]!r} stands twice; give each its own name")
 
 
 # ---- parquet and Hugging Face
 
 
-def _parquet(path: Path) -> Iterator[tuple[Place, Raw]]:
+def _read_parquet(path: Path) -> Iterator[tuple[Place, Raw]]:
     import pyarrow.parquet
 
     number = 0
@@ -256,57 +272,62 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Raw]]:
         ) from None
 
 
-def _folder(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
+def _read_folder(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
     """A saved data set, or files as the hub knows them: data/train-00000-of-00001.parquet, test.jsonl,
     configs in README.md."""
     import datasets
 
     folder = Path(source.path)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        with_splits = _asked(source, lambda: datasets.load_from_disk(source.path))
-        if not isinstance(with_splits, datasets.DatasetDict):
-            with_splits = {str(with_splits.split or "train"): with_splits}
-        return _numbered(_split(source, with_splits), source.path)
-    builder = _asked(source, lambda: datasets.load_dataset_builder(source.path, source.subset))
-    files = _split(source, builder.config.data_files)
+        splits = _ask_library(source, lambda: datasets.load_from_disk(source.path))
+        if not isinstance(splits, datasets.DatasetDict):
+            splits = {str(splits.split or "train"): splits}
+        return _number_rows(_choose_split(source, splits), source.path)
+    builder = _ask_library(source, lambda: datasets.load_dataset_builder(source.path, source.subset))
+    files = _choose_split(source, builder.config.data_files)
     if all(file.lower().endswith(SUFFIXES) for file in files):
-        return chain.from_iterable(_file(Path(file)) for file in files)
-    return _hub(source)
+        return chain.from_iterable(_read_file(Path(file)) for file in files)
+    return _read_hub(source)
 
 
-def _hub(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
+def _read_hub(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
     """By `datasets`, which looks in its cache where it is offline."""
     import datasets
 
-    found = _asked(source, lambda: datasets.load_dataset(source.path, source.subset, split=source.split))
-    return _numbered(found if source.split else _split(source, found), source.path)
+    rows = _ask_library(source, lambda: datasets.load_dataset(source.path, source.subset, split=source.split))
+    if not source.split:
+        rows = _choose_split(source, rows)
+    return _number_rows(rows, source.path)
 
 
-def _asked(source: DatasetConfig, call: Any) -> Any:
+def _ask_library(source: DatasetConfig, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:  # the library raises many kinds; all mean that there is no such data set
-        asked = "give a file, a folder of files, a saved data set or a hub name"
+        remedy = "give a file, a folder of files, a saved data set or a hub name"
         if "onfig" in str(error) and "vailable" in str(error):  # it lists them
-            asked = "name one in the data set's field subset"
+            remedy = "name one in the data set's field subset"
         raise ConfigError(
-            f"data set {source.path}: {type(error).__name__}: {_one_line(error)}; {asked}"
+            f"data set {source.path}: {type(error).__name__}: {_one_line(error)}; {remedy}"
         ) from None
 
 
-def _split(source: DatasetConfig, found: Mapping[str, T]) -> T:
-    name = source.split or ("train" if "train" in found or len(found) != 1 else next(iter(found)))
-    if name not in found:
+def _choose_split(source: DatasetConfig, splits: Mapping[str, T]) -> T:
+    """The one that is named, else train, else the only one."""
+    name = source.split or "train"
+    if not source.split and len(splits) == 1:
+        name = next(iter(splits))
+    if name not in splits:
         raise ConfigError(
-            f"data set {source.path}: no split {name!r}; choose one of {sorted(map(str, found))}"
+            f"data set {source.path}: no split {name!r}; choose one of {sorted(map(str, splits))}"
         )
-    return found[name]
+    return splits[name]
 
 
-def _numbered(found: Iterable[Mapping[str, Any]], path: str) -> Iterator[tuple[Place, Raw]]:
+def _number_rows(rows: Iterable[Mapping[str, Any]], path: str) -> Iterator[tuple[Place, Raw]]:
     number = 0
     try:
-        for row in found:
+        for row in rows:
             number += 1
             yield f"{path}:{number}", dict(row)
     except Exception as error:  # of a column's own decoder (pictures, sound)

@@ -13,8 +13,8 @@ from frpo.config import ConfigError, HarnessConfig
 
 
 @dataclass(frozen=True)
-class Call:
-    """!function module.name"""
+class FunctionTag:
+    """What a task calls, written as !function module.name."""
 
     text: str
 
@@ -23,16 +23,16 @@ class TaskLoader(yaml.SafeLoader):
     """Reads any tag."""
 
 
-def _tagged(loader: TaskLoader, tag: str, node: yaml.Node) -> Any:
-    return Call(str(node.value)) if tag == "function" else None
+def _read_tag(loader: TaskLoader, tag: str, node: yaml.Node) -> Any:
+    return FunctionTag(str(node.value)) if tag == "function" else None
 
 
-TaskLoader.add_multi_constructor("!", _tagged)
+TaskLoader.add_multi_constructor("!", _read_tag)
 
 
 def read_task(file: Path) -> dict[str, Any]:
-    """A task file, with Calls for what it calls; what it includes is left out. Raises ConfigError, without
-    the field."""
+    """A task file, with FunctionTags for what it calls; what it includes is left out. Raises ConfigError,
+    without the field."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), TaskLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -48,28 +48,31 @@ def data_files(tree: dict[str, Any]) -> list[str]:
     """The local files that a task reads."""
     arguments = tree.get("dataset_kwargs")
     files = arguments.get("data_files") if isinstance(arguments, dict) else None
-    named: list[Any] = []
-    for group in files.values() if isinstance(files, dict) else [files]:
-        named += group if isinstance(group, list) else [group]
-    return [name for name in named if isinstance(name, str)]
+    groups = list(files.values()) if isinstance(files, dict) else [files]
+    names: list[Any] = []
+    for group in groups:
+        names += group if isinstance(group, list) else [group]
+    return [name for name in names if isinstance(name, str)]
 
 
 def modules_of(tree: dict[str, Any]) -> set[str]:
     """Of the functions that a task calls."""
-    return {module for call in _calls(tree, 0) if (module := call.text.rpartition(".")[0])}
+    modules = {tag.text.rpartition(".")[0] for tag in _function_tags(tree, 0)}
+    return modules - {""}
 
 
 DEEPEST = 50
 """Levels of a task that are looked through; an alias may stand inside what it names."""
 
 
-def _calls(node: Any, depth: int) -> Iterator[Call]:
-    if isinstance(node, Call):
+def _function_tags(node: Any, depth: int) -> Iterator[FunctionTag]:
+    if isinstance(node, FunctionTag):
         yield node
     if isinstance(node, dict):
         node = list(node.values())
-    for part in node if isinstance(node, list) and depth < DEEPEST else ():
-        yield from _calls(part, depth + 1)
+    if isinstance(node, list) and depth < DEEPEST:
+        for part in node:
+            yield from _function_tags(part, depth + 1)
 
 
 def check_files(harness: HarnessConfig) -> None:
@@ -111,30 +114,29 @@ def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
         ) from None
 
     check_files(harness)
-    names = [t for t in harness.tasks if not _is_file(t)]
-    manager = TaskManager(include_defaults=bool(names))
-    found: list[str | dict[str, Any]] = []
+    manager = TaskManager(include_defaults=not all(map(_is_file, harness.tasks)))
+    tasks: list[str | dict[str, Any]] = []
     for i, task in enumerate(harness.tasks):
         if not _is_file(task):
             if task not in manager.all_tasks:
                 raise ConfigError(
-                    f"harness.tasks.{i}: lm-evaluation-harness {_version()} has no task {task!r}; `lm-eval "
-                    "ls tasks` lists them"
+                    f"harness.tasks.{i}: lm-evaluation-harness {_harness_version()} has no task {task!r}; "
+                    "`lm-eval ls tasks` lists them"
                 )
-            found.append(task)
+            tasks.append(task)
             continue
         tree = load_yaml(task)
         if not isinstance(tree, dict) or "task" not in tree:
             raise ConfigError(f"harness.tasks.{i}: {task} names no task; it needs a field 'task'")
-        found.append(tree)
-    return found, manager
+        tasks.append(tree)
+    return tasks, manager
 
 
 def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml"))
 
 
-def _version() -> str:
+def _harness_version() -> str:
     from importlib.metadata import version
 
     return version("lm_eval")

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 from frpo.config import ConfigError, Missing
 
@@ -58,18 +59,17 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if cached := _cached(given):
+        if cached := _find_in_cache(given):
             return cached
         if is_offline_mode():
             raise Offline(
-                f"{field}: {given} is neither a folder here nor whole in the cache {_cache()}, and "
-                "HF_HUB_OFFLINE (or "
-                f"TRANSFORMERS_OFFLINE) is set; give a folder, or unset it",
+                f"{field}: {given} is neither a folder here nor whole in the cache {_cache_folder()}, and "
+                "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set; give a folder, or unset it",
                 given,
             )
         if not download:
             raise NotCached(f"{field}: {given} is not in the cache; frpo run downloads it", given)
-        return _download(given, field)
+        return _download_model(given, field)
     except HFValidationError as error:
         raise ConfigError(
             f"{field}: {given} is neither a folder here nor a hub name ({error}); give organisation/name or "
@@ -77,109 +77,103 @@ def local_folder(given: str, field: str = "model.path", *, download: bool = True
         ) from None
 
 
-def _parts(given: str) -> tuple[str, str | None]:
-    found = HUB_NAME.fullmatch(given.rstrip("/"))
-    assert found is not None, given
-    return found["name"], found["revision"]
+def _name_and_revision(given: str) -> tuple[str, str | None]:
+    match = HUB_NAME.fullmatch(given.rstrip("/"))
+    assert match is not None, given
+    return match["name"], match["revision"]
 
 
-def _cache() -> str:
+def _cache_folder() -> str:
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)
 
 
-def _cached(given: str) -> Path | None:
+def _find_in_cache(given: str) -> Path | None:
     """The snapshot of the name in the cache, where nothing of it is missing."""
-    from huggingface_hub import snapshot_download
-
-    name, revision = _parts(given)
     try:
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-            )
-        )
+        folder = _fetch_snapshot(given, local_files_only=True)
     except OSError:  # LocalEntryNotFoundError is one
         return None
-    return folder if _whole(folder) else None
+    return folder if _is_whole(folder) else None
 
 
-def _whole(folder: Path) -> bool:
+def _fetch_snapshot(given: str, **how: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, revision = _name_and_revision(given)
+    folder = snapshot_download(
+        name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, **how
+    )
+    return Path(folder)
+
+
+def _is_whole(folder: Path) -> bool:
     """Whether weights, configuration and tokenizer are there: a tool may have fetched a few files alone, and
     links may have lost what they link to."""
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    if not any(name.endswith(".safetensors") for name in names) or not _shards_of(folder) <= names:
+        return False
+    if "adapter_config.json" in names:
+        return True
+    return "config.json" in names and any(map(_is_of_tokenizer, names))
+
+
+def _shards_of(folder: Path) -> set[str]:
+    """Names of the files that the index of the weights lists; none without an index, or with one that is
+    torn, of which preflight says so."""
+    index = folder / "model.safetensors.index.json"
     try:
-        shards = set(
-            json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))[
-                "weight_map"
-            ].values()
-        )
-    except (OSError, ValueError, KeyError):  # no index; of one that is torn, preflight says so
-        shards = set()
-    names = {f.name for f in folder.iterdir() if f.is_file()}
-    weights = shards <= names and any(name.endswith(".safetensors") for name in names)
-    spoken = any(
-        name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".tiktoken")) for name in names
-    )
-    return weights and ("adapter_config.json" in names or ("config.json" in names and spoken))
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
-def _download(given: str, field: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _is_of_tokenizer(name: str) -> bool:
+    return name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".tiktoken"))
 
-    name, revision = _parts(given)
-    print(f"{given} is not in the cache; downloading it to {_cache()}", flush=True)
+
+def _download_model(given: str, field: str) -> Path:
+    print(f"{given} is not in the cache; downloading it to {_cache_folder()}", flush=True)
     try:
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                etag_timeout=ANSWER_S,
-            )
+        folder = _fetch_snapshot(given, etag_timeout=ANSWER_S)
+    except Exception as error:  # the hub's, the disk's, and those of the transport, which has its own kinds
+        reason = _why_not_downloaded(error, given)
+        raise ConfigError(f"{field}: {given} {' '.join(reason.split())}") from None
+    if not _is_whole(folder):
+        raise ConfigError(
+            f"{field}: {given} lacks config.json, .safetensors files or a tokenizer; choose another, or "
+            "save it with them"
         )
-    except GatedRepoError:
-        reason = f"is gated; accept its terms at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
-    except RepositoryNotFoundError:
-        reason = "is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN if it is private"
-    except RevisionNotFoundError:
-        reason = (
-            f"has no revision {revision}; name a branch, a tag or a commit of https://huggingface.co/{name}"
-        )
-    except LocalEntryNotFoundError:
-        reason = "is neither a folder here nor in the cache, and the hub does not answer; give a folder, or look at the network"
-    except HfHubHTTPError as error:
-        reason = f"was not given by the hub ({error.response.status_code}); set HF_TOKEN if it asks for one, or try again later"
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = (
-            "make room, or set HF_HUB_CACHE to another disk"
-            if full
-            else "look at the cache's folder, or set HF_HUB_CACHE to another"
-        )
-        reason = f"was not written to {_cache()} ({error.strerror or error}); {remedy}"
-    except Exception as error:  # of the transport, which has kinds of its own
-        reason = f"was not downloaded ({type(error).__name__}: {error}); look at the network, what is there is kept for the next try"
-    else:
-        if not _whole(folder):
-            raise ConfigError(
-                f"{field}: {given} lacks config.json, .safetensors files or a tokenizer; choose another, or "
-                "save it with them"
-            )
-        return folder
-    raise ConfigError(f"{field}: {given} {' '.join(reason.split())}") from None
+    return folder
+
+
+def _why_not_downloaded(error: Exception, given: str) -> str:
+    """What to say of a model after its name, with the remedy."""
+    from huggingface_hub import errors
+
+    name, revision = _name_and_revision(given)
+    page = f"https://huggingface.co/{name}"
+    if isinstance(error, errors.GatedRepoError):  # before the kind of error that it is one of
+        return f"is gated; accept its terms at {page}, and set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        shown = "is neither a folder here nor a model that the hub shows"
+        return f"{shown}; mend the name, or set HF_TOKEN if it is private"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {revision}; name a branch, a tag or a commit of {page}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        known = "is neither a folder here nor in the cache, and the hub does not answer"
+        return f"{known}; give a folder, or look at the network"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        return f"was not given by the hub ({status}); set HF_TOKEN if it asks for one, or try again later"
+    if isinstance(error, OSError):
+        remedy = "look at the cache's folder, or set HF_HUB_CACHE to another"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "make room, or set HF_HUB_CACHE to another disk"
+        return f"was not written to {_cache_folder()} ({error.strerror or error}); {remedy}"
+    remedy = "look at the network, what is there is kept for the next try"
+    return f"was not downloaded ({type(error).__name__}: {error}); {remedy}"
 
 
 # ---- other nodes
@@ -187,8 +181,8 @@ def _download(given: str, field: str) -> Path:
 
 def name_of(path: str) -> str | None:
     """organisation/name@commit of a folder in a cache; None of any other."""
-    found = SNAPSHOT.search(path)
-    return f"{found['organisation']}/{found['name']}@{found['commit']}" if found else None
+    match = SNAPSHOT.search(path)
+    return f"{match['organisation']}/{match['name']}@{match['commit']}" if match else None
 
 
 def on_this_node(path: str | Path) -> Path:
@@ -197,9 +191,10 @@ def on_this_node(path: str | Path) -> Path:
 
     Raises FileNotFoundError naming the node and what to do. The caller's own time limit holds for a download.
     """
-    folder, name = Path(path), name_of(str(path))
+    folder = Path(path)
     if folder.is_dir():
         return folder
+    name = name_of(str(path))
     remedy = "put it on a disk that all nodes share"
     if name is None:
         raise FileNotFoundError(f"node {platform.node()}: no folder {folder}; {remedy}")

@@ -51,19 +51,28 @@ class ChunkedHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = head.weight, head.bias
+        self.weight = head.weight
+        self.bias = head.bias
 
     def forward(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs of `targets` [N] and entropies after `states` [N, hidden], both [N] float32, nats."""
 
-        def one(state: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        def score_chunk(state: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             return token_logprobs(nn.functional.linear(state, self.weight, self.bias), target, temperature)
 
         size = max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(self.weight))
         chunks = list(zip(states.split(size), targets.split(size), strict=True))
         again = torch.is_grad_enabled() and len(chunks) > 1  # one chunk is small enough to keep its logits
-        done = [checkpoint(one, s, t, use_reentrant=False) if again else one(s, t) for s, t in chunks]
-        return torch.cat([d[0] for d in done]), torch.cat([d[1] for d in done])
+        logprobs = []
+        entropies = []
+        for chunk in chunks:
+            if again:
+                values, entropy = checkpoint(score_chunk, *chunk, use_reentrant=False)
+            else:
+                values, entropy = score_chunk(*chunk)
+            logprobs.append(values)
+            entropies.append(entropy)
+        return torch.cat(logprobs), torch.cat(entropies)
 
     def _save_to_state_dict(self, *_: Any) -> None:
         """Nothing: the weights are saved under their name in the model."""
@@ -97,7 +106,7 @@ class Scorer(nn.Module):
         self.head = ChunkedHead(head) if type(head) is nn.Linear else None
 
     def causal(self) -> Any:
-        """The transformers model inside a peft wrapper."""
+        """The transformers model, out of its peft wrapper where it has one."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -113,17 +122,19 @@ class Scorer(nn.Module):
         The two may be one rounding to the dtype apart, and the order of a sum of hidden_size float32
         products. Raises ConfigError naming the model's type and the largest difference.
         """
-        causal, body = self.causal(), self.body()
-        kind, head = causal.config.model_type, causal.get_output_embeddings()
+        causal = self.causal()
+        body = self.body()
+        kind = causal.config.model_type
+        head = causal.get_output_embeddings()
         if body is causal or head is None:
             raise ConfigError(
                 f"model.path: a model of type {kind} has no body and head that can be called apart; choose "
                 "another model"
             )
-        tokens = torch.arange(CHECKED, device=next(causal.parameters()).device)[None] * (
-            causal.config.vocab_size // CHECKED
-        )
-        training, attention = self.model.training, causal.config._attn_implementation
+        tokens = torch.arange(CHECKED, device=next(causal.parameters()).device)[None]
+        tokens = tokens * (causal.config.vocab_size // CHECKED)
+        training = self.model.training
+        attention = causal.config._attn_implementation
         self.model.eval()
         if tokens.device.type == "cpu" and "flash" in attention:
             causal.set_attn_implementation("eager")
@@ -138,14 +149,13 @@ class Scorer(nn.Module):
         self.model.train(training)
         largest = float(own.abs().max())
         gap = float((ours - own).abs().max()) if ours.shape == own.shape else math.inf
-        rounding = (
-            torch.finfo(states.dtype).eps + math.sqrt(states.shape[-1]) * torch.finfo(torch.float32).eps
-        )
-        if not gap <= 4 * rounding * largest:
+        sum_rounding = math.sqrt(states.shape[-1]) * torch.finfo(torch.float32).eps
+        rounding = torch.finfo(states.dtype).eps + sum_rounding
+        if not gap <= 4 * rounding * largest:  # also where it is NaN
             raise ConfigError(
                 f"model.path: a model of type {kind} makes its logits otherwise than by its head alone: they "
-                f"differ by {gap:.3g}, where the "
-                f"largest is {largest:.3g}; choose a model that does not scale or cap its logits"
+                f"differ by {gap:.3g}, where the largest is {largest:.3g}; choose a model that does not "
+                "scale or cap its logits"
             )
 
     def reach(self) -> int:
@@ -158,48 +168,54 @@ class Scorer(nn.Module):
         them.
         """
         causal = self.causal()
-        config, body = causal.config, self.body()
-        able = (
-            config._attn_implementation in ("sdpa", "eager", "flex_attention")
-            and getattr(causal, "_supports_attention_backend", False)
+        config = causal.config
+        if not _attends_to_all(config):
+            return 0
+        shares = (
+            getattr(causal, "_supports_attention_backend", False)
             and not getattr(causal, "_is_stateful", False)
-            and getattr(config, "sliding_window", None) is None
-            and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-            and "position_ids" in inspect.signature(body.forward).parameters
+            and "position_ids" in inspect.signature(self.body().forward).parameters
         )
-        if not able:
+        if not shares:
             return 0
         return EVERYTHING if config._attn_implementation == "flex_attention" else 3 * int(config.hidden_size)
 
-    def _mask(self, batch: MicroBatch) -> Any:
+    def _attention_mask(self, batch: MicroBatch) -> Any:
         """Whom each position of packs may attend to, as transformers hands it on to the attention: what is
         added to the scores, or for flex attention the blocks of it that are not empty."""
         if self.causal().config._attn_implementation == "flex_attention":
             return batch.blocks()
-        visible, dtype = batch.visible(), next(self.body().parameters()).dtype
+        visible = batch.visible()
         assert visible is not None
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-            ~visible, torch.finfo(dtype).min
-        )
+        dtype = next(self.body().parameters()).dtype
+        added = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return added.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
-        causal, body = self.causal(), self.body()
+        # without packs no mask is needed: padding stands on the right, where causal attention never looks
         layout: dict[str, Any] = {}
-        if (
-            batch.segments is not None
-        ):  # else padding stands on the right, where causal attention never looks: no mask is needed
-            layout = {"attention_mask": self._mask(batch), "position_ids": batch.positions}
-        hidden = body(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
+        if batch.segments is not None:
+            layout = {"attention_mask": self._attention_mask(batch), "position_ids": batch.positions}
+        hidden = self.body()(input_ids=batch.tokens, use_cache=False, **layout).last_hidden_state
         states = hidden.flatten(0, 1)[batch.source]
         if self.head is None:
-            values, entropies = token_logprobs(
-                causal.get_output_embeddings()(states), batch.targets, temperature
-            )
+            logits = self.causal().get_output_embeddings()(states)
+            values, entropies = token_logprobs(logits, batch.targets, temperature)
         else:
             values, entropies = self.head(states, batch.targets, temperature)
         empty = torch.zeros(batch.mask.shape, device=values.device)
         where = batch.mask.nonzero(as_tuple=True)
         return TokenLogprobs(empty.index_put(where, values), empty.index_put(where, entropies), batch.mask)
+
+
+def _attends_to_all(config: Any) -> bool:
+    """Whether every layer attends to everything before a position, by an attention that takes a mask."""
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return (
+        config._attn_implementation in ("sdpa", "eager", "flex_attention")
+        and getattr(config, "sliding_window", None) is None
+        and set(layers) == {"full_attention"}
+    )
 
 
 def completion_logprobs(
@@ -221,9 +237,10 @@ def completion_logprobs(
 def passes_of(sequences: Sequences, budget_tokens: int, reach: int) -> list[list[Pack]]:
     """The forward passes of up to `budget_tokens` that score them; `reach` is the scorer's."""
     packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=reach)
-    return [
-        [packs[i] for i in batch] for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens)
-    ]
+    passes = []
+    for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens):
+        passes.append([packs[i] for i in batch])
+    return passes
 
 
 @torch.no_grad()
@@ -238,9 +255,9 @@ def logprobs_of_packs(
     """The same for the rows of some packs, one forward pass a micro-batch of them; 0 in all other rows."""
     counts = (sequences.lengths - sequences.prompt_lengths).astype(np.int64)
     starts = np.cumsum(counts) - counts
-    out = np.zeros(int(counts.sum()), dtype=np.float32)
+    logprobs = np.zeros(int(counts.sum()), dtype=np.float32)
     for packs in batches:
-        found = scorer(pad(sequences, packs, device), temperature).logprobs.cpu().numpy()
-        for values, row in zip(found, np.concatenate(packs), strict=True):
-            out[starts[row] : starts[row] + counts[row]] = values[: counts[row]]
-    return out
+        scored = scorer(pad(sequences, packs, device), temperature).logprobs.cpu().numpy()
+        for values, row in zip(scored, np.concatenate(packs), strict=True):
+            logprobs[starts[row] : starts[row] + counts[row]] = values[: counts[row]]
+    return logprobs

@@ -31,19 +31,22 @@ class Unfit:
     why: str
 
 
-def _several(value: Any) -> bool:
+def _is_several(value: Any) -> bool:
     return isinstance(value, int) and value > 1
 
 
-def _shaping(value: Any) -> bool:
+def _is_shaping(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1)
 
 
-def _expert_kind(value: Any) -> bool:
+def _is_expert_kind(value: Any) -> bool:
     return re.search("moe|mixtral|dbrx|gpt_oss|deepseek_v[234]|jamba|llama4", str(value)) is not None
 
 
-EXPERTS = "a mixture of experts, whose weights reach no engine under the names that transformers gives them; choose a dense model"
+EXPERTS = (
+    "a mixture of experts, whose weights reach no engine under the names that transformers gives them; "
+    "choose a dense model"
+)
 UNFIT = (
     Unfit(
         r"quantization_config|compression_config",
@@ -57,11 +60,11 @@ UNFIT = (
         "class)",
     ),
     Unfit("is_encoder_decoder", bool, "an encoder with a decoder; choose a decoder-only model"),
-    Unfit(r"(.*\.)?(num|n|moe_num)_((local|routed)_)?experts", _several, EXPERTS),
-    Unfit("model_type", _expert_kind, EXPERTS),
+    Unfit(r"(.*\.)?(num|n|moe_num)_((local|routed)_)?experts", _is_several, EXPERTS),
+    Unfit("model_type", _is_expert_kind, EXPERTS),
     Unfit(
         r"(?!.*(attn|attention|router)).*(logit|lm_head).*(scal|cap|multipl).*",
-        _shaping,
+        _is_shaping,
         "it scales or caps its logits, and log-probs are made of head(body(tokens)) here; choose a model "
         "whose logits are its head's output",
     ),
@@ -126,23 +129,20 @@ SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
+ROPE = ("rope_parameters", "rope_scaling")
 
 
 def check_values(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That what is read here of config.json is of its type."""
     names = model.get("architectures") or []
     wrong = [name for name in SIZES if not _is_size(model.get(name))]
-    wrong += [
-        name for name in ("rope_parameters", "rope_scaling") if not isinstance(model.get(name) or {}, dict)
-    ]
-    wrong += ["architectures"] * (
-        not isinstance(names, list) or not all(isinstance(name, str) for name in names)
-    )
+    wrong += [name for name in ROPE if not isinstance(model.get(name) or {}, dict)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong.append("architectures")
     if wrong:
         raise ConfigError(
             f"{field}: {folder / 'config.json'} has {wrong[0]} {str(model[wrong[0]])[:60]}: no value that it "
-            "can have; download or save the "
-            "model again"
+            "can have; download or save the model again"
         )
 
 
@@ -153,7 +153,7 @@ def _is_size(value: Any) -> bool:
 def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That config.json tells of a plain causal language model that transformers knows. A field that it lacks
     is left to the loading."""
-    for name, value in _fields(model):
+    for name, value in _fields_of(model):
         for unfit in UNFIT:
             if re.fullmatch(unfit.names, name) and unfit.values(value):
                 shown = "" if isinstance(value, dict) else f" {value}"
@@ -162,8 +162,7 @@ def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise ConfigError(
             f"{field}: {folder / 'config.json'} has architectures {', '.join(names)}: no causal language "
-            "model; give one whose class ends in "
-            "ForCausalLM"
+            "model; give one whose class ends in ForCausalLM"
         )
     check_known(field, folder, model)
 
@@ -172,51 +171,53 @@ def check_reward_model(field: str, path: str) -> None:
     """That the folder is whole, and has a trained head for its score."""
     check_model(field, path)
     file = Path(path) / "config.json"
-    names = (saved.read_json(file).get("architectures") or []) if file.is_file() else []
+    if not file.is_file():
+        return
+    model = saved.read_json(file)
+    names = model.get("architectures") or []
     if names and not any(name.endswith("ForSequenceClassification") for name in names):
         raise ConfigError(
             f"{field}: {file} has architectures {', '.join(names)}: its score would come from a head that "
-            "was never trained; give a model whose "
-            "class ends in ForSequenceClassification"
+            "was never trained; give a model whose class ends in ForSequenceClassification"
         )
-    if file.is_file():
-        check_known(field, Path(path), saved.read_json(file))
+    check_known(field, Path(path), model)
 
 
 def check_known(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That transformers has code of its own for the model: code from a model's folder is never run."""
-    kind, found = model.get("model_type"), importlib.util.find_spec("transformers")
-    if kind is None or found is None or found.origin is None:
+    kind = model.get("model_type")
+    library = importlib.util.find_spec("transformers")
+    if kind is None or library is None or library.origin is None:
         return
-    known = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py"
+    known = Path(library.origin).parent / "models" / "auto" / "modeling_auto.py"
     if known.is_file() and f'"{kind}"' not in known.read_text(encoding="utf-8"):
         raise ConfigError(
             f"{field}: {folder / 'config.json'} has model_type {kind}, which the installed transformers does "
-            "not know, and code from a model's "
-            "folder is not run; choose a model of a known type"
+            "not know, and code from a model's folder is not run; choose a model of a known type"
         )
 
 
-def _fields(model: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _fields_of(model: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names and values, those inside a section under a dotted name after the section itself."""
     for name, value in model.items():
         yield name, value
         if isinstance(value, dict):
-            yield from ((f"{name}.{inner}", v) for inner, v in _fields(value))
+            for inner, inner_value in _fields_of(value):
+                yield f"{name}.{inner}", inner_value
 
 
 def check_head_dim(config: Config, model: dict[str, Any]) -> None:
+    """That vLLM's kernels take the size of the attention heads, where it runs on CPUs."""
     if config.rollout.num_gpus > 0:
         return
+    size = model.get("head_dim") or None
     heads = model.get("num_attention_heads")
-    size = model.get("head_dim") or (
-        model["hidden_size"] // heads if heads and "hidden_size" in model else None
-    )
+    if not size and heads and "hidden_size" in model:
+        size = model["hidden_size"] // heads
     if size is not None and size not in CPU_HEAD_DIMS:
         raise ConfigError(
             f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves "
-            f"{', '.join(map(str, CPU_HEAD_DIMS))}: "
-            "choose another model, or a GPU (rollout.num_gpus)"
+            f"{', '.join(map(str, CPU_HEAD_DIMS))}: choose another model, or a GPU (rollout.num_gpus)"
         )
 
 
@@ -226,20 +227,19 @@ def check_context(config: Config, model: dict[str, Any]) -> None:
 
     Models that stretch their positions (YaRN and the like) are left to vLLM, which knows by how much.
     """
-    positions, rope = (
-        model.get("max_position_embeddings"),
-        model.get("rope_parameters") or model.get("rope_scaling") or {},
-    )
-    if (
-        positions is None
-        or rope.get("rope_type", rope.get("type", "default")) != "default"
-        or config.num_tokens_limit < positions
-    ):
+    positions = model.get("max_position_embeddings")
+    rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
+    stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
+    if positions is None or stretched or config.num_tokens_limit < positions:
         return
-    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    field, asked = "data.max_prompt_tokens + rollout.max_new_tokens", f"{prompt} + {completion}"
+    prompt = config.data.max_prompt_tokens
+    completion = config.rollout.max_new_tokens
     if config.num_tokens_limit > prompt + completion:
-        field, asked = "harness.max_tokens", str(config.num_tokens_limit)
+        field = "harness.max_tokens"
+        asked = str(config.num_tokens_limit)
+    else:
+        field = "data.max_prompt_tokens + rollout.max_new_tokens"
+        asked = f"{prompt} + {completion}"
     raise ConfigError(
         f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; "
         "lower it"
@@ -257,25 +257,22 @@ def check_targets(lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None
     """
     if isinstance(lora.targets, str):
         return
-    weights = {
-        name: shape for file in saved.weight_files(folder) for name, shape in saved.shapes(file).items()
-    }
     linear = {
-        n.removesuffix(".weight"): shape
-        for n, shape in weights.items()
-        if n.endswith(".weight") and len(shape) == 2
+        name.removesuffix(".weight"): shape
+        for name, shape in saved.shapes_of_all(folder).items()
+        if name.endswith(".weight") and len(shape) == 2
     }
     over_words = [name for name, shape in linear.items() if model.get("vocab_size") in shape]
     tied = model.get("tie_word_embeddings", len(over_words) == 1)
     for i, target in enumerate(lora.targets):
         where = f"model.lora.targets.{i}: {target}"
-        found = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if tied and (set(found) & set(over_words) or (target in HEADS and not found)):
+        matching = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if tied and (set(matching) & set(over_words) or (target in HEADS and not matching)):
             raise ConfigError(
                 f"{where}: embedding and output head are one weight here (tie_word_embeddings); leave it out "
                 "of the targets"
             )
-        if not found and linear:
+        if not matching and linear:
             last = sorted({name.rpartition(".")[2] for name in linear if name not in over_words})
             raise ConfigError(
                 f"{where} is no linear layer of {folder}; give names out of {', '.join(last)}, or all-linear"
@@ -291,7 +288,9 @@ def weight_bytes(model: ModelConfig) -> int:
     if not Path(model.path).is_dir():
         return 0
     folder = saved.base(Path(model.path))
-    size = sum(f.stat().st_size for f in saved.weight_files(folder))
-    written = saved.read_json(folder / "config.json") if size else {}
+    size = sum(file.stat().st_size for file in saved.weight_files(folder))
+    if not size or model.dtype != "float32":
+        return size
+    written = saved.read_json(folder / "config.json")
     halves = "16" in str(written.get("dtype") or written.get("torch_dtype"))
-    return size * 2 if halves and model.dtype == "float32" else size
+    return size * 2 if halves else size

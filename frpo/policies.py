@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,15 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     `dtype`. Raises ConfigError naming the folder and what cannot be applied, and the keys of an adapter that
     the model has no place for.
     """
-    as_type = _dtype(dtype)
+    as_type = _dtype_of(dtype)
     if not saved.is_adapter(folder):
-        return _full(folder, as_type, attention)
+        return _load_full(folder, as_type, attention)
     saved.base(folder)  # raises where an adapter cannot be merged, or the chain of them ends nowhere
-    policy = _merged(folder)
+    policy = _merge_adapter(folder)
     with torch.no_grad():
+        # not the buffers: transformers keeps rotary frequencies in float32
         for parameter in policy.parameters():
-            parameter.data = parameter.data.to(
-                as_type
-            )  # not the buffers: transformers keeps rotary frequencies in float32
+            parameter.data = parameter.data.to(as_type)
     policy.config.dtype = as_type
     policy.set_attn_implementation(attention)
     return policy
@@ -48,9 +48,9 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
 
 def beside(folder: Path, dtype: torch.dtype | str) -> bool:
     """Whether `load_beside` keeps the policy's adapter beside the weights."""
-    return (
-        _dtype(dtype) != torch.float32 and saved.is_adapter(folder) and saved.plain_rank(folder) is not None
-    )
+    if _dtype_of(dtype) == torch.float32 or not saved.is_adapter(folder):
+        return False
+    return saved.plain_rank(folder) is not None
 
 
 def load_beside(
@@ -62,19 +62,18 @@ def load_beside(
     So do engines and learners compute it. Between the numbers of bfloat16 merged weights lose what is small
     beside them: a scorer of these would tell the KL of another policy.
     """
-    as_type = _dtype(dtype)
+    as_type = _dtype_of(dtype)
     if not beside(folder, as_type):
         return load(folder, dtype=as_type, attention=attention)
     saved.base(folder)
-    adapted = _adapted(load(saved.parent(folder), dtype=as_type, attention=attention), folder, name)
+    adapted = _apply_adapter(load(saved.parent(folder), dtype=as_type, attention=attention), folder, name)
     for parameter in adapted.parameters():
         parameter.data = parameter.data.to(as_type)  # peft keeps adapters in float32
     return adapted
 
 
-def _dtype(given: torch.dtype | str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, given) if isinstance(given, str) else given
-    return found
+def _dtype_of(given: torch.dtype | str) -> torch.dtype:
+    return getattr(torch, given) if isinstance(given, str) else given
 
 
 def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
@@ -88,10 +87,10 @@ def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tenso
         raise ConfigError(
             f"{folder}: holds no .safetensors file; save the policy with safe_serialization=True"
         )
-    return (pair for file in files for pair in _saved(file))
+    return chain.from_iterable(map(_read_tensors, files))
 
 
-def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -99,7 +98,7 @@ def _saved(file: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, opened.get_tensor(name)
 
 
-def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
+def _load_full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
     """Raises ConfigError for a model that transformers refuses, or whose files lack weights or hold others,
     which it would draw at random, or of experts."""
     from transformers import AutoModelForCausalLM
@@ -120,16 +119,18 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
             f"{folder}: transformers cannot load it with attention {attention} ({reason[:300]}); see "
             "model.attention"
         ) from None
-    model, found = loaded
-    if missing := set(found["missing_keys"]):
+    model, report = loaded
+    missing = set(report["missing_keys"])
+    if missing:
         raise ConfigError(
-            f"{folder}: its files lack weights of the model: {_some(missing)}; save it again by its "
+            f"{folder}: its files lack weights of the model: {_some_of(missing)}; save it again by its "
             "...ForCausalLM class"
         )
-    if mismatched := {key[0] for key in found["mismatched_keys"]}:
+    mismatched = {key[0] for key in report["mismatched_keys"]}
+    if mismatched:
         raise ConfigError(
-            f"{folder}: its weights are of other shapes than config.json says: {_some(mismatched)}; save it "
-            "again with both"
+            f"{folder}: its weights are of other shapes than config.json says: {_some_of(mismatched)}; "
+            "save it again with both"
         )
     if any(".experts." in name for name, _ in model.named_parameters()):
         raise ConfigError(
@@ -139,41 +140,42 @@ def _full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
     return model.eval()
 
 
-def _merged(folder: Path) -> Any:
+def _merge_adapter(folder: Path) -> Any:
     """The adapter of `folder` in the weights of its base, float32."""
     under = saved.parent(folder)
-    base = _merged(under) if saved.is_adapter(under) else _full(under, torch.float32, "eager")
-    names, tied = {n for n, _ in base.named_parameters()}, base.config.tie_word_embeddings
-    adapted = _adapted(base, folder)
+    base = _merge_adapter(under) if saved.is_adapter(under) else _load_full(under, torch.float32, "eager")
+    names = {name for name, _ in base.named_parameters()}
+    tied = base.config.tie_word_embeddings
+    adapted = _apply_adapter(base, folder)
     tokens = torch.arange(16).remainder(base.config.vocab_size)[None]
-    before = _logprobs(adapted, tokens)
+    before = _logprobs_of(adapted, tokens)
     try:
         policy = adapted.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise ConfigError(
-            f"{folder}: {_kind(folder)} cannot be merged into weights ({error}); {saved.REMEDY}"
+            f"{folder}: {_kind_of(folder)} cannot be merged into weights ({error}); {saved.REMEDY}"
         ) from None
     if tied and not policy.config.tie_word_embeddings:
         raise ConfigError(
             f"{folder}: the adapter gives the output head weights of its own, and the base ties them to the "
-            "embedding; merge it by peft "
-            "and save the whole model with tie_word_embeddings=False"
+            "embedding; merge it by peft and save the whole model with tie_word_embeddings=False"
         )
-    if changed := names.symmetric_difference(n for n, _ in policy.named_parameters()):
+    changed = names.symmetric_difference(name for name, _ in policy.named_parameters())
+    if changed:
         raise ConfigError(
-            f"{folder}: {_kind(folder)} changes which weights the model has ({_some(changed)}); "
+            f"{folder}: {_kind_of(folder)} changes which weights the model has ({_some_of(changed)}); "
             f"{saved.REMEDY}"
         )
-    gap = float((_logprobs(policy, tokens) - before).abs().max())
+    gap = float((_logprobs_of(policy, tokens) - before).abs().max())
     if not gap <= MERGE_TOLERANCE:
         raise ConfigError(
-            f"{folder}: merged into the weights, {_kind(folder)} gives other log-probs than peft's own, by "
-            f"{gap:.3g} nats; {saved.REMEDY}"
+            f"{folder}: merged into the weights, {_kind_of(folder)} gives other log-probs than peft's own, "
+            f"by {gap:.3g} nats; {saved.REMEDY}"
         )
     return policy
 
 
-def _adapted(base: Any, folder: Path, adapter: str = "default") -> Any:
+def _apply_adapter(base: Any, folder: Path, adapter: str = "default") -> Any:
     """`base` with the adapter applied by peft under the name `adapter`, unmerged, in evaluation mode.
 
     Raises ConfigError for keys of the file that the model has no place for, keys that the file lacks, and
@@ -187,48 +189,46 @@ def _adapted(base: Any, folder: Path, adapter: str = "default") -> Any:
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
             adapted = PeftModel.from_pretrained(base, folder, adapter, torch_device="cpu")
-            found = adapted.load_adapter(
-                folder, adapter, torch_device="cpu", key_mapping=renamed
-            )  # again: this one tells what fits
+            # again: this one tells what fits
+            report = adapted.load_adapter(folder, adapter, torch_device="cpu", key_mapping=renamed)
     except KeyError as error:
         raise ConfigError(
             f"{folder}: the adapter's file lacks {error}, which its configuration names; save the adapter "
             "again"
         ) from None
-    except Exception as error:  # as in _full
+    except Exception as error:  # as in _load_full
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{folder}: peft cannot apply {_kind(folder)} to {saved.parent(folder)} ({reason[:400]}); "
+            f"{folder}: peft cannot apply {_kind_of(folder)} to {saved.parent(folder)} ({reason[:400]}); "
             f"{saved.REMEDY}"
         ) from None
     for keys, what in (
-        (found.unexpected_keys, "holds weights that the model has no place for"),
-        (found.missing_keys, "lacks weights"),
+        (report.unexpected_keys, "holds weights that the model has no place for"),
+        (report.missing_keys, "lacks weights"),
     ):
         if keys:
             raise ConfigError(
-                f"{folder}: the adapter's file {what}: {_some(set(keys))}; name the base that it was trained "
-                "on, or save it again"
+                f"{folder}: the adapter's file {what}: {_some_of(set(keys))}; name the base that it was "
+                "trained on, or save it again"
             )
     written = saved.read_json(folder / saved.ADAPTER)
-    if unknown := {
-        name for name, value in written.items() if value and not hasattr(config, name)
-    }:  # peft leaves them out
+    unknown = {name for name, value in written.items() if value and not hasattr(config, name)}
+    if unknown:  # peft leaves them out
         raise ConfigError(
-            f"{folder / saved.ADAPTER}: the installed peft does not know {_some(unknown)}; {saved.REMEDY}"
+            f"{folder / saved.ADAPTER}: the installed peft does not know {_some_of(unknown)}; {saved.REMEDY}"
         )
     return adapted.eval()
 
 
-def _logprobs(model: Any, tokens: Tensor) -> Tensor:
+def _logprobs_of(model: Any, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=tokens).logits.float(), -1)
 
 
-def _kind(folder: Path) -> str:
+def _kind_of(folder: Path) -> str:
     return f"the adapter of kind {saved.read_json(folder / saved.ADAPTER).get('peft_type')}"
 
 
-def _some(names: set[str], most: int = 4) -> str:
+def _some_of(names: set[str], most: int = 4) -> str:
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from frpo import models, saved, sources
+from frpo import data_checks, models, saved, sources
 from frpo.config import (
     Config,
     ConfigError,
@@ -43,7 +43,7 @@ from frpo.secrets import secrets_of
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 
-def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> sources.Checked:
+def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> data_checks.Checked:
     """Raises ConfigError naming field or row, value and remedy; Missing where nothing is wrong but this
     machine lacks something. Returns what reading the data has found."""
     check_policy(config)
@@ -69,7 +69,7 @@ def check(config: Config, progress: Callable[[int], None] = lambda count: None) 
     return found
 
 
-def check_data(config: Config, progress: Callable[[int], None]) -> sources.Checked:
+def check_data(config: Config, progress: Callable[[int], None]) -> data_checks.Checked:
     """Every row of every data set, but for the testbed's own, which a run makes."""
     downstream = config.downstream
     prompts = [s for d in downstream if isinstance(d, DownstreamRl) for s in d.data]
@@ -78,7 +78,7 @@ def check_data(config: Config, progress: Callable[[int], None]) -> sources.Check
         *(s for d in downstream if isinstance(d, DownstreamSft) for s in d.sources),
     ]
     every = (config.data.train, config.data.heldout, prompts, examples)
-    return sources.check(*map(_once, every), progress=progress)
+    return data_checks.check(*map(_once, every), progress=progress)
 
 
 def _once(asked: Sequence[DatasetConfig]) -> list[DatasetConfig]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ def conversation(row: Row, source: DatasetConfig) -> Conversation:
 
 def _prompt_ids(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> Ints:
     """[P]. Raises ConfigError naming the row."""
-    ids = _templated(row, source, messages, tokenizer) if messages else _plain(str(row.prompt), tokenizer)
+    ids = (
+        _tokenize_messages(row, source, messages, tokenizer)
+        if messages
+        else _tokenize_text(str(row.prompt), tokenizer)
+    )
     if not ids:
         raise ConfigError(
             f"{row.where}: no token is left of this prompt ({row.text[:60]!r}) for the model's tokenizer; "
@@ -43,7 +48,7 @@ def _prompt_ids(row: Row, source: DatasetConfig, messages: Conversation, tokeniz
     return np.array(ids, dtype=np.int32)
 
 
-def _plain(text: str, tokenizer: Any) -> list[int]:
+def _tokenize_text(text: str, tokenizer: Any) -> list[int]:
     """With the tokenizer's special tokens: one beginning of sequence, also where the text brings its own, and
     no end."""
     ids = list(tokenizer(text)["input_ids"])
@@ -54,7 +59,7 @@ def _plain(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _templated(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> list[int]:
+def _tokenize_messages(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> list[int]:
     if tokenizer.chat_template is None and "chat_template" not in source.chat_template_kwargs:
         raise ConfigError(
             f"{row.where}: chat messages, but the model's tokenizer has no chat template; use string prompts"
@@ -66,13 +71,13 @@ def _templated(row: Row, source: DatasetConfig, messages: Conversation, tokenize
         "return_dict": False,
     }
     try:
-        return list(tokenizer.apply_chat_template([dict(m) for m in messages], **arguments))
+        return list(tokenizer.apply_chat_template([dict(message) for message in messages], **arguments))
     except Exception as error:  # a template is a program of the model's maker: it may raise anything
-        roles, why = ", ".join(m["role"] for m in messages), " ".join(str(error).split())[:200]
+        roles = ", ".join(message["role"] for message in messages)
+        why = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{row.where}: the model's chat template refuses messages of {roles} ({type(error).__name__}: "
-            f"{why}); change the row, "
-            "or the data set's system or chat_template_kwargs"
+            f"{why}); change the row, or the data set's system or chat_template_kwargs"
         ) from None
 
 
@@ -83,23 +88,22 @@ def load_prompts(
 
     A column that a row of a source lacks and another has is None there, as in a data set of the hub.
     """
-    prompts, dropped = list[Prompt](), 0
-    for s, source in enumerate(sources):
-        read = list[Prompt]()
-        for r, row in enumerate(read_rows(source)):
+    prompts = list[Prompt]()
+    dropped = 0
+    for number, source in enumerate(sources):
+        own = list[Prompt]()
+        every: dict[str, Any] = {}
+        for i, row in enumerate(read_rows(source)):
             messages = conversation(row, source)
             ids = _prompt_ids(row, source, messages, tokenizer)
             if len(ids) > max_tokens:
                 dropped += 1
                 continue
             columns = {name: value for name, value in row.columns.items() if name not in TAKEN}
-            read.append(
-                Prompt(
-                    f"{s}:{r}", row.text, ids, row.task, columns, messages, not isinstance(row.prompt, str)
-                )
-            )
-        every = dict.fromkeys(name for prompt in read for name in prompt.columns)
-        prompts += [replace(prompt, columns={**every, **prompt.columns}) for prompt in read]
+            every |= dict.fromkeys(columns)
+            conversational = not isinstance(row.prompt, str)
+            own.append(Prompt(f"{number}:{i}", row.text, ids, row.task, columns, messages, conversational))
+        prompts += [replace(prompt, columns={**every, **prompt.columns}) for prompt in own]
     return prompts, dropped
 
 
@@ -113,11 +117,11 @@ class Examples:
         return len(self.pairs)
 
     def take(self, rows: Sequence[int]) -> Sequences:
-        pairs = [self.pairs[r] for r in rows]
+        pairs = [self.pairs[row] for row in rows]
         return Sequences(
-            tokens=np.concatenate([ids for pair in pairs for ids in pair]),
-            prompt_lengths=np.array([len(p) for p, _ in pairs], dtype=np.int32),
-            lengths=np.array([len(p) + len(c) for p, c in pairs], dtype=np.int32),
+            tokens=np.concatenate(list(chain.from_iterable(pairs))),
+            prompt_lengths=np.array([len(prompt) for prompt, _ in pairs], dtype=np.int32),
+            lengths=np.array([len(prompt) + len(completion) for prompt, completion in pairs], dtype=np.int32),
         )
 
     def all(self) -> Sequences:
@@ -137,13 +141,15 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
             "model.path: its tokenizer has no end of sequence, which answers must learn; set eos_token in "
             "its folder"
         )
-    pairs, dropped = [], 0
+    pairs = []
+    dropped = 0
     for source in sources:
         for row in read_rows(source, examples=True):
             assert row.completion is not None
             prompt = _prompt_ids(row, source, conversation(row, source), tokenizer)
             ids = list(tokenizer(row.completion, add_special_tokens=False)["input_ids"])
-            ids += [tokenizer.eos_token_id] * (ids[-1:] != [tokenizer.eos_token_id])
+            if ids[-1:] != [tokenizer.eos_token_id]:
+                ids.append(tokenizer.eos_token_id)
             if len(prompt) + len(ids) > max_tokens:
                 dropped += 1
             else:
@@ -164,8 +170,11 @@ class Shuffled:
     function of i."""
 
     def __init__(self, count: int, seed: int, in_order: bool = False) -> None:
-        self.count, self.seed, self.in_order = count, seed, in_order
-        self._epoch, self._order = -1, list[int]()
+        self.count = count
+        self.seed = seed
+        self.in_order = in_order
+        self._epoch = -1
+        self._order = list[int]()
 
     def at(self, position: int) -> int:
         epoch, offset = divmod(position, self.count)
@@ -184,12 +193,18 @@ class PromptStream:
         self, prompts: Sequence[Prompt], mix: Mapping[str, float], seed: int, prompts_per_step: int
     ) -> None:
         self.per_step = prompts_per_step
-        tasks = sorted(mix) if mix else [""]
-        self.rows = {t: [p for p in prompts if not mix or p.task == t] for t in tasks}
-        weights = [mix[t] if mix else 1.0 for t in tasks]
-        self.tasks, self.weights = tasks, [w / sum(weights) for w in weights]
-        self.orders = {t: Shuffled(len(self.rows[t]), seed + i) for i, t in enumerate(tasks)}
-        self._counts, self._dealt = [0] * len(tasks), list[int]()
+        shares = mix or {"": 1.0}
+        whole = sum(shares[task] for task in sorted(shares))
+        self.tasks = sorted(shares)
+        self.weights = [shares[task] / whole for task in self.tasks]
+        self.rows: dict[str, list[Prompt]] = {}
+        self.orders: dict[str, Shuffled] = {}
+        for i, task in enumerate(self.tasks):
+            self.rows[task] = [prompt for prompt in prompts if not mix or prompt.task == task]
+            self.orders[task] = Shuffled(len(self.rows[task]), seed + i)
+        self._counts = [0] * len(self.tasks)
+        self._dealt = list[int]()
+        """Of every place so far, the number of the task that it was given to."""
 
     def take(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of a step (from 0): a pure function of its number."""
@@ -197,28 +212,29 @@ class PromptStream:
         while len(self._dealt) < first + self.per_step:
             self._deal()
         before = [0] * len(self.tasks)
-        for t in self._dealt[:first]:
-            before[t] += 1
+        for number in self._dealt[:first]:
+            before[number] += 1
         batch = []
-        for t in self._dealt[first : first + self.per_step]:
-            task = self.tasks[t]
-            batch.append(self.rows[task][self.orders[task].at(before[t])])
-            before[t] += 1
+        for number in self._dealt[first : first + self.per_step]:
+            task = self.tasks[number]
+            batch.append(self.rows[task][self.orders[task].at(before[number])])
+            before[number] += 1
         return tuple(batch)
 
     def _deal(self) -> None:
         """Give the next place to the task that is furthest behind its share."""
         place = len(self._dealt) + 1
-        t = max(range(len(self.tasks)), key=lambda i: (self.weights[i] * place - self._counts[i], -i))
-        self._counts[t] += 1
-        self._dealt.append(t)
+        number = max(range(len(self.tasks)), key=lambda i: (self.weights[i] * place - self._counts[i], -i))
+        self._counts[number] += 1
+        self._dealt.append(number)
 
 
 class ExampleStream:
     """Deals examples to optimiser updates."""
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, in_order: bool) -> None:
-        self.examples, self.batch_size = examples, batch_size
+        self.examples = examples
+        self.batch_size = batch_size
         self.order = Shuffled(len(examples), seed, in_order)
 
     def take(self, step: int) -> Sequences:

@@ -29,17 +29,17 @@ def read_rows(folder: Path, name: str = METRICS) -> Iterator[dict[str, Any]]:
 
 def write_rows(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
     """Replace a file in one step; one that is not there is not made for no rows."""
-    text = _text(rows)
+    text = _to_lines(rows)
     if text or (folder / name).exists():
         write_text(folder / name, text)
 
 
 def append_rows(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    if text := _text(rows):
+    if text := _to_lines(rows):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
 
-def _text(rows: Iterable[dict[str, Any]]) -> str:
+def _to_lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(to_json(row) + "\n" for row in rows)

@@ -18,24 +18,17 @@ from frpo.config import ConfigError
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 NO_WEIGHTS = [
-    "PROMPT_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "CPT",
-    "CARTRIDGE",
-    "ADAPTION_PROMPT",
-    "XLORA",
-    "POLY",
-    "SHADOW",
-    "LILY",
-    "PEANUT",
-]
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+    "ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW", "LILY", "PEANUT",
+]  # fmt: skip
 """Kinds of PEFT adapter that are no change of the base's weights; `frpo.policies` finds others when it merges
 them."""
 NO_WEIGHTS_FIELDS = ("alora_invocation_tokens", "arrow_config", "layer_replication")
 """Settings of a LoRA adapter with which it is none."""
-REMEDY = "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear layers)"
+REMEDY = (
+    "save the policy as a full model folder, or train an adapter that merges exactly (LoRA or DoRA on linear "
+    "layers)"
+)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -45,12 +38,12 @@ def is_adapter(folder: Path) -> bool:
 def read_json(file: Path) -> dict[str, Any]:
     """Raises ConfigError when it holds no JSON object."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); download or save it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ConfigError(f"{file}: holds no JSON object; download or save it again")
-    return found
+    return content
 
 
 def check_adapter(folder: Path) -> None:
@@ -58,7 +51,7 @@ def check_adapter(folder: Path) -> None:
     ConfigError."""
     config = read_json(folder / ADAPTER)
     kind = config.get("peft_type")
-    if not _known(kind):
+    if not _is_known(kind):
         raise ConfigError(
             f"{folder / ADAPTER}: peft_type: {kind!r} is no kind that the installed peft knows; save the "
             "adapter again"
@@ -84,19 +77,18 @@ OVER_WORDS = r"embed|lm_head|\boutput\b|\bwte\b|\bwpe\b"
 
 def linear_layers(base: Path) -> list[str]:
     """Last parts of the names of a model's linear layers, without embeddings and output head."""
-    found = {name: shape for file in weight_files(base) for name, shape in shapes(file).items()}
-    matrices = [
-        name
-        for name, shape in found.items()
-        if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name)
-    ]
-    return sorted({name.removesuffix(".weight").rpartition(".")[2] for name in matrices})
+    layers = set[str]()
+    for name, shape in shapes_of_all(base).items():
+        if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name):
+            layers.add(name.removesuffix(".weight").rpartition(".")[2])
+    return sorted(layers)
 
 
 PLAIN = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
-    "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "megatron_core", "qalora_group_size", "ensure_weight_tying",
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "use_rslora",
+    "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying",
 }  # fmt: skip
 """Settings of a LoRA adapter that leave it a product of two matrices on linear layers, whatever they hold."""
 
@@ -107,25 +99,28 @@ def plain_rank(folder: Path) -> int | None:
     Raises as `read_json` and `shapes` do."""
     config = read_json(folder / ADAPTER)
     others = {name for name, value in config.items() if value and name not in PLAIN}
-    init, bias = config.get("init_lora_weights", True), config.get("bias", "none")
-    others -= {"init_lora_weights"} if init in (True, False, "gaussian") else set()
-    others -= {"bias"} if bias == "none" else set()
-    names = shapes(folder / WEIGHTS)
-    linear = all(
-        name.endswith((".lora_A.weight", ".lora_B.weight")) and not re.search(OVER_WORDS, name)
-        for name in names
-    )
-    if config.get("peft_type") != "LORA" or others or not linear or not names:
+    if config.get("init_lora_weights", True) in (True, False, "gaussian"):
+        others.discard("init_lora_weights")
+    if config.get("bias", "none") == "none":
+        others.discard("bias")
+    matrices = shapes(folder / WEIGHTS)
+    if config.get("peft_type") != "LORA" or others or not matrices:
         return None
-    return max(shape[0] for name, shape in names.items() if name.endswith(".lora_A.weight"))
+    if not all(map(_is_lora_on_linear, matrices)):
+        return None
+    return max(shape[0] for name, shape in matrices.items() if name.endswith(".lora_A.weight"))
 
 
-def _known(kind: Any) -> bool:
+def _is_lora_on_linear(name: str) -> bool:
+    return name.endswith((".lora_A.weight", ".lora_B.weight")) and not re.search(OVER_WORDS, name)
+
+
+def _is_known(kind: Any) -> bool:
     """Whether peft has adapters of this kind, as far as its source tells."""
-    found = importlib.util.find_spec("peft")
-    if found is None or found.origin is None:
+    library = importlib.util.find_spec("peft")
+    if library is None or library.origin is None:
         return True
-    kinds = Path(found.origin).parent / "utils" / "peft_types.py"
+    kinds = Path(library.origin).parent / "utils" / "peft_types.py"
     return not kinds.is_file() or f'= "{kind}"' in kinds.read_text(encoding="utf-8")
 
 
@@ -137,8 +132,9 @@ def parent(folder: Path, *, download: bool = True) -> Path:
     downloaded and is not to be.
     """
     file = folder / ADAPTER
-    found = read_json(file)
-    name, revision = found.get("base_model_name_or_path"), found.get("revision")
+    config = read_json(file)
+    name = config.get("base_model_name_or_path")
+    revision = config.get("revision")
     if not isinstance(name, str) or not name:
         raise ConfigError(
             f"{file}: base_model_name_or_path is {name!r}; name the folder of the model that the adapter was "
@@ -147,7 +143,8 @@ def parent(folder: Path, *, download: bool = True) -> Path:
     for place in (Path(name).expanduser(), folder / name):
         if os.path.isdir(place):  # pathlib raises where the name is too long
             return place
-    given = hub.name_of(name) or (f"{name}@{revision}" if revision else name)
+    named = f"{name}@{revision}" if revision else name
+    given = hub.name_of(name) or named
     if not hub.is_name(given):
         raise ConfigError(
             f"{file}: base_model_name_or_path: no such folder {name}; write there where the adapter's base "
@@ -193,11 +190,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_json(index).get("weight_map")
-        if (
-            not isinstance(names, dict)
-            or not names
-            or not all(isinstance(name, str) for name in names.values())
-        ):
+        if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
             raise ConfigError(
                 f"{index}: weight_map names no file for each weight; download or save the model again"
             )
@@ -206,11 +199,20 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
+def shapes_of_all(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of every weight of a model. Raises as `weight_files` and `shapes`."""
+    every: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        every |= shapes(file)
+    return every
+
+
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Of every weight in a .safetensors file, from its header. Raises ConfigError when the file is shorter
     than that says."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            names = opened.keys()
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise ConfigError(f"{file} is torn ({error}); download or save the model again") from None

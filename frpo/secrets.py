@@ -54,29 +54,32 @@ def secrets_of(rewards: Sequence[RewardConfig]) -> Secrets:
     Raises Missing for one that is named on purpose and not set, ConfigError for a function that does not
     resolve.
     """
-    found = {name: os.environ[name] for name in ALWAYS if name in os.environ}
+    values = {name: os.environ[name] for name in ALWAYS if name in os.environ}
     for i, reward in enumerate(rewards):
-        for named in variables(reward, f"rewards.{i}"):
+        for named in variables_of(reward, f"rewards.{i}"):
             value = os.environ.get(named.variable, "")
             if value:
-                found[named.variable] = value
+                values[named.variable] = value
             elif named.on_purpose:
-                said = f"the environment variable {named.variable} is not set; export it where you start frpo"
-                raise Missing(f"{named.field}: {said}")
-    return Secrets(found)
+                raise Missing(
+                    f"{named.field}: the environment variable {named.variable} is not set; export it where "
+                    "you start frpo"
+                )
+    return Secrets(values)
 
 
-def variables(reward: RewardConfig, field: str) -> Iterator[Named]:
+def variables_of(reward: RewardConfig, field: str) -> Iterator[Named]:
+    """Those that a reward names. Raises ConfigError when its function does not resolve."""
     if isinstance(reward, UrlReward) and reward.token_env:
         yield Named(f"{field}.token_env", reward.token_env, "token_env" in reward.model_fields_set)
     if isinstance(reward, FunctionReward):
-        arguments = defaults(reward, f"{field}.function") | reward.arguments
+        arguments = defaults_of(reward, f"{field}.function") | reward.arguments
         for name, value in arguments.items():
             if name.endswith(ENV) and isinstance(value, str) and value:
                 yield Named(f"{field}.arguments.{name}", value, name in reward.arguments)
 
 
-def defaults(reward: FunctionReward, field: str) -> dict[str, Any]:
+def defaults_of(reward: FunctionReward, field: str) -> dict[str, Any]:
     """Of the parameters of a reward function. Raises ConfigError when it does not resolve."""
     try:
         parameters = inspect.signature(load_function(reward.function, field)).parameters

@@ -9,13 +9,15 @@ from typing import Any
 from frpo.config import LoraConfig
 
 EMBEDDED: dict[str, Any] = {
-    "vocab_size": 192, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "head_dim": 32, "tie_word_embeddings": True,
+    "vocab_size": 192, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True,
 }  # fmt: skip
 """Of testbed:model, as a config.json names them."""
 BYTES = {"float32": 4, "bfloat16": 2}
-CHUNK_ELEMENTS, CHUNK_POSITIONS = 1 << 24, 256
-"""Logits computed at once (positions x vocabulary), 64 MiB in float32; positions at least."""
+CHUNK_ELEMENTS = 1 << 24
+"""Logits computed at once (positions x vocabulary), 64 MiB in float32."""
+CHUNK_POSITIONS = 256
+"""Positions computed at once, at least, however large the vocabulary."""
 BUDGET_TOKENS = 8192
 """Padded tokens of one forward pass of a scorer, and tokens of a block. Whoever scores a policy takes the
 same blocks in the same passes: its log-probs are then the same numbers, in bfloat16 too."""
@@ -38,30 +40,25 @@ class Shape:
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's matrices, by the last part of their names."""
-        h, f, q, kv = (
-            self.hidden,
-            self.intermediate,
-            self.heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-        )
+        queries = self.heads * self.head_dim
+        keys = self.kv_heads * self.head_dim
         return {
-            "q_proj": (h, q),
-            "k_proj": (h, kv),
-            "v_proj": (h, kv),
-            "o_proj": (q, h),
-            "gate_proj": (h, f),
-            "up_proj": (h, f),
-            "down_proj": (f, h),
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
         }
 
     @property
     def weights(self) -> int:
-        matrices = sum(a * b for a, b in self.linear.values())
-        return (
-            self.layers * (matrices + 2 * self.hidden)
-            + self.hidden
-            + self.vocabulary * self.hidden * (1 if self.tied else 2)
-        )
+        """Number of all weights: of the layers with two norms each, a last norm, embedding and head."""
+        matrices = sum(inputs * outputs for inputs, outputs in self.linear.values())
+        embedding = self.vocabulary * self.hidden
+        head = 0 if self.tied else embedding
+        return self.layers * (matrices + 2 * self.hidden) + self.hidden + embedding + head
 
     @property
     def kv_per_token(self) -> int:
@@ -69,19 +66,19 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     def adapters(self, lora: LoraConfig) -> int:
-        """Weights of adapters on the targets."""
-        on = [
-            dims
-            for name, dims in self.linear.items()
-            if lora.targets == "all-linear" or any(t.endswith(name) for t in lora.targets)
-        ]
-        return self.layers * lora.rank * sum(a + b for a, b in on)
+        """Number of weights of adapters on the targets: a matrix of rank r on each side of a layer's own."""
+        sides = 0
+        for name, (inputs, outputs) in self.linear.items():
+            if lora.targets == "all-linear" or any(target.endswith(name) for target in lora.targets):
+                sides += inputs + outputs
+        return self.layers * lora.rank * sides
 
 
 def shape_of(model: Mapping[str, Any]) -> Shape | None:
     """Of the contents of a config.json; None for one that names its sizes otherwise."""
     try:
-        hidden, heads = int(model["hidden_size"]), int(model["num_attention_heads"])
+        hidden = int(model["hidden_size"])
+        heads = int(model["num_attention_heads"])
         return Shape(
             hidden=hidden,
             layers=int(model["num_hidden_layers"]),

@@ -12,6 +12,7 @@ from typing import Any
 from frpo import tree
 from frpo.advice import advice
 from frpo.config import ConfigError, ObjectiveConfig
+from frpo.data_checks import Overlap
 from frpo.estimators import describe_estimator
 from frpo.metrics import read_steps
 from frpo.outline import KINDS
@@ -32,7 +33,6 @@ from frpo.report.schema import (
     task_of,
 )
 from frpo.rows import read_rows
-from frpo.sources import Overlap
 from frpo.types import StepMetrics
 
 NAMED = {"estimator", "beta", "target_kl", "penalty"}

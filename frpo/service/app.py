@@ -25,8 +25,8 @@ from starlette.exceptions import HTTPException
 from frpo.config.service import ServiceConfig
 from frpo.scoring import Item
 from frpo.service import wire
-from frpo.service.door import TYPES, Door, problem
-from frpo.service.reading import places, strict_route
+from frpo.service.door import TYPES, Door, problem_response
+from frpo.service.reading import describe_mistakes, strict_route
 from frpo.types import Reward
 
 log = logging.getLogger("frpo.service")
@@ -54,26 +54,16 @@ class Desk:
     """Checks a request against the limits, asks the backend, and waits no longer than it may."""
 
     def __init__(self, config: ServiceConfig, backend: Backend) -> None:
-        self.config, self.backend, self.in_flight = config, backend, 0
-        self.names = [r.name for r in config.rewards]
+        self.config = config
+        self.backend = backend
+        self.names = [reward.name for reward in config.rewards]
+        self.in_flight = 0
+        """Completions that are being scored."""
 
     async def score(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
+        """One Reward per item, by the named rewards, or by all. Raises HTTPException."""
         limits = self.config.limits
-        if len(items) > limits.max_items:
-            raise HTTPException(
-                422,
-                f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send "
-                "several requests",
-            )
-        for i, item in enumerate(items):
-            if (size := wire.size_of(item)) > limits.max_characters:
-                raise HTTPException(
-                    422,
-                    f"item {i} has {size} characters, at most {limits.max_characters} "
-                    "(limits.max_characters)",
-                )
-        if unknown := sorted(set(names or ()) - set(self.names)):
-            raise HTTPException(422, f"no reward is called {unknown[0][:40]!r}; GET /v1/rewards lists them")
+        self._check_request(items, names)
         if not items:
             return []
         if self.in_flight + len(items) > limits.max_items_in_flight:
@@ -94,13 +84,34 @@ class Desk:
         finally:
             self.in_flight -= len(items)
 
-    async def whole(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
+    def _check_request(self, items: Sequence[Item], names: Sequence[str] | None) -> None:
+        """That it is no larger than the limits, and names what there is. Raises HTTPException 422."""
+        limits = self.config.limits
+        if len(items) > limits.max_items:
+            raise HTTPException(
+                422,
+                f"{len(items)} items in one request, at most {limits.max_items} (limits.max_items); send "
+                "several requests",
+            )
+        for i, item in enumerate(items):
+            size = wire.size_of(item)
+            if size > limits.max_characters:
+                raise HTTPException(
+                    422,
+                    f"item {i} has {size} characters, at most {limits.max_characters} "
+                    "(limits.max_characters)",
+                )
+        unknown = sorted(set(names or ()) - set(self.names))
+        if unknown:
+            raise HTTPException(422, f"no reward is called {unknown[0][:40]!r}; GET /v1/rewards lists them")
+
+    async def score_whole(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
         """For formats that have no null: every item has its score, or the request fails."""
         rewards = await self.score(items, names)
-        for i, r in enumerate(rewards):
-            if r.total is None:
+        for i, reward in enumerate(rewards):
+            if reward.total is None:
                 raise HTTPException(
-                    503, f"item {i} has no score: {r.error}; POST /v1/score answers null for it instead"
+                    503, f"item {i} has no score: {reward.error}; POST /v1/score answers null for it instead"
                 )
         return rewards
 
@@ -121,18 +132,17 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(422, places(error.errors()))
+        return problem_response(422, describe_mistakes(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), error.headers)
+        return problem_response(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        log.error(
-            "%s %s: %s", request.method, request.url.path, type(error).__name__
-        )  # its words may hold a prompt
-        return problem(500, "the service failed; its log has more")
+        # its words may hold a prompt
+        log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
+        return problem_response(500, "the service failed; its log has more")
 
 
 def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> FastAPI:
@@ -141,7 +151,15 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
     app.router.route_class = strict_route(config.limits)
     app.add_middleware(Door, digest=digest, limits=config.limits)
     answer_errors(app)
+    add_state(app, config, backend)
     desk = Desk(config, backend)
+    add_own_format(app, desk)
+    add_formats_of_others(app, desk)
+    return app
+
+
+def add_state(app: FastAPI, config: ServiceConfig, backend: Backend) -> None:
+    """Whether the service is up, and what it serves."""
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -161,36 +179,42 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
     @app.get("/v1/rewards", responses={401: ERRORS[401]})
     async def rewards() -> wire.RewardsResponse:
         """What is served."""
-        found = [
-            wire.RewardInfo(name=r.name, kind=r.kind, weight=r.weight, tasks=list(r.tasks))
-            for r in config.rewards
+        served = [
+            wire.RewardInfo(
+                name=reward.name, kind=reward.kind, weight=reward.weight, tasks=list(reward.tasks)
+            )
+            for reward in config.rewards
         ]
-        return wire.RewardsResponse(rewards=found)
+        return wire.RewardsResponse(rewards=served)
 
+
+def add_own_format(app: FastAPI, desk: Desk) -> None:
     @app.post("/v1/score", responses=ERRORS)
     async def score(request: wire.ScoreRequest) -> wire.ScoreResponse:
         """Any number of items with chat messages, tasks and columns; a failed score is null, with the
         reason."""
-        return wire.score_response(
-            await desk.score(await aside(wire.items_of_score, request), request.rewards)
-        )
+        items = await aside(wire.items_of_score, request)
+        return wire.score_response(await desk.score(items, request.rewards))
 
+
+def add_formats_of_others(app: FastAPI, desk: Desk) -> None:
     @app.post("/get_reward", responses=ERRORS)
     async def get_reward(
         request: wire.GetRewardRequest, task: Task = "", reward: Name = None
     ) -> wire.GetRewardResponse:
         """OpenRLHF's format."""
-        items = [_with_task(i, task) for i in await aside(wire.items_of_get_reward, request)]
-        return wire.get_reward_response(await desk.whole(items, [reward] if reward else None))
+        items = [_with_task(item, task) for item in await aside(wire.items_of_get_reward, request)]
+        return wire.get_reward_response(await desk.score_whole(items, [reward] if reward else None))
 
     @app.post("/classify", responses=ERRORS)
     async def classify(request: wire.ClassifyRequest, task: Task = "") -> wire.ClassifyResponse:
         """vLLM's format: the score of each text stands in probs."""
         name = request.model if request.model in desk.names else None
-        items = [_with_task(i, task) for i in wire.items_of_classify(request)]
-        found = await desk.whole(items, [name] if name else None)
+        items = [_with_task(item, task) for item in wire.items_of_classify(request)]
+        rewards = await desk.score_whole(items, [name] if name else None)
         data = [
-            wire.Classification(index=i, label="score", probs=[r.total or 0.0]) for i, r in enumerate(found)
+            wire.Classification(index=i, label="score", probs=[reward.total or 0.0])
+            for i, reward in enumerate(rewards)
         ]
         return wire.ClassifyResponse(
             id=f"classify-{uuid.uuid4().hex}", created=int(time.time()), model=name or "all", data=data
@@ -200,10 +224,8 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
     async def slime(request: wire.SlimeRequest, task: Task = "", reward: Name = None) -> float:
         """slime's format: one completion, one number."""
         item = _with_task(await aside(wire.item_of_slime, request), task)
-        (found,) = await desk.whole([item], [reward] if reward else None)
-        return found.total or 0.0
-
-    return app
+        (scored,) = await desk.score_whole([item], [reward] if reward else None)
+        return scored.total or 0.0
 
 
 def _with_task(item: Item, task: str) -> Item:

@@ -19,14 +19,17 @@ from frpo.config.service import LimitsConfig
 OPEN_PATHS = ("/healthz", "/readyz")
 RETRY_AFTER_S = 1
 TYPES = {
-    401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large", 415: "unsupported",
-    422: "invalid", 429: "too_many", 500: "internal", 503: "unavailable", 504: "timeout",
+    401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large",
+    415: "unsupported", 422: "invalid", 429: "too_many", 500: "internal", 503: "unavailable", 504: "timeout",
 }  # fmt: skip
 
 
-def problem(status: int, message: str, given: Mapping[str, str] | None = None) -> JSONResponse:
-    headers = dict(given or {}) | ({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})
-    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+def problem_response(status: int, message: str, given: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(given or {})
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": {"type": TYPES.get(status, "error"), "message": message}}, status, headers)
 
 
@@ -35,36 +38,27 @@ class Door:
     here."""
 
     def __init__(self, app: ASGIApp, *, digest: bytes | None, limits: LimitsConfig) -> None:
-        self.app, self.digest, self.limits = app, digest, limits
+        self.app = app
+        self.digest = digest
+        self.limits = limits
         self.max_body = int(limits.max_body_mib * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {k.lower(): v for k, v in scope["headers"]}
+        headers = {name.lower(): value for name, value in scope["headers"]}
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path not in OPEN_PATHS and not self._known(headers.get(b"authorization", b"")):
-            answer = problem(401, "send the service's token: Authorization: Bearer <token>")
-            await answer(scope, receive, send)
+            refusal = problem_response(401, "send the service's token: Authorization: Bearer <token>")
+            await refusal(scope, receive, send)
             return
-        length = headers.get(b"content-length", b"")
-        told = int(length[:20]) if length.isdigit() else 0
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
-                body = None if told > self.max_body else await self._read(receive)
-        except TimeoutError:
-            answer = problem(
-                408, f"the body did not come within {self.limits.timeout_s:g} s (limits.timeout_s)"
-            )
-            await answer(scope, receive, send)
-            return
+            body = await self._read_body(headers, receive)
         except ClientDisconnect:
             return
-        if body is None:
-            said = f"the body is larger than {self.max_body} bytes (limits.max_body_mib); send fewer items at once"
-            answer = problem(413, said)
-            await answer(scope, receive, send)
+        if isinstance(body, JSONResponse):
+            await body(scope, receive, send)
             return
         waiting = [body]
 
@@ -75,12 +69,33 @@ class Door:
 
         await self.app(scope, again, send)
 
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | JSONResponse:
+        """The body, or the answer to one that is too large or does not come. Raises ClientDisconnect."""
+        length = headers.get(b"content-length", b"")
+        told = int(length[:20]) if length.isdigit() else 0
+        body = None
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                if told <= self.max_body:
+                    body = await self._read(receive)
+        except TimeoutError:
+            return problem_response(
+                408, f"the body did not come within {self.limits.timeout_s:g} s (limits.timeout_s)"
+            )
+        if body is not None:
+            return body
+        return problem_response(
+            413,
+            f"the body is larger than {self.max_body} bytes (limits.max_body_mib); send fewer items at once",
+        )
+
     async def _read(self, receive: Receive) -> bytes | None:
         """None when it is too large: one that tells no length must not grow without bound either.
 
         Raises ClientDisconnect.
         """
-        body, more = bytearray(), True
+        body = bytearray()
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -19,19 +19,18 @@ def held_port(config: ServiceConfig) -> Iterator[None]:
     A socket that is bound and never listens keeps the second out, which looks first as this one did.
     """
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as held:
-        held.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # an earlier service's last connections don't count
+        # an earlier service's last connections don't count
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             held.bind((config.host, config.port))
         except OSError as error:
-            raise ConfigError(_reason(config, error)) from None
+            raise ConfigError(_why_not(config, error)) from None
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # from now on beside SO_REUSEPORT alone
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         yield
 
 
-def _reason(config: ServiceConfig, error: OSError) -> str:
+def _why_not(config: ServiceConfig, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port: {config.port} on {config.host} is taken; choose another, or stop who serves there"
     field = "port" if error.errno == errno.EACCES else "host"

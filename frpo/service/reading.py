@@ -36,7 +36,7 @@ class Malformed(ValueError):
 
 
 def strict_route(limits: LimitsConfig) -> type[APIRoute]:
-    """A route whose body reaches its model through `read`."""
+    """A route whose body reaches its model through `read_body`."""
 
     class StrictRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -45,7 +45,7 @@ def strict_route(limits: LimitsConfig) -> type[APIRoute]:
 
             class StrictRequest(Request):
                 async def json(self) -> Any:
-                    return await asyncio.to_thread(read, kind, await self.body(), limits)
+                    return await asyncio.to_thread(read_body, kind, await self.body(), limits)
 
             async def strict(request: Request) -> Response:
                 if kind is None:
@@ -60,14 +60,17 @@ def strict_route(limits: LimitsConfig) -> type[APIRoute]:
 
 def refuse_other_media(headers: Headers) -> None:
     """Raises HTTPException 415 for a body that is compressed or not said to be JSON (RFC 9110, 15.5.16)."""
-    if (coding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-        told = {"Accept-Encoding": "identity"}
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
         raise HTTPException(
-            415, f"Content-Encoding: {coding[:40]} is not read here; send the body as it is", told
+            415,
+            f"Content-Encoding: {coding[:40]} is not read here; send the body as it is",
+            {"Accept-Encoding": "identity"},
         )
     given = Message()
     given["content-type"] = headers.get("content-type", "")
-    media, charset = given.get_content_type(), given.get_content_charset("utf-8")
+    media = given.get_content_type()
+    charset = given.get_content_charset("utf-8")
     is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
     if not headers.get("content-type") or not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
         raise HTTPException(
@@ -75,23 +78,30 @@ def refuse_other_media(headers: Headers) -> None:
         )
 
 
-def read(kind: type[M], body: bytes, limits: LimitsConfig) -> M:
-    """Raises HTTPException 422 that names the place and never repeats the text."""
+def read_body(kind: type[M], body: bytes, limits: LimitsConfig) -> M:
+    """The model made of a body. Raises HTTPException 422 that names the place and never repeats the text."""
     try:
-        value = parse(body)
+        value = parse_json(body)
         refuse_too_many(kind, value, limits)
         return kind.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise HTTPException(422, places(found, "body")) from None
+        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+        raise HTTPException(422, describe_mistakes(mistakes, "body")) from None
     except Malformed as error:
         raise HTTPException(422, f"body: {error}") from None
 
 
-def places(errors: Any, *part: str) -> str:
+def describe_mistakes(errors: Any, *part: str) -> str:
     """The first mistakes of pydantic's error dictionaries, each with where it stands in that part of the
-    request."""
-    return "; ".join(f"{'.'.join(map(str, (*part, *e['loc'])))}: {e['msg']}" for e in errors[:5])
+    request.
+
+    Example: "body.items.0.completion: Field required".
+    """
+    mistakes = []
+    for error in errors[:5]:
+        place = ".".join(map(str, (*part, *error["loc"])))
+        mistakes.append(f"{place}: {error['msg']}")
+    return "; ".join(mistakes)
 
 
 def refuse_too_many(kind: type[BaseModel], value: Any, limits: LimitsConfig) -> None:
@@ -103,25 +113,31 @@ def refuse_too_many(kind: type[BaseModel], value: Any, limits: LimitsConfig) -> 
             raise Malformed(f"{name}: {len(entries)} items in one request, {most}")
 
 
-def parse(body: bytes) -> Any:
-    """Raises Malformed that says what is wrong, and where."""
+def parse_json(body: bytes) -> Any:
+    """The value of a body. Raises Malformed that says what is wrong, and where."""
     most = max(FEWEST_CONTAINERS, len(body) // 32)
-    if (
-        body.count(b"[") + body.count(b"{") > most
-    ):  # Python makes them while every other thread waits: 2 us each
+    # Python makes them while every other thread waits: 2 us each
+    if body.count(b"[") + body.count(b"{") > most:
         raise Malformed(f"more than {most} lists and objects")
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise Malformed(f"byte {error.start} is not UTF-8") from None
     try:
-        value = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(
+            text,
+            object_pairs_hook=_refuse_twice,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_finite,
+        )
     except json.JSONDecodeError as error:
         raise Malformed(f"no JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise Malformed(f"nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:  # Python reads at most 4300 digits
-        raise error if isinstance(error, Malformed) else Malformed("a number has too many digits") from None
+    except Malformed:
+        raise
+    except ValueError:  # Python reads at most 4300 digits
+        raise Malformed("a number has too many digits") from None
     _refuse_deep_or_torn(value, torn="\\ud" in text or "\\uD" in text)
     return value
 
@@ -150,18 +166,18 @@ def _refuse_torn(texts: list[str]) -> None:
         raise Malformed("a string holds half of a surrogate pair (\\ud800 to \\udfff)") from None
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise Malformed("an object has the same key twice")
-    return found
+    return entries
 
 
-def _no_number(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise Malformed(f"{name} is no JSON number; leave it out, or send null")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise Malformed("a number is larger than a double holds")

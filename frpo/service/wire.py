@@ -81,10 +81,10 @@ def item_of(prompt: str | list[Message], completion: str, task: str, columns: Co
     if isinstance(prompt, str):
         return Item(prompt, completion, task, columns)
     last = next((m.content for m in reversed(prompt) if m.role == "user"), "")
-    return Item(last, completion, task, columns, messages=conversation(prompt), conversational=True)
+    return Item(last, completion, task, columns, messages=message_dicts(prompt), conversational=True)
 
 
-def conversation(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
+def message_dicts(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
     return tuple({"role": m.role, "content": m.content} for m in messages)
 
 
@@ -132,7 +132,8 @@ class GetRewardResponse(Wire):
 
 def items_of_get_reward(request: GetRewardRequest) -> list[Item]:
     count = len(request.query)
-    prompts, labels = request.prompts or [""] * count, request.labels or [None] * count
+    prompts = request.prompts or [""] * count
+    labels = request.labels or [None] * count
     messages = request.messages or [None] * count
     return [_openrlhf_item(*given) for given in zip(request.query, prompts, labels, messages, strict=True)]
 
@@ -142,7 +143,7 @@ def _openrlhf_item(query: str, prompt: str, label: Any, messages: list[Message] 
     completion = query.removeprefix(prompt)
     cut = ending_at(completion)
     return Item(
-        prompt, completion[:cut], "", columns, completion[cut:], messages=conversation(messages or ())
+        prompt, completion[:cut], "", columns, completion[cut:], messages=message_dicts(messages or ())
     )
 
 
@@ -183,12 +184,14 @@ def _token_before(text: str, end: int) -> int:
 
 
 def get_reward_response(rewards: Sequence[Reward]) -> GetRewardResponse:
-    totals = [r.total for r in rewards if r.total is not None]
-    names = {name for r in rewards for name in r.parts}
-    logs = {n: [v for r in rewards if (v := r.parts.get(n)) is not None] for n in sorted(names)}
-    return GetRewardResponse(
-        rewards=totals, scores=totals, extra_logs={n: v for n, v in logs.items() if len(v) == len(rewards)}
-    )
+    totals = [reward.total for reward in rewards if reward.total is not None]
+    logs = {}
+    for name in sorted(set[str]().union(*(reward.parts for reward in rewards))):
+        column = [reward.parts.get(name) for reward in rewards]
+        values = [value for value in column if value is not None]
+        if len(values) == len(rewards):
+            logs[name] = values
+    return GetRewardResponse(rewards=totals, scores=totals, extra_logs=logs)
 
 
 # ---- vLLM's /classify, which verl's discriminative reward client calls

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from frpo import saved, testbed
 from frpo.config import Config, ConfigError, DatasetConfig
+from frpo.data_checks import identity, overlap
 from frpo.metrics import RunLog
 from frpo.outline.stage import Data, Stage
 from frpo.prompts import Examples, load_examples, load_prompts
-from frpo.sources import identity, overlap
 from frpo.types import Prompt
 
 

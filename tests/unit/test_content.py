@@ -83,7 +83,7 @@ def test_an_installed_module_counts_by_its_file_and_version(
     (package / "rewards.py").write_text("X = 1\n")
     found = []
     for version in ("1.0", "1.1"):
-        monkeypatch.setattr(content, "_version", lambda name, version=version: version)
+        monkeypatch.setattr(content, "_version_of", lambda name, version=version: version)
         found.append(of(CODE, "bought.rewards:f"))
     (package / "rewards.py").write_text("X = 2\n")
     assert len({*found, of(CODE, "bought.rewards:f")}) == 3

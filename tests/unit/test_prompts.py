@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frpo.config import ConfigError, DatasetConfig
+from frpo.data_checks import check
 from frpo.prompts import Examples, ExampleStream, PromptStream, load_examples, load_prompts
-from frpo.sources import check, read_rows
+from frpo.sources import read_rows
 from frpo.types import Prompt
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from frpo.config import ConfigError, DatasetConfig
 from frpo.config.data import pieces
-from frpo.sources import MAX_OVERLAP, Row, check, identity, normal, overlap, read_rows
+from frpo.data_checks import MAX_OVERLAP, check, identity, overlap
+from frpo.sources import Row, normal, read_rows
 
 SYSTEM = {"role": "system", "content": "Be short."}
 HI = {"role": "user", "content": "hi"}
