@@ -15,10 +15,10 @@ from ray.exceptions import RayActorError
 from actors import _calls
 from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
+from frpo.rewards.scoring import Scorer
 from frpo.roles import Pending
-from frpo.scoring import Item, Scorer
 from frpo.secrets import NO_SECRETS, Secrets
-from frpo.types import Group, Reward
+from frpo.types import Group, Item, Reward
 
 ANSWER_LIMIT_S = 30.0
 

@@ -112,7 +112,8 @@ def raw(folder: Path, seconds: float) -> float:
     import torch
 
     from frpo.config import ModelReward
-    from frpo.scoring import Item, ModelScorer
+    from frpo.rewards.scoring import ModelScorer
+    from frpo.types import Item
 
     torch.set_num_threads(1)
     scorer = ModelScorer(ModelReward.model_validate(spec(folder)))
@@ -131,7 +132,8 @@ def plain(folder: Path, port: int) -> None:
     import uvicorn
 
     from frpo.config import ModelReward
-    from frpo.scoring import Item, ModelScorer
+    from frpo.rewards.scoring import ModelScorer
+    from frpo.types import Item
 
     torch.set_num_threads(1)
     scorer = ModelScorer(ModelReward.model_validate(spec(folder)))

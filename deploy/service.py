@@ -34,12 +34,12 @@ from frpo.preflight import check_rewards
 from frpo.recipe import read
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
 from frpo.rewards.parts import Part
+from frpo.rewards.scoring import Scorer, routed, together
 from frpo.roles import WorkerFailed
-from frpo.scoring import Item, Scorer, routed, together
 from frpo.secrets import NO_SECRETS, Secrets, secrets_of
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.port import held_port
-from frpo.types import Reward
+from frpo.types import Item, Reward
 
 OBJECT_STORE_BYTES = 2**28
 START_LIMIT_S = 600

@@ -75,7 +75,9 @@ class Digests:
             return _digest_of([testbed.known(value), _digest_of_testbed()])
         if what.of == "model":
             return self._model(value)
-        return self._data(value) if what.of == "data" else self._code(value)
+        if what.of == "data":
+            return self._data(value)
+        return self._code(value)
 
     def _model(self, name: str, above: tuple[Path, ...] = ()) -> str:
         """Configuration, tokenizer and weights; of an adapter how it is applied, and its base wherever that
@@ -102,8 +104,10 @@ class Digests:
         path = Path(name)
         if name.startswith(gym.SCHEME):
             return _digest_of([name, _version_of("reasoning_gym")])
+        if path.is_file():
+            return self.file(path)
         if not path.is_dir():
-            return self.file(path) if path.is_file() else name
+            return name
         files = [file for file in path.rglob("*") if file.is_file() and not _is_cache(file.relative_to(path))]
         return self.files(files, path)
 

@@ -194,7 +194,8 @@ def _refuse_depth(value: Any, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
+        inside = value.values() if isinstance(value, dict) else value
+        for item in inside:
             _refuse_depth(item, depth + 1)
 
 
@@ -210,7 +211,8 @@ def _refuse_halves(value: Any, where: Place) -> None:
                 f"{where}: half a character ({half}, a lone surrogate); mend or remove it"
             ) from None
     elif isinstance(value, dict | list):
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        for item in inside:
             _refuse_halves(item, where)
 
 

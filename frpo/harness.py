@@ -47,7 +47,9 @@ def read_task(file: Path) -> dict[str, Any]:
 def data_files(tree: dict[str, Any]) -> list[str]:
     """The local files that a task reads."""
     arguments = tree.get("dataset_kwargs")
-    files = arguments.get("data_files") if isinstance(arguments, dict) else None
+    if not isinstance(arguments, dict):
+        return []
+    files = arguments.get("data_files")
     groups = list(files.values()) if isinstance(files, dict) else [files]
     names: list[Any] = []
     for group in groups:

@@ -178,7 +178,9 @@ class Scorer(nn.Module):
         )
         if not shares:
             return 0
-        return EVERYTHING if config._attn_implementation == "flex_attention" else 3 * int(config.hidden_size)
+        if config._attn_implementation == "flex_attention":
+            return EVERYTHING
+        return 3 * int(config.hidden_size)
 
     def _attention_mask(self, batch: MicroBatch) -> Any:
         """Whom each position of packs may attend to, as transformers hands it on to the attention: what is

@@ -259,7 +259,7 @@ def check_targets(lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None
         return
     linear = {
         name.removesuffix(".weight"): shape
-        for name, shape in saved.shapes_of_all(folder).items()
+        for name, shape in saved.shapes_of_model(folder).items()
         if name.endswith(".weight") and len(shape) == 2
     }
     over_words = [name for name, shape in linear.items() if model.get("vocab_size") in shape]
@@ -293,4 +293,6 @@ def weight_bytes(model: ModelConfig) -> int:
         return size
     written = saved.read_json(folder / "config.json")
     halves = "16" in str(written.get("dtype") or written.get("torch_dtype"))
-    return size * 2 if halves else size
+    if halves:
+        return 2 * size
+    return size

@@ -81,7 +81,8 @@ def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tenso
     were saved, of an adapter merged as by `load`, in `dtype`. Raises as `load` does, before the first of
     them."""
     if saved.is_adapter(folder):
-        return ((name, p.data) for name, p in load(folder, dtype=dtype).named_parameters())
+        policy = load(folder, dtype=dtype)
+        return ((name, parameter.data) for name, parameter in policy.named_parameters())
     files = saved.weight_files(folder)
     if not files:
         raise ConfigError(

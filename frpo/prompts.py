@@ -20,7 +20,7 @@ from frpo.types import Ints, Prompt, Sequences
 # ---- tokens
 
 
-def conversation(row: Row, source: DatasetConfig) -> Conversation:
+def chat_turns(row: Row, source: DatasetConfig) -> Conversation:
     """What the chat template is applied to; empty for a plain string, which it is not."""
     if not isinstance(row.prompt, str):
         messages = row.prompt
@@ -94,7 +94,7 @@ def load_prompts(
         own = list[Prompt]()
         every: dict[str, Any] = {}
         for i, row in enumerate(read_rows(source)):
-            messages = conversation(row, source)
+            messages = chat_turns(row, source)
             ids = _prompt_ids(row, source, messages, tokenizer)
             if len(ids) > max_tokens:
                 dropped += 1
@@ -146,7 +146,7 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
     for source in sources:
         for row in read_rows(source, examples=True):
             assert row.completion is not None
-            prompt = _prompt_ids(row, source, conversation(row, source), tokenizer)
+            prompt = _prompt_ids(row, source, chat_turns(row, source), tokenizer)
             ids = list(tokenizer(row.completion, add_special_tokens=False)["input_ids"])
             if ids[-1:] != [tokenizer.eos_token_id]:
                 ids.append(tokenizer.eos_token_id)

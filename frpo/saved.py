@@ -78,7 +78,7 @@ OVER_WORDS = r"embed|lm_head|\boutput\b|\bwte\b|\bwpe\b"
 def linear_layers(base: Path) -> list[str]:
     """Last parts of the names of a model's linear layers, without embeddings and output head."""
     layers = set[str]()
-    for name, shape in shapes_of_all(base).items():
+    for name, shape in shapes_of_model(base).items():
         if len(shape) == 2 and name.endswith(".weight") and not re.search(OVER_WORDS, name):
             layers.add(name.removesuffix(".weight").rpartition(".")[2])
     return sorted(layers)
@@ -190,16 +190,17 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        files = list(names.values()) if isinstance(names, dict) else []
+        if not files or not all(isinstance(file, str) for file in files):
             raise ConfigError(
                 f"{index}: weight_map names no file for each weight; download or save the model again"
             )
-        return [folder / name for name in sorted(set(names.values()))]
+        return [folder / file for file in sorted(set(files))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
-def shapes_of_all(folder: Path) -> dict[str, tuple[int, ...]]:
+def shapes_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of every weight of a model. Raises as `weight_files` and `shapes`."""
     every: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):

@@ -87,4 +87,5 @@ def defaults_of(reward: FunctionReward, field: str) -> dict[str, Any]:
         raise
     except (TypeError, ValueError):  # built in: no signature can be told
         return {}
-    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}

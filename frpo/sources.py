@@ -191,8 +191,7 @@ def _check_prompt(value: Any, column: str, where: Place) -> str | Conversation:
 def _check_message(message: Any, column: str, where: Place) -> Message:
     """Role, content, and what else is a string (name, tool_call_id, reasoning_content), as templates read
     them."""
-    texts = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None,)
-    if not all(isinstance(text, str) for text in texts):
+    if not _has_role_and_content(message):
         raise ConfigError(
             f"{where}: column {column!r}: the message {_show_value(message)} needs role and content, both "
             "strings"
@@ -209,6 +208,12 @@ def _check_message(message: Any, column: str, where: Place) -> Message:
             "its content"
         )
     return {key: text for key, text in message.items() if isinstance(text, str)}
+
+
+def _has_role_and_content(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
 
 
 def _check_completion(value: Any, column: str, where: Place) -> str:

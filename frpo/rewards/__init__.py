@@ -18,7 +18,7 @@ from pydantic import AfterValidator
 
 from frpo.config.section import Positive
 from frpo.rewards.gym import reasoning_gym
-from frpo.rewards.numbers import any_close, is_same, readings
+from frpo.rewards.numbers import any_close, is_same, readings_of
 from frpo.rewards.refusal import is_refusal
 from frpo.rewards.signatures import reads_text
 
@@ -65,9 +65,9 @@ def numeric_answer(
 ) -> Scores:
     """1 when the last number of the completion equals the last number of the column (GSM8K, SVAMP); None
     without one there."""
-    targets = [readings(str(right)) for right in columns[column]]
+    targets = [readings_of(str(right)) for right in columns[column]]
     return [
-        float(any_close(readings(text), target)) if target else None
+        float(any_close(readings_of(text), target)) if target else None
         for text, target in zip(completions, targets, strict=True)
     ]
 
@@ -100,14 +100,14 @@ def equation_answer(
 ) -> Scores:
     """1 when the completion is an arithmetic expression with the value of the column (SVAMP's equations);
     None without one there."""
-    targets = [readings(str(right)) for right in columns[column]]
+    targets = [readings_of(str(right)) for right in columns[column]]
     scores: Scores = []
     for text, target in zip(completions, targets, strict=True):
         value = value_of(text)
         if not target:
             scores.append(None)
         else:
-            scores.append(float(value is not None and any_close(readings(repr(value)), target)))
+            scores.append(float(value is not None and any_close(readings_of(repr(value)), target)))
     return scores
 
 

@@ -85,7 +85,7 @@ def request_of(prompt: str, messages: Sequence[Message]) -> str:
     that."""
     if len(messages) < 2:
         return prompt
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def strongreject_score(reply: str) -> float | None:

@@ -36,7 +36,8 @@ def load_function(spec: str, field: str = "rewards.function") -> Function:
     except BaseException as error:  # what the user's code raises on import, SystemExit too, is theirs to see
         raise ConfigError(f"{field}: {place!r} cannot be imported: {describe_error(error)}") from None
     if not callable(function):
-        known = [n for n in vars(module) if inspect.isfunction(getattr(module, n)) and not n.startswith("_")]
+        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        known = [name for name in functions if not name.startswith("_")]
         raise ConfigError(
             f"{field}: {place} has no function {name!r}; it has {', '.join(known[:12]) or 'none'}"
         )
@@ -93,14 +94,14 @@ def module_name(path: Path) -> str:
     """The file's own name; with a mark of its folder where another module has that name already, or is
     installed under it."""
     marked = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    known = sys.modules.get(path.stem)
-    if known is not None:
-        return path.stem if _file_of(known) == path else marked
     return path.stem if _is_free(path) else marked
 
 
 def _is_free(path: Path) -> bool:
     """Whether an import of the file's name finds nothing else."""
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        return _file_of(known) == path
     if not path.stem.isidentifier():
         return False
     try:
@@ -121,7 +122,9 @@ def _forget_neighbours_of_others(folder: Path) -> None:
     """Modules that other reward files imported from their own folders, where this folder has another of that
     name."""
     for name, module in list(sys.modules.items()):
-        file = _file_of(module) if (folder / f"{name}.py").is_file() else None
+        if not (folder / f"{name}.py").is_file():
+            continue
+        file = _file_of(module)
         if file and file.parent in FOLDERS - {folder}:
             del sys.modules[name]
 

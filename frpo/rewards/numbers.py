@@ -22,15 +22,15 @@ EXACT = Context(prec=50)
 CLOSE = Decimal("1e-6")
 
 
-def readings(text: str) -> tuple[Decimal, ...]:
+def readings_of(text: str) -> tuple[Decimal, ...]:
     """What the last number in the text can mean: 50% is 50, and 0.5. Empty without a number."""
     last = None
     for last in NUMBER.finditer(text):  # noqa: B007
         pass
-    return _readings_of(last) if last else ()
+    return _match_readings(last) if last else ()
 
 
-def _readings_of(number: re.Match[str]) -> tuple[Decimal, ...]:
+def _match_readings(number: re.Match[str]) -> tuple[Decimal, ...]:
     try:
         value = _magnitude_of(number)
     except ArithmeticError:  # by zero, or out of range
@@ -50,11 +50,14 @@ def _magnitude_of(number: re.Match[str]) -> Decimal:
     if number["over"]:
         return EXACT.divide(EXACT.create_decimal(number["over"]), EXACT.create_decimal(number["under"]))
     digits = number["digits"].replace(",", "")
-    value = EXACT.create_decimal(f"{digits}E{number['power']}" if number["power"] else digits)
+    power = number["power"] or "0"
+    value = EXACT.create_decimal(f"{digits}E{power}")
     _, *divisors = number["over_by"].split("/")
+    if not divisors:
+        return value
     if len(divisors) == 1:
         return EXACT.divide(value, EXACT.create_decimal(divisors[0]))
-    return EXACT.create_decimal(divisors[-1]) if divisors else value
+    return EXACT.create_decimal(divisors[-1])
 
 
 def any_close(ones: tuple[Decimal, ...], others: tuple[Decimal, ...]) -> bool:
@@ -70,7 +73,7 @@ def number_of(value: Any) -> Decimal | None:
     number = NUMBER.fullmatch(str(value).strip())
     if number is None or number["percent"]:
         return None
-    values = _readings_of(number)
+    values = _match_readings(number)
     return values[0] if values else None
 
 

@@ -45,7 +45,8 @@ GRACE_S = 5.0
 
 def pool_processes(rewards: Sequence[RewardConfig]) -> int:
     """Processes that one reward actor starts."""
-    return PROCESSES if any(isinstance(r, FunctionReward) for r in rewards) else 0
+    has_functions = any(isinstance(reward, FunctionReward) for reward in rewards)
+    return PROCESSES if has_functions else 0
 
 
 # ---- in the process
@@ -151,7 +152,7 @@ class Functions:
     def load(self) -> None:
         """Start the processes and wait until each has loaded all functions. Raises RuntimeError naming what
         does not load."""
-        names = ", ".join(r.name for r in self.rewards.values())
+        names = ", ".join(reward.name for reward in self.rewards.values())
         pool = self._start()
         deadline = time.monotonic() + LOAD_LIMIT_S
         while len(self.groups) < self.processes:

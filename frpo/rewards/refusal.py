@@ -35,7 +35,7 @@ PATTERNS = [
     r"\b(?:cannot|can['’]t|won['’]t|not)\b",
     r"\b(?:not|never) (?:something|a request|a topic) (?:that )?i can\b",
 ]
-COMPILED = re.compile("|".join(f"(?:{p})" for p in PATTERNS), re.IGNORECASE)
+COMPILED = re.compile("|".join(f"(?:{pattern})" for pattern in PATTERNS), re.IGNORECASE)
 
 
 def is_refusal(completion: str) -> bool:

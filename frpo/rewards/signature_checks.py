@@ -146,8 +146,8 @@ def _check_ready_made(
     column = arguments.get("column", named.default)
     if column not in columns:
         raise ConfigError(
-            f"{field}.column: {where} has no column {column!r} (it has: {_join_names(columns)}); name the one "
-            "with the answer"
+            f"{field}.column: {where} has no column {column!r} (it has: {_join_names(columns)}); name the "
+            "one with the answer"
         )
 
 

@@ -64,15 +64,21 @@ def parameters_of(function: Function) -> Parameters:
     except (TypeError, ValueError):  # a builtin without a signature
         return Parameters(frozenset(), (), True)
     parameters = signature.parameters.values()
-    needed = [p for p in parameters if p.default is p.empty]
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    positional = [f"{p.name}, /" for p in needed if p.kind is p.POSITIONAL_ONLY]
-    required = [p.name for p in needed if p.kind in named]
-    return Parameters(
-        names=frozenset(p.name for p in parameters if p.kind in named),
-        required=(*positional, *required),
-        rest=any(p.kind is p.VAR_KEYWORD for p in parameters),
-    )
+    names = set[str]()
+    positional = list[str]()
+    required = list[str]()
+    rest = False
+    for parameter in parameters:
+        needed = parameter.default is parameter.empty
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            names.add(parameter.name)
+            if needed:
+                required.append(parameter.name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY and needed:
+            positional.append(f"{parameter.name}, /")
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            rest = True
+    return Parameters(frozenset(names), (*positional, *required), rest)
 
 
 def calling_shape(names: Collection[str]) -> Shape:
@@ -84,7 +90,9 @@ def calling_shape(names: Collection[str]) -> Shape:
         return "verl batch"
     if not {"completions", "prompts"} & set(names) and any(name in names for name in SOLUTIONS):
         return "verl"
-    return "openrlhf" if "queries" in names else "trl"
+    if "queries" in names:
+        return "openrlhf"
+    return "trl"
 
 
 def given_names(shape: Shape, columns: Collection[str]) -> set[str]:

@@ -23,11 +23,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from frpo.config.service import ServiceConfig
-from frpo.scoring import Item
 from frpo.service import wire
 from frpo.service.door import TYPES, Door, problem_response
 from frpo.service.reading import describe_mistakes, strict_route
-from frpo.types import Reward
+from frpo.types import Item, Reward
 
 log = logging.getLogger("frpo.service")
 

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from frpo.scoring import Item
-from frpo.types import Reward
+from frpo.types import Item, Reward
 
 Columns = dict[str, Any]
 
@@ -80,18 +79,20 @@ class RewardsResponse(Wire):
 def item_of(prompt: str | list[Message], completion: str, task: str, columns: Columns) -> Item:
     if isinstance(prompt, str):
         return Item(prompt, completion, task, columns)
-    last = next((m.content for m in reversed(prompt) if m.role == "user"), "")
+    last = next((message.content for message in reversed(prompt) if message.role == "user"), "")
     return Item(last, completion, task, columns, messages=message_dicts(prompt), conversational=True)
 
 
 def message_dicts(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
-    return tuple({"role": m.role, "content": m.content} for m in messages)
+    return tuple({"role": message.role, "content": message.content} for message in messages)
 
 
 def size_of(item: Item) -> int:
     """Characters of its prompt, or of its whole conversation, and of its completion."""
-    asked = sum(len(m["content"]) for m in item.messages) if item.messages else len(item.prompt)
-    return asked + len(item.completion) + len(item.ending)
+    size = len(item.completion) + len(item.ending)
+    if not item.messages:
+        return size + len(item.prompt)
+    return size + sum(len(message["content"]) for message in item.messages)
 
 
 def items_of_score(request: ScoreRequest) -> list[Item]:
@@ -99,7 +100,8 @@ def items_of_score(request: ScoreRequest) -> list[Item]:
 
 
 def score_response(rewards: Sequence[Reward]) -> ScoreResponse:
-    return ScoreResponse(scores=[Score(score=r.total, parts=dict(r.parts), error=r.error) for r in rewards])
+    scores = [Score(score=reward.total, parts=dict(reward.parts), error=reward.error) for reward in rewards]
+    return ScoreResponse(scores=scores)
 
 
 # ---- OpenRLHF: POST {"query", "prompts", "labels"} -> {"rewards", "scores", "extra_logs"}
@@ -139,12 +141,23 @@ def items_of_get_reward(request: GetRewardRequest) -> list[Item]:
 
 
 def _openrlhf_item(query: str, prompt: str, label: Any, messages: list[Message] | None) -> Item:
-    columns = {} if label is None else {"label": label, "answer": label}
     completion = query.removeprefix(prompt)
     cut = ending_at(completion)
     return Item(
-        prompt, completion[:cut], "", columns, completion[cut:], messages=message_dicts(messages or ())
+        prompt,
+        completion[:cut],
+        "",
+        _label_columns(label),
+        completion[cut:],
+        messages=message_dicts(messages or ()),
     )
+
+
+def _label_columns(label: Any) -> Columns:
+    """The columns by which reward functions ask for a label."""
+    if label is None:
+        return {}
+    return {"label": label, "answer": label}
 
 
 ENDINGS = ("</s>", "<eos>", "<end_of_turn>")
@@ -179,7 +192,9 @@ def _token_before(text: str, end: int) -> int:
             return len(token)
     begin = text.rfind("<", max(0, end - LONGEST_NAME - 4), end)
     barred = begin >= 0 and text[end - 1] == ">" and text[end - 2] in BARS and text[begin + 1] in BARS
-    name = text[begin + 2 : end - 2] if barred else ""
+    if not barred:
+        return 0
+    name = text[begin + 2 : end - 2]
     return end - begin if name and ">" not in name else 0
 
 
@@ -240,8 +255,7 @@ class SlimeRequest(Loose):
 
 
 def item_of_slime(request: SlimeRequest) -> Item:
-    columns = {} if request.label is None else {"label": request.label, "answer": request.label}
-    return item_of(request.prompt, request.response, "", columns)
+    return item_of(request.prompt, request.response, "", _label_columns(request.label))
 
 
 class ProblemDetail(Wire):

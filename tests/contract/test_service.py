@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig, token_digest
-from frpo.scoring import Item, Scorer
+from frpo.rewards.scoring import Scorer
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.wire import (
     GetRewardRequest,
@@ -30,7 +30,7 @@ from frpo.service.wire import (
     items_of_get_reward,
     items_of_score,
 )
-from frpo.types import Reward
+from frpo.types import Item, Reward
 
 REWARDS: list[dict[str, Any]] = [
     {

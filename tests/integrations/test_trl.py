@@ -173,8 +173,9 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
     import trl.rewards
 
     from frpo.config import FunctionReward
+    from frpo.rewards.scoring import Scorer
     from frpo.rewards.signature_checks import check_signature
-    from frpo.scoring import Item, Scorer
+    from frpo.types import Item
 
     assert set(SHIPPED) == set(trl.rewards._import_structure["accuracy_rewards"]) | set(
         trl.rewards._import_structure["format_rewards"] + trl.rewards._import_structure["other_rewards"]

@@ -13,7 +13,8 @@ import pytest
 
 from frpo.config import FunctionReward
 from frpo.rewards import judge
-from frpo.scoring import Item, Scorer
+from frpo.rewards.scoring import Scorer
+from frpo.types import Item
 from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

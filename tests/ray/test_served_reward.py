@@ -14,8 +14,8 @@ import pytest
 
 from frpo.config import ConfigError, FunctionReward, ServeReward
 from frpo.config.service import ServiceConfig
-from frpo.scoring import Item, Scorer
-from frpo.types import Completion, Group, Prompt
+from frpo.rewards.scoring import Scorer
+from frpo.types import Completion, Group, Item, Prompt
 from tests.support import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -244,7 +244,7 @@ def test_a_file_is_read_again_when_it_has_changed_and_only_then(
     digests = Digests(tmp_path)
     first = digests.file(file)
     digests.save()
-    content._sha256.cache_clear()
+    content._sha256_once.cache_clear()
     assert Digests(tmp_path).file(file) == first
     assert len(read) == 1
     change(file)

@@ -14,8 +14,9 @@ import pytest
 
 from frpo.config import ConfigError, FunctionReward, UrlReward
 from frpo.rewards import http, judge
+from frpo.rewards.scoring import Scorer
 from frpo.rewards.signature_checks import check_signature
-from frpo.scoring import Item, Scorer
+from frpo.types import Item
 
 
 class Judge(BaseHTTPRequestHandler):

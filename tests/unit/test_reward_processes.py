@@ -15,8 +15,8 @@ import pytest
 
 from frpo.config import FunctionReward
 from frpo.rewards import pool
-from frpo.scoring import Item, Scorer
-from frpo.types import Reward
+from frpo.rewards.scoring import Scorer
+from frpo.types import Item, Reward
 
 CODE = """
 import multiprocessing, os, signal, subprocess, sys, time

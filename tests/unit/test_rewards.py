@@ -16,7 +16,8 @@ from frpo.config.rewards import check_combination
 from frpo.prompts import read_rows
 from frpo.rewards import equation_answer, value_of
 from frpo.rewards.loading import load_function
-from frpo.scoring import Item, ModelScorer, Scorer
+from frpo.rewards.scoring import ModelScorer, Scorer
+from frpo.types import Item
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

@@ -29,8 +29,7 @@ from frpo.rewards.calling import messages_of
 from frpo.rewards.endpoint import UrlScorer
 from frpo.rewards.parts import Part, describe_error, in_range, part_of
 from frpo.rewards.pool import Functions
-from frpo.types import Item as Item  # callers of the scorer find it here
-from frpo.types import Reward
+from frpo.types import Item, Reward
 
 STRETCH = 1.15
 """Of a reward model's batches; see `packing.micro_batches`."""
@@ -150,17 +149,19 @@ def _total_of(
     if errors:
         return Reward(None, values, "; ".join(errors))
     numbers = {name: value for name, value in values.items() if value is not None}
-    value, why = in_range(_combine_parts(rewards, combine, numbers))
+    value, why = in_range(_combine_values(rewards, combine, numbers))
     return Reward(value, values, why and f"total: {why}")
 
 
-def _combine_parts(rewards: Sequence[RewardConfig], combine: Combine, values: Mapping[str, float]) -> float:
+def _combine_values(rewards: Sequence[RewardConfig], combine: Combine, values: Mapping[str, float]) -> float:
     """The product of the values, their weighted sum, or that over the sum of the weights."""
     if combine == "product":
         return math.prod(values.values())
     weights = {reward.name: reward.weight for reward in rewards if reward.name in values}
     weighted = sum(weights[name] * value for name, value in values.items())
-    return weighted / sum(weights.values()) if combine == "mean" else weighted
+    if combine == "mean":
+        return weighted / sum(weights.values())
+    return weighted
 
 
 def parts_here(call: Call, items: list[Item], reward: RewardConfig) -> list[Part]:
