@@ -33,6 +33,7 @@ MODEL_FILES = (
 )  # fmt: skip
 REMEMBERED = "hashes.json"
 OURS = Path(__file__).parent
+IMPORTERS = ("import_module", "__import__")
 
 
 class Digests:
@@ -226,11 +227,7 @@ def _imports_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
             inside = f"{node.module}." if node.module else ""
             for alias in node.names:
                 yield node.level, inside + alias.name
-        elif (
-            isinstance(node, ast.Call)
-            and _name_of(node.func) in ("import_module", "__import__")
-            and node.args
-        ):
+        elif isinstance(node, ast.Call) and node.args and _name_of(node.func) in IMPORTERS:
             given = node.args[0]
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
                 yield 0, given.value

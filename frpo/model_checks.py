@@ -80,7 +80,7 @@ def check_policy(config: Config) -> None:
     folder = saved.base(Path(path))
     check_model("model.path", str(folder))
     model = saved.read_json(folder / "config.json")
-    check_values("model.path", folder, model)
+    check_sizes("model.path", folder, model)
     check_kind("model.path", folder, model)
     check_head_dim(config, model)
     check_context(config, model)
@@ -132,7 +132,7 @@ SIZES = (
 ROPE = ("rope_parameters", "rope_scaling")
 
 
-def check_values(field: str, folder: Path, model: dict[str, Any]) -> None:
+def check_sizes(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That what is read here of config.json is of its type."""
     names = model.get("architectures") or []
     wrong = [name for name in SIZES if not _is_size(model.get(name))]

@@ -17,9 +17,8 @@ R = TypeVar("R")
 
 def resolved(config: Config) -> Config:
     """Folders in place of hub names; what is in no cache is downloaded. Raises as `hub.local_folder`."""
-    return _replace_paths(
-        config, [_folder_of(given, field, download=True) for field, given in _models_of(config)]
-    )
+    folders = [_folder_of(given, field, download=True) for field, given in _models_of(config)]
+    return _replace_paths(config, folders)
 
 
 def cached(config: Config) -> tuple[Config, list[hub.NotCached]]:
@@ -56,11 +55,16 @@ def _folder_of(given: str, field: str, *, download: bool) -> str:
 
 
 def _models_of(config: Config) -> list[tuple[str, str]]:
+    """Field and path of each model that a configuration names."""
     return [("model.path", config.model.path), *_reward_models(config.rewards)]
 
 
 def _reward_models(rewards: Sequence[object]) -> list[tuple[str, str]]:
-    return [(f"rewards.{i}.path", r.path) for i, r in enumerate(rewards) if isinstance(r, ModelReward)]
+    models = []
+    for i, reward in enumerate(rewards):
+        if isinstance(reward, ModelReward):
+            models.append((f"rewards.{i}.path", reward.path))
+    return models
 
 
 def _replace_paths(config: Config, paths: Sequence[str]) -> Config:

@@ -35,11 +35,10 @@ def chat_turns(row: Row, source: DatasetConfig) -> Conversation:
 
 def _prompt_ids(row: Row, source: DatasetConfig, messages: Conversation, tokenizer: Any) -> Ints:
     """[P]. Raises ConfigError naming the row."""
-    ids = (
-        _tokenize_messages(row, source, messages, tokenizer)
-        if messages
-        else _tokenize_text(str(row.prompt), tokenizer)
-    )
+    if messages:
+        ids = _tokenize_messages(row, source, messages, tokenizer)
+    else:
+        ids = _tokenize_text(str(row.prompt), tokenizer)
     if not ids:
         raise ConfigError(
             f"{row.where}: no token is left of this prompt ({row.text[:60]!r}) for the model's tokenizer; "
