@@ -227,8 +227,8 @@ class ModelScorer:
             return text, not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         if tokenizer.chat_template:
             answer = {"role": "assistant", "content": item.completion}
-            text = tokenizer.apply_chat_template([*self.template_messages(item), answer], tokenize=False)
-            return str(text), False
+            turns = [*self.template_messages(item), answer]
+            return str(tokenizer.apply_chat_template(turns, tokenize=False)), False
         prompt = "\n".join(message["content"] for message in messages_of(item))
         return f"{prompt}\n{item.completion}", True
 
