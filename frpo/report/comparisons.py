@@ -3,8 +3,10 @@ seed and prompt."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -52,38 +54,43 @@ class Comparison(Record):
 
 def compare(table: Table) -> tuple[Comparison, ...]:
     """Every metric, matched in each of the three ways."""
-    metrics = _metrics(table)
-    return (*_at_equal_kl(table, metrics), *_at_equal_beta(table, metrics), *_arm_by_arm(table, metrics))
+    metrics = _measure_metrics(table)
+    at_equal_kl = _compare_at_equal_kl(table, metrics)
+    at_equal_beta = _compare_at_equal_beta(table, metrics)
+    return (*at_equal_kl, *at_equal_beta, *_compare_arm_by_arm(table, metrics))
 
 
 def kept_after(finetune: str, task: str) -> Value:
     """After a fine-tune, each prompt of a task; one whose rewards all failed counts as the mean."""
 
     def value(report: Report, arm: int) -> list[float]:
-        found = next(k for k in report.arms[arm].kept if (k.downstream, k.task) == (finetune, task))
-        return [found.after.mean if v is None else v for v in found.per_prompt]
+        kept = next(k for k in report.arms[arm].kept if (k.downstream, k.task) == (finetune, task))
+        return [kept.after.mean if reward is None else reward for reward in kept.per_prompt]
 
     return value
 
 
 def kl_of(report: Report, arm: int) -> float:
-    """To the reference before any fine-tune, nats per completion."""
-    found = report.arms[arm].evaluation.kl_reference
-    return found.mean if found else float("nan")
+    """To the reference before any fine-tune, nats per completion; nan where it was not measured."""
+    kl = report.arms[arm].evaluation.kl_reference
+    return kl.mean if kl else float("nan")
 
 
 def mean_of(evaluation: Evaluation, tasks: Sequence[str]) -> float:
-    """Reward, mean over tasks."""
-    return float(
-        np.mean([found.mean for t in tasks if (found := reward_of(evaluation, t))] or [float("nan")])
-    )
+    """Reward, mean over those of the tasks that were measured; nan for none of them."""
+    rewards = [reward_of(evaluation, task) for task in tasks]
+    return mean_or_nan([reward.mean for reward in rewards if reward])
+
+
+def mean_or_nan(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def end_of(report: Report, arm: int, finetune: str) -> Evaluation:
     """What an arm is after a fine-tune."""
-    return next(
-        d for d in report.downstream if (d.arm, d.task) == (report.arms[arm].name, finetune)
-    ).evaluations[-1]
+    wanted = (report.arms[arm].name, finetune)
+    run = next(run for run in report.downstream if (run.arm, run.task) == wanted)
+    return run.evaluations[-1]
 
 
 def certified_at(task: str, radius: float = 0.5) -> Value:
@@ -91,14 +98,19 @@ def certified_at(task: str, radius: float = 0.5) -> Value:
     certificate."""
 
     def value(report: Report, arm: int) -> float:
-        found = [r for r in report.robustness if (r.arm, r.task) == (report.arms[arm].name, task)]
-        return (
-            min(zip(found[0].radii, found[0].certified, strict=True), key=lambda p: abs(p[0] - radius))[1]
-            if found
-            else float("nan")
-        )
+        wanted = (report.arms[arm].name, task)
+        planes = [plane for plane in report.robustness if (plane.arm, plane.task) == wanted]
+        if not planes:
+            return float("nan")
+        return nearest(planes[0].radii, planes[0].certified, radius)
 
     return value
+
+
+def nearest(radii: Sequence[float], values: Sequence[float], radius: float) -> float:
+    """The value at the radius nearest to the given one; at two equally near ones the first."""
+    distances = [abs(each - radius) for each in radii]
+    return values[distances.index(min(distances))]
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,11 @@ class _Gap:
 
     @property
     def matched_by(self) -> Literal["kl", "beta", "steps"]:
-        return "kl" if self.at_kl is not None else "steps" if self.at_beta is None else "beta"
+        if self.at_kl is not None:
+            return "kl"
+        if self.at_beta is not None:
+            return "beta"
+        return "steps"
 
     @property
     def kind(self) -> str:
@@ -123,20 +139,22 @@ class _Gap:
         return self.metric.partition(" after ")[0]
 
 
-def _comparisons(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
-    found = []
-    for g in gaps:
-        sure = interval_of(g.draws, CONFIDENCE)
-        corrected = interval_of(g.draws, 1 - (1 - CONFIDENCE) / sum(other.kind == g.kind for other in gaps))
-        found.append(
+def _add_intervals(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
+    """Each gap with its interval, and with the one that is corrected for the number of its kind."""
+    sizes = Counter(gap.kind for gap in gaps)
+    comparisons = []
+    for gap in gaps:
+        sure = interval_of(gap.draws, CONFIDENCE)
+        corrected = interval_of(gap.draws, 1 - (1 - CONFIDENCE) / sizes[gap.kind])
+        comparisons.append(
             Comparison(
-                metric=g.metric,
-                a=g.a,
-                b=g.b,
-                matched_by=g.matched_by,
-                at_kl=g.at_kl,
-                at_beta=g.at_beta,
-                kl_difference=g.kl_difference,
+                metric=gap.metric,
+                a=gap.a,
+                b=gap.b,
+                matched_by=gap.matched_by,
+                at_kl=gap.at_kl,
+                at_beta=gap.at_beta,
+                kl_difference=gap.kl_difference,
                 num_seeds=len(table.reports),
                 difference=sure.mean,
                 lo=sure.lo,
@@ -145,97 +163,106 @@ def _comparisons(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
                 corrected_hi=corrected.hi,
             )
         )
-    return tuple(found)
+    return tuple(comparisons)
 
 
-def _metrics(table: Table) -> dict[str, Doubles]:
-    """What is compared, [arms, seeds, prompts]."""
-    others = [t for t in table.reports[0].tasks if t != table.focus]
-    found = {f"kept after {f}": table.of(kept_after(f, table.focus)) for f in table.finetunes}
-    found["other tasks"] = table.of(lambda r, i: mean_of(r.arms[i].evaluation, others))
-    found["certified"] = table.of(certified_at(table.focus))
-    return {metric: values for metric, values in found.items() if np.isfinite(values).all()}
+def _measure_metrics(table: Table) -> dict[str, Doubles]:
+    """What is compared, [arms, seeds, prompts]; left out where not every seed has a number."""
+    others = [task for task in table.reports[0].tasks if task != table.focus]
+    metrics = {f"kept after {name}": table.of(kept_after(name, table.focus)) for name in table.finetunes}
+    metrics["other tasks"] = table.of(lambda report, i: mean_of(report.arms[i].evaluation, others))
+    metrics["certified"] = table.of(certified_at(table.focus))
+    return {metric: values for metric, values in metrics.items() if np.isfinite(values).all()}
 
 
-def _arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+def _compare_arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Arms as they are, whatever their KL."""
-    return _pairwise(table, metrics, rivals([a.penalty for a in table.reports[0].arms]), at_beta=False)
+    pairs = rivals([arm.penalty for arm in table.reports[0].arms])
+    return _add_intervals(table, _gaps_of_pairs(table, metrics, pairs))
 
 
-def _at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+def _compare_at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Each family against the first of its own penalty, under every weight that both have; steered arms have
-    none of their own."""
-    arms = [(i, a) for i, a in enumerate(table.reports[0].arms) if a.target_kl is None]
-    firsts = {a.penalty: a.family for _, a in reversed(arms)}
-    pairs = [
-        (i, j)
-        for i, a in arms
-        for j, b in arms
-        if (a.penalty, a.beta) == (b.penalty, b.beta)
-        and b.family == firsts[a.penalty]
-        and a.family != b.family
-    ]
-    return _pairwise(table, metrics, pairs, at_beta=True)
+    none of their own. Both go by the names of their families."""
+    arms = table.reports[0].arms
+    fixed = [i for i, arm in enumerate(arms) if arm.target_kl is None]
+    firsts = {arms[i].penalty: arms[i].family for i in reversed(fixed)}
+    pairs = []
+    for a, b in itertools.product(fixed, fixed):
+        first = firsts[arms[a].penalty]
+        same_weight = (arms[a].penalty, arms[a].beta) == (arms[b].penalty, arms[b].beta)
+        if same_weight and arms[b].family == first and arms[a].family != first:
+            pairs.append((a, b))
+    named = {arm.name: arm for arm in arms}
+    gaps = []
+    for gap in _gaps_of_pairs(table, metrics, pairs):
+        arm = named[gap.a]
+        gaps.append(replace(gap, a=arm.family, b=named[gap.b].family, at_beta=arm.beta))
+    return _add_intervals(table, gaps)
 
 
-def _pairwise(
-    table: Table, metrics: Mapping[str, Doubles], pairs: Sequence[tuple[int, int]], *, at_beta: bool
-) -> tuple[Comparison, ...]:
-    """Two arms each, at the KL that each has; those at equal beta go by the names of their families."""
-    arms, kl = table.reports[0].arms, table.of(kl_of)
-    apart = [table.measured(kl[a] - kl[b]) for a, b in pairs]
-    names, betas = (
-        ([a.family for a in arms], [a.beta for a in arms]) if at_beta else (table.arms, [None] * len(arms))
-    )
-    return _comparisons(
-        table,
-        [
-            _Gap(
-                metric,
-                names[a],
-                names[b],
-                table.draws(values[a] - values[b]),
-                at_beta=betas[a],
-                kl_difference=kls,
-            )
-            for metric, values in metrics.items()
-            for (a, b), kls in zip(pairs, apart, strict=True)
-        ],
-    )
+def _gaps_of_pairs(
+    table: Table, metrics: Mapping[str, Doubles], pairs: Sequence[tuple[int, int]]
+) -> list[_Gap]:
+    """Two arms each, by index, at the KL that each has."""
+    kl = table.of(kl_of)
+    apart = {(a, b): table.measured(kl[a] - kl[b]) for a, b in pairs}
+    gaps = []
+    for metric, values in metrics.items():
+        for a, b in pairs:
+            draws = table.draws(values[a] - values[b])
+            gaps.append(_Gap(metric, table.arms[a], table.arms[b], draws, kl_difference=apart[a, b]))
+    return gaps
 
 
-def _at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
+def _compare_at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Families of at least two weights of the penalty, where their mean curves overlap in KL.
 
     A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
     """
-    arms = table.reports[0].arms
-    families: dict[str, list[int]] = {}
-    for i, arm in enumerate(arms):
-        families.setdefault(arm.family, []).append(i)
-    curves = {f: rows for f, rows in families.items() if len(rows) >= 2}
+    curves = _curves_of(table)
     measured = table.of(kl_of)
     if len(curves) < 2 or not np.isfinite(measured).all():
         return ()
     kl = table.draws(measured)
     names = list(curves)
-    pairs = [(names[a], names[b]) for a, b in rivals([arms[curves[f][0]].penalty for f in names])]
+    pairs = rivals([table.reports[0].arms[curves[name][0]].penalty for name in names])
     gaps = []
     for metric, values in metrics.items():
         drawn = table.draws(values)
-        for other, first in pairs:
-            spans = [(kl[curves[f], 0].min(), kl[curves[f], 0].max()) for f in (first, other)]
-            low, high = max(s[0] for s in spans), min(s[1] for s in spans)
-            if low >= high:
-                continue
-            for at in np.linspace(low, high, NUM_KLS + 2)[1:-1]:
-                gap = _at(kl, drawn, curves[other], at) - _at(kl, drawn, curves[first], at)
-                gaps.append(_Gap(metric, other, first, gap, at_kl=float(at)))
-    return _comparisons(table, gaps)
+        for a, b in pairs:
+            other = curves[names[a]]
+            first = curves[names[b]]
+            for at_kl in _shared_kls(kl[first, 0], kl[other, 0]):
+                draws = _value_at(kl, drawn, other, at_kl) - _value_at(kl, drawn, first, at_kl)
+                gaps.append(_Gap(metric, names[a], names[b], draws, at_kl=at_kl))
+    return _add_intervals(table, gaps)
 
 
-def _at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
+def _curves_of(table: Table) -> dict[str, list[int]]:
+    """The arms of each family that has at least two."""
+    families: dict[str, list[int]] = {}
+    for i, arm in enumerate(table.reports[0].arms):
+        families.setdefault(arm.family, []).append(i)
+    return {family: arms for family, arms in families.items() if len(arms) >= 2}
+
+
+def _shared_kls(first: Doubles, other: Doubles) -> list[float]:
+    """NUM_KLS at equal distances inside the overlap of two curves, given the KLs of their points; none where
+    they do not overlap.
+
+    Example: KLs 0 to 1 and 0.2 to 2 are compared at 0.4, 0.6 and 0.8.
+    """
+    low = max(first.min(), other.min())
+    high = min(first.max(), other.max())
+    if low >= high:
+        return []
+    return [float(kl) for kl in np.linspace(low, high, NUM_KLS + 2)[1:-1]]
+
+
+def _value_at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
     """Value at one KL on the curve of each draw; kl, values [arms, draws]."""
     order = kl[arms].argsort(axis=0)
-    x, y = np.take_along_axis(kl[arms], order, 0), np.take_along_axis(values[arms], order, 0)
-    return np.array([np.interp(where, x[:, d], y[:, d]) for d in range(x.shape[1])])
+    x = np.take_along_axis(kl[arms], order, 0)
+    y = np.take_along_axis(values[arms], order, 0)
+    return np.array([np.interp(where, x[:, i], y[:, i]) for i in range(x.shape[1])])
