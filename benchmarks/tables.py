@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 
 def level(found: Found | None) -> str:
-    return page.level(Interval(**found)) if found else ""
+    return page.format_level(Interval(**found)) if found else ""
 
 
 def arm_row(arm: Found) -> Row:
@@ -62,7 +62,7 @@ def comparison_row(c: Found) -> Row:
         "compared": f"{c['a']} − {c['b']}",
         "metric": c["metric"],
         "at equal": f"{at}, {away['mean']:+.2f} nats away" if away else at,
-        "difference": page.difference(Interval(mean=c["difference"], lo=c["lo"], hi=c["hi"])),
+        "difference": page.format_difference(Interval(mean=c["difference"], lo=c["lo"], hi=c["hi"])),
         "corrected": f"[{c['corrected_lo']:+.3f}, {c['corrected_hi']:+.3f}]",
     }
 

@@ -133,7 +133,7 @@ def run(config: Config) -> Path:
     assert config.certify is not None
     from frpo import cluster  # heavy
     from frpo.metrics import RunLog
-    from frpo.report.plots import certificates
+    from frpo.report.plots import save_certificates
     from frpo.stages.inputs import Inputs
 
     policy, out = Path(config.model.path).absolute(), config.folder
@@ -162,7 +162,7 @@ def run(config: Config) -> Path:
             prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts),
         )
         write_text(out / "certificate.json", result.model_dump_json(indent=1))
-        certificates(found, out / "certificate.png")
+        save_certificates(found, out / "certificate.png")
         for c in found:
             rows = "; ".join(f"{r:g} nats {lower:.3f}" for r, lower in zip(c.radii, c.certified, strict=True))
             log.note(f"{c.task}, certified at 95 %: {rows}")

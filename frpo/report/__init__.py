@@ -15,7 +15,7 @@ def build(folder: Path, out: Path | None = None) -> Path:
     """Write report.json and report.html of a run into `out`, by default its own folder; returns the page.
     Raises ConfigError when the folder holds no finished stage."""
     from frpo.report.data import collect
-    from frpo.report.page import render
+    from frpo.report.page import render_run
     from frpo.report.schema import Report
 
     if not (folder / "config.yaml").is_file():
@@ -26,7 +26,7 @@ def build(folder: Path, out: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(collect(folder).model_dump_json(indent=1))
     read_back = Report.model_validate(json.loads((out / "report.json").read_text()))
-    (out / "report.html").write_text(render(read_back))
+    (out / "report.html").write_text(render_run(read_back))
     return out / "report.html"
 
 
@@ -38,12 +38,12 @@ def build_sweep(folders: Sequence[Path], out: Path) -> Path:
     """
     from frpo.report.page import render_sweep
     from frpo.report.sweep import Sweep, gather
-    from frpo.report.sweep_plots import pictures
+    from frpo.report.sweep_plots import save_pictures
 
-    found = gather(folders)
+    sweep = gather(folders)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "sweep.json").write_text(found.model_dump_json(indent=1))
+    (out / "sweep.json").write_text(sweep.model_dump_json(indent=1))
     read_back = Sweep.model_validate_json((out / "sweep.json").read_text())
     (out / "sweep.html").write_text(render_sweep(read_back))
-    pictures(read_back, out)
+    save_pictures(read_back, out)
     return out / "sweep.html"

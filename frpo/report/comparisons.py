@@ -14,7 +14,8 @@ import numpy as np
 from frpo.records import Evaluation, Record
 from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
 from frpo.report.data import rivals
-from frpo.report.schema import Report, reward_of
+from frpo.report.lookup import mean_or_nan, nearest, task_reward
+from frpo.report.schema import Report
 
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""
@@ -78,12 +79,8 @@ def kl_of(report: Report, arm: int) -> float:
 
 def mean_of(evaluation: Evaluation, tasks: Sequence[str]) -> float:
     """Reward, mean over those of the tasks that were measured; nan for none of them."""
-    rewards = [reward_of(evaluation, task) for task in tasks]
+    rewards = [task_reward(evaluation, task) for task in tasks]
     return mean_or_nan([reward.mean for reward in rewards if reward])
-
-
-def mean_or_nan(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
 
 
 def end_of(report: Report, arm: int, finetune: str) -> Evaluation:
@@ -105,12 +102,6 @@ def certified_at(task: str, radius: float = 0.5) -> Value:
         return nearest(planes[0].radii, planes[0].certified, radius)
 
     return value
-
-
-def nearest(radii: Sequence[float], values: Sequence[float], radius: float) -> float:
-    """The value at the radius nearest to the given one; at two equally near ones the first."""
-    distances = [abs(each - radius) for each in radii]
-    return values[distances.index(min(distances))]
 
 
 @dataclass(frozen=True)

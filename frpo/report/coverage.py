@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from frpo.records import Record
 from frpo.report.bootstrap import Interval, Table
+from frpo.report.lookup import mean_or_nan
+from frpo.report.robustness import Measured, Robustness
+from frpo.report.schema import Report
 
 
 class PolicyOverSeeds(Record):
@@ -47,42 +50,51 @@ class Coverage(Record):
 
 def coverage_of(table: Table, arm: str) -> Coverage | None:
     """On the focus task; None where not every seed of the arm was certified."""
-    runs = [
-        found
-        for r in table.reports
-        if (found := next((x for x in r.robustness if (x.arm, x.task) == (arm, table.focus)), None))
-    ]
-    if len(runs) < len(table.reports):
+    planes = [_plane_of(report, arm, table.focus) for report in table.reports]
+    runs = [plane for plane in planes if plane]
+    if len(runs) < len(planes):
         return None
-
-    def over_seeds(values: Iterable[float]) -> Interval:
-        return table.interval(np.array([[v] for v in values]))
-
-    def above(attack: bool) -> Interval | None:
-        gaps = [[p.reward.mean - p.certified for p in r.points if p.attack == attack] for r in runs]
-        return over_seeds(float(np.mean(g)) for g in gaps) if all(gaps) else None
-
-    policies = [
-        PolicyOverSeeds(
-            name=ps[0].name,
-            attack=ps[0].attack,
-            step=ps[0].step,
-            kl=over_seeds(p.kl.mean for p in ps),
-            reward=over_seeds(p.reward.mean for p in ps),
-            certified=over_seeds(p.certified for p in ps),
-            plug_in=over_seeds(p.plug_in for p in ps),
-        )
-        for ps in zip(*(r.points for r in runs), strict=True)
-    ]
+    policies = zip(*(run.points for run in runs), strict=True)
     return Coverage(
         radii=runs[0].radii,
-        certified=tuple(np.mean([r.certified for r in runs], axis=0)),
-        plug_in=tuple(np.mean([r.plug_in for r in runs], axis=0)),
-        policies=tuple(policies),
-        fine_tunes=sum(len(r.fine_tunes) for r in runs),
-        inside=None if runs[0].radius is None else sum(r.num_inside for r in runs),
-        attacks=sum(len(r.points) - len(r.fine_tunes) for r in runs),
-        below=sum(r.num_below for r in runs),
-        above_certified=above(attack=False),
-        attack_above_certified=above(attack=True),
+        certified=tuple(np.mean([run.certified for run in runs], axis=0)),
+        plug_in=tuple(np.mean([run.plug_in for run in runs], axis=0)),
+        policies=tuple(_over_seeds(table, policy) for policy in policies),
+        fine_tunes=sum(len(run.fine_tunes) for run in runs),
+        inside=None if runs[0].radius is None else sum(run.num_inside for run in runs),
+        attacks=sum(run.num_attacks for run in runs),
+        below=sum(run.num_below for run in runs),
+        above_certified=_above_certified(table, runs, attack=False),
+        attack_above_certified=_above_certified(table, runs, attack=True),
     )
+
+
+def _plane_of(report: Report, arm: str, task: str) -> Robustness | None:
+    return next((plane for plane in report.robustness if (plane.arm, plane.task) == (arm, task)), None)
+
+
+def _interval_over_seeds(table: Table, values: Iterable[float]) -> Interval:
+    """Of one number a seed."""
+    return table.interval(np.array([[value] for value in values]))
+
+
+def _over_seeds(table: Table, points: Sequence[Measured]) -> PolicyOverSeeds:
+    """One policy, given as it was measured in every seed."""
+    return PolicyOverSeeds(
+        name=points[0].name,
+        attack=points[0].attack,
+        step=points[0].step,
+        kl=_interval_over_seeds(table, (point.kl.mean for point in points)),
+        reward=_interval_over_seeds(table, (point.reward.mean for point in points)),
+        certified=_interval_over_seeds(table, (point.certified for point in points)),
+        plug_in=_interval_over_seeds(table, (point.plug_in for point in points)),
+    )
+
+
+def _above_certified(table: Table, runs: Sequence[Robustness], *, attack: bool) -> Interval | None:
+    """Reward minus what was certified, mean over the policies of a seed; None where a seed has none."""
+    means = []
+    for run in runs:
+        gaps = [point.reward.mean - point.certified for point in run.points if point.attack == attack]
+        means.append(mean_or_nan(gaps))
+    return None if np.isnan(means).any() else _interval_over_seeds(table, means)

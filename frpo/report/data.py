@@ -1,11 +1,12 @@
-"""Everything that the report says, gathered from a run folder, and the words of its headline."""
+"""Everything that the report says, gathered from a run folder."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from frpo.metrics import read_steps
 from frpo.outline import KINDS
 from frpo.recipe import checked
 from frpo.records import Z95, Evaluation, StageResult
-from frpo.report.robustness import robustness, sentences
+from frpo.report import headline
+from frpo.report.lookup import task_measured, task_reward
+from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
     Arm,
     Benchmarks,
@@ -29,16 +32,12 @@ from frpo.report.schema import (
     Prompt,
     Report,
     Training,
-    reward_of,
-    task_of,
 )
 from frpo.rows import read_rows
 from frpo.types import StepMetrics
 
 NAMED = {"estimator", "beta", "target_kl", "penalty"}
 """Fields of the objective that stand in an arm's settings anyhow."""
-MANY_ARMS = 4
-"""From here on the headline names the two best, the last and the first arm alone; the tables have all."""
 
 
 def collect(folder: Path) -> Report:
@@ -50,34 +49,28 @@ def collect(folder: Path) -> Report:
         raise ConfigError(
             f"report: {folder / 'config.yaml'} is no configuration of a run; `frpo run` writes it again"
         )
-    results = {r.stage: r for r in map(_result, _results(folder))}
-    steps = {a["name"]: read_steps(folder, f"rlhf/{a['name']}") for a in config["arms"]}
-    tasks = sorted({t for rows in steps.values() for r in rows for t in r.batch.reward_tasks})
-    finetunes = [d["name"] for d in config["downstream"]]
-    arms = tuple(
-        _arm(a, config, results, tasks, finetunes) for a in config["arms"] if f"rlhf/{a['name']}" in results
-    )
-    runs = tuple(
-        Downstream(arm=a.name, task=d["name"], evaluations=results[stage].evaluations)
-        for a in arms
-        for d in config["downstream"]
-        if (stage := f"downstream/{a.name}/{d['name']}") in results
-    )
-    focus = _focus(arms, tasks)
-    comparisons = _compare(arms, focus)
-    robust = tuple(r for a in arms for r in robustness(a.name, results))
+    results = {result.stage: result for result in map(_read_result, _result_files(folder))}
+    steps = {arm["name"]: read_steps(folder, f"rlhf/{arm['name']}") for arm in config["arms"]}
+    tasks = _tasks_of(itertools.chain.from_iterable(steps.values()))
+    finetunes = [downstream["name"] for downstream in config["downstream"]]
+    trained = [arm for arm in config["arms"] if f"rlhf/{arm['name']}" in results]
+    arms = tuple(_read_arm(arm, config, results, tasks, finetunes) for arm in trained)
+    runs = tuple(_downstream_runs(results, arms, finetunes))
+    focus = _focus_of(arms, tasks)
+    comparisons = _compare_arms(arms, focus)
+    planes = tuple(itertools.chain.from_iterable(planes_of(arm.name, results) for arm in arms))
     base = results["base"].evaluations[0] if "base" in results else None
     versions = folder / "versions.json"
     return Report(
         name=config["name"],
         seed=config["seed"],
         headline=(
-            *_headline(arms, comparisons, focus),
-            *sentences(robust, focus),
-            *_shared(folder),
-            _caution(config["seed"]),
+            *headline.of_arms(arms, comparisons, focus),
+            *describe_planes(planes, focus),
+            *headline.of_shared_prompts(folder),
+            headline.of_seed(config["seed"]),
         ),
-        warnings=tuple(_warnings(folder, config["rollout"]["max_new_tokens"])),
+        warnings=tuple(_warnings_of(folder, config["rollout"]["max_new_tokens"])),
         focus=focus,
         tasks=tuple(tasks),
         base=base,
@@ -85,15 +78,30 @@ def collect(folder: Path) -> Report:
         downstream=runs,
         comparisons=comparisons,
         zero_line=_zero_line(runs),
-        robustness=robust,
-        benchmarks=tuple(_benchmarks(results, arms, finetunes)),
-        training=tuple(_training(a.name, steps[a.name]) for a in arms),
-        prompts=_prompts(base, arms, runs),
-        seconds={s: r.seconds for s, r in results.items()},
+        robustness=planes,
+        benchmarks=tuple(_benchmarks_of(results, arms, finetunes)),
+        training=tuple(_training_curves(arm.name, steps[arm.name]) for arm in arms),
+        prompts=_answered_prompts(base, arms, runs),
+        seconds={stage: result.seconds for stage, result in results.items()},
         config=text,
         versions=json.loads(versions.read_text()) if versions.exists() else {},
         command=f"frpo run config.yaml --run-dir {config['run_dir'] or 'runs/' + config['name']}",
     )
+
+
+def _tasks_of(rows: Iterable[StepMetrics]) -> list[str]:
+    """Tasks of the rlhf stage, by name."""
+    return sorted(set().union(*(row.batch.reward_tasks for row in rows)))
+
+
+def _downstream_runs(
+    results: dict[str, StageResult], arms: Sequence[Arm], finetunes: Sequence[str]
+) -> Iterator[Downstream]:
+    """Of every arm, the fine-tunes that are finished."""
+    for arm, finetune in itertools.product(arms, finetunes):
+        result = results.get(f"downstream/{arm.name}/{finetune}")
+        if result:
+            yield Downstream(arm=arm.name, task=finetune, evaluations=result.evaluations)
 
 
 def _zero_line(runs: Sequence[Downstream]) -> float | None:
@@ -101,63 +109,64 @@ def _zero_line(runs: Sequence[Downstream]) -> float | None:
     return max((abs(start.kl_policy.mean) for start in starts if start.kl_policy), default=None)
 
 
-def _warnings(folder: Path, max_new_tokens: int) -> Iterator[str]:
+def _warnings_of(folder: Path, max_new_tokens: int) -> Iterator[str]:
     """Of every stage that runs the loop, in order."""
     for stage in dict.fromkeys(row["stage"] for row in read_rows(folder) if row["kind"] == "step"):
         for text in advice(read_steps(folder, stage), max_new_tokens):
             yield f"{stage} {text}"
 
 
-def _benchmarks(
-    results: dict[str, StageResult], arms: tuple[Arm, ...], finetunes: list[str]
+def _benchmarks_of(
+    results: dict[str, StageResult], arms: Sequence[Arm], finetunes: Sequence[str]
 ) -> Iterator[Benchmarks]:
     """Every policy in the order that it came to be."""
-    for owner in ("base", *(a.name for a in arms)):
-        for stage, name in (
-            (f"harness/{owner}", owner),
-            *((f"harness/{owner}/{f}", f"{owner} after {f}") for f in finetunes),
-        ):
-            if stage in results:
-                yield Benchmarks(policy=name, scores=results[stage].scores)
+    policies: dict[str, str] = {}  # by stage
+    for owner in ("base", *(arm.name for arm in arms)):
+        policies[f"harness/{owner}"] = owner
+        policies |= {f"harness/{owner}/{finetune}": f"{owner} after {finetune}" for finetune in finetunes}
+    for stage, policy in policies.items():
+        if stage in results:
+            yield Benchmarks(policy=policy, scores=results[stage].scores)
 
 
-def _results(folder: Path) -> list[Path]:
-    return [folder / "base" / "done.json"] * (folder / "base" / "done.json").exists() + [
-        p for kind in KINDS[1:] for p in sorted((folder / kind).glob("**/done.json"))
-    ]
+def _result_files(folder: Path) -> Iterator[Path]:
+    """done.json of every finished stage, the base's first."""
+    base = folder / "base" / "done.json"
+    if base.exists():
+        yield base
+    for kind in KINDS[1:]:
+        yield from sorted((folder / kind).glob("**/done.json"))
 
 
-def _result(file: Path) -> StageResult:
+def _read_result(file: Path) -> StageResult:
     try:
         return StageResult.model_validate_json(file.read_text())
     except ValueError as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"report: {file} is no result of a stage ({str(error).splitlines()[0]}); `frpo run` makes it "
-            "again"
+            f"report: {file} is no result of a stage ({reason}); `frpo run` makes it again"
         ) from None
 
 
-def _arm(
+def _read_arm(
     arm: dict[str, Any],
     config: dict[str, Any],
     results: dict[str, StageResult],
-    tasks: list[str],
-    finetunes: list[str],
+    tasks: Sequence[str],
+    finetunes: Sequence[str],
 ) -> Arm:
     name = str(arm["name"])
     result = results[f"rlhf/{name}"]
     assert result.arm is not None
     start = result.evaluations[0]
-    kept = tuple(
-        Kept(downstream=finetune, task=task, before=before, after=after.reward, per_prompt=after.per_prompt)
-        for finetune in finetunes
-        if (stage := results.get(f"downstream/{name}/{finetune}"))
-        for task in tasks
-        if (before := reward_of(start, task)) and (after := task_of(stage.evaluations[-1], task))
-    )
+    kept: list[Kept] = []
+    for finetune in finetunes:
+        stage = results.get(f"downstream/{name}/{finetune}")
+        if stage:
+            kept += _kept_of(finetune, tasks, start, stage.evaluations[-1])
     with checked(ObjectiveConfig):
         objective = ObjectiveConfig.model_validate(arm["objective"])
-    unlike = "".join(f", {words}" for words in _unlike(arm, config))
+    unlike = "".join(f", {words}" for words in _fields_unlike_the_run(arm, config))
     settings, family = (f"{words}{unlike}" for words in settings_of(objective))
     return Arm(
         name=name,
@@ -169,11 +178,26 @@ def _arm(
         lam=objective.estimator.temperature,
         evaluation=start,
         summary=result.arm,
-        kept=kept,
+        kept=tuple(kept),
     )
 
 
-def _unlike(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+def _kept_of(finetune: str, tasks: Sequence[str], start: Evaluation, end: Evaluation) -> Iterator[Kept]:
+    """Of each task that was measured before and after a fine-tune."""
+    for task in tasks:
+        before = task_reward(start, task)
+        after = task_measured(end, task)
+        if before and after:
+            yield Kept(
+                downstream=finetune,
+                task=task,
+                before=before,
+                after=after.reward,
+                per_prompt=after.per_prompt,
+            )
+
+
+def _fields_unlike_the_run(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
     """What an arm has otherwise than the run, beyond estimator and penalty: arms that differ in it stand on
     curves of their own."""
     for section in ("objective", "learner"):
@@ -193,121 +217,73 @@ def settings_of(objective: ObjectiveConfig) -> tuple[str, str]:
     return f"{words}, no penalty", family
 
 
-def _focus(arms: tuple[Arm, ...], tasks: list[str]) -> str | None:
-    losses = {t: [k.before.mean - k.after.mean for a in arms for k in a.kept if k.task == t] for t in tasks}
-    measured = {t: sum(v) / len(v) for t, v in losses.items() if v}
-    return max(measured, key=lambda t: measured[t]) if measured else None
+def _focus_of(arms: Sequence[Arm], tasks: Sequence[str]) -> str | None:
+    """The task that lost most downstream, mean over arms and fine-tunes; None where nothing was measured."""
+    losses: dict[str, list[float]] = {task: [] for task in tasks}
+    for kept in itertools.chain.from_iterable(arm.kept for arm in arms):
+        losses[kept.task].append(kept.before.mean - kept.after.mean)
+    mean = {task: sum(values) / len(values) for task, values in losses.items() if values}
+    return max(mean, key=mean.__getitem__, default=None)
 
 
 def rivals(penalties: Sequence[str]) -> list[tuple[int, int]]:
     """Which arms are compared, (a, b): each with the first of its own penalty, and that one with the first of
-    all."""
-    return [(a, penalties.index(p) if penalties.index(p) < a else 0) for a, p in enumerate(penalties) if a]
+    all.
+
+    Example: penalties k3, k3, reverse, reverse give (1, 0), (2, 0), (3, 2).
+    """
+    pairs = []
+    for a, penalty in enumerate(penalties):
+        first = penalties.index(penalty)
+        if first < a:
+            pairs.append((a, first))
+        elif a > 0:
+            pairs.append((a, 0))
+    return pairs
 
 
-def _compare(arms: tuple[Arm, ...], focus: str | None) -> tuple[Comparison, ...]:
-    """On the focus task."""
-    found = []
-    for a, b in ((arms[i], arms[j]) for i, j in rivals([arm.penalty for arm in arms])):
-        for ka in a.kept:
-            for kb in b.kept:
-                if (ka.downstream, ka.task) == (kb.downstream, kb.task) and ka.task == focus:
-                    difference = ka.after.mean - kb.after.mean
-                    half = _half(ka, kb)
-                    kl_a, kl_b = a.evaluation.kl_reference, b.evaluation.kl_reference
-                    found.append(
-                        Comparison(
-                            downstream=ka.downstream,
-                            task=ka.task,
-                            a=a.name,
-                            b=b.name,
-                            difference=difference,
-                            lo=None if half is None else difference - half,
-                            hi=None if half is None else difference + half,
-                            kl_a=kl_a.mean if kl_a else None,
-                            kl_b=kl_b.mean if kl_b else None,
-                        )
-                    )
-    return tuple(found)
+def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[Comparison, ...]:
+    """On the focus task, after every fine-tune that both arms went through."""
+    comparisons = []
+    for i, j in rivals([arm.penalty for arm in arms]):
+        theirs = {kept.downstream: kept for kept in arms[j].kept if kept.task == focus}
+        for kept in arms[i].kept:
+            if kept.task == focus and kept.downstream in theirs:
+                comparisons.append(_compare_kept(arms[i], arms[j], kept, theirs[kept.downstream]))
+    return tuple(comparisons)
 
 
-def _half(a: Kept, b: Kept) -> float | None:
-    """Of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts. None for
-    fewer than two."""
-    gaps = [x - y for x, y in zip(a.per_prompt, b.per_prompt, strict=True) if x is not None and y is not None]
-    return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
-
-
-def _headline(
-    arms: tuple[Arm, ...], comparisons: tuple[Comparison, ...], focus: str | None
-) -> tuple[str, ...]:
-    if not comparisons or focus is None:
-        done = ", ".join(
-            f"{a.name} {k.mean:.2f}" for a in arms if (k := reward_of(a.evaluation, focus or ""))
-        )
-        return (
-            f"{len(arms)} arm{'s' * (len(arms) != 1)} trained; nothing to compare after a downstream task yet. {done}".strip(),
-        )
-    worst = max({c.downstream for c in comparisons}, key=lambda d: _lost(arms, d, focus))
-    words = []
-    kept = {a.name: k for a in arms for k in a.kept if (k.downstream, k.task) == (worst, focus)}
-    most = max(k.after.mean for k in kept.values())
-    best = [n for n, k in kept.items() if most - k.after.mean < 0.005]
-    who = (
-        f"{best[0]} kept the most reward"
-        if len(best) == 1
-        else f"{' and '.join(best)} kept equally much reward"
-    )
-    order = sorted(kept, key=lambda n: -kept[n].after.mean)
-    told = [n for n in kept if len(kept) <= MANY_ARMS or n in (*order[:2], order[-1], arms[0].name)]
-    each = "; ".join(f"{n} kept {kept[n].after.mean:.2f} of {kept[n].before.mean:.2f}" for n in told)
-    words.append(
-        f"After {worst}, {who} on {focus} prompts: "
-        f"{each}{'' if told == list(kept) else f' ({len(kept)} arms)'}."
-    )
-    for c in comparisons:
-        if c.downstream == worst and c.a in told:
-            words.append(f"{c.a} − {c.b}: {c.difference:+.2f}, {_said(c)}.")
-    kls = "; ".join(
-        f"{a.name} {a.evaluation.kl_reference.mean:.2f}"
-        for a in arms
-        if a.evaluation.kl_reference and a.name in told
-    )
-    words.append(
-        f"KL to the reference before downstream, nats per completion: {kls}. Compare arms only where it is "
-        "about equal."
-    )
-    return tuple(words)
-
-
-def _said(c: Comparison) -> str:
-    if c.lo is None or c.hi is None:
-        return "from a single prompt, which gives no interval"
-    sure = "the interval contains 0" if c.lo <= 0 <= c.hi else "the interval over prompts leaves 0 out"
-    return f"95 % over prompts [{c.lo:+.2f}, {c.hi:+.2f}]; {sure}"
-
-
-def _caution(seed: int) -> str:
-    return f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than these intervals."
-
-
-def _shared(folder: Path) -> Iterator[str]:
-    """Held-out prompts that were trained on, as the run last counted them."""
-    counts = [row for row in read_rows(folder) if row["kind"] == "data"]
-    if counts and counts[-1]["shared"]:
-        yield f"{Overlap(counts[-1]['shared'], counts[-1]['heldout'])}: what is kept of them is no measure of new ones."
-
-
-def _lost(arms: tuple[Arm, ...], downstream: str, task: str) -> float:
-    return sum(
-        k.before.mean - k.after.mean
-        for a in arms
-        for k in a.kept
-        if (k.downstream, k.task) == (downstream, task)
+def _compare_kept(a: Arm, b: Arm, kept_a: Kept, kept_b: Kept) -> Comparison:
+    difference = kept_a.after.mean - kept_b.after.mean
+    half = _half_interval(kept_a, kept_b)
+    kl_a = a.evaluation.kl_reference
+    kl_b = b.evaluation.kl_reference
+    return Comparison(
+        downstream=kept_a.downstream,
+        task=kept_a.task,
+        a=a.name,
+        b=b.name,
+        difference=difference,
+        lo=None if half is None else difference - half,
+        hi=None if half is None else difference + half,
+        kl_a=kl_a.mean if kl_a else None,
+        kl_b=kl_b.mean if kl_b else None,
     )
 
 
-def _training(arm: str, rows: list[StepMetrics]) -> Training:
+def _half_interval(a: Kept, b: Kept) -> float | None:
+    """Half of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts.
+    None for fewer than two."""
+    gaps = []
+    for of_a, of_b in zip(a.per_prompt, b.per_prompt, strict=True):
+        if of_a is not None and of_b is not None:
+            gaps.append(of_a - of_b)
+    if len(gaps) < 2:
+        return None
+    return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def _training_curves(arm: str, rows: list[StepMetrics]) -> Training:
     return Training(
         arm=arm,
         steps=tuple(r.step for r in rows),
@@ -319,18 +295,22 @@ def _training(arm: str, rows: list[StepMetrics]) -> Training:
     )
 
 
-def _prompts(
-    base: Evaluation | None, arms: tuple[Arm, ...], runs: tuple[Downstream, ...]
+def _answered_prompts(
+    base: Evaluation | None, arms: Sequence[Arm], runs: Sequence[Downstream]
 ) -> tuple[Prompt, ...]:
     """The same held-out prompts, answered by every policy."""
     policies = [("base", base)] if base else []
     for arm in arms:
         policies.append((arm.name, arm.evaluation))
-        policies += [(f"{arm.name} after {r.task}", r.evaluations[-1]) for r in runs if r.arm == arm.name]
-    rows: dict[tuple[str, str], list[Completion]] = {}
-    for name, evaluation in policies:
-        for s in evaluation.samples if evaluation else ():
-            rows.setdefault((s.task, s.prompt), []).append(
-                Completion(policy=name, completion=s.completion, reward=s.reward)
-            )
-    return tuple(Prompt(task=t, prompt=p, completions=tuple(c)) for (t, p), c in rows.items())
+        policies += [
+            (f"{arm.name} after {run.task}", run.evaluations[-1]) for run in runs if run.arm == arm.name
+        ]
+    answers: dict[tuple[str, str], list[Completion]] = {}
+    for policy, evaluation in policies:
+        for sample in evaluation.samples:
+            answer = Completion(policy=policy, completion=sample.completion, reward=sample.reward)
+            answers.setdefault((sample.task, sample.prompt), []).append(answer)
+    return tuple(
+        Prompt(task=task, prompt=prompt, completions=tuple(given))
+        for (task, prompt), given in answers.items()
+    )

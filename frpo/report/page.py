@@ -7,48 +7,64 @@ from jinja2 import Environment, PackageLoader
 from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
 from frpo.report.bootstrap import Interval
-from frpo.report.schema import Report, reward_of
+from frpo.report.lookup import task_reward
+from frpo.report.schema import Report
 from frpo.report.sweep import Sweep
 
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+MISSING = "–"
 
 
-def estimate(value: Estimate | None) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def format_estimate(value: Estimate | None) -> str:
     """± is left out where a single prompt gives none."""
     if value is None:
-        return "–"
-    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
+        return MISSING
+    if value.half is None:
+        return f"{value.mean:.2f}"
+    return f"{value.mean:.2f} ± {value.half:.2f}"
 
 
-def level(value: Interval | None) -> str:
-    return "–" if value is None else f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
+def format_level(value: Interval | None) -> str:
+    return MISSING if value is None else f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
 
 
-def difference(value: Interval | None) -> str:
-    return "–" if value is None else f"{value.mean:+.3f} [{value.lo:+.3f}, {value.hi:+.3f}]"
+def format_difference(value: Interval | None) -> str:
+    return MISSING if value is None else f"{value.mean:+.3f} [{value.lo:+.3f}, {value.hi:+.3f}]"
 
 
-def _environment() -> Environment:
-    found = Environment(
+def _make_environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters.update(number=number, estimate=estimate, level=level, difference=difference)
-    return found
+    environment.filters["number"] = format_number
+    environment.filters["estimate"] = format_estimate
+    environment.filters["level"] = format_level
+    environment.filters["difference"] = format_difference
+    return environment
 
 
-def render(report: Report) -> str:
+def render_run(report: Report) -> str:
+    """The page of one run."""
     drawings = {
-        name: getattr(plots, name)(report)
-        for name in ("downstream", "certificate", "plane", "training", "phases")
+        "downstream": plots.draw_downstream(report),
+        "certificate": plots.draw_planes(report),
+        "plane": plots.draw_reward_over_kl(report),
+        "training": plots.draw_training(report),
+        "phases": plots.draw_phases(report),
     }
-    return _environment().get_template("page.html.j2").render(r=report, svg=drawings, reward_of=reward_of)
+    page = _make_environment().get_template("page.html.j2")
+    return page.render(r=report, svg=drawings, reward_of=task_reward)
 
 
 def render_sweep(sweep: Sweep) -> str:
+    """The page of a sweep."""
     drawings = {
-        name: getattr(sweep_plots, name)(sweep)
-        for name in ("trade_off", "differences", "over_lam", "coverage")
+        "trade_off": sweep_plots.draw_trade_off(sweep),
+        "differences": sweep_plots.draw_differences(sweep),
+        "over_lam": sweep_plots.draw_over_lam(sweep),
+        "coverage": sweep_plots.draw_coverage(sweep),
     }
-    return _environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)
+    return _make_environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)

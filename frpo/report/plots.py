@@ -4,6 +4,7 @@ and dark."""
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frpo.records import Certificate
-from frpo.report.schema import Report, reward_of
+from frpo.records import Certificate, Estimate, Evaluation
+from frpo.report.lookup import task_reward
+from frpo.report.robustness import Measured, Robustness
+from frpo.report.schema import Report
 
-INK, GRID = "#010203", "#010204"
+INK = "#010203"
+GRID = "#010204"
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "frpo",
@@ -45,24 +49,36 @@ STYLE: Any = {
     "savefig.transparent": True,
 }
 PAPER: Any = STYLE | {
-    "text.color": "black", "axes.labelcolor": "black", "xtick.color": "black", "ytick.color": "black", "axes.edgecolor": "0.8",
-    "grid.color": "0.9", "savefig.transparent": False,
-}  # fmt: skip
+    "text.color": "black",
+    "axes.labelcolor": "black",
+    "xtick.color": "black",
+    "ytick.color": "black",
+    "axes.edgecolor": "0.8",
+    "grid.color": "0.9",
+    "savefig.transparent": False,
+}
 """For pictures that stand alone."""
 PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
 NUM_COLOURS = len(PALETTE)
+IN_VIEW = 1.1
+"""A certificate is drawn so far beyond its largest radius."""
 KINDS = ((False, "o", "fine-tunes"), (True, "X", "attacks"))
 """Of measured policies: whether an attack, marker, name."""
 MARKERS = "osD^vPX*"
 
 
-def colour(index: int) -> str:
+def colour_of(index: int) -> str:
     """Of an arm: on a page the placeholder of its CSS variable, on paper the colour itself."""
     number = index % NUM_COLOURS
     return f"#0a0b{number:02x}" if plt.rcParams["text.color"] == INK else PALETTE[number]
 
 
-def svg(figure: Figure, title: str) -> str:
+def marker_of(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def write_svg(figure: Figure, title: str) -> str:
+    """The drawing as text that stands on a page; closes the figure."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -81,10 +97,10 @@ def svg(figure: Figure, title: str) -> str:
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{tag}-", text)
 
 
-def panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+def make_panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, Any]:
     """`count` panels with common axes, at most `columns` a row; width and height of one in inches."""
     columns = min(columns, count)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True, sharey=True
     )
@@ -93,7 +109,8 @@ def panels(count: int, *, columns: int, width: float, height: float) -> tuple[Fi
     return figure, grid
 
 
-def legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
+    """Below the figure, of what is drawn in one of its panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(
@@ -101,10 +118,10 @@ def legend(axes: Axes) -> None:
         )
 
 
-def downstream(report: Report) -> str:
+def draw_downstream(report: Report) -> str:
     """Reward of each rlhf task through each downstream fine-tune, an arm a curve, band = 95 % over
     prompts."""
-    finetunes = sorted({d.task for d in report.downstream})
+    finetunes = sorted({run.task for run in report.downstream})
     if not finetunes or not report.tasks:
         return ""
     with plt.rc_context(STYLE):
@@ -118,46 +135,53 @@ def downstream(report: Report) -> str:
         for row, task in zip(grid, report.tasks, strict=True):
             for axes, finetune in zip(row, finetunes, strict=True):
                 for i, arm in enumerate(report.arms):
-                    run = next(
-                        (d for d in report.downstream if (d.arm, d.task) == (arm.name, finetune)), None
-                    )
-                    points = (
-                        [(e.step, r) for e in run.evaluations if (r := reward_of(e, task))] if run else []
-                    )
-                    x, y = [s for s, _ in points], [r.mean for _, r in points]
-                    low, high = ([r.mean + sign * (r.half or 0.0) for _, r in points] for sign in (-1, 1))
-                    axes.plot(x, y, color=colour(i), marker=MARKERS[i % 8], markersize=5, label=arm.name)
-                    axes.fill_between(x, low, high, color=colour(i), alpha=0.15, linewidth=0)
+                    steps, rewards = _rewards_through(report, arm.name, finetune, task)
+                    means = [reward.mean for reward in rewards]
+                    low = [reward.mean - (reward.half or 0.0) for reward in rewards]
+                    high = [reward.mean + (reward.half or 0.0) for reward in rewards]
+                    own = colour_of(i)
+                    axes.plot(steps, means, color=own, marker=marker_of(i), markersize=5, label=arm.name)
+                    axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0)
                 axes.set(title=f"{task} prompts, {finetune}", xlabel="downstream steps")
             row[0].set_ylabel("mean reward")
         figure.tight_layout()
-        legend(grid[0][0])
-        return svg(figure, "Reward through downstream fine-tuning")
+        add_legend(grid[0][0])
+        return write_svg(figure, "Reward through downstream fine-tuning")
 
 
-def plane(report: Report) -> str:
+def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tuple[list[int], list[Estimate]]:
+    """Steps of a fine-tune, and the reward on one task after them, where it was measured."""
+    steps: list[int] = []
+    rewards: list[Estimate] = []
+    for run in report.downstream:
+        if (run.arm, run.task) != (arm, finetune):
+            continue
+        for evaluation in run.evaluations:
+            reward = task_reward(evaluation, task)
+            if reward:
+                steps.append(evaluation.step)
+                rewards.append(reward)
+    return steps, rewards
+
+
+def draw_reward_over_kl(report: Report) -> str:
     """Every measured policy: its KL to the reference, and the reward on the task that lost most."""
-    if report.focus is None:
+    focus = report.focus
+    if focus is None:
         return ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6))
         for i, arm in enumerate(report.arms):
-            for run in (d for d in report.downstream if d.arm == arm.name):
-                points = [(e.kl_reference, reward_of(e, report.focus)) for e in run.evaluations]
-                xy = [(k.mean, r.mean) for k, r in points if k and r]
-                axes.plot([x for x, _ in xy], [y for _, y in xy], color=colour(i), alpha=0.45, linewidth=1.2)
-                axes.scatter([x for x, _ in xy[1:]], [y for _, y in xy[1:]], color=colour(i), s=14)
-            start, reward = arm.evaluation.kl_reference, reward_of(arm.evaluation, report.focus)
-            if start and reward:
-                axes.scatter(
-                    [start.mean],
-                    [reward.mean],
-                    color=colour(i),
-                    s=70,
-                    marker=MARKERS[i % 8],
-                    label=f"{arm.name}, before",
-                    zorder=3,
-                )
+            own = colour_of(i)
+            for run in report.downstream:
+                if run.arm == arm.name:
+                    kls, rewards = _kls_and_rewards(run.evaluations, focus)
+                    axes.plot(kls, rewards, color=own, alpha=0.45, linewidth=1.2)
+                    axes.scatter(kls[1:], rewards[1:], color=own, s=14)
+            kls, rewards = _kls_and_rewards([arm.evaluation], focus)
+            if kls:
+                label = f"{arm.name}, before"
+                axes.scatter(kls, rewards, color=own, s=70, marker=marker_of(i), label=label, zorder=3)
         if report.zero_line is not None:
             axes.axvspan(
                 -report.zero_line,
@@ -167,77 +191,103 @@ def plane(report: Report) -> str:
                 linewidth=0.8,
                 label="a policy against itself",
             )
-        axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {report.focus} prompts")
+        axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {focus} prompts")
         figure.tight_layout()
-        legend(axes)
-        return svg(figure, "Reward over KL to the reference")
+        add_legend(axes)
+        return write_svg(figure, "Reward over KL to the reference")
 
 
-def certificate(report: Report) -> str:
+def _kls_and_rewards(evaluations: Sequence[Evaluation], task: str) -> tuple[list[float], list[float]]:
+    """To the reference and on one task, of the policies that both were measured of."""
+    kls: list[float] = []
+    rewards: list[float] = []
+    for evaluation in evaluations:
+        reward = task_reward(evaluation, task)
+        if evaluation.kl_reference and reward:
+            kls.append(evaluation.kl_reference.mean)
+            rewards.append(reward.mean)
+    return kls, rewards
+
+
+def draw_planes(report: Report) -> str:
     """Reward over KL(Q || the arm's policy) on the focus task, an arm a panel: certified, plug-in,
     fine-tunes, attacks."""
-    mine = [r for r in report.robustness if r.task == report.focus]
-    if not mine:
+    planes = [plane for plane in report.robustness if plane.task == report.focus]
+    if not planes:
         return ""
+    names = [arm.name for arm in report.arms]
+    attacked = any(plane.num_attacks for plane in planes)
     with plt.rc_context(STYLE):
-        figure, grid = panels(len(mine), columns=3, width=4.1, height=3.2)
-        for i, (axes, r) in enumerate(zip(grid.flat, mine, strict=False)):
-            names = [a.name for a in report.arms]
-            own = colour(names.index(r.arm))
-            axes.plot(
-                r.radii,
-                r.plug_in,
-                color=own,
-                linewidth=1.2,
-                linestyle="--",
-                label="plug-in estimate" if i == 0 else None,
-            )
-            axes.fill_between(r.radii, r.lo, r.hi, color=own, alpha=0.15, linewidth=0)
-            axes.plot(r.radii, r.certified, color=own, label="certified" if i == 0 else None)
-            for attack, marker, label in KINDS[: 1 + any(p.attack for r in mine for p in r.points)]:
-                points = [p for p in r.points if p.attack == attack and p.kl.mean <= 1.1 * r.radii[-1]]
-                axes.errorbar(
-                    [p.kl.mean for p in points],
-                    [p.reward.mean for p in points],
-                    xerr=[p.kl.half or 0.0 for p in points],
-                    yerr=[p.reward.half or 0.0 for p in points],
-                    color=own,
-                    marker=marker,
-                    markersize=6,
-                    linestyle="none",
-                    elinewidth=0.7,
-                    label=label if i == 0 else None,
-                )
-            beyond = sum(p.kl.mean > 1.1 * r.radii[-1] for p in r.points)
-            if r.radius is not None:
-                axes.axvline(r.radius, color=GRID, linewidth=1.4)
-            title = r.arm if r.radius is None else f"{r.arm}, trained for {r.radius:.2f} nats"
-            axes.set(
-                title=title + (f" ({beyond} further out)" if beyond else ""), xlim=(0, 1.1 * r.radii[-1])
-            )
+        figure, grid = make_panels(len(planes), columns=3, width=4.1, height=3.2)
+        for axes, plane in zip(grid.flat, planes, strict=False):
+            own = colour_of(names.index(plane.arm))
+            draw_curves(axes, plane, own)
+            for attack, marker, label in KINDS[: 1 + attacked]:
+                points = [point for point in plane.points if point.attack == attack]
+                _draw_points(axes, points, plane.radii, colour=own, marker=marker, label=label)
+            if plane.radius is not None:
+                axes.axvline(plane.radius, color=GRID, linewidth=1.4)
+            title = plane.arm
+            if plane.radius is not None:
+                title += f", trained for {plane.radius:.2f} nats"
+            beyond = count_beyond([point.kl.mean for point in plane.points], plane.radii)
+            axes.set(title=title + beyond, xlim=(0, IN_VIEW * plane.radii[-1]))
         for axes in grid[-1]:
             axes.set_xlabel("KL(Q || policy), nats per completion")
         for row in grid:
             row[0].set_ylabel(f"reward, {report.focus} prompts")
         figure.tight_layout()
-        legend(grid[0][0])
-        return svg(figure, "Certificate and measured policies")
+        add_legend(grid[0][0])
+        return write_svg(figure, "Certificate and measured policies")
 
 
-def certificates(found: Sequence[Certificate], file: Path) -> None:
+def draw_curves(
+    axes: Axes, curve: Certificate | Robustness, colour: str, certified: str = "certified"
+) -> None:
+    """Plug-in with its bootstrap interval, and what is certified, which `certified` names."""
+    axes.plot(
+        curve.radii, curve.plug_in, color=colour, linewidth=1.2, linestyle="--", label="plug-in estimate"
+    )
+    axes.fill_between(curve.radii, curve.lo, curve.hi, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(curve.radii, curve.certified, color=colour, label=certified)
+
+
+def _draw_points(
+    axes: Axes, points: Sequence[Measured], radii: Sequence[float], *, colour: str, marker: str, label: str
+) -> None:
+    """Measured policies that are in view, with their 95 % intervals."""
+    shown = [point for point in points if point.kl.mean <= IN_VIEW * radii[-1]]
+    axes.errorbar(
+        [point.kl.mean for point in shown],
+        [point.reward.mean for point in shown],
+        xerr=[point.kl.half or 0.0 for point in shown],
+        yerr=[point.reward.half or 0.0 for point in shown],
+        color=colour,
+        marker=marker,
+        markersize=6,
+        linestyle="none",
+        elinewidth=0.7,
+        label=label,
+    )
+
+
+def count_beyond(kls: Sequence[float], radii: Sequence[float]) -> str:
+    """How many policies lie out of view, for a title; empty for none."""
+    beyond = sum(kl > IN_VIEW * radii[-1] for kl in kls)
+    return f" ({beyond} further out)" if beyond else ""
+
+
+def save_certificates(certificates: Sequence[Certificate], file: Path) -> None:
     """A picture of certificates without a run: certified and plug-in, a task a panel."""
     with plt.rc_context(PAPER):
-        figure, grid = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
-        for axes, c in zip(grid[0], found, strict=True):
-            axes.plot(
-                c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate"
-            )
-            axes.fill_between(c.radii, c.lo, c.hi, color=colour(0), alpha=0.15, linewidth=0)
-            axes.plot(c.radii, c.certified, color=colour(0), label=f"certified, {c.confidence:.0%}")
+        figure, grid = plt.subplots(
+            1, len(certificates), figsize=(4.6 * len(certificates), 3.6), squeeze=False
+        )
+        for axes, certificate in zip(grid[0], certificates, strict=True):
+            draw_curves(axes, certificate, colour_of(0), f"certified, {certificate.confidence:.0%}")
+            size = f"{len(certificate.rewards)} prompts x {len(certificate.rewards[0])}"
             axes.set(
-                title=f"{c.task}: {len(c.rewards)} prompts x {len(c.rewards[0])}",
-                xlabel="KL radius, nats per completion",
-                ylabel="reward",
+                title=f"{certificate.task}: {size}", xlabel="KL radius, nats per completion", ylabel="reward"
             )
             axes.legend()
         figure.tight_layout()
@@ -245,56 +295,57 @@ def certificates(found: Sequence[Certificate], file: Path) -> None:
         plt.close(figure)
 
 
-def training(report: Report) -> str:
+def draw_training(report: Report) -> str:
     """Reward, KL, entropy and length over the steps of the rlhf stage."""
-    names = (
-        ("reward", "reward"),
-        ("kl", "KL to reference, nats"),
-        ("entropy", "entropy, nats"),
-        ("length", "length, tokens"),
-    )
+    titles = {
+        "reward": "reward",
+        "kl": "KL to reference, nats",
+        "entropy": "entropy, nats",
+        "length": "length, tokens",
+    }
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(2, 2, figsize=(8.2, 4.8))
-        for axes, (name, title) in zip(grid.flat, names, strict=True):
+        for axes, (name, title) in zip(grid.flat, titles.items(), strict=True):
             for i, curve in enumerate(report.training):
-                pairs = [
-                    (s, v) for s, v in zip(curve.steps, getattr(curve, name), strict=True) if v is not None
-                ]
-                values = _smooth([v for _, v in pairs])
-                axes.plot([s for s, _ in pairs], values, color=colour(i), label=curve.arm, linewidth=1.6)
+                pairs = zip(curve.steps, getattr(curve, name), strict=True)
+                measured = [(step, value) for step, value in pairs if value is not None]
+                steps = [step for step, _ in measured]
+                values = _trailing_means([value for _, value in measured])
+                axes.plot(steps, values, color=colour_of(i), label=curve.arm, linewidth=1.6)
             axes.set(title=title)
         for axes in grid[1]:
             axes.set_xlabel("steps")
         figure.tight_layout()
-        legend(grid[0][0])
-        return svg(figure, "Training")
+        add_legend(grid[0][0])
+        return write_svg(figure, "Training")
 
 
-def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
+def _trailing_means(values: Sequence[float], width: int = 5) -> list[float]:
     """Trailing mean over `width` steps."""
-    return [
-        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
-        for i in range(len(values))
-    ]
+    means = []
+    for end in range(1, len(values) + 1):
+        last = values[max(0, end - width) : end]
+        means.append(sum(last) / len(last))
+    return means
 
 
-def phases(report: Report) -> str:
+def draw_phases(report: Report) -> str:
     """Seconds per step of each phase, an arm a bar."""
-    names = ("generate", "score", "update", "publish", "other")
+    phases = ("generate", "score", "update", "publish", "other")
+    arms = [arm.name for arm in report.arms]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 0.55 * len(report.arms) + 1.1))
-        left = [0.0] * len(report.arms)
-        for i, name in enumerate(names):
+        figure, axes = plt.subplots(figsize=(7.2, 0.55 * len(arms) + 1.1))
+        left = [0.0] * len(arms)
+        for i, phase in enumerate(phases):
             widths = [
-                a.summary.phase_seconds.get(name, 0.0) / max(1, a.summary.num_steps) for a in report.arms
+                arm.summary.phase_seconds.get(phase, 0.0) / max(1, arm.summary.num_steps)
+                for arm in report.arms
             ]
-            axes.barh(
-                [a.name for a in report.arms], widths, left=left, color=colour(i), label=name, height=0.6
-            )
-            left = [x + w for x, w in zip(left, widths, strict=True)]
+            axes.barh(arms, widths, left=left, color=colour_of(i), label=phase, height=0.6)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="seconds per step")
         figure.tight_layout()
-        legend(axes)
-        return svg(figure, "Where the time went")
+        add_legend(axes)
+        return write_svg(figure, "Where the time went")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from frpo.certificate import Point, reward_lower_bound, violates, worst_case_reward
 from frpo.records import Certificate, Estimate, Evaluation, Record, StageResult
+from frpo.report.lookup import nearest, task_measured
+
+Doubles = NDArray[np.float64]
 
 
 class Measured(Record):
@@ -58,104 +64,126 @@ class Robustness(Record):
         return tuple(p for p in self.points if not p.attack)
 
     @property
+    def num_attacks(self) -> int:
+        return len(self.points) - len(self.fine_tunes)
+
+    @property
     def num_below(self) -> int:
         return sum(p.below for p in self.points)
 
 
-def robustness(arm: str, results: dict[str, StageResult]) -> tuple[Robustness, ...]:
+@dataclass(frozen=True)
+class _Fate:
+    """What became of an arm's policy in a downstream fine-tune or attack, at one step of it."""
+
+    name: str
+    attack: bool
+    evaluation: Evaluation
+
+
+def planes_of(arm: str, results: dict[str, StageResult]) -> tuple[Robustness, ...]:
     """What is known of one arm, a record per certified task; empty without a certify stage."""
     stage = results.get(f"certify/{arm}")
-    measured = [
-        (name, kind == "attack", e)
-        for stage_name, result in results.items()
-        if stage_name.count("/") == 2
-        for kind, owner, name in [stage_name.split("/")]
-        if owner == arm
-        for e in result.evaluations
-        if e.step > 0
-    ]
-    return tuple(_of_task(arm, c, measured) for c in (stage.certificates if stage else ()))
+    if stage is None:
+        return ()
+    fates = list(_fates_of(arm, results))
+    return tuple(_plane_of(arm, certificate, fates) for certificate in stage.certificates)
 
 
-def _of_task(arm: str, found: Certificate, measured: list[tuple[str, bool, Evaluation]]) -> Robustness:
-    rewards = np.array(found.rewards)
-    points = []
-    for name, attack, evaluation in measured:
-        task = next((t for t in evaluation.rewards if t.task == found.task), None)
-        if task is None or task.kl_policy is None:
+def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[_Fate]:
+    """Stages of three parts, kind/arm/name, are those that change a policy."""
+    for stage, result in results.items():
+        kind, *rest = stage.split("/")
+        if len(rest) != 2 or rest[0] != arm:
             continue
-        kl, reward = task.kl_policy, task.reward
-        points.append(
-            Measured(
-                name=f"attack {name}" if attack else name,
-                attack=attack,
-                step=evaluation.step,
-                kl=kl,
-                reward=reward,
-                inside=None if found.radius is None else kl.mean <= found.radius,
-                certified=_certified(found, rewards, kl),
-                plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
-                below=_below(found, rewards, kl, reward),
-            )
-        )
+        for evaluation in result.evaluations:
+            if evaluation.step > 0:
+                yield _Fate(rest[1], kind == "attack", evaluation)
+
+
+def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Robustness:
+    rewards = np.array(certificate.rewards)
+    points = [_measure_fate(certificate, rewards, fate) for fate in fates]
     return Robustness(
         arm=arm,
-        task=found.task,
-        radius=found.radius,
-        floor=found.floor,
-        confidence=found.confidence,
+        task=certificate.task,
+        radius=certificate.radius,
+        floor=certificate.floor,
+        confidence=certificate.confidence,
         num_prompts=rewards.shape[0],
         num_completions=rewards.shape[1],
-        radii=found.radii,
-        plug_in=found.plug_in,
-        lo=found.lo,
-        hi=found.hi,
-        certified=found.certified,
-        points=tuple(points),
+        radii=certificate.radii,
+        plug_in=certificate.plug_in,
+        lo=certificate.lo,
+        hi=certificate.hi,
+        certified=certificate.certified,
+        points=tuple(point for point in points if point),
     )
 
 
-def _certified(found: Certificate, rewards: NDArray[np.float64], kl: Estimate) -> float:
+def _measure_fate(certificate: Certificate, rewards: Doubles, fate: _Fate) -> Measured | None:
+    """None where its reward or its KL on the certificate's task was not measured."""
+    task = task_measured(fate.evaluation, certificate.task)
+    if task is None or task.kl_policy is None:
+        return None
+    kl = task.kl_policy
+    return Measured(
+        name=f"attack {fate.name}" if fate.attack else fate.name,
+        attack=fate.attack,
+        step=fate.evaluation.step,
+        kl=kl,
+        reward=task.reward,
+        inside=None if certificate.radius is None else kl.mean <= certificate.radius,
+        certified=_certified_at_limit(certificate, rewards, kl),
+        plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
+        below=_lies_below(certificate, rewards, kl, task.reward),
+    )
+
+
+def _certified_at_limit(certificate: Certificate, rewards: Doubles, kl: Estimate) -> float:
     """At the upper 95 % limit of a KL: the floor where a single prompt gives no limit."""
     if kl.half is None:
-        return found.floor
-    return reward_lower_bound(
-        rewards, max(0.0, kl.mean + kl.half), floor=found.floor, confidence=found.confidence
-    )
+        return certificate.floor
+    farthest = max(0.0, kl.mean + kl.half)
+    return reward_lower_bound(rewards, farthest, floor=certificate.floor, confidence=certificate.confidence)
 
 
-def _below(found: Certificate, rewards: NDArray[np.float64], kl: Estimate, reward: Estimate) -> bool:
+def _lies_below(certificate: Certificate, rewards: Doubles, kl: Estimate, reward: Estimate) -> bool:
     """Whether a policy violates the certificate: a single prompt proves nothing."""
     if kl.se is None or reward.se is None:
         return False
-    return violates(
-        Point(kl.mean, kl.se, reward.mean, reward.se), rewards, floor=found.floor, confidence=found.confidence
-    )
+    point = Point(kl.mean, kl.se, reward.mean, reward.se)
+    return violates(point, rewards, floor=certificate.floor, confidence=certificate.confidence)
 
 
-def sentences(found: tuple[Robustness, ...], task: str | None) -> tuple[str, ...]:
+def describe_planes(planes: Sequence[Robustness], task: str | None) -> Iterator[str]:
     """The certificate and its coverage in words, for one task."""
-    mine = [r for r in found if r.task == task]
+    mine = [plane for plane in planes if plane.task == task]
     if not mine:
-        return ()
-    at = min(range(len(mine[0].radii)), key=lambda i: abs(mine[0].radii[i] - 0.5))
-    floors = "; ".join(f"{r.arm} {r.certified[at]:.2f} (plug-in {r.plug_in[at]:.2f})" for r in mine)
-    words = [f"Certified reward on {task} prompts within {mine[0].radii[at]:g} nats, 95 %: {floors}."]
-    coverage = "; ".join(
-        f"{r.arm} {r.num_inside} of {len(r.fine_tunes)} within its {r.radius:.2f} nats"
-        for r in mine
-        if r.radius is not None
+        return
+    radius = nearest(mine[0].radii, mine[0].radii, 0.5)
+    at = mine[0].radii.index(radius)
+    floors = "; ".join(
+        f"{plane.arm} {plane.certified[at]:.2f} (plug-in {plane.plug_in[at]:.2f})" for plane in mine
     )
-    below = sum(r.num_below for r in mine)
-    total = sum(len(r.points) for r in mine)
+    yield f"Certified reward on {task} prompts within {radius:g} nats, 95 %: {floors}."
+    total = sum(len(plane.points) for plane in mine)
     if total:
-        said = (
-            f"{below} of {total} measured policies lie"
-            if below != 1
-            else f"1 of {total} measured policies lies"
-        )
-        words.append(
-            f"{'Coverage: ' + coverage + '. ' if coverage else ''}{said} below what was certified at their "
-            "own KL."
-        )
-    return tuple(words)
+        violations = _violations_in_words(mine, total)
+        yield f"{_coverage_in_words(mine)}{violations} what was certified at their own KL."
+
+
+def _coverage_in_words(planes: Sequence[Robustness]) -> str:
+    words = []
+    for plane in planes:
+        if plane.radius is not None:
+            inside = f"{plane.num_inside} of {len(plane.fine_tunes)}"
+            words.append(f"{plane.arm} {inside} within its {plane.radius:.2f} nats")
+    return f"Coverage: {'; '.join(words)}. " if words else ""
+
+
+def _violations_in_words(planes: Sequence[Robustness], total: int) -> str:
+    below = sum(plane.num_below for plane in planes)
+    if below == 1:
+        return f"1 of {total} measured policies lies below"
+    return f"{below} of {total} measured policies lie below"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record, TaskReward
+from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record
 from frpo.report.robustness import Robustness
 
 
@@ -122,12 +122,3 @@ class Report(Record):
     """YAML"""
     versions: dict[str, str]
     command: str
-
-
-def task_of(evaluation: Evaluation, task: str) -> TaskReward | None:
-    return next((t for t in evaluation.rewards if t.task == task), None)
-
-
-def reward_of(evaluation: Evaluation, task: str) -> Estimate | None:
-    found = task_of(evaluation, task)
-    return found.reward if found else None

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from frpo.report.bootstrap import Interval
-from frpo.report.plots import INK, KINDS, MARKERS, PAPER, STYLE, colour, legend, panels, svg
+from frpo.report.comparisons import Comparison
+from frpo.report.coverage import PolicyOverSeeds
+from frpo.report.plots import (
+    IN_VIEW,
+    INK,
+    KINDS,
+    PAPER,
+    STYLE,
+    add_legend,
+    colour_of,
+    count_beyond,
+    make_panels,
+    marker_of,
+    write_svg,
+)
 from frpo.report.sweep import ArmOverSeeds, Sweep
 
 
-def trade_off(found: Sweep) -> str:
+def draw_trade_off(sweep: Sweep) -> str:
     """Kept reward over KL to the reference, a family of arms a line, a downstream fine-tune a panel."""
-    if not found.arms[0].kept:
+    if not sweep.arms[0].kept:
         return ""
     with plt.rc_context(STYLE):
-        return svg(_trade_off(found), "Kept reward over KL")
+        return write_svg(_plot_trade_off(sweep), "Kept reward over KL")
 
 
-def differences(found: Sweep) -> str:
+def draw_differences(sweep: Sweep) -> str:
     """Methods at equal KL: a metric a panel, a pair a row, a KL a point, with its interval and, thin, the
     corrected one."""
-    rows = [c for c in found.comparisons if c.matched_by == "kl"]
+    rows = [comparison for comparison in sweep.comparisons if comparison.matched_by == "kl"]
     if not rows:
         return ""
-    metrics, pairs = (
-        list(dict.fromkeys(c.metric for c in rows)),
-        list(dict.fromkeys((c.a, c.b) for c in rows)),
-    )
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    pairs = list(dict.fromkeys((row.a, row.b) for row in rows))
     several = len({b for _, b in pairs}) > 1
     names = [f"{a}\n− {b}" if several else a for a, b in pairs]
-    families = list(dict.fromkeys(a.family for a in found.arms))
+    families = list(dict.fromkeys(arm.family for arm in sweep.arms))
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             1,
@@ -45,161 +59,184 @@ def differences(found: Sweep) -> str:
         )
         for axes, metric in zip(grid[0], metrics, strict=True):
             axes.axvline(0, color=INK, linewidth=0.8)
-            for i, pair in enumerate(pairs):
-                mine = sorted(
-                    (c for c in rows if (c.metric, c.a, c.b) == (metric, *pair)), key=lambda c: c.at_kl or 0.0
-                )
-                own = families.index(pair[0])
-                for j, c in enumerate(mine):
-                    y = i + 0.2 * (j - (len(mine) - 1) / 2)
-                    axes.plot([c.corrected_lo, c.corrected_hi], [y, y], color=colour(own), linewidth=0.8)
-                    axes.plot([c.lo, c.hi], [y, y], color=colour(own), linewidth=2.4, solid_capstyle="butt")
-                    axes.plot([c.difference], [y], color=colour(own), marker=MARKERS[own % 8], markersize=5)
+            for i, (a, b) in enumerate(pairs):
+                mine = [row for row in rows if (row.metric, row.a, row.b) == (metric, a, b)]
+                _draw_differences_of_pair(axes, mine, y=i, arm=families.index(a))
             axes.set(title=metric)
             axes.locator_params(axis="x", nbins=3)
         grid[0][0].set_yticks(range(len(pairs)), names)
         grid[0][0].set_ylim(len(pairs) - 0.5, -0.5)
         figure.supxlabel("difference" if several else f"more than {pairs[0][1]}", fontsize=10)
         figure.tight_layout()
-        return svg(figure, "Differences at equal KL")
+        return write_svg(figure, "Differences at equal KL")
 
 
-def coverage(found: Sweep) -> str:
+def _draw_differences_of_pair(axes: Axes, rows: Sequence[Comparison], *, y: int, arm: int) -> None:
+    """Around height y, the smallest KL on top."""
+    own = colour_of(arm)
+    for i, row in enumerate(sorted(rows, key=lambda row: row.at_kl or 0.0)):
+        height = y + 0.2 * (i - (len(rows) - 1) / 2)
+        heights = [height, height]
+        axes.plot([row.corrected_lo, row.corrected_hi], heights, color=own, linewidth=0.8)
+        axes.plot([row.lo, row.hi], heights, color=own, linewidth=2.4, solid_capstyle="butt")
+        axes.plot([row.difference], [height], color=own, marker=marker_of(arm), markersize=5)
+
+
+def draw_coverage(sweep: Sweep) -> str:
     """Reward over KL(Q || the arm's policy), means over seeds, an arm a panel: certified, plug-in,
     fine-tunes, attacks."""
-    if not any(a.coverage for a in found.arms):
+    if not any(arm.coverage for arm in sweep.arms):
         return ""
     with plt.rc_context(STYLE):
-        return svg(_coverage(found), "Certificate and measured policies over seeds")
+        return write_svg(_plot_coverage(sweep), "Certificate and measured policies over seeds")
 
 
-def pictures(found: Sweep, folder: Path) -> None:
+def save_pictures(sweep: Sweep, folder: Path) -> None:
     """The same as PNG: trade_off.png, coverage.png."""
     with plt.rc_context(PAPER):
-        covered = any(a.coverage for a in found.arms)
-        for name, there, draw in (
-            ("trade_off", found.arms[0].kept, _trade_off),
-            ("coverage", covered, _coverage),
-        ):
-            if there:
-                figure = draw(found)
-                figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-                plt.close(figure)
+        if sweep.arms[0].kept:
+            _save_png(_plot_trade_off(sweep), folder / "trade_off.png")
+        if any(arm.coverage for arm in sweep.arms):
+            _save_png(_plot_coverage(sweep), folder / "coverage.png")
 
 
-def _coverage(found: Sweep) -> Figure:
-    mine = [(a.arm, a.coverage) for a in found.arms if a.coverage]
-    figure, grid = panels(len(mine), columns=4, width=3.3, height=2.7)
-    for axes, (name, c) in zip(grid.flat, mine, strict=False):
+def _save_png(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _plot_coverage(sweep: Sweep) -> Figure:
+    planes = [(arm.arm, arm.coverage) for arm in sweep.arms if arm.coverage]
+    attacked = any(plane.attacks for _, plane in planes)
+    figure, grid = make_panels(len(planes), columns=4, width=3.3, height=2.7)
+    for axes, (name, plane) in zip(grid.flat, planes, strict=False):
         axes.plot(
-            c.radii, c.plug_in, color=colour(0), linewidth=1.2, linestyle="--", label="plug-in estimate"
+            plane.radii,
+            plane.plug_in,
+            color=colour_of(0),
+            linewidth=1.2,
+            linestyle="--",
+            label="plug-in estimate",
         )
-        axes.plot(c.radii, c.certified, color=colour(0), label="certified")
-        for attack, marker, label in KINDS[: 1 + any(c.attacks for _, c in mine)]:
-            shown = [p for p in c.policies if p.attack == attack and p.kl.mean <= 1.1 * c.radii[-1]]
-            axes.errorbar(
-                [p.kl.mean for p in shown],
-                [p.reward.mean for p in shown],
-                xerr=_bars([p.kl for p in shown]),
-                yerr=_bars([p.reward for p in shown]),
-                color=colour(1 + attack),
-                marker=marker,
-                markersize=6,
-                linestyle="none",
-                elinewidth=0.8,
-                label=label,
-            )
-        beyond = sum(p.kl.mean > 1.1 * c.radii[-1] for p in c.policies)
-        axes.set(
-            title=name + (f" ({beyond} further out)" if beyond else ""),
-            xlim=(0, 1.1 * c.radii[-1]),
-            ylim=(0, 1.02),
-        )
+        axes.plot(plane.radii, plane.certified, color=colour_of(0), label="certified")
+        most = IN_VIEW * plane.radii[-1]
+        for attack, marker, label in KINDS[: 1 + attacked]:
+            kind = [policy for policy in plane.policies if policy.attack == attack]
+            shown = [policy for policy in kind if policy.kl.mean <= most]
+            _draw_policies(axes, shown, colour=colour_of(1 + attack), marker=marker, label=label)
+        beyond = count_beyond([policy.kl.mean for policy in plane.policies], plane.radii)
+        axes.set(title=name + beyond, xlim=(0, most), ylim=(0, 1.02))
     for axes in grid[-1]:
         axes.set_xlabel("KL(Q || policy), nats")
     for row in grid:
-        row[0].set_ylabel(f"reward, {found.focus}")
+        row[0].set_ylabel(f"reward, {sweep.focus}")
     figure.tight_layout()
-    legend(grid[0][0])
+    add_legend(grid[0][0])
     return figure
 
 
-def _bars(values: Sequence[Interval]) -> list[list[float]]:
-    return [[v.mean - v.lo for v in values], [v.hi - v.mean for v in values]]
+def _draw_policies(
+    axes: Axes, policies: Sequence[PolicyOverSeeds], *, colour: str, marker: str, label: str
+) -> None:
+    axes.errorbar(
+        [policy.kl.mean for policy in policies],
+        [policy.reward.mean for policy in policies],
+        xerr=_bars_of([policy.kl for policy in policies]),
+        yerr=_bars_of([policy.reward for policy in policies]),
+        color=colour,
+        marker=marker,
+        markersize=6,
+        linestyle="none",
+        elinewidth=0.8,
+        label=label,
+    )
 
 
-def _trade_off(found: Sweep) -> Figure:
-    finetunes = list(found.arms[0].kept)
-    families = list(dict.fromkeys(a.family for a in found.arms))
+def _bars_of(values: Sequence[Interval]) -> list[list[float]]:
+    """Lengths of the error bars, down and up, as matplotlib takes them."""
+    return [[value.mean - value.lo for value in values], [value.hi - value.mean for value in values]]
+
+
+def _plot_trade_off(sweep: Sweep) -> Figure:
+    finetunes = list(sweep.arms[0].kept)
+    families = list(dict.fromkeys(arm.family for arm in sweep.arms))
     figure, grid = plt.subplots(
         1, len(finetunes), figsize=(4.6 * len(finetunes), 3.6), squeeze=False, sharey=True
     )
     for axes, finetune in zip(grid[0], finetunes, strict=True):
         for i, family in enumerate(families):
-            points = [(a.kl, a.kept[finetune]) for a in found.arms if a.family == family]
-            both = sorted(((k, v) for k, v in points if k and v), key=lambda p: p[0].mean)
-            x, y = [k for k, _ in both], [v for _, v in both]
+            points = [(arm.kl, arm.kept[finetune]) for arm in sweep.arms if arm.family == family]
+            measured = [(kl, kept) for kl, kept in points if kl and kept]
+            measured.sort(key=lambda point: point[0].mean)
+            kls = [kl for kl, _ in measured]
+            kept = [reward for _, reward in measured]
             axes.errorbar(
-                [v.mean for v in x],
-                [v.mean for v in y],
-                xerr=_bars(x),
-                yerr=_bars(y),
-                color=colour(i),
-                marker=MARKERS[i % 8],
+                [kl.mean for kl in kls],
+                [reward.mean for reward in kept],
+                xerr=_bars_of(kls),
+                yerr=_bars_of(kept),
+                color=colour_of(i),
+                marker=marker_of(i),
                 markersize=6,
                 elinewidth=0.8,
                 linewidth=1.4,
                 label=family,
             )
         axes.set(title=f"after {finetune}", xlabel="KL to the reference, nats per completion")
-    grid[0][0].set_ylabel(f"kept reward, {found.focus} prompts")
+    grid[0][0].set_ylabel(f"kept reward, {sweep.focus} prompts")
     figure.tight_layout()
-    legend(grid[0][0])
+    add_legend(grid[0][0])
     return figure
 
 
-def over_lam(found: Sweep) -> str:
+def draw_over_lam(sweep: Sweep) -> str:
     """What lambda buys and costs: kept reward, other tasks and KL over it, a weight and kind of penalty a
     line."""
-    lines: dict[tuple[float, str], list[ArmOverSeeds]] = {}
-    for a in found.arms:
-        if a.lam is not None:
-            lines.setdefault((a.beta, a.settings.partition(", ")[2]), []).append(a)
-    lines = {
-        key: sorted(arms, key=lambda a: a.lam or 0.0)
-        for key, arms in lines.items()
-        if len({a.lam for a in arms}) >= 2
-    }
+    lines = _lines_over_lam(sweep)
     if not lines:
         return ""
-    shown: list[tuple[str, Callable[[ArmOverSeeds], Interval | None]]] = [
-        *((f"kept after {f}", partial(_kept_after, f)) for f in found.arms[0].kept),
-        ("other tasks, before", lambda a: a.others),
-        ("KL to the reference, nats", lambda a: a.kl),
-    ]
+    panels: dict[str, Callable[[ArmOverSeeds], Interval | None]] = {}
+    for finetune in sweep.arms[0].kept:
+        panels[f"kept after {finetune}"] = partial(_kept_after, finetune)
+    panels["other tasks, before"] = lambda arm: arm.others
+    panels["KL to the reference, nats"] = lambda arm: arm.kl
+    lams = sorted({lam for lam, _ in itertools.chain.from_iterable(lines.values())})
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(shown), figsize=(3.1 * len(shown), 3.1), squeeze=False)
-        for axes, (title, value) in zip(grid[0], shown, strict=True):
-            for i, ((_, label), arms) in enumerate(sorted(lines.items())):
-                points = [(a.lam, v) for a in arms if (v := value(a))]
+        figure, grid = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.1), squeeze=False)
+        for axes, (title, value) in zip(grid[0], panels.items(), strict=True):
+            for i, key in enumerate(sorted(lines)):
+                measured = [(lam, value(arm)) for lam, arm in lines[key]]
+                points = [(lam, interval) for lam, interval in measured if interval]
+                intervals = [interval for _, interval in points]
                 axes.errorbar(
-                    [x for x, _ in points],
-                    [v.mean for _, v in points],
-                    yerr=_bars([v for _, v in points]),
-                    color=colour(i),
-                    marker=MARKERS[i % 8],
+                    [lam for lam, _ in points],
+                    [interval.mean for interval in intervals],
+                    yerr=_bars_of(intervals),
+                    color=colour_of(i),
+                    marker=marker_of(i),
                     markersize=5,
                     elinewidth=0.8,
                     linewidth=1.4,
-                    label=label,
+                    label=key[1],
                 )
             axes.set(title=title, xlabel="λ, reward units", xscale="log")
-            lams = sorted({a.lam for arms in lines.values() for a in arms if a.lam is not None})
             axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
             axes.minorticks_off()
         figure.tight_layout()
-        legend(grid[0][0])
-        return svg(figure, "What lambda buys and costs")
+        add_legend(grid[0][0])
+        return write_svg(figure, "What lambda buys and costs")
+
+
+def _lines_over_lam(sweep: Sweep) -> dict[tuple[float, str], list[tuple[float, ArmOverSeeds]]]:
+    """The arms of each weight and kind of penalty that have at least two lambdas between them, by lambda."""
+    lines: dict[tuple[float, str], list[tuple[float, ArmOverSeeds]]] = {}
+    for arm in sweep.arms:
+        if arm.lam is not None:
+            penalty = arm.settings.partition(", ")[2]
+            lines.setdefault((arm.beta, penalty), []).append((arm.lam, arm))
+    for line in lines.values():
+        line.sort(key=lambda point: point[0])
+    return {key: line for key, line in lines.items() if line[0][0] < line[-1][0]}
 
 
 def _kept_after(finetune: str, arm: ArmOverSeeds) -> Interval | None:
