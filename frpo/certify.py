@@ -6,8 +6,10 @@ The JSON is all that a later fine-tune needs to know what is promised at which K
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,37 +47,53 @@ class CertificateFile(Record):
 
 
 OPTIONS = {
-    "data.max_prompt_tokens": "--max-prompt-tokens", "rollout.max_new_tokens": "--max-new-tokens", "run_dir": "--out", "model.path": "MODEL",
-    "rewards.0.function": "--reward", "rewards.0.path": "--reward", "rewards.0.arguments": "--argument",
-    "radii": "--radius", "floor": "--floor", "completions_per_prompt": "--completions", "heldout_share": "--heldout-share",
-}  # fmt: skip
+    "data.max_prompt_tokens": "--max-prompt-tokens",
+    "rollout.max_new_tokens": "--max-new-tokens",
+    "run_dir": "--out",
+    "model.path": "MODEL",
+    "rewards.0.function": "--reward",
+    "rewards.0.path": "--reward",
+    "rewards.0.arguments": "--argument",
+    "radii": "--radius",
+    "floor": "--floor",
+    "completions_per_prompt": "--completions",
+    "heldout_share": "--heldout-share",
+}
 """Fields of the configuration by the options that fill them."""
 
 
 def in_options(error: ConfigError) -> ConfigError:
-    """The same mistakes, each line's fields named by the options."""
-    lines = [line.partition(": ") for line in str(error).splitlines()]
-    return ConfigError(
-        "\n".join(" + ".join(map(_option, head.split(" + "))) + colon + rest for head, colon, rest in lines)
-    )
+    """The same mistakes, each line's fields named by the options.
+
+    Example: "radii.2 + floor: no" becomes "--radius.2 + --floor: no".
+    """
+    lines = []
+    for line in str(error).splitlines():
+        head, colon, rest = line.partition(": ")
+        options = " + ".join(map(_option_of, head.split(" + ")))
+        lines.append(options + colon + rest)
+    return ConfigError("\n".join(lines))
 
 
-def _option(field: str) -> str:
-    whole = next((name for name in OPTIONS if field == name or field.startswith(f"{name}.")), None)
-    return OPTIONS[whole] + field.removeprefix(whole) if whole else field
+def _option_of(field: str) -> str:
+    """The option that fills a field; the field where there is none."""
+    for name, option in OPTIONS.items():
+        if field == name or field.startswith(f"{name}."):
+            return option + field.removeprefix(name)
+    return field
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     """Values by key of `--option key=value`, given as often as one likes. Raises ConfigError."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"{option} {text}: write it as key=value")
-        if key in found:
+        if key in values:
             raise ConfigError(f"{option} {text}: {key} stands twice; give it once")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelReward:
@@ -99,29 +117,64 @@ def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelRewa
     return ModelReward(kind="model", name="reward", path=spec)
 
 
+def rows_of(
+    path: str, column: str, where: Sequence[str], *, chat: bool, heldout_share: float
+) -> DatasetConfig:
+    """The rows that the prompts come from. Raises ConfigError or pydantic's ValidationError."""
+    return DatasetConfig.model_validate(
+        {
+            "path": path,
+            "prompt": column,
+            "task": "prompts",
+            "chat": chat,
+            "where": pairs("--where", where),
+            "heldout_share": heldout_share,
+            "part": "heldout" if heldout_share else "all",
+        }
+    )
+
+
+def bounds_of(completions: int, floor: float, radii: Sequence[float]) -> CertifyConfig:
+    """What is certified; the usual radii where none is given. Raises pydantic's ValidationError."""
+    bounds: dict[str, Any] = {"completions_per_prompt": completions, "floor": floor}
+    if radii:
+        bounds["radii"] = radii
+    return CertifyConfig.model_validate(bounds)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the completions are drawn, and the folder for what comes of them."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    seed: int
+    out: Path
+
+
+ARM = {"name": "policy", "objective": {"estimator": {"kind": "grpo"}, "beta": 0.0}}
+"""A configuration has an arm and a learner; of this one neither is ever started."""
+
+
 def configuration(
     model: str,
     prompts: DatasetConfig,
     reward: FunctionReward | ModelReward,
     certify: CertifyConfig,
-    *,
-    max_new_tokens: int,
-    max_prompt_tokens: int,
-    seed: int,
-    out: Path,
+    drawing: Drawing,
 ) -> Config:
     """A configuration that samples and scores; nothing in it trains. Raises pydantic's ValidationError."""
     return Config.model_validate(
         {
             "name": "certify",
-            "run_dir": out,
-            "seed": seed,
+            "run_dir": drawing.out,
+            "seed": drawing.seed,
             "model": {"path": model},
-            "data": {"train": [], "heldout": [prompts], "max_prompt_tokens": max_prompt_tokens},
+            "data": {"train": [], "heldout": [prompts], "max_prompt_tokens": drawing.max_prompt_tokens},
             "rewards": [reward],
-            "rollout": {"max_new_tokens": max_new_tokens, "max_num_seqs": 128},
+            "rollout": {"max_new_tokens": drawing.max_new_tokens, "max_num_seqs": 128},
             "learner": {"num_steps": 1},
-            "arms": [{"name": "policy", "objective": {"estimator": {"kind": "grpo"}, "beta": 0.0}}],
+            "arms": [ARM],
             "certify": certify,
         }
     )
@@ -136,7 +189,8 @@ def run(config: Config) -> Path:
     from frpo.report.plots import save_certificates
     from frpo.stages.inputs import Inputs
 
-    policy, out = Path(config.model.path).absolute(), config.folder
+    policy = Path(config.model.path).absolute()
+    out = config.folder
     with hold(out), RunLog(out, config) as log:
         with log.waiting("reading the prompts"):
             prompts = Inputs(config, log).heldout
@@ -146,27 +200,33 @@ def run(config: Config) -> Path:
             with log.waiting("comparing the engine with transformers"):
                 check_parity(rollouts, scorer, policy, prompts[:PARITY_PROMPTS], config)
             with log.waiting(drawing):
-                found = certify(rollouts, rewards, prompts, config, None)
-        reward = config.rewards[0]
-        assert isinstance(reward, FunctionReward | ModelReward)
+                certificates = certify(rollouts, rewards, prompts, config, None)
         result = CertificateFile(
             model=hub.name_of(str(policy)) or str(policy),
             weights_sha256=weights_sha256(policy),
             prompts=config.data.heldout[0].path,
-            reward=reward.function
-            if isinstance(reward, FunctionReward)
-            else hub.name_of(reward.path) or reward.path,
+            reward=_name_of_reward(config),
             max_new_tokens=config.rollout.max_new_tokens,
             seed=config.seed,
-            certificates=found,
-            prompt_token_ids=tuple(tuple(map(int, p.token_ids)) for p in prompts),
+            certificates=certificates,
+            prompt_token_ids=tuple(tuple(map(int, prompt.token_ids)) for prompt in prompts),
         )
         write_text(out / "certificate.json", result.model_dump_json(indent=1))
-        save_certificates(found, out / "certificate.png")
-        for c in found:
-            rows = "; ".join(f"{r:g} nats {lower:.3f}" for r, lower in zip(c.radii, c.certified, strict=True))
-            log.note(f"{c.task}, certified at 95 %: {rows}")
+        save_certificates(certificates, out / "certificate.png")
+        for certificate in certificates:
+            curve = zip(certificate.radii, certificate.certified, strict=True)
+            rows = "; ".join(f"{radius:g} nats {lower:.3f}" for radius, lower in curve)
+            log.note(f"{certificate.task}, certified at 95 %: {rows}")
     return out / "certificate.json"
+
+
+def _name_of_reward(config: Config) -> str:
+    """Function, folder, or hub name with the commit."""
+    reward = config.rewards[0]
+    if isinstance(reward, FunctionReward):
+        return reward.function
+    assert isinstance(reward, ModelReward)
+    return hub.name_of(reward.path) or reward.path
 
 
 def weights_sha256(policy: Path) -> str:
@@ -186,15 +246,15 @@ def check_parity(
     from frpo.batching import flatten
     from frpo.stops import RunStopped, parity_gap
 
-    seeds = [derive(config.seed, "parity", p.id) for p in prompts]
+    seeds = [derive(config.seed, "parity", prompt.id) for prompt in prompts]
     sampling = Sampling(1, config.rollout.max_new_tokens, stop=config.rollout.stop)
-    groups = sorted(rollouts.generate(prompts, seeds, sampling, 0), key=lambda g: g.index)
-    right = np.concatenate([row for rows in scorer.submit(policy, groups).result() for row in rows])
-    found = rollouts.logprobs(flatten([(g.prompt.token_ids, g.completions[0].token_ids) for g in groups]))
-    gap = parity_gap(found, right)
+    groups = sorted(rollouts.generate(prompts, seeds, sampling, 0), key=lambda group: group.index)
+    theirs = itertools.chain.from_iterable(scorer.submit(policy, groups).result())
+    drawn = [(group.prompt.token_ids, group.completions[0].token_ids) for group in groups]
+    gap = parity_gap(rollouts.logprobs(flatten(drawn)), np.concatenate(list(theirs)))
     if not gap <= config.parity_tolerance:
         raise RunStopped(
-            f"engine and transformers differ by {gap:.3g} nats a token of {policy} (rollout.parity_tolerance "
-            "= "
-            f"{config.parity_tolerance:g}): the engine does not run this policy, and would certify another"
+            f"engine and transformers differ by {gap:.3g} nats a token of {policy} "
+            f"(rollout.parity_tolerance = {config.parity_tolerance:g}): the engine does not run this policy, "
+            "and would certify another"
         )

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shlex
 import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from frpo.config import Config, ConfigError
+from frpo.ending import Stopped, end_with, on_sigterm, resumable
 from frpo.recipe import load
 
 app = typer.Typer(
@@ -29,76 +24,26 @@ app = typer.Typer(
 )
 
 
-def home(path: str) -> Path:
+def expand_home(path: str) -> Path:
     """~ in a path that the shell left as it is (--run-dir=~/runs)."""
     return Path(os.path.expanduser(path))
 
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=home, metavar="RECIPE")]
+Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=expand_home, metavar="RECIPE")]
 Sets = Annotated[
     list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")
 ]
 RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", help="run folder; default runs/<name>", parser=home, metavar="DIR")
+    Path | None,
+    typer.Option("--run-dir", help="run folder; default runs/<name>", parser=expand_home, metavar="DIR"),
 ]
 
 
-class Stopped(BaseException):
-    """SIGTERM."""
-
-    asked = False
-    """Whether it came."""
-
-
-def read(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
+def read_config(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
     config = load(recipe, tuple(sets))
-    return config.model_copy(update={"run_dir": run_dir}) if run_dir else config
-
-
-@contextmanager
-def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
-    """Around what starts actors: a stop or a failure ends it with one paragraph that says how to go on.
-
-    Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
-    """
-    from frpo.preflight import elsewhere
-
-    again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
-    again = again.replace("'python -m frpo'", "python -m frpo")
-    logger = logging.getLogger("frpo")
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    logger.info("started: %s", again)
-    if not elsewhere(config):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
-    from frpo.roles import WorkerFailed
-    from frpo.stops import RunStopped
-
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (KeyboardInterrupt, Stopped):
-        _stopped(again)
-    except Exception as error:
-        logger.info("%s", traceback.format_exc())
-        if Stopped.asked:  # raised inside a library's C code, it arrives as that library's own error
-            _stopped(again)
-        what = (
-            f"stopped ({where()}): {error}"
-            if isinstance(error, WorkerFailed | RunStopped)
-            else f"failed ({where()}): {type(error).__name__}: {error}"
-        )
-        _fail(f"The run {what}\nIts log is run.log in the run folder. Resume with: {again}", 1)
-
-
-def _stopped(again: str) -> NoReturn:
-    print(f"Stopped. Resume with: {again}", flush=True)
-    raise SystemExit(143 if Stopped.asked else 130) from None
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    Stopped.asked = True
-    raise Stopped
+    if run_dir:
+        return config.model_copy(update={"run_dir": run_dir})
+    return config
 
 
 @app.command()
@@ -109,7 +54,7 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     from frpo.metrics import RunLog
     from frpo.stages.folders import look_and_tell
 
-    config = read(recipe, set, run_dir)
+    config = read_config(recipe, set, run_dir)
     print(
         f"frpo run {config.name}: {len(config.arms)} arms, {len(config.downstream)} downstream tasks, folder "
         f"{config.folder}",
@@ -123,12 +68,12 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     _refuse_if_short(config)
     with hold(config.folder), RunLog(config.folder, config) as log:
         with log.waiting("reading what the recipe names"):
-            found = look_and_tell(config, log.note)
+            standings = look_and_tell(config, log.note)
         log.note("loading the libraries ...")
         with resumable(config, lambda: log.where):
             from frpo.stages.walk import run
 
-            run(config, found, log)
+            run(config, standings, log)
 
 
 def _refuse_if_short(config: Config) -> None:
@@ -136,9 +81,11 @@ def _refuse_if_short(config: Config) -> None:
     from frpo.planning import plan
     from frpo.preflight import lacks
 
-    if short := lacks(config, plan(config)):
-        raise ConfigError("\n".join(short))
-    if cluster := named(config.cluster.address):
+    missing = lacks(config, plan(config))
+    if missing:
+        raise ConfigError("\n".join(missing))
+    cluster = named(config.cluster.address)
+    if cluster:
         refuse_unreachable(*cluster)
 
 
@@ -173,28 +120,29 @@ def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noq
     code 3. Starts nothing."""
     from frpo.explain import print_plan
 
-    if not print_plan(read(recipe, set, run_dir), Console()):
+    if not print_plan(read_config(recipe, set, run_dir), Console()):
         raise SystemExit(3)
 
 
 @app.command("config")
-def config_(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
+def print_config(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
     """Print the resolved configuration: each field with its meaning and default."""
     from frpo.explain import explained
 
-    print(explained(read(recipe, set, None)))
+    print(explained(read_config(recipe, set, None)))
 
 
 @app.command()
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(help="run folders, or folders of sweeps", parser=home, metavar="DIR...")
+        list[Path],
+        typer.Argument(help="run folders, or folders of sweeps", parser=expand_home, metavar="DIR..."),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             help="folder of the page; default: DIR itself, ./comparison for several",
-            parser=home,
+            parser=expand_home,
             metavar="DIR",
         ),
     ] = None,
@@ -202,11 +150,13 @@ def report(
     """Write the report of a run or of a sweep again; several folders are compared on one page."""
     from frpo.report import build, build_sweep
 
+    first = folders[0]
     if len(folders) > 1:
         print(build_sweep(folders, out or Path("comparison")))
+    elif any(first.glob("seed-*")):
+        print(build_sweep(folders, out or first))
     else:
-        (folder,) = folders
-        print(build_sweep(folders, out or folder) if list(folder.glob("seed-*")) else build(folder, out))
+        print(build(first, out))
 
 
 @app.command()
@@ -224,7 +174,10 @@ def certify(
         ),
     ] = [],  # noqa: B006
     out: Annotated[
-        Path, typer.Option(help="folder for certificate.json and certificate.png", parser=home, metavar="DIR")
+        Path,
+        typer.Option(
+            help="folder for certificate.json and certificate.png", parser=expand_home, metavar="DIR"
+        ),
     ] = Path("certificate"),
     column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
     where: Annotated[
@@ -236,7 +189,8 @@ def certify(
     heldout_share: Annotated[
         float,
         typer.Option(
-            help="take only this share of the rows, by a hash of the prompt: those that a run with the same share holds out"
+            help="take only this share of the rows, by a hash of the prompt: those that a run with the same "
+            "share holds out"
         ),
     ] = 0.0,
     chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
@@ -251,33 +205,21 @@ def certify(
     seed: int = 0,
 ) -> None:
     """Bound from below what a policy's reward can fall to inside a KL ball around it."""
+    from frpo import certify as certifying
     from frpo import preflight
-    from frpo.certify import configuration, in_options, pairs, reward_of, run
-    from frpo.config import CertifyConfig, DatasetConfig
     from frpo.recipe import checked
 
+    drawing = certifying.Drawing(max_prompt_tokens, max_new_tokens, seed, out)
     try:
         with checked():
-            bounds = {
-                "completions_per_prompt": completions,
-                "floor": floor,
-                **({"radii": radius} if radius else {}),
-            }
-            rows = {
-                "where": pairs("--where", where),
-                "heldout_share": heldout_share,
-                "part": "heldout" if heldout_share else "all",
-            }
-            data = DatasetConfig.model_validate(
-                {"path": prompts, "prompt": column, "task": "prompts", "chat": chat, **rows}
-            )
-            spec, by = CertifyConfig.model_validate(bounds), reward_of(reward, argument)
-            sizes = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
-            config = preflight.ready(configuration(model, data, by, spec, **sizes, seed=seed, out=out))
+            rows = certifying.rows_of(prompts, column, where, chat=chat, heldout_share=heldout_share)
+            bounds = certifying.bounds_of(completions, floor, radius)
+            by = certifying.reward_of(reward, argument)
+            config = preflight.ready(certifying.configuration(model, rows, by, bounds, drawing))
     except ConfigError as error:
-        raise in_options(error) from None
+        raise certifying.in_options(error) from None
     with resumable(config, lambda: f"certifying {model}"):
-        print(run(config))
+        print(certifying.run(config))
 
 
 @app.command()
@@ -293,11 +235,11 @@ def serve(
     from frpo.config.service import ServiceConfig, token_digest
     from frpo.joining import named, refuse_unreachable, temporary_folder
     from frpo.preflight import check_rewards
-    from frpo.recipe import read as read_as
+    from frpo.recipe import read
     from frpo.roles import WorkerFailed
     from frpo.service.port import held_port
 
-    config = read_as(service, tuple(set), ServiceConfig)
+    config = read(service, tuple(set), ServiceConfig)
     joined = named(address, "--address")
     digest = token_digest(config, joined=joined is not None)
     config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
@@ -307,8 +249,8 @@ def serve(
     else:
         temporary_folder()
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    names = ", ".join(r.name for r in config.rewards)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    names = ", ".join(reward.name for reward in config.rewards)
     try:
         with nullcontext() if joined else held_port(config):
             print(f"frpo serve: starting {names} (Serve takes about 20 s, then models load) ...", flush=True)
@@ -318,7 +260,7 @@ def serve(
     except (KeyboardInterrupt, Stopped):
         print("Stopped.", flush=True)
     except WorkerFailed as error:
-        _fail(str(error), 1)
+        end_with(str(error), 1)
 
 
 @app.command()
@@ -331,14 +273,15 @@ def doctor(
     from frpo.doctor import examine
 
     config = load(recipe, tuple(set)) if recipe else None
-    console, wrong = Console(highlight=False), 0
+    console = Console(highlight=False)
+    wrong = 0
     for finding in examine(config):
-        wrong += bool(finding.remedy)
-        mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
-        console.print(
-            f"{mark} {finding.what:18} {escape(finding.found)}"
-            + (f"  → {escape(finding.remedy)}" if finding.remedy else "")
-        )
+        line = f"{finding.what:18} {escape(finding.found)}"
+        if finding.remedy:
+            wrong += 1
+            console.print(f"[red]✗[/] {line}  → {escape(finding.remedy)}")
+        else:
+            console.print(f"[green]✓[/] {line}")
     console.print(f"{wrong} to mend." if wrong else "Nothing is wrong.")
     raise SystemExit(1 if wrong else 0)
 
@@ -363,14 +306,9 @@ def reward_train(
 ) -> None:
     """Train a sequence-classification reward model on preference pairs; prints its accuracy on held-out
     pairs."""
-    from frpo.reward_train import train
+    from frpo.reward_train import Training, train
 
-    train(backbone, pairs, out, seed=seed)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    raise SystemExit(code)
+    train(backbone, pairs, out, Training(seed=seed))
 
 
 def main() -> None:
@@ -378,9 +316,9 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ConfigError as error:
-        _fail(str(error), 2)
+        end_with(str(error), 2)
     except KeyboardInterrupt:
-        _fail("Stopped.", 130)
+        end_with("Stopped.", 130)
 
 
 if __name__ == "__main__":

@@ -51,29 +51,37 @@ def last_turn(dialogue: str) -> tuple[str, str]:
     turns = list(zip(parts[1::2], parts[2::2], strict=True))
     humans = [text.strip() for who, text in turns if who == "Human"]
     assistants = [text.strip() for who, text in turns if who == "Assistant"]
-    return (humans[-1] if humans else "", assistants[-1] if assistants else "")
+    return humans[-1] if humans else "", assistants[-1] if assistants else ""
 
 
 def read_pairs(path: Path) -> tuple[list[Pair], list[Pair]]:
     """Training and held-out pairs, split by a hash of the prompt. Raises ConfigError naming the row."""
-    train, heldout = list[Pair](), list[Pair]()
+    train: list[Pair] = []
+    heldout: list[Pair] = []
     for where, raw in raw_rows(DatasetConfig(path=str(path), task="pairs")):
         for column in ("chosen", "rejected"):
             if not isinstance(raw.get(column), str):
                 raise ConfigError(f"{where}: column {column!r} must be a string; it has {', '.join(raw)}")
-        (prompt, chosen), (_, rejected) = last_turn(raw["chosen"]), last_turn(raw["rejected"])
-        if prompt and chosen and rejected and chosen != rejected:
-            (heldout if share_of(prompt) < HELDOUT_SHARE else train).append(Pair(prompt, chosen, rejected))
+        prompt, chosen = last_turn(raw["chosen"])
+        _, rejected = last_turn(raw["rejected"])
+        if not (prompt and chosen and rejected) or chosen == rejected:
+            continue
+        part = heldout if share_of(prompt) < HELDOUT_SHARE else train
+        part.append(Pair(prompt, chosen, rejected))
     return train, heldout
 
 
-def wilson(correct: int, total: int) -> Accuracy:
-    z, p = 1.96, correct / total
-    centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return Accuracy(p, (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total), total)
+def accuracy_of(correct: int, total: int) -> Accuracy:
+    """(p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), Wilson 1927."""
+    z = 1.96
+    p = correct / total
+    centre = p + z * z / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return Accuracy(p, (centre - half) / scale, (centre + half) / scale, total)
 
 
-def build(backbone: Path, layers: int, trained: int) -> tuple[Any, Any]:
+def build_classifier(backbone: Path, layers: int, trained: int) -> tuple[Any, Any]:
     """The classifier on the first `layers` layers, all frozen but the top `trained`, the norm and the
     head."""
     import torch
@@ -93,14 +101,33 @@ def build(backbone: Path, layers: int, trained: int) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def scores(model: Any, tokenizer: Any, prompts: list[str], answers: list[str], max_tokens: int) -> Any:
-    """[B] logits, each text through the chat template as the reward actors apply it."""
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": p}, {"role": "assistant", "content": a}], tokenize=False
-        )
-        for p, a in zip(prompts, answers, strict=True)
+@dataclass(frozen=True)
+class Training:
+    """How a classifier is made of a causal model, and trained."""
+
+    seed: int = 0
+    layers: int = 8
+    """From the bottom; the others are left out."""
+    trained: int = 2
+    """Of these, from the top."""
+    max_tokens: int = 128
+    """Of a prompt and its answer; longer ones are cut."""
+    batch: int = 16
+    """Pairs."""
+    learning_rate: float = 1e-4
+    """After five batches; it falls to 0 from there."""
+
+
+def score_pairs(model: Any, tokenizer: Any, pairs: list[Pair], max_tokens: int) -> tuple[Any, Any]:
+    """Logits [B] of the chosen and [B] of the rejected answers, each text through the chat template as the
+    reward actors apply it."""
+    answers = [(pair.prompt, pair.chosen) for pair in pairs] + [
+        (pair.prompt, pair.rejected) for pair in pairs
     ]
+    texts = []
+    for prompt, answer in answers:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        texts.append(tokenizer.apply_chat_template(messages, tokenize=False))
     rows = tokenizer(
         texts,
         truncation=True,
@@ -109,70 +136,28 @@ def scores(model: Any, tokenizer: Any, prompts: list[str], answers: list[str], m
         add_special_tokens=False,
         return_tensors="pt",
     )
-    return model(**rows).logits[:, 0]
+    logits = model(**rows).logits[:, 0]
+    return logits[: len(pairs)], logits[len(pairs) :]
 
 
-def train(
-    backbone: Path,
-    pairs: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    layers: int = 8,
-    trained: int = 2,
-    max_tokens: int = 128,
-    batch: int = 16,
-) -> Accuracy:
-    """One epoch; writes `out` and prints the accuracy on held-out pairs."""
+def train(backbone: Path, pairs: Path, out: Path, training: Training) -> Accuracy:
+    """One epoch; writes `out` and prints the accuracy on held-out pairs. Raises ConfigError."""
     import torch
 
     console = Console()
     if out.exists():
         raise ConfigError(f"reward-train --out: {out} exists; choose another folder")
-    training, heldout = read_pairs(pairs)
-    if len(training) < batch or not heldout:
+    rows, heldout = read_pairs(pairs)
+    if len(rows) < training.batch or not heldout:
         raise ConfigError(
-            f"reward-train --pairs: {pairs} has {len(training)} training and {len(heldout)} held-out pairs; "
+            f"reward-train --pairs: {pairs} has {len(rows)} training and {len(heldout)} held-out pairs; "
             "give more"
         )
-    torch.manual_seed(seed)
-    model, tokenizer = build(backbone, layers, trained)
-    random.Random(seed).shuffle(training)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.01
-    )
-    starts = range(0, len(training) - batch + 1, batch)
-    for n, start in enumerate(track(starts, "training", console=console)):
-        rows = training[start : start + batch]
-        optimizer.param_groups[0]["lr"] = 1e-4 * min(1, (n + 1) / 5) * (1 - n / len(starts))
-        both = scores(
-            model,
-            tokenizer,
-            [p.prompt for p in rows] * 2,
-            [p.chosen for p in rows] + [p.rejected for p in rows],
-            max_tokens,
-        )
-        loss = -torch.nn.functional.logsigmoid(both[: len(rows)] - both[len(rows) :]).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if n % 20 == 0:
-            console.print(f"batch {n + 1}/{len(starts)}: loss {float(loss.detach()):.3f}", highlight=False)
-    correct = 0
-    model.eval()
-    with torch.no_grad():
-        for start in track(range(0, len(heldout), batch), "measuring", console=console):
-            rows = heldout[start : start + batch]
-            both = scores(
-                model,
-                tokenizer,
-                [p.prompt for p in rows] * 2,
-                [p.chosen for p in rows] + [p.rejected for p in rows],
-                max_tokens,
-            )
-            correct += int((both[: len(rows)] > both[len(rows) :]).sum())
-    accuracy = wilson(correct, len(heldout))
+    torch.manual_seed(training.seed)
+    model, tokenizer = build_classifier(backbone, training.layers, training.trained)
+    random.Random(training.seed).shuffle(rows)
+    _train_epoch(model, tokenizer, rows, training, console)
+    accuracy = _measure_accuracy(model, tokenizer, heldout, training, console)
     aside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
@@ -184,3 +169,39 @@ def train(
         highlight=False,
     )
     return accuracy
+
+
+def _train_epoch(model: Any, tokenizer: Any, rows: list[Pair], training: Training, console: Console) -> None:
+    """In order, whole batches alone; the loss is -log sigmoid(chosen - rejected), mean over the pairs."""
+    import torch
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.01)
+    starts = range(0, len(rows) - training.batch + 1, training.batch)
+    for i, start in enumerate(track(starts, "training", console=console)):
+        warmup = min(1, (i + 1) / 5)
+        optimizer.param_groups[0]["lr"] = training.learning_rate * warmup * (1 - i / len(starts))
+        batch = rows[start : start + training.batch]
+        chosen, rejected = score_pairs(model, tokenizer, batch, training.max_tokens)
+        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if i % 20 == 0:
+            console.print(f"batch {i + 1}/{len(starts)}: loss {float(loss.detach()):.3f}", highlight=False)
+
+
+def _measure_accuracy(
+    model: Any, tokenizer: Any, heldout: list[Pair], training: Training, console: Console
+) -> Accuracy:
+    import torch
+
+    correct = 0
+    model.eval()
+    with torch.no_grad():
+        for start in track(range(0, len(heldout), training.batch), "measuring", console=console):
+            batch = heldout[start : start + training.batch]
+            chosen, rejected = score_pairs(model, tokenizer, batch, training.max_tokens)
+            correct += int((chosen > rejected).sum())
+    return accuracy_of(correct, len(heldout))

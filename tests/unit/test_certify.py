@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from frpo.certify import check_parity, configuration, in_options, pairs, reward_of, weights_sha256
+from frpo.certify import Drawing, check_parity, configuration, in_options, pairs, reward_of, weights_sha256
 from frpo.checkpoint import folder_sha256
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.stops import RunStopped
@@ -23,9 +23,8 @@ def config() -> Config:
         DatasetConfig(path="rows.jsonl", task="prompts"),
         FunctionReward(kind="function", name="reward", function="m:f"),
     )
-    return configuration(
-        "model", rows, reward, CertifyConfig(), max_new_tokens=1, max_prompt_tokens=2, seed=0, out=Path("out")
-    )
+    drawing = Drawing(max_prompt_tokens=2, max_new_tokens=1, seed=0, out=Path("out"))
+    return configuration("model", rows, reward, CertifyConfig(), drawing)
 
 
 class FakeScorer:
