@@ -3,6 +3,7 @@ change. Pure."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from frpo.types import StepMetrics
@@ -13,23 +14,23 @@ MOST_CUT = 0.5
 """Share of cut completions above which a step is spoken of."""
 
 
-def causes(recent: Sequence[StepMetrics], max_new_tokens: int) -> Iterator[tuple[str, str]]:
+def causes_of(recent: Sequence[StepMetrics], max_new_tokens: int) -> Iterator[tuple[str, str]]:
     """(cause, what was seen, what it means and what to change, in one line) of the last of some steps."""
-    last = recent[-1]
+    step = recent[-1].step
+    batch = recent[-1].batch
     if len(recent) >= PATIENCE and all(row.batch.equal_groups == 1 for row in recent[-PATIENCE:]):
         yield (
             "equal rewards",
-            f"step {last.step}: all {last.batch.num_prompts - last.batch.dropped_groups} groups had equal rewards for "
-            f"{PATIENCE} steps: no gradient "
-            "comes from them; use harder or easier prompts, a finer reward, or more completions per group "
-            "(rollout.group_size)",
+            f"step {step}: all {batch.num_prompts - batch.dropped_groups} groups had equal rewards for "
+            f"{PATIENCE} steps: no gradient comes from them; use harder or easier prompts, a finer reward, or "
+            "more completions per group (rollout.group_size)",
         )
-    if last.batch.cut_share > MOST_CUT:
+    if batch.cut_share > MOST_CUT:
         yield (
             "cut completions",
-            f"step {last.step}: {last.batch.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = "
-            f"{max_new_tokens}: rewards "
-            "judge unfinished answers; raise it, give rollout.stop, or set objective.cut to mask or penalise",
+            f"step {step}: {batch.cut_share:.0%} of the completions are cut at rollout.max_new_tokens = "
+            f"{max_new_tokens}: rewards judge unfinished answers; raise it, give rollout.stop, or set "
+            "objective.cut to mask or penalise",
         )
 
 
@@ -44,14 +45,13 @@ class Adviser:
     def see(self, row: StepMetrics) -> list[str]:
         """What this step gives occasion to say for the first time in its stage."""
         self.recent = [*self.recent, row][-PATIENCE:]
-        new = {
-            cause: text for cause, text in causes(self.recent, self.max_new_tokens) if cause not in self.told
-        }
-        self.told |= set(new)
-        return list(new.values())
+        causes = dict(causes_of(self.recent, self.max_new_tokens))
+        new = [text for cause, text in causes.items() if cause not in self.told]
+        self.told |= set(causes)
+        return new
 
 
 def advice(rows: Iterable[StepMetrics], max_new_tokens: int) -> list[str]:
     """All that the steps of one stage give occasion to say, a line per cause."""
     adviser = Adviser(max_new_tokens)
-    return [text for row in rows for text in adviser.see(row)]
+    return list(itertools.chain.from_iterable(adviser.see(row) for row in rows))

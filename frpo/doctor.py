@@ -21,8 +21,12 @@ from frpo import hub, joining, models, preflight, saved
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, weight_bytes
 
-IMPORT_LIMIT_S, CLUSTER_LIMIT_S = 180, 60
-LEAST_DISK_GIB, LEAST_TMP_GIB, LEAST_SHM_GIB, LEAST_MEMORY_GIB = 5.0, 3.0, 1.0, 6.0
+IMPORT_LIMIT_S = 180
+CLUSTER_LIMIT_S = 60
+LEAST_DISK_GIB = 5.0
+LEAST_TMP_GIB = 3.0
+LEAST_SHM_GIB = 1.0
+LEAST_MEMORY_GIB = 6.0
 ENGINES = {
     "vllm": "vllm",
     "deepspeed": "deepspeed",
@@ -43,23 +47,25 @@ class Finding:
 
 def examine(config: Config | None) -> Iterator[Finding]:
     """Cheap findings first. With a recipe also its folder, its cluster and its model."""
-    config, uncached = models.cached(config) if config else (None, [])
+    uncached: list[hub.NotCached] = []
+    address = os.environ.get("RAY_ADDRESS")
+    if config:
+        config, uncached = models.cached(config)
+        address = config.cluster.address or address
     yield python()
     yield from versions()
     yield accelerators()
     yield from space(config)
     yield token()
     yield from engines()
-    yield cluster((config.cluster.address if config else None) or os.environ.get("RAY_ADDRESS"))
-    if config:
-        for error in uncached:
-            yield (
-                Finding("model", *str(error).split("; ", 1))
-                if isinstance(error, hub.Offline)
-                else Finding("model", str(error))
-            )
-        if not hub.is_name(config.model.path):
-            yield model(config)
+    yield cluster(address)
+    for error in uncached:
+        if isinstance(error, hub.Offline):
+            yield Finding("model", *str(error).split("; ", 1))
+        else:
+            yield Finding("model", str(error))
+    if config and not hub.is_name(config.model.path):
+        yield model(config)
 
 
 def python() -> Finding:
@@ -70,13 +76,7 @@ def python() -> Finding:
 
 def versions() -> Iterator[Finding]:
     """Installed packages against what frpo asks for, the engine's extra of this machine included."""
-    extra = "gpu" if preflight.num_gpus() else "cpu"
-    asked = [Requirement(text) for text in metadata.requires("frpo") or []]
-    mine = [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", extra))]
-    strictest = {
-        r.name: r for r in sorted(mine, key=lambda r: len(r.specifier))
-    }  # a package can stand in several extras
-    for requirement in strictest.values():
+    for requirement in _strictest_requirements():
         name = f"{requirement.name} {requirement.specifier}".strip()
         try:
             version = metadata.version(requirement.name)
@@ -84,9 +84,20 @@ def versions() -> Iterator[Finding]:
             yield Finding(requirement.name, "not installed", f"deploy/install.sh, or pip install '{name}'")
             continue
         fits = requirement.specifier.contains(version.split("+")[0], prereleases=True)
-        yield Finding(
-            requirement.name, version, "" if fits else f"frpo was run with {name}: pip install '{name}'"
-        )
+        remedy = "" if fits else f"frpo was run with {name}: pip install '{name}'"
+        yield Finding(requirement.name, version, remedy)
+
+
+def _strictest_requirements() -> list[Requirement]:
+    """Of frpo and the extra of this machine; of a package that stands in several extras the strictest."""
+    extra = "gpu" if preflight.num_gpus() else "cpu"
+    strictest: dict[str, Requirement] = {}
+    asked = [Requirement(text) for text in metadata.requires("frpo") or []]
+    for requirement in sorted(asked, key=lambda requirement: len(requirement.specifier)):
+        marker = requirement.marker
+        if not marker or marker.evaluate({"extra": ""}) or marker.evaluate({"extra": extra}):
+            strictest[requirement.name] = requirement
+    return list(strictest.values())
 
 
 def accelerators() -> Finding:
@@ -104,36 +115,33 @@ def accelerators() -> Finding:
 
 
 def space(config: Config | None) -> Iterator[Finding]:
-    folder = config.folder if config else Path("runs")
-    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    need = max(LEAST_DISK_GIB, preflight.disk_bytes(config) / 2**30 if config else 0.0)
-    yield _room("disk", parent, need, "choose another --run-dir, or make room")
+    """On disk, in shared memory, in memory."""
+    disk_gib = LEAST_DISK_GIB
+    shared_gib = LEAST_SHM_GIB
+    folder = Path("runs")
+    if config:
+        disk_gib = max(disk_gib, preflight.disk_bytes(config) / 2**30)
+        shared_gib = max(shared_gib, 0.5 + weight_bytes(config.model) / 2**30)
+        folder = config.folder
+    folder = folder.absolute()
+    parent = next(above for above in (folder, *folder.parents) if above.exists())
+    yield _check_room("disk", parent, disk_gib, "choose another --run-dir, or make room")
     yield ray_folder()
-    if (shared := Path("/dev/shm")).is_dir():
-        need = max(LEAST_SHM_GIB, 0.5 + weight_bytes(config.model) / 2**30 if config else 0.0)
-        yield _room(
-            "shared memory",
-            shared,
-            need,
-            "give the container more (docker run --shm-size): Ray's object store lies there",
-        )
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        remedy = "give the container more (docker run --shm-size): Ray's object store lies there"
+        yield _check_room("shared memory", shared, shared_gib, remedy)
     import psutil
 
     memory = psutil.virtual_memory().available / 2**30
-    yield Finding(
-        "memory",
-        f"{memory:.1f} GiB available",
-        "" if memory >= LEAST_MEMORY_GIB else f"a run needs about {LEAST_MEMORY_GIB:g} GiB",
-    )
+    remedy = "" if memory >= LEAST_MEMORY_GIB else f"a run needs about {LEAST_MEMORY_GIB:g} GiB"
+    yield Finding("memory", f"{memory:.1f} GiB available", remedy)
 
 
-def _room(what: str, folder: Path, need: float, remedy: str) -> Finding:
+def _check_room(what: str, folder: Path, need_gib: float, remedy: str) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    return Finding(
-        what,
-        f"{free:.1f} GiB free in {folder}",
-        "" if free >= need else f"{need:.1f} GiB are needed: {remedy}",
-    )
+    missing = "" if free >= need_gib else f"{need_gib:.1f} GiB are needed: {remedy}"
+    return Finding(what, f"{free:.1f} GiB free in {folder}", missing)
 
 
 def ray_folder() -> Finding:
@@ -141,8 +149,8 @@ def ray_folder() -> Finding:
     try:
         folder = joining.temporary_folder()
     except ConfigError as error:
-        return _finding("temporary folder", error)
-    room = _room(
+        return _finding_of("temporary folder", error)
+    room = _check_room(
         "temporary folder", folder, LEAST_TMP_GIB, "make room: Ray keeps its logs and spilled objects there"
     )
     asked = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
@@ -161,7 +169,8 @@ def token() -> Finding:
             "anybody who reaches the cluster's ports runs code there: set RAY_AUTH_MODE=token",
         )
     places = [os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token"]
-    held = "RAY_AUTH_TOKEN" in os.environ or any(p and Path(p).expanduser().is_file() for p in places)
+    files = [Path(place).expanduser() for place in places if place]
+    held = "RAY_AUTH_TOKEN" in os.environ or any(file.is_file() for file in files)
     if mode == "token" and "RAY_ADDRESS" in os.environ and not held:
         return Finding(
             "token",
@@ -174,11 +183,10 @@ def token() -> Finding:
 def engines() -> Iterator[Finding]:
     for what, module in ENGINES.items():
         asked = _ask(f"import {module}", IMPORT_LIMIT_S)
-        yield Finding(
-            f"import {what}",
-            "works" if asked.ok else asked.text,
-            "" if asked.ok else "deploy/install.sh installs what fits together",
-        )
+        if asked.ok:
+            yield Finding(f"import {what}", "works")
+        else:
+            yield Finding(f"import {what}", asked.text, "deploy/install.sh installs what fits together")
 
 
 def cluster(address: str | None) -> Finding:
@@ -187,21 +195,22 @@ def cluster(address: str | None) -> Finding:
     try:
         joining.refuse_unreachable(address, "cluster")
     except ConfigError as error:
-        return _finding("cluster", error)
-    code = f"import ray; from frpo import joining; joining.connect({address!r}, 'cluster'); print(ray.cluster_resources())"
+        return _finding_of("cluster", error)
+    code = (
+        f"import ray; from frpo import joining; joining.connect({address!r}, 'cluster'); "
+        "print(ray.cluster_resources())"
+    )
     asked = _ask(code, CLUSTER_LIMIT_S)
     if asked.ok:
         return Finding("cluster", f"{address}: {asked.text}")
-    return _finding(
-        "cluster",
-        ConfigError(asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"),
-    )
+    reason = asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"
+    return _finding_of("cluster", ConfigError(reason))
 
 
-def _finding(what: str, error: ConfigError) -> Finding:
+def _finding_of(what: str, error: ConfigError) -> Finding:
     """Of a message "field: value; remedy"."""
-    found, _, remedy = str(error).removeprefix(f"{what}: ").partition("; ")
-    return Finding(what, found, remedy or "mend it")
+    problem, _, remedy = str(error).removeprefix(f"{what}: ").partition("; ")
+    return Finding(what, problem, remedy or "mend it")
 
 
 def model(config: Config) -> Finding:
@@ -212,11 +221,11 @@ def model(config: Config) -> Finding:
         return Finding("model", f"{path}: made by the run itself")
     try:
         check_policy(config)
-        base, words = saved.base(Path(path)), saved.tokenizer(Path(path))
+        base = saved.base(Path(path))
+        words = saved.tokenizer(Path(path))
     except ConfigError as error:
-        return Finding(
-            "model", str(error).partition("; ")[0], str(error).partition("; ")[2] or "mend model.path"
-        )
+        problem, _, remedy = str(error).partition("; ")
+        return Finding("model", problem, remedy or "mend model.path")
     code = (
         "from transformers import AutoConfig, AutoTokenizer; from vllm import ModelRegistry\n"
         f"c = AutoConfig.from_pretrained({str(base)!r}); AutoTokenizer.from_pretrained({str(words)!r})\n"
@@ -224,11 +233,8 @@ def model(config: Config) -> Finding:
         "{a}'; print(a)"
     )
     asked = _ask(code, IMPORT_LIMIT_S)
-    return Finding(
-        "model",
-        f"{path}: {asked.text}",
-        "" if asked.ok else "choose a model that transformers and vLLM both know",
-    )
+    remedy = "" if asked.ok else "choose a model that transformers and vLLM both know"
+    return Finding("model", f"{path}: {asked.text}", remedy)
 
 
 @dataclass(frozen=True)
@@ -243,5 +249,7 @@ def _ask(code: str, limit_s: float) -> Answer:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
         return Answer(False, f"no answer within {limit_s:g} s")
-    lines = ((done.stdout if done.returncode == 0 else done.stderr) or "").strip().splitlines()
-    return Answer(done.returncode == 0, lines[-1][:200] if lines else "")
+    ok = done.returncode == 0
+    said = done.stdout if ok else done.stderr
+    lines = (said or "").strip().splitlines() or [""]
+    return Answer(ok, lines[-1][:200])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,7 @@ from rich.table import Table
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
 from frpo.data_checks import Checked
-from frpo.forecast import Need, host_gib, host_needs, needs, step_phases, step_seconds
+from frpo.forecast import Need, Phase, host_gib, host_needs, needs, step_phases, step_seconds
 from frpo.outline import Heldout
 from frpo.planning import Plan, plan
 from frpo.preflight import card, check, disk_bytes, lacks, shape
@@ -29,45 +29,44 @@ from frpo.stages.folders import Standing, look, paragraph
 def explained(config: Config) -> str:
     """The resolved configuration as YAML, each field with its meaning and default as a comment; `load` reads
     it back."""
-    return "\n".join(_lines(config, 0))
+    return "\n".join(_section_lines(config, 0))
 
 
-def _lines(section: BaseModel, depth: int) -> list[str]:
+def _section_lines(section: BaseModel, depth: int) -> list[str]:
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
-        lines += _field(name, getattr(section, name), field, depth)
+        lines += _field_lines(name, getattr(section, name), field, depth)
     return lines
 
 
-def _field(name: str, value: Any, field: FieldInfo, depth: int) -> list[str]:
-    pad, comment = "  " * depth, f"# {' '.join((field.description or '').split())}"
+def _field_lines(name: str, value: Any, field: FieldInfo, depth: int) -> list[str]:
+    pad = "  " * depth
+    comment = f"# {' '.join((field.description or '').split())}"
     if isinstance(value, BaseModel):
-        return [f"{pad}{name}:  {comment}", *_lines(value, depth + 1)]
+        return [f"{pad}{name}:  {comment}", *_section_lines(value, depth + 1)]
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         lines = [f"{pad}{name}:  {comment}"]
         for item in value:
-            first, *rest = _lines(item, depth + 2)
+            first, *rest = _section_lines(item, depth + 2)
             lines += [f"{pad}  - {first.strip()}", *rest]
         return lines
-    default = (
-        "" if field.is_required() else f" [default {_yaml(field.get_default(call_default_factory=True))}]"
-    )
-    return [f"{pad}{name}: {_yaml(value)}  {comment}{default}"]
+    default = ""
+    if not field.is_required():
+        default = f" [default {_dump_inline(field.get_default(call_default_factory=True))}]"
+    return [f"{pad}{name}: {_dump_inline(value)}  {comment}{default}"]
 
 
-def _yaml(value: Any) -> str:
+def _dump_inline(value: Any) -> str:
+    """YAML on one line."""
     if value is PydanticUndefined:
         return "none"
     if isinstance(value, BaseModel):
         return "its fields' defaults"
-    plain = (
-        list(value)
-        if isinstance(value, tuple)
-        else str(value)
-        if value is not None and not isinstance(value, str | int | float | bool | dict | list)
-        else value
-    )
-    text = tree.dump(plain, default_flow_style=True, width=10_000)
+    if isinstance(value, tuple):
+        value = list(value)
+    elif value is not None and not isinstance(value, str | int | float | bool | dict | list):
+        value = str(value)  # a path
+    text = tree.dump(value, default_flow_style=True, width=10_000)
     return text.removesuffix("...\n").strip()
 
 
@@ -86,55 +85,70 @@ def print_plan(config: Config, console: Console) -> bool:
         heldout = count_heldout(config)
     except Missing as error:
         missing += str(error).splitlines()
-    asked, found = plan(config, heldout), look(config)
+    asked = plan(config, heldout)
+    standings = look(config)
     missing = lacks(config, asked) + missing
-    prompts, k = config.rollout.prompts_per_step, config.rollout.group_size
-    console.print(_actors(asked))
-    _say(
+    console.print(_tabulate_actors(asked))
+    _print_step(config, console)
+    console.print(_tabulate_stages(asked, standings))
+    for table in _forecast_tables(config, asked):
+        console.print(table)
+    written = disk_bytes(config)
+    if written:
+        _print_line(console, f"Disk: at most {written / 2**30:.1f} GiB in the run folder")
+    drawn = f"at most {asked.max_tokens:,}{_name_uncounted(asked)}"
+    _print_line(console, f"Completion tokens drawn: {drawn}")
+    if checked:
+        rows = f"{checked.rows:,} rows read, none wrong" if checked.rows else "embedded"
+        _print_line(console, f"Data: {rows}")
+        for note in checked.notes:
+            _print_line(console, f"Note: {note}")
+    redone = paragraph(config, standings)
+    if redone:
+        _print_line(console, redone)
+    for line in missing:
+        _print_line(console, f"Missing {line}")
+    if not missing:
+        _print_line(console, "Nothing is missing.")
+    return not missing
+
+
+def _print_step(config: Config, console: Console) -> None:
+    """How much is drawn in a step, and the processes that score it."""
+    prompts = config.rollout.prompts_per_step
+    k = config.rollout.group_size
+    _print_line(
         console,
         f"One step: {prompts} prompts x {k} completions = {prompts * k} completions of at most "
         f"{config.rollout.max_new_tokens} tokens; prompts of at most {config.data.max_prompt_tokens} tokens",
     )
-    if processes := pool_processes(config.rewards):
-        _say(
+    processes = pool_processes(config.rewards)
+    if processes:
+        _print_line(
             console,
             f"Each reward actor runs its functions in {processes} processes: {POOL_MIB} MiB, and what the "
             "functions import",
         )
-    console.print(_stages(asked, found))
-    for table in _forecast(config, asked):
-        console.print(table)
-    if written := disk_bytes(config):
-        _say(console, f"Disk: at most {written / 2**30:.1f} GiB in the run folder")
-    _say(console, f"Completion tokens drawn: at most {asked.max_tokens:,}{_uncounted(asked)}")
-    if checked:
-        _say(console, f"Data: {checked.rows:,} rows read, none wrong" if checked.rows else "Data: embedded")
-        for note in checked.notes:
-            _say(console, f"Note: {note}")
-    if told := paragraph(config, found):
-        _say(console, told)
-    for line in missing:
-        _say(console, f"Missing {line}")
-    if not missing:
-        _say(console, "Nothing is missing.")
-    return not missing
 
 
 def count_heldout(config: Config) -> Heldout:
     """Read the held-out rows, and of the training rows the tasks."""
+    rows: Counter[str] = Counter()
+    trained: set[str] = set()
     with TemporaryDirectory() as folder:
-        rows = Counter(
-            row.task for source in config.data.heldout for row in _rows(source, config.seed, Path(folder))
-        )
-        trained = {source.task for source in config.data.train if source.task}
-        unlabelled = [source for source in config.data.train if not source.task]
-        trained |= {row.task for source in unlabelled for row in _rows(source, config.seed, Path(folder))}
+        for source in config.data.heldout:
+            rows.update(row.task for row in _read_source(source, config.seed, Path(folder)))
+        for source in config.data.train:
+            if source.task:
+                trained.add(source.task)
+            else:
+                trained.update(row.task for row in _read_source(source, config.seed, Path(folder)))
     most = config.evaluate.max_prompts
     kept = {task: min(count, most or count) for task, count in rows.items()}
     return Heldout(sum(kept.values()), sum(count for task, count in kept.items() if task in trained))
 
 
-def _rows(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
+def _read_source(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
     if source.path.startswith("testbed:"):
         file = folder / "rows.jsonl"
         testbed.write_rows(file, testbed.rows(source.path, seed))
@@ -142,19 +156,19 @@ def _rows(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
     return read_rows(source)
 
 
-def _uncounted(asked: Plan) -> str:
-    unknown = [s.name for s in asked.stages if s.measured is None]
+def _name_uncounted(asked: Plan) -> str:
+    unknown = [stage.name for stage in asked.stages if stage.measured is None]
     if len(unknown) == len(asked.stages):
         return ", and what is drawn to measure"
     return ", and what the benchmarks draw" if unknown else ""
 
 
-def _say(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     """A line that may hold a user's text, which is no markup."""
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _actors(asked: Plan) -> Table:
+def _tabulate_actors(asked: Plan) -> Table:
     table = Table(
         "role",
         "actors",
@@ -167,9 +181,9 @@ def _actors(asked: Plan) -> Table:
     return table
 
 
-def _host(needs: Sequence[Need], asked: Plan) -> Table:
+def _tabulate_host_memory(needs: Sequence[Need], asked: Plan) -> Table:
     """Host memory by role, and of all together."""
-    counts = {a.role: a.count for a in asked.actors}
+    counts = {actor.role: actor.count for actor in asked.actors}
     table = Table("role", "actors", "GiB each", "for", title="Host memory, without reward models")
     for need in needs:
         lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
@@ -182,40 +196,57 @@ def _host(needs: Sequence[Need], asked: Plan) -> Table:
     return table
 
 
-def _forecast(config: Config, asked: Plan) -> Iterator[Table | str]:
+def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
     """Memory by role, and seconds of a step by phase, where the model's config.json is here and the card is
     known."""
-    here, sizes = card(config), shape(config)
+    here = card(config)
+    sizes = shape(config)
     if sizes:
-        yield _host(host_needs(config, sizes, asked), asked)
+        yield _tabulate_host_memory(host_needs(config, sizes, asked), asked)
     if asked.num_gpus == 0:
         return
-    if here is None or sizes is None:
-        yield f"Memory and time: not predicted, {'the card is not known (cluster.gpu)' if here is None else 'config.json is not here'}"
+    if here is None:
+        yield "Memory and time: not predicted, the card is not known (cluster.gpu)"
         return
-    title = f"Memory of a {here.name}, GiB of {here.gib:g}{', in turn' if config.rollout.sleep else ''}"
+    if sizes is None:
+        yield "Memory and time: not predicted, config.json is not here"
+        return
+    in_turn = ", in turn" if config.rollout.sleep else ""
+    title = f"Memory of a {here.name}, GiB of {here.gib:g}{in_turn}"
+    yield _tabulate_gpu_memory(needs(config, sizes, here, asked), title)
+    arm = max(config.arms, key=lambda arm: arm.learner.num_steps)
+    phases = tuple(step_phases(config, arm.learner, sizes, here, asked))
+    seconds = step_seconds(phases, shared=config.rollout.sleep)
+    yield _tabulate_phases(phases, seconds)
+    steps = sum(arm.learner.num_steps for arm in config.arms)
+    yield (
+        f"All arms: {steps:,} steps, {steps * seconds / 3600:.1f} hours at most; rewards, evaluations and "
+        "fine-tunes come on top"
+    )
+
+
+def _tabulate_gpu_memory(needs: Iterable[Need], title: str) -> Table:
+    """By role, of one card."""
     table = Table("role", "", "GiB", title=title)
-    for need in needs(config, sizes, here, asked):
+    for need in needs:
         for i, (name, gib) in enumerate(need.lines):
             table.add_row(need.role if i == 0 else "", name, f"{gib:.1f}")
         table.add_row("", "together", f"{need.gib:.1f}", end_section=True)
-    yield table
-    arm = max(config.arms, key=lambda a: a.learner.num_steps)
-    phases = tuple(step_phases(config, arm.learner, sizes, here, asked))
-    seconds = step_seconds(phases, shared=config.rollout.sleep)
-    steps = sum(a.learner.num_steps for a in config.arms)
-    times = Table("phase", "seconds", title="One step, if every completion is as long as it may be")
+    return table
+
+
+def _tabulate_phases(phases: Sequence[Phase], seconds: float) -> Table:
+    table = Table("phase", "seconds", title="One step, if every completion is as long as it may be")
     for phase in phases:
-        times.add_row(phase.name, f"{phase.seconds:.1f}")
-    times.add_row("step", f"{seconds:.1f}")
-    yield times
-    yield f"All arms: {steps:,} steps, {steps * seconds / 3600:.1f} hours at most; rewards, evaluations and fine-tunes come on top"
+        table.add_row(phase.name, f"{phase.seconds:.1f}")
+    table.add_row("step", f"{seconds:.1f}")
+    return table
 
 
 STATES = {"new": "", "begun": "goes on", "done": "done", "longer": "goes on", "other": "again"}
 
 
-def _stages(asked: Plan, found: Sequence[Standing]) -> Table:
+def _tabulate_stages(asked: Plan, standings: Sequence[Standing]) -> Table:
     """What the completions are drawn for: to train on, and to measure with."""
     table = Table(
         "stage",
@@ -226,7 +257,7 @@ def _stages(asked: Plan, found: Sequence[Standing]) -> Table:
         title="Stages, and the completions that they draw",
     )
     table.columns[0].overflow = "fold"
-    for size, standing in zip(asked.stages, found, strict=True):
+    for size, standing in zip(asked.stages, standings, strict=True):
         measured = "not known" if size.measured is None else f"{size.measured:,}"
         table.add_row(size.name, f"{size.updates:,}", f"{size.trained:,}", measured, STATES[standing.state])
     return table

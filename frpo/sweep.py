@@ -39,7 +39,8 @@ STOP_S = 60.0
 def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, str], list[Any]]]:
     """Plain `--set` assignments, and those that give a list to a field under objective or learner: its
     values."""
-    plain, swept = [], dict[tuple[str, str], list[Any]]()
+    plain: list[str] = []
+    swept: dict[tuple[str, str], list[Any]] = {}
     for text in assignments:
         path, values = assigned(text)
         part, _, field = path.partition(".")
@@ -164,7 +165,8 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
                 walker.terminate()
         for walker in walkers:
             walker.join(STOP_S)
-    failed = [f"{w.name} ended with exit code {w.exitcode}" for w in walkers if w.exitcode not in (0, 1)]
+    ended = [walker for walker in walkers if walker.exitcode not in (0, 1)]
+    failed = [f"{walker.name} ended with exit code {walker.exitcode}" for walker in ended]
     while not failures.empty():
         failed.append(failures.get())
     return failed
