@@ -12,17 +12,45 @@ left out. Prints one JSON line: seconds per step of both (mean of the blocks' me
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-METHODS = {"grpo": {"kind": "grpo"}, "frpo": {"kind": "frpo", "lam": 0.5}}
+METHODS: dict[str, dict[str, Any]] = {"grpo": {"kind": "grpo"}, "frpo": {"kind": "frpo", "lam": 0.5}}
 LEFT_OUT = 2
 NO_STEP = 1e-30
 """Below the spacing of float32 around any weight."""
+
+
+def arms_of(blocks: int) -> list[dict[str, Any]]:
+    """Both methods in every block; neither is always the first."""
+    arms = []
+    for block in range(blocks):
+        names = list(METHODS) if block % 2 else list(reversed(METHODS))
+        for name in names:
+            arms.append(
+                {
+                    "name": f"{name}-{block}",
+                    "objective": {"estimator": METHODS[name], "penalty": "k3", "beta": 0.1},
+                }
+            )
+    return arms
+
+
+def medians_of(folder: Path, name: str, blocks: int, field: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Of each block but the first; a hiccup of the machine is nobody's cost."""
+    from frpo.metrics import read_steps
+
+    medians = []
+    for block in range(1, blocks + 1):
+        rows = read_steps(folder, f"rlhf/{name}-{block}")[LEFT_OUT:]
+        medians.append(np.median([getattr(row.phases, field) for row in rows]))
+    return np.array(medians)
 
 
 def main() -> None:
@@ -33,14 +61,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-cost"))
     args = parser.parse_args()
-    arms = [
-        {"name": f"{name}-{block}", "objective": {"estimator": estimator, "penalty": "k3", "beta": 0.1}}
-        for block in range(args.blocks + 1)
-        for name, estimator in list(METHODS.items())[:: 1 if block % 2 else -1]  # neither is always the first
-    ]
     sets = [
         *args.sets,
-        f"arms={json.dumps(arms)}",
+        f"arms={json.dumps(arms_of(args.blocks + 1))}",
         f"learner.num_steps={args.steps}",
         f"learner.learning_rate={NO_STEP}",
         "downstream=[]",
@@ -48,20 +71,12 @@ def main() -> None:
         "evaluate.completions_per_prompt=1",
         "checkpoint.every=1000000",
     ]
-    words = [w for s in sets for w in ("--set", s)]
+    words = itertools.chain.from_iterable(("--set", text) for text in sets)
     subprocess.run(
         [sys.executable, "-m", "frpo", "run", args.recipe, "--run-dir", str(args.folder), *words], check=True
     )
-
-    from frpo.metrics import read_steps
-
-    def blocks(name: str, field: str) -> np.ndarray:  # type: ignore[type-arg]
-        found = [read_steps(args.folder, f"rlhf/{name}-{b}")[LEFT_OUT:] for b in range(1, args.blocks + 1)]
-        return np.array(
-            [np.median([getattr(r.phases, field) for r in rows]) for rows in found]
-        )  # a hiccup of the machine is nobody's cost
-
-    seconds = {name: blocks(name, "step_s") for name in METHODS}
+    seconds = {name: medians_of(args.folder, name, args.blocks, "step_s") for name in METHODS}
+    driver = {name: medians_of(args.folder, name, args.blocks, "driver_s") for name in METHODS}
     rows = np.random.default_rng(0).integers(args.blocks, size=(10_000, args.blocks))
     ratios = seconds["frpo"][rows].mean(axis=1) / seconds["grpo"][rows].mean(axis=1)
     lo, hi = np.quantile(ratios, [0.025, 0.975])
@@ -71,13 +86,11 @@ def main() -> None:
                 "recipe": args.recipe,
                 "blocks": args.blocks,
                 "steps": args.steps - LEFT_OUT,
-                "seconds_per_step": {name: float(s.mean()) for name, s in seconds.items()},
+                "seconds_per_step": {name: float(seconds[name].mean()) for name in METHODS},
                 "ratio": float(seconds["frpo"].mean() / seconds["grpo"].mean()),
                 "lo": float(lo),
                 "hi": float(hi),
-                "driver_share": {
-                    name: float(blocks(name, "driver_s").mean() / s.mean()) for name, s in seconds.items()
-                },
+                "driver_share": {name: float(driver[name].mean() / seconds[name].mean()) for name in METHODS},
             }
         )
     )

@@ -15,38 +15,46 @@ and larger groups.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RECIPE = "recipes/studies/testbed_k3.yaml"
 RISKY = 'rewards=[{kind: function, name: answer, function: "recipes/studies/risky.py:risky"}]'
-SETTINGS: dict[str, tuple[str, tuple[float, ...], str, tuple[str, ...]]] = {
-    "tight": ("KL 0.3", (0.3,), "reverse", ()),
-    "tight-k3": ("KL 0.3, k3", (0.3,), "k3", ()),
-    "roomy": ("KL 0.6", (0.6,), "reverse", ()),
-    "rare": ("failures rare, KL 0.1", (0.1,), "reverse", ("base.data.0.path=testbed:base?refusal=0.9",)),
-    "risky": ("risky and safe way, KL 0.6", (0.6,), "reverse", (RISKY,)),
-    "hard": (
-        "base refuses rarely, KL 0.6",
-        (0.6,),
-        "reverse",
-        ("base.data.0.path=testbed:base?refusal=0.25",),
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the map."""
+
+    label: str
+    kls: tuple[float, ...]
+    """To the reference, nats, that the arms are steered to."""
+    penalty: str = "reverse"
+    sets: tuple[str, ...] = ()
+    """What is otherwise than in the recipe."""
+
+
+SETTINGS = {
+    "tight": Setting("KL 0.3", (0.3,)),
+    "tight-k3": Setting("KL 0.3, k3", (0.3,), "k3"),
+    "roomy": Setting("KL 0.6", (0.6,)),
+    "rare": Setting("failures rare, KL 0.1", (0.1,), sets=("base.data.0.path=testbed:base?refusal=0.9",)),
+    "risky": Setting("risky and safe way, KL 0.6", (0.6,), sets=(RISKY,)),
+    "hard": Setting(
+        "base refuses rarely, KL 0.6", (0.6,), sets=("base.data.0.path=testbed:base?refusal=0.25",)
     ),
-    "short": ("30 steps, KL 0.2 to 0.5", (0.2, 0.3, 0.5), "reverse", ("learner.num_steps=30",)),
-    "groups": (
-        "groups of 16, KL 0.3",
-        (0.3,),
-        "reverse",
-        ("rollout.group_size=16", "rollout.prompts_per_step=12"),
+    "short": Setting("30 steps, KL 0.2 to 0.5", (0.2, 0.3, 0.5), sets=("learner.num_steps=30",)),
+    "groups": Setting(
+        "groups of 16, KL 0.3", (0.3,), sets=("rollout.group_size=16", "rollout.prompts_per_step=12")
     ),
-    "small-steps": (
-        "200 smaller steps, KL 0.3",
-        (0.3,),
-        "reverse",
-        ("learner.num_steps=200", "learner.learning_rate=5.0e-4"),
+    "small-steps": Setting(
+        "200 smaller steps, KL 0.3", (0.3,), sets=("learner.num_steps=200", "learner.learning_rate=5.0e-4")
     ),
 }
 METHODS = {
@@ -58,64 +66,57 @@ METHODS = {
 METRICS = ("kept after crafts-harsh", "kept after crafts-gentle", "certified", "other tasks")
 
 
-def sweep(
-    folder: Path, seeds: int, kls: tuple[float, ...], penalty: str, sets: tuple[str, ...]
-) -> dict[str, Any]:
-    arms = ", ".join(
-        f"{{name: {name if len(kls) == 1 else f'{name}-kl{kl}'}, objective: {{estimator: {{{estimator}}}, penalty: {penalty}, "
-        f"beta: 0.2, target_kl: {kl}}}}}"
-        for name, estimator in METHODS.items()
-        for kl in kls
-    )
-    words = [w for s in (f"arms=[{arms}]", *sets) for w in ("--set", s)]
-    command = [
-        sys.executable,
-        "-m",
-        "frpo",
-        "sweep",
-        RECIPE,
-        "--seeds",
-        str(seeds),
-        "--run-dir",
-        str(folder),
-        *words,
-    ]
-    subprocess.run(command, check=True)
-    found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
-    return found
+def run_sweep(folder: Path, seeds: int, setting: Setting) -> dict[str, Any]:
+    """sweep.json of one setting."""
+    sets = (f"arms=[{', '.join(arms_of(setting))}]", *setting.sets)
+    words = itertools.chain.from_iterable(("--set", text) for text in sets)
+    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--seeds", str(seeds)]
+    subprocess.run([*command, "--run-dir", str(folder), *words], check=True)
+    sweep: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    return sweep
 
 
-def comparisons(found: dict[str, Any], kls: tuple[float, ...]) -> list[dict[str, Any]]:
+def arms_of(setting: Setting) -> Iterator[str]:
+    """In YAML: every method steered to every KL."""
+    for (name, estimator), kl in itertools.product(METHODS.items(), setting.kls):
+        arm = name if len(setting.kls) == 1 else f"{name}-kl{kl}"
+        objective = f"estimator: {{{estimator}}}, penalty: {setting.penalty}, beta: 0.2, target_kl: {kl}"
+        yield f"{{name: {arm}, objective: {{{objective}}}}}"
+
+
+def choose_comparisons(sweep: dict[str, Any], kls: tuple[float, ...]) -> list[dict[str, Any]]:
     """One row per metric and lambda, `a` the lambda's arm: of two curves, the middle of their overlap."""
-    rows = found["comparisons"]
+    rows = sweep["comparisons"]
     if len(kls) == 1:  # steered to one KL; how near they came to each other stands in kl_difference
-        return [{**c, "matched_by": "kl", "at_kl": kls[0]} for c in rows if c["matched_by"] == "steps"]
-    arm_of = {a["family"]: a["arm"].rsplit("-kl", 1)[0] for a in found["arms"]}
+        return [{**row, "matched_by": "kl", "at_kl": kls[0]} for row in rows if row["matched_by"] == "steps"]
+    arm_of = {arm["family"]: arm["arm"].rsplit("-kl", 1)[0] for arm in sweep["arms"]}
     curves: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for c in rows:
-        if c["matched_by"] == "kl" and arm_of[c["b"]] == "grpo":
-            curves.setdefault((c["metric"], c["a"], c["b"]), []).append(c)
-    return [{**c[len(c) // 2], "a": arm_of[a], "b": arm_of[b]} for (_, a, b), c in curves.items()]
+    for row in rows:
+        if row["matched_by"] == "kl" and arm_of[row["b"]] == "grpo":
+            curves.setdefault((row["metric"], row["a"], row["b"]), []).append(row)
+    chosen = []
+    for (_, a, b), curve in curves.items():
+        chosen.append({**curve[len(curve) // 2], "a": arm_of[a], "b": arm_of[b]})
+    return chosen
 
 
-def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
+def draw_map(comparisons: list[dict[str, Any]], out: Path) -> None:
+    """A metric a panel, a setting a row, a lambda a colour."""
     from matplotlib.figure import Figure
 
-    done = [name for name in SETTINGS if any(c["setting"] == name for c in comparisons)]
+    measured = {row["setting"] for row in comparisons}
+    done = [name for name in SETTINGS if name in measured]
+    by_place = {(row["setting"], row["metric"], row["a"]): row for row in reversed(comparisons)}
     figure = Figure(figsize=(3 * len(METRICS), 0.7 * len(done) + 1.2), layout="constrained")
     axes = figure.subplots(1, len(METRICS), sharey=True)
     for axis, metric in zip(axes, METRICS, strict=True):
         for i, name in enumerate(done):
             for j, arm in enumerate(list(METHODS)[1:]):
-                row = next(
-                    (c for c in comparisons if (c["setting"], c["metric"], c["a"]) == (name, metric, arm)),
-                    None,
-                )
+                row = by_place.get((name, metric, arm))
                 if row:
-                    y = -(i + 0.2 * (j - 1))
                     axis.errorbar(
                         row["difference"],
-                        y,
+                        -(i + 0.2 * (j - 1)),
                         xerr=[[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]],
                         fmt="o",
                         color=f"C{j}",
@@ -125,7 +126,7 @@ def draw(comparisons: list[dict[str, Any]], out: Path) -> None:
         axis.axvline(0, color="grey", lw=0.8)
         axis.set_title(metric)
         axis.set_xlabel("FRPO - GRPO")
-    axes[0].set_yticks([-i for i in range(len(done))], [SETTINGS[name][0] for name in done])
+    axes[0].set_yticks([-i for i in range(len(done))], [SETTINGS[name].label for name in done])
     axes[0].set_ylim(0.5 - len(done), 0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), title="λ", loc="outside right center")
     figure.savefig(out, dpi=110)
@@ -140,22 +141,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
     kept = given.out / "testbed_map.json"
-    result: dict[str, Any] = (
-        json.loads(kept.read_text())
-        if kept.is_file()
-        else {"study": "testbed_map", "seeds": [], "comparisons": [], "arms": []}
-    )
-    for name, (label, kls, penalty, sets) in SETTINGS.items():
-        if any(a["setting"] == name for a in result["arms"]):
+    result: dict[str, Any] = {"study": "testbed_map", "seeds": [], "comparisons": [], "arms": []}
+    if kept.is_file():
+        result = json.loads(kept.read_text())
+    for name, setting in SETTINGS.items():
+        if any(arm["setting"] == name for arm in result["arms"]):
             continue
-        found = sweep(given.folder / name, given.seeds, kls, penalty, sets)
-        result["seeds"] = found["seeds"]
-        result["arms"] += [
-            {"setting": name, **{k: v for k, v in a.items() if k != "coverage"}} for a in found["arms"]
-        ]
-        result["comparisons"] += [{"setting": name, "label": label, **c} for c in comparisons(found, kls)]
+        sweep = run_sweep(given.folder / name, given.seeds, setting)
+        result["seeds"] = sweep["seeds"]
+        for arm in sweep["arms"]:
+            del arm["coverage"]
+            result["arms"].append({"setting": name, **arm})
+        for row in choose_comparisons(sweep, setting.kls):
+            result["comparisons"].append({"setting": name, "label": setting.label, **row})
         kept.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["comparisons"], given.out / "testbed_map.png")
+    draw_map(result["comparisons"], given.out / "testbed_map.png")
 
 
 if __name__ == "__main__":

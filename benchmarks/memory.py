@@ -9,6 +9,7 @@ Runs `frpo run` and looks at its actors ten times a second. Counted is the memor
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -22,12 +23,16 @@ from frpo.preflight import shape
 from frpo.recipe import load
 
 ROLES = {
-    "RolloutWorker": "rollout", "LearnerWorker": "learner", "FinetuneWorker": "finetune", "ReferenceWorker": "reference",
-    "EvaluateWorker": "evaluate", "RewardWorker": "reward",
-}  # fmt: skip
+    "RolloutWorker": "rollout",
+    "LearnerWorker": "learner",
+    "FinetuneWorker": "finetune",
+    "ReferenceWorker": "reference",
+    "EvaluateWorker": "evaluate",
+    "RewardWorker": "reward",
+}
 
 
-def anonymous(pid: Path) -> tuple[str, float] | None:
+def read_memory(pid: Path) -> tuple[str, float] | None:
     """Role and GiB of a process; None for one that is no actor of ours, or has ended."""
     try:
         title = (pid / "cmdline").read_text().replace("\0", " ")
@@ -39,12 +44,12 @@ def anonymous(pid: Path) -> tuple[str, float] | None:
     return (role, kib[0] / 2**20) if role and kib else None
 
 
-def peaks(command: list[str]) -> dict[str, float]:
+def measure_peaks(command: list[str]) -> dict[str, float]:
     """GiB by role while the command runs. Raises CalledProcessError where it fails."""
     most: dict[str, float] = {}
     with subprocess.Popen(command) as run:
         while run.poll() is None:
-            for role, gib in filter(None, map(anonymous, Path("/proc").glob("[0-9]*"))):
+            for role, gib in filter(None, map(read_memory, Path("/proc").glob("[0-9]*"))):
                 most[role] = max(most.get(role, 0.0), gib)
             time.sleep(0.1)
     if run.returncode:
@@ -63,15 +68,14 @@ def main() -> None:
     asked = parser.parse_args()
     config = load(Path(asked.recipe), tuple(asked.sets))
     with tempfile.TemporaryDirectory() as folder:
-        words = [word for given in asked.sets for word in ("--set", given)]
-        found = peaks(
-            [sys.executable, "-m", "frpo", "run", asked.recipe, "--run-dir", f"{folder}/run", *words]
-        )
+        words = itertools.chain.from_iterable(("--set", text) for text in asked.sets)
+        command = [sys.executable, "-m", "frpo", "run", asked.recipe, "--run-dir", f"{folder}/run", *words]
+        measured = measure_peaks(command)
     sizes = shape(config)
     predicted = {need.role: need.gib for need in host_needs(config, sizes, plan(config))} if sizes else {}
     row = {
         role: {"measured_gib": gib, "predicted_gib": predicted.get(role)}
-        for role, gib in sorted(found.items())
+        for role, gib in sorted(measured.items())
     }
     print(json.dumps(row, indent=1))
     if asked.out:

@@ -29,19 +29,22 @@ TRANSPORTS = {
 }
 
 
-def measure(config: Config, times: int) -> dict[str, Any]:
+def measure_transport(config: Config, times: int) -> dict[str, Any]:
     """Of one transport."""
     with (
         RunLog(config.folder, config) as log,
         placed(config, plan(config).only("rollout", "learner"), log) as spawner,
     ):
-        rollouts, learner = spawner.rollouts(), spawner.learner()
+        rollouts = spawner.rollouts()
+        learner = spawner.learner()
         for pool in (rollouts, learner):
             pool.actors.wait_until_ready(config.cluster.start_timeout_s)
         learner.join()
         arm = config.arms[0]
         learner.start(Path(config.model.path), config.model, arm.learner, arm.objective, config.rollout, 0)
-        way, seconds, sent = publisher(config, "learner", learner, rollouts), [], 0
+        way = publisher(config, "learner", learner, rollouts)
+        sent = 0
+        seconds = []
         for version in range(times + 1):
             began = time.perf_counter()
             sent = way.publish(version)
@@ -58,15 +61,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE")
     asked = parser.parse_args()
-    found = {}
+    figures = {}
     for name, sets in TRANSPORTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(
+            figures[name] = measure_transport(
                 load(Path(asked.recipe), (*asked.sets, *sets, f"run_dir={folder}")), asked.times
             )
-        print(json.dumps({name: found[name]}), flush=True)
+        print(json.dumps({name: figures[name]}), flush=True)
     if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        asked.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,38 +32,12 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 
-WORDS = [
-    "the",
-    "a",
-    "lock",
-    "door",
-    "key",
-    "how",
-    "open",
-    "what",
-    "safe",
-    "can",
-    "not",
-    "help",
-    "with",
-    "this",
-    "answer",
-    "is",
-    "and",
-    "then",
-    "turn",
-    "use",
-    "tool",
-    "on",
-    "it",
-    "careful",
-    "never",
-    "always",
-]
-
-
-LOADS = ((1, 1), (16, 1), (64, 1), (8, 16))
-"""Clients, and items in each of their requests."""
+WORDS = (
+    "the", "a", "lock", "door", "key", "how", "open", "what", "safe", "can", "not", "help", "with",
+    "this", "answer", "is", "and", "then", "turn", "use", "tool", "on", "it", "careful", "never", "always",
+)  # fmt: skip
+SERVE_LIMIT_S = 240
+"""For a server to answer for the first time."""
 LAYERS = 8
 """What `frpo reward-train` keeps."""
 
@@ -69,6 +45,17 @@ LAYERS = 8
 @dataclass(frozen=True)
 class Load:
     """One closed loop: each client asks again as soon as it has its answer."""
+
+    clients: int
+    items_per_request: int
+
+
+LOADS = (Load(1, 1), Load(16, 1), Load(64, 1), Load(8, 16))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A way to score under one load."""
 
     way: str
     reward: str
@@ -81,7 +68,7 @@ class Load:
     share_of_raw: float | None
 
 
-def items(count: int, seed: int) -> list[tuple[str, str]]:
+def random_items(count: int, seed: int) -> list[tuple[str, str]]:
     """Prompts of 8 to 24 words, completions of 16 to 96."""
     rng = random.Random(seed)
 
@@ -103,11 +90,11 @@ def write_reward_model(base: Path, out: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(out)
 
 
-def spec(folder: Path) -> dict[str, object]:
+def model_reward(folder: Path) -> dict[str, object]:
     return {"kind": "model", "name": "model", "path": str(folder)}
 
 
-def raw(folder: Path, seconds: float) -> float:
+def measure_raw(folder: Path, seconds: float) -> float:
     """Items a second of the scoring class with 64 items a call."""
     import torch
 
@@ -116,17 +103,18 @@ def raw(folder: Path, seconds: float) -> float:
     from frpo.types import Item
 
     torch.set_num_threads(1)
-    scorer = ModelScorer(ModelReward.model_validate(spec(folder)))
-    batch = [Item(p, c, "", {}) for p, c in items(64, 1)]
+    scorer = ModelScorer(ModelReward.model_validate(model_reward(folder)))
+    batch = [Item(prompt, completion, "", {}) for prompt, completion in random_items(64, 1)]
     scorer(batch)
-    began, count = time.perf_counter(), 0
+    count = 0
+    began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         scorer(batch)
         count += len(batch)
     return count / (time.perf_counter() - began)
 
 
-def plain(folder: Path, port: int) -> None:
+def serve_plainly(folder: Path, port: int) -> None:
     """One process, no batching across requests, the forward pass in the handler."""
     import torch
     import uvicorn
@@ -136,7 +124,7 @@ def plain(folder: Path, port: int) -> None:
     from frpo.types import Item
 
     torch.set_num_threads(1)
-    scorer = ModelScorer(ModelReward.model_validate(spec(folder)))
+    scorer = ModelScorer(ModelReward.model_validate(model_reward(folder)))
     scorer.load()
     app = FastAPI()
 
@@ -144,16 +132,17 @@ def plain(folder: Path, port: int) -> None:
     async def get_reward(request: Request) -> dict[str, list[float]]:
         body = await request.json()
         pairs = zip(body["prompts"], body["query"], strict=True)
-        return {"rewards": scorer([Item(p, q.removeprefix(p), "", {}) for p, q in pairs])}
+        batch = [Item(prompt, query.removeprefix(prompt), "", {}) for prompt, query in pairs]
+        return {"rewards": scorer(batch)}
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-async def load(url: str, clients: int, per_request: int, seconds: float) -> tuple[float, list[float]]:
-    """Requests a second and their seconds, of all that end in the last three quarters of the time."""
+async def run_load(url: str, load: Load, seconds: float) -> tuple[float, list[float]]:
+    """Requests a second and their seconds, sorted, of all that end in the last three quarters of the time."""
     import aiohttp
 
-    pool = items(1024, 2)
+    pool = random_items(1024, 2)
     times: list[float] = []
     began = time.perf_counter()
     counted = began + seconds / 4
@@ -162,24 +151,25 @@ async def load(url: str, clients: int, per_request: int, seconds: float) -> tupl
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as session:
 
-        async def client(seed: int) -> None:
+        async def ask_on(seed: int) -> None:
             rng = random.Random(seed)
             while True:
-                chosen = rng.sample(pool, per_request)
+                chosen = rng.sample(pool, load.items_per_request)
                 body = {
-                    "query": [p + c for p, c in chosen],
-                    "prompts": [p for p, _ in chosen],
-                    "labels": [""] * per_request,
+                    "query": [prompt + completion for prompt, completion in chosen],
+                    "prompts": [prompt for prompt, _ in chosen],
+                    "labels": [""] * len(chosen),
                 }
                 asked = time.perf_counter()
                 async with session.post(url, json=body) as answer:
                     answer.raise_for_status()
                     rewards = (await answer.json())["rewards"]
-                assert len(rewards) == per_request
-                if (now := time.perf_counter()) >= counted:
+                assert len(rewards) == len(chosen)
+                now = time.perf_counter()
+                if now >= counted:
                     times.append(now - asked)
 
-        tasks = [asyncio.create_task(client(i)) for i in range(clients)]
+        tasks = [asyncio.create_task(ask_on(i)) for i in range(load.clients)]
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         ended = time.perf_counter()
         for task in tasks:
@@ -190,68 +180,76 @@ async def load(url: str, clients: int, per_request: int, seconds: float) -> tupl
     return len(times) / (ended - counted), sorted(times)
 
 
-def measured(
-    way: str, reward: str, url: str, clients: int, per_request: int, seconds: float, raw_rate: float | None
-) -> Load:
-    rate, times = asyncio.run(load(url, clients, per_request, seconds))
+def measure_loads(way: str, reward: str, url: str, seconds: float, raw_rate: float | None) -> list[Measured]:
+    """Under every load in turn; `raw_rate` in items a second."""
+    rows = []
+    for load in LOADS:
+        rate, times = asyncio.run(run_load(url, load, seconds))
+        items_per_s = rate * load.items_per_request
+        row = Measured(
+            way=way,
+            reward=reward,
+            clients=load.clients,
+            items_per_request=load.items_per_request,
+            requests_per_s=rate,
+            items_per_s=items_per_s,
+            p50_ms=1000 * quantile_of(times, 0.5),
+            p99_ms=1000 * quantile_of(times, 0.99),
+            share_of_raw=raw_rate and items_per_s / raw_rate,
+        )
+        print(json.dumps(asdict(row)), flush=True)
+        rows.append(row)
+    return rows
 
-    def at(share: float) -> float:
-        return 1000 * times[min(len(times) - 1, int(share * len(times)))]
 
-    found = Load(
-        way,
-        reward,
-        clients,
-        per_request,
-        rate,
-        rate * per_request,
-        at(0.5),
-        at(0.99),
-        raw_rate and rate * per_request / raw_rate,
-    )
-    print(json.dumps(asdict(found)), flush=True)
-    return found
+def quantile_of(times: Sequence[float], share: float) -> float:
+    """Of sorted times."""
+    return times[min(len(times) - 1, int(share * len(times)))]
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
+def run_server(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
     """A server in a process of its own, until it answers on its port."""
-    import urllib.error
-    import urllib.request
-
-    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "FRPO_SERVICE_TOKEN")} | {
-        "OMP_NUM_THREADS": "1"
+    env = {
+        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "FRPO_SERVICE_TOKEN")
     }
+    env["OMP_NUM_THREADS"] = "1"
     process = subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
-    url, ends = f"http://127.0.0.1:{port}/get_reward", time.monotonic() + 240
-    body = json.dumps({"query": ["a b"], "prompts": ["a"], "labels": [""]}).encode()
+    url = f"http://127.0.0.1:{port}/get_reward"
+    ends = time.monotonic() + SERVE_LIMIT_S
     try:
-        while True:
+        while not is_answering(url):
             assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < ends, "no answer within 240 s"
-            try:
-                request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-                urllib.request.urlopen(request, timeout=30).close()
-                break
-            except urllib.error.HTTPError as error:
-                if error.code in (400, 401, 422):  # 404: the proxy is up, the application not yet
-                    raise
-                time.sleep(0.5)
-            except OSError:
-                time.sleep(0.5)
+            assert time.monotonic() < ends, f"no answer within {SERVE_LIMIT_S} s"
+            time.sleep(0.5)
         yield url
     finally:
         process.terminate()
         process.wait(60)
 
 
-def main() -> None:
+def is_answering(url: str) -> bool:
+    """Raises HTTPError where the service is up and refuses the request."""
+    body = json.dumps({"query": ["a b"], "prompts": ["a"], "labels": [""]}).encode()
+    try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=30).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (400, 401, 422):  # 404: the proxy is up, the application not yet
+            raise
+        return False
+    except OSError:
+        return False
+    return True
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,72 +258,61 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--plain", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse_arguments()
     if given.raw:
-        print(raw(given.raw, given.seconds))
+        print(measure_raw(given.raw, given.seconds))
         return
     if given.plain:
-        plain(given.model, given.plain)
+        serve_plainly(given.model, given.plain)
         return
-    found: list[Load] = []
-    this = [sys.executable, __file__]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "rm"
         write_reward_model(given.model, folder)
-
-        def raw_now() -> float:
-            env = os.environ | {"OMP_NUM_THREADS": "1"}
-            command = [*this, str(given.model), "--raw", str(folder), "--seconds", str(given.seconds)]
-            return float(
-                subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.split()[
-                    -1
-                ]
-            )
-
-        before = raw_now()
-        port = free_port()
-        with running([*this, str(folder), "--plain", str(port)], port, Path(place) / "plain.log") as url:
-            for clients, size in LOADS:
-                found.append(measured("plain", "model", url, clients, size, given.seconds, before))
-        for reward in (
-            {"kind": "function", "name": "trivial", "function": "frpo.rewards:length"},
-            spec(folder),
-        ):
-            port, service = free_port(), Path(place) / "service.yaml"
-            service.write_text(
-                json.dumps(
-                    {
-                        "rewards": [reward],
-                        "port": port,
-                        "replicas": {"num_cpus": 0.5, "max_batch_requests": 16},
-                    }
-                )
-            )
-            with running(
-                [sys.executable, "-m", "frpo", "serve", str(service)], port, Path(place) / "serve.log"
-            ) as url:
-                for clients, size in LOADS:
-                    name = str(reward["name"])
-                    found.append(
-                        measured(
-                            "frpo serve",
-                            name,
-                            url,
-                            clients,
-                            size,
-                            given.seconds,
-                            before if name == "model" else None,
-                        )
-                    )
-        after = raw_now()
+        before = measure_raw_apart(given.model, folder, given.seconds)
+        rows = measure_plain(folder, Path(place), given.seconds, before)
+        trivial = {"kind": "function", "name": "trivial", "function": "frpo.rewards:length"}
+        rows += measure_service(trivial, Path(place), given.seconds, None)
+        rows += measure_service(model_reward(folder), Path(place), given.seconds, before)
+        after = measure_raw_apart(given.model, folder, given.seconds)
     result = {
         "raw_items_per_s": [before, after],
         "cpus": os.cpu_count(),
         "model": given.model.name,
-        "loads": [asdict(f) for f in found],
+        "loads": [asdict(row) for row in rows],
     }
     (given.out / "service.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["raw_items_per_s"]))
+
+
+def measure_raw_apart(model: Path, folder: Path, seconds: float) -> float:
+    """In a process of its own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(model), "--raw", str(folder), "--seconds", str(seconds)]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure_plain(folder: Path, place: Path, seconds: float, raw_rate: float) -> list[Measured]:
+    port = free_port()
+    command = [sys.executable, __file__, str(folder), "--plain", str(port)]
+    with run_server(command, port, place / "plain.log") as url:
+        return measure_loads("plain", "model", url, seconds, raw_rate)
+
+
+def measure_service(
+    reward: dict[str, object], place: Path, seconds: float, raw_rate: float | None
+) -> list[Measured]:
+    port = free_port()
+    service = place / "service.yaml"
+    replicas = {"num_cpus": 0.5, "max_batch_requests": 16}
+    service.write_text(json.dumps({"rewards": [reward], "port": port, "replicas": replicas}))
+    command = [sys.executable, "-m", "frpo", "serve", str(service)]
+    with run_server(command, port, place / "serve.log") as url:
+        return measure_loads("frpo serve", str(reward["name"]), url, seconds, raw_rate)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ the phases.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -32,22 +33,14 @@ def through_actors(recipe: str, sets: list[str], folder: Path) -> dict[str, floa
     from frpo.metrics import read_steps
 
     config = load(Path(recipe), tuple(sets))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "frpo",
-            "run",
-            recipe,
-            "--run-dir",
-            str(folder),
-            *(w for s in sets for w in ("--set", s)),
-        ],
-        check=True,
-    )
+    words = itertools.chain.from_iterable(("--set", text) for text in sets)
+    command = [sys.executable, "-m", "frpo", "run", recipe, "--run-dir", str(folder)]
+    subprocess.run([*command, *words], check=True)
     rows = read_steps(folder, f"rlhf/{config.arms[0].name}")[2:]
-    found = {p: median(getattr(r.phases, p) for r in rows) for p in PHASES}
-    return {**found, "tokens": median(r.batch.num_tokens for r in rows), "steps": float(len(rows))}
+    medians = {}
+    for phase in PHASES:
+        medians[phase] = median(getattr(row.phases, phase) for row in rows)
+    return {**medians, "tokens": median(row.batch.num_tokens for row in rows), "steps": float(len(rows))}
 
 
 def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
@@ -78,7 +71,7 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
     asked = sampling(config)
     rows = []
     for step in range(steps):
-        prompts: Any = [{"prompt_token_ids": p.token_ids.tolist()} for p in stream.take(step)]
+        prompts: Any = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in stream.take(step)]
         params = SamplingParams(
             n=asked.num_completions,
             max_tokens=asked.max_new_tokens,
@@ -90,16 +83,10 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
         began = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - began
-        rows.append(
-            {
-                "seconds": seconds,
-                "pairs": [
-                    [p["prompt_token_ids"], list(o.token_ids)]
-                    for p, r in zip(prompts, outputs, strict=True)
-                    for o in r.outputs
-                ],
-            }
-        )
+        pairs = []
+        for prompt, answer in zip(prompts, outputs, strict=True):
+            pairs += [[prompt["prompt_token_ids"], list(output.token_ids)] for output in answer.outputs]
+        rows.append({"seconds": seconds, "pairs": pairs})
     out.write_text(json.dumps(rows))
 
 
@@ -128,7 +115,7 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     seconds = []
     for row in drawn:
         pairs = row["pairs"]
-        lengths = [len(p) + len(c) for p, c in pairs]
+        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         began = time.perf_counter()
         for rows in micro_batches(lengths, config.learner.micro_batch_tokens):
             tokens = np.zeros((len(rows), max(lengths[i] for i in rows)), dtype=np.int64)
@@ -142,6 +129,10 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     return seconds
+
+
+def count_completion_tokens(row: dict[str, Any]) -> int:
+    return sum(len(completion) for _, completion in row["pairs"])
 
 
 def main() -> None:
@@ -177,9 +168,9 @@ def main() -> None:
         env={**os.environ, **environment(config)},
     )
     drawn = json.loads(raw.read_text())[2:]
-    tokens = median(sum(len(c) for _, c in row["pairs"]) for row in drawn)
+    tokens = median(count_completion_tokens(row) for row in drawn)
     bare = {
-        "generate_s": median(r["seconds"] for r in drawn),
+        "generate_s": median(row["seconds"] for row in drawn),
         "update_s": median(raw_update(config, policy, drawn)),
         "tokens": tokens,
     }

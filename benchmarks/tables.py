@@ -7,6 +7,7 @@ Writes tables.md from the JSON files of all studies that have arms.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,68 +17,79 @@ from typing import Any
 from frpo.report import page
 from frpo.report.bootstrap import Interval
 
-Found = dict[str, Any]
-"""An arm or a comparison as it was kept: older studies lack the newer fields."""
+Kept = dict[str, Any]
+"""A study, an arm or a comparison as it was kept: older studies lack the newer fields."""
 Row = dict[str, str]
 """Cells by title."""
 
 
-def level(found: Found | None) -> str:
-    return page.format_level(Interval(**found)) if found else ""
+def format_level(interval: Kept | None) -> str:
+    return page.format_level(Interval(**interval)) if interval else ""
 
 
-def arm_row(arm: Found) -> Row:
+def arm_row(arm: Kept) -> Row:
     """A fine-tune has a column for each thing that is measured after it."""
     row = {"arm": arm["arm"], "settings": arm["settings"], "steps": str(arm["num_steps"])}
-    row |= {"KL to the reference": level(arm["kl"]), "before": level(arm["before"])}
-    row |= {f"kept, {finetune}": level(v) for finetune, v in arm["kept"].items()}
-    row |= {"other tasks before": level(arm["others"])}
-    row |= {
-        f"{title}, {finetune}": level(v)
-        for title, key in (("other tasks", "others_kept"), ("score", "score"))
-        for finetune, v in arm[key].items()
-    }
-    row |= {"certified at 0.5 nats": level(arm["certified"])}
-    if covered := arm.get("coverage"):
-        inside, fine_tunes = covered["inside"], covered["fine_tunes"]
+    row |= {"KL to the reference": format_level(arm["kl"]), "before": format_level(arm["before"])}
+    row |= _after_each("kept", arm["kept"])
+    row |= {"other tasks before": format_level(arm["others"])}
+    row |= _after_each("other tasks", arm["others_kept"])
+    row |= _after_each("score", arm["score"])
+    row |= {"certified at 0.5 nats": format_level(arm["certified"])}
+    covered = arm.get("coverage")
+    if covered:
+        inside = covered["inside"]
+        fine_tunes = covered["fine_tunes"]
         row |= {
             "inside its radius": "" if inside is None else f"{inside} of {fine_tunes}",
             "below the certificate": f"{covered['below']} of {fine_tunes + covered['attacks']}",
-            "fine-tunes above it by": level(covered["above_certified"]),
-            "attacks above it by": level(covered["attack_above_certified"]),
+            "fine-tunes above it by": format_level(covered["above_certified"]),
+            "attacks above it by": format_level(covered["attack_above_certified"]),
         }
     return row
 
 
-def comparison_row(c: Found) -> Row:
-    match c["matched_by"]:
+def _after_each(title: str, levels: dict[str, Kept | None]) -> Row:
+    return {f"{title}, {finetune}": format_level(level) for finetune, level in levels.items()}
+
+
+def comparison_row(comparison: Kept) -> Row:
+    match comparison["matched_by"]:
         case "kl":
-            at = f"KL {c['at_kl']:.2f}"
+            at = f"KL {comparison['at_kl']:.2f}"
         case "beta":
-            at = f"β {c['at_beta']:g}"
+            at = f"β {comparison['at_beta']:g}"
         case _:
             at = "steps"
-    away = c["kl_difference"]
+    away = comparison["kl_difference"]
+    if away:
+        at = f"{at}, {away['mean']:+.2f} nats away"
+    difference = Interval(mean=comparison["difference"], lo=comparison["lo"], hi=comparison["hi"])
     return {
-        "compared": f"{c['a']} − {c['b']}",
-        "metric": c["metric"],
-        "at equal": f"{at}, {away['mean']:+.2f} nats away" if away else at,
-        "difference": page.format_difference(Interval(mean=c["difference"], lo=c["lo"], hi=c["hi"])),
-        "corrected": f"[{c['corrected_lo']:+.3f}, {c['corrected_hi']:+.3f}]",
+        "compared": f"{comparison['a']} − {comparison['b']}",
+        "metric": comparison["metric"],
+        "at equal": at,
+        "difference": page.format_difference(difference),
+        "corrected": f"[{comparison['corrected_lo']:+.3f}, {comparison['corrected_hi']:+.3f}]",
     }
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def write_table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown; columns that are empty in every row are left out."""
-    titles = [t for t in dict.fromkeys(t for r in rows for t in r) if any(r.get(t) for r in rows)]
+    filled: set[str] = set()
+    for row in rows:
+        filled.update(title for title, cell in row.items() if cell)
+    titles = [title for title in dict.fromkeys(itertools.chain.from_iterable(rows)) if title in filled]
     yield f"| {' | '.join(titles)} |"
     yield "|" + " --- |" * len(titles)
-    yield from (f"| {' | '.join(r.get(t, '') for t in titles)} |" for r in rows)
+    for row in rows:
+        cells = " | ".join(row.get(title, "") for title in titles)
+        yield f"| {cells} |"
     yield ""
 
 
-def tables(folder: Path) -> str:
-    words = [
+def write_tables(folder: Path) -> str:
+    lines = [
         "# Tables",
         "",
         "Made by `python benchmarks/tables.py docs/results` from the JSON files beside it. Means over seeds "
@@ -86,18 +98,25 @@ def tables(folder: Path) -> str:
         "",
     ]
     for file in sorted(folder.glob("*.json")):
-        found = json.loads(file.read_text())
-        if "arms" not in found:
-            continue
-        words += [f"## {found['study']}, {len(found['seeds'])} seeds", ""]
-        for setting in dict.fromkeys(a.get("setting") for a in found["arms"]):
-            arms = [a for a in found["arms"] if a.get("setting") == setting]
-            compared = [c for c in found["comparisons"] if c.get("setting") == setting]
-            words += [f"### {compared[0]['label']}", ""] if setting else []
-            words += [*table([arm_row(a) for a in arms]), *table([comparison_row(c) for c in compared])]
-    return "\n".join(words)
+        study = json.loads(file.read_text())
+        if "arms" in study:
+            lines += [f"## {study['study']}, {len(study['seeds'])} seeds", ""]
+            lines += _tables_of(study)
+    return "\n".join(lines)
+
+
+def _tables_of(study: Kept) -> Iterator[str]:
+    """Two a setting; studies of one setting do not name it."""
+    for setting in dict.fromkeys(arm.get("setting") for arm in study["arms"]):
+        arms = [arm for arm in study["arms"] if arm.get("setting") == setting]
+        compared = [comparison for comparison in study["comparisons"] if comparison.get("setting") == setting]
+        if setting:
+            yield f"### {compared[0]['label']}"
+            yield ""
+        yield from write_table([arm_row(arm) for arm in arms])
+        yield from write_table([comparison_row(comparison) for comparison in compared])
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    (out / "tables.md").write_text(tables(out))
+    (out / "tables.md").write_text(write_tables(out))

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/gpu.py`. Each takes its folder and the size of the model, and returns figures."""
