@@ -22,8 +22,8 @@ def causes_of(recent: Sequence[StepMetrics], max_new_tokens: int) -> Iterator[tu
         yield (
             "equal rewards",
             f"step {step}: all {batch.num_prompts - batch.dropped_groups} groups had equal rewards for "
-            f"{PATIENCE} steps: no gradient comes from them; use harder or easier prompts, a finer reward, or "
-            "more completions per group (rollout.group_size)",
+            f"{PATIENCE} steps: no gradient comes from them; use harder or easier prompts, a finer reward, "
+            "or more completions per group (rollout.group_size)",
         )
     if batch.cut_share > MOST_CUT:
         yield (

@@ -183,14 +183,8 @@ def draw_reward_over_kl(report: Report) -> str:
                 label = f"{arm.name}, before"
                 axes.scatter(kls, rewards, color=own, s=70, marker=marker_of(i), label=label, zorder=3)
         if report.zero_line is not None:
-            axes.axvspan(
-                -report.zero_line,
-                report.zero_line,
-                color="grey",
-                alpha=0.3,
-                linewidth=0.8,
-                label="a policy against itself",
-            )
+            edges = (-report.zero_line, report.zero_line)
+            axes.axvspan(*edges, color="grey", alpha=0.3, linewidth=0.8, label="a policy against itself")
         axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {focus} prompts")
         figure.tight_layout()
         add_legend(axes)
