@@ -13,7 +13,6 @@ from typing import Any
 from frpo import tree
 from frpo.advice import advice
 from frpo.config import ConfigError, ObjectiveConfig
-from frpo.data_checks import Overlap
 from frpo.estimators import describe_estimator
 from frpo.metrics import read_steps
 from frpo.outline import KINDS

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from frpo.data_checks import Overlap
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Arm, Comparison, Kept
 from frpo.rows import read_rows
-from frpo.sources import Overlap
 
 MANY_ARMS = 4
 """From here on the headline names the two best, the last and the first arm alone; the tables have all."""

@@ -29,7 +29,9 @@ DATA = [{"path": "nowhere.jsonl", "task": "only"}]
 
 
 def configured(folder: Path, **changed: Any) -> Config:
-    tree = fakes.config(beta=0.0, estimator={"kind": "frpo", "lam": 0.5}).model_dump(mode="json", exclude={"arms"})
+    tree = fakes.config(beta=0.0, estimator={"kind": "frpo", "lam": 0.5}).model_dump(
+        mode="json", exclude={"arms"}
+    )
     asked = {
         "run_dir": str(folder),
         "base": {"num_steps": 2, "batch_size": 2, "data": DATA, "learning_rate": 1e-3},
