@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from frpo.config import Config, ConfigError
+from frpo.config import Config, ConfigError, named_cluster
 from frpo.recipe import load
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
 
     Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
     """
-    from frpo.preflight import elsewhere
+    from frpo.resources import elsewhere
 
     again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
     again = again.replace("'python -m frpo'", "python -m frpo")
@@ -132,13 +132,13 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
 
 
 def _refuse_if_short(config: Config) -> None:
-    from frpo.joining import named, refuse_unreachable
+    from frpo.joining import refuse_unreachable
     from frpo.planning import plan
-    from frpo.preflight import lacks
+    from frpo.resources import lacks
 
     if short := lacks(config, plan(config)):
         raise ConfigError("\n".join(short))
-    if cluster := named(config.cluster.address):
+    if cluster := named_cluster(config.cluster.address):
         refuse_unreachable(*cluster)
 
 
@@ -291,14 +291,14 @@ def serve(
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
     from frpo import models
     from frpo.config.service import ServiceConfig, token_digest
-    from frpo.joining import named, refuse_unreachable, temporary_folder
+    from frpo.joining import refuse_unreachable, temporary_folder
     from frpo.preflight import check_rewards
     from frpo.recipe import read as read_as
     from frpo.roles import WorkerFailed
     from frpo.service.port import held_port
 
     config = read_as(service, tuple(set), ServiceConfig)
-    joined = named(address, "--address")
+    joined = named_cluster(address, "--address")
     digest = token_digest(config, joined=joined is not None)
     config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
     check_rewards(config.rewards)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import hub, joining, models, preflight, saved
+from frpo import hub, joining, models, resources, saved
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, weight_bytes
 
@@ -70,7 +70,7 @@ def python() -> Finding:
 
 def versions() -> Iterator[Finding]:
     """Installed packages against what frpo asks for, the engine's extra of this machine included."""
-    extra = "gpu" if preflight.num_gpus() else "cpu"
+    extra = "gpu" if resources.num_gpus() else "cpu"
     asked = [Requirement(text) for text in metadata.requires("frpo") or []]
     mine = [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", extra))]
     strictest = {
@@ -90,7 +90,7 @@ def versions() -> Iterator[Finding]:
 
 
 def accelerators() -> Finding:
-    count = preflight.num_gpus()
+    count = resources.num_gpus()
     if not count:
         return Finding("accelerators", "no NVIDIA GPU: everything runs on the CPU")
     asked = _ask("import torch; print(torch.cuda.device_count())", IMPORT_LIMIT_S)
@@ -106,7 +106,7 @@ def accelerators() -> Finding:
 def space(config: Config | None) -> Iterator[Finding]:
     folder = config.folder if config else Path("runs")
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    need = max(LEAST_DISK_GIB, preflight.disk_bytes(config) / 2**30 if config else 0.0)
+    need = max(LEAST_DISK_GIB, resources.disk_bytes(config) / 2**30 if config else 0.0)
     yield _room("disk", parent, need, "choose another --run-dir, or make room")
     yield ray_folder()
     if (shared := Path("/dev/shm")).is_dir():

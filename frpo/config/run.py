@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from frpo.config import checks
 from frpo.config.cards import check_cards, check_served
+from frpo.config.cluster import ClusterConfig
 from frpo.config.data import DataConfig
 from frpo.config.estimators import merged_objective
 from frpo.config.model import ModelConfig
@@ -138,23 +139,6 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
     """Checkpoints of best validation reward kept besides."""
-
-
-class ClusterConfig(Section):
-    address: str | None = None
-    """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
-    gpu: Literal["A100-40GB", "A100-80GB", "H100", "H200", "L40S"] | None = None
-    """Card of the nodes, for what `frpo plan` predicts; null: that of this machine."""
-    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Placement of the actors' bundles over nodes."""
-    object_store_gib: PositiveFloat | None = None
-    """Object store of a cluster started here, GiB; null: half a GiB more than the policy's weights."""
-    start_timeout_s: PositiveFloat = 1800.0
-    """Longest wait for placement and for actors to start."""
-    call_timeout_s: PositiveFloat = 1800.0
-    """Longest wait for one call of an actor."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of a rollout, reward, reference or evaluation actor within a run."""
 
 
 class Config(Section):

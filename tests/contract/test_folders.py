@@ -288,7 +288,7 @@ def test_without_its_last_checkpoint_a_stage_begins_again(tmp_path: Path) -> Non
 
 def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path) -> None:
     from frpo.outline import fixed_end, outline
-    from frpo.preflight import disk_bytes
+    from frpo.resources import disk_bytes
 
     kept = {s.name: not fixed_end(s) for s in outline(configured(tmp_path))}
     assert kept == {"base": False, "rlhf/frpo": True, "certify/frpo": False, "downstream/frpo/more": True}

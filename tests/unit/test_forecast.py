@@ -22,8 +22,8 @@ from frpo.forecast import (
     training,
 )
 from frpo.planning import plan
-from frpo.preflight import card, lacks
 from frpo.recipe import load
+from frpo.resources import card, lacks
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 ROOT = Path(__file__).parents[2]
