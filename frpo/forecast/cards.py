@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from frpo.config import Config, DownstreamRl, DownstreamSft, FinetuneConfig, TrainConfig
-from frpo.planning import Actor, Plan
+from frpo.planning import TRAINS, Actor, Plan
 from frpo.shape import BUDGET_TOKENS, BYTES, CHUNK_ELEMENTS, CHUNK_POSITIONS, Shape
 
 GIB = 2**30
@@ -41,8 +41,6 @@ ENGINE_GIB = 3.0
 """vLLM's activations, CUDA graphs and sampler."""
 LOADED = {"reference": 1, "evaluate": 2}
 """Policies that a scorer has loaded at once."""
-TRAINS = ("learner", "finetune")
-"""Roles that train; a rank of each stands on one card, and never do both hold memory."""
 
 
 @dataclass(frozen=True)

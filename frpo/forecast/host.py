@@ -8,14 +8,13 @@ from frpo.config import Config, DownstreamRl, TrainConfig
 from frpo.forecast.cards import (
     GIB,
     LOADED,
-    TRAINS,
     Need,
     largest_training,
     list_trainings,
     num_trained,
     scorer_need,
 )
-from frpo.planning import Actor, Plan
+from frpo.planning import TRAINS, Actor, Plan
 from frpo.shape import BYTES, Shape
 
 PROCESS_GIB = {
