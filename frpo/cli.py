@@ -105,8 +105,8 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
     from frpo import preflight
-    from frpo.checkpoint import hold
     from frpo.metrics import RunLog
+    from frpo.rundir import hold
     from frpo.stages.folders import look_and_tell
 
     config = read(recipe, set, run_dir)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of, write_text
+from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of
 from frpo.config import Config, ConfigError
 from frpo.content import Digests
+from frpo.disk import write_text
 from frpo.outline import Stage, fixed_end, outline
 from frpo.records import Made, StageResult
 from frpo.stages.graph import made_from

@@ -14,7 +14,7 @@ import torch
 
 from frpo import testbed
 from frpo.certify import CertificateFile
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.records import Certificate
 
 trl = pytest.importorskip("trl", reason="trl is not installed")

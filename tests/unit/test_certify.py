@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from frpo.certify import check_parity, configuration, in_options, pairs, reward_of, weights_sha256
-from frpo.checkpoint import folder_sha256
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
+from frpo.disk import folder_sha256
 from frpo.stops import RunStopped
 from frpo.types import Floats, Group
 from tests.support.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs

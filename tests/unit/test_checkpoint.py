@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from frpo import checkpoint
+from frpo import rundir
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ConfigError
 from frpo.types import Steering, Written
@@ -149,12 +149,16 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with checkpoint.hold(tmp_path):
-        code = f"from pathlib import Path\nfrom frpo import checkpoint\nwith checkpoint.hold(Path({str(tmp_path)!r})): pass"
+    with rundir.hold(tmp_path):
+        code = (
+            "from pathlib import Path\n"
+            "from frpo import rundir\n"
+            f"with rundir.hold(Path({str(tmp_path)!r})): pass"
+        )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1
     assert f"{tmp_path} is in use by process" in other.stderr
-    with checkpoint.hold(tmp_path):
+    with rundir.hold(tmp_path):
         pass
 
 
@@ -162,7 +166,7 @@ def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"),
-        checkpoint.hold(tmp_path / "file" / "run"),
+        rundir.hold(tmp_path / "file" / "run"),
     ):
         pass
 

@@ -17,9 +17,9 @@ import pytest
 from huggingface_hub import constants, errors
 
 from frpo import hub, models
-from frpo.checkpoint import describe
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
+from frpo.rundir import describe
 from tests.support import hubs
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 
 from actors import _writer
 from actors._writer import Writer, on_host
-from frpo.checkpoint import sha256
+from frpo.disk import sha256
 
 
 def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
