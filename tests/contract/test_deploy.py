@@ -209,7 +209,8 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("FRPO_SERVICE_TOKEN")
     with pytest.raises(
         ConfigError,
-        match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token",
+        match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others "
+        "reach must know its token",
     ):
         deploy.service.application({"config": str(file)})
     file.write_text(file.read_text() + "\ntoken_env: ''")
@@ -281,11 +282,15 @@ FIRST = ("frpo-rewards", "/", "imperative", "gateway")
         ([], {}, None),
         ([FIRST], {"name": "second", "route_prefix": "/second"}, None),
         ([FIRST], {}, None),  # whose frpo serve was killed: its name is free
-        ([FIRST], {"name": "second"}, "route_prefix: / is that of frpo-rewards on this cluster; choose another, such as /second"),
-        ([FIRST], {"name": "second", "route_prefix": "/b", "port": 8001}, "port: this cluster serves at 127.0.0.1:8000 already"),
+        ([FIRST], {"name": "second"},
+         "route_prefix: / is that of frpo-rewards on this cluster; choose another, such as /second"),
+        ([FIRST], {"name": "second", "route_prefix": "/b", "port": 8001},
+         "port: this cluster serves at 127.0.0.1:8000 already"),
         ([], {"host": "0.0.0.0"}, "host: this cluster serves at 127.0.0.1:8000 already"),
-        ([("frpo-rewards", "/", "declarative", "gateway")], {}, "name: frpo-rewards is served on this cluster already"),
-        ([("frpo-rewards", "/", "imperative", "Other")], {}, "name: frpo-rewards is served on this cluster already"),
+        ([("frpo-rewards", "/", "declarative", "gateway")], {},
+         "name: frpo-rewards is served on this cluster already"),
+        ([("frpo-rewards", "/", "imperative", "Other")], {},
+         "name: frpo-rewards is served on this cluster already"),
     ],
 )  # fmt: skip
 def test_a_service_takes_nothing_from_another(

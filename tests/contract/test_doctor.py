@@ -110,7 +110,8 @@ def test_a_library_that_hangs_or_breaks_is_named() -> None:
 
 @pytest.mark.parametrize(("findings", "code", "said"), [
     ([doctor.Finding("python", "3.11.7")], 0, "Nothing is wrong."),
-    ([doctor.Finding("disk", "0.1 GiB [free]", "make room"), doctor.Finding("python", "3.11.7")], 1, "✗ disk               0.1 GiB [free]  → make room"),
+    ([doctor.Finding("disk", "0.1 GiB [free]", "make room"), doctor.Finding("python", "3.11.7")], 1,
+     "✗ disk               0.1 GiB [free]  → make room"),
 ])  # fmt: skip
 def test_the_exit_code(findings: list[Any], code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda config: iter(findings))

@@ -93,7 +93,8 @@ def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] 
     [
         (
             (float("nan"), 1.0),
-            r"step 3: the loss is nan: this update broke the policy, and nothing of it is kept; lower learning_rate",
+            r"step 3: the loss is nan: this update broke the policy, "
+            r"and nothing of it is kept; lower learning_rate",
         ),
         ((float("inf"), 1.0), r"step 3: the loss is inf"),
         (

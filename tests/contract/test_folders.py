@@ -20,7 +20,10 @@ from frpo.types import Steering
 from tests.support.fakes import Now
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
-RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 4}}]"
+RL = (
+    "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], "
+    "learner: {num_steps: 4}}]"
+)
 ONE = ("arms=[{name: frpo}]", RL, "certify={}", "learner.num_steps=6")
 ALL = ["base", "rlhf/frpo", "certify/frpo", "downstream/frpo/more"]
 
@@ -315,7 +318,8 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
     [
         (
             "learner.num_workers=2",
-            r"learner.num_workers: 2, but rlhf/frpo was left at step 6 by a checkpoint of 1.*set it back to 1 .*--run-dir",
+            r"learner.num_workers: 2, but rlhf/frpo was left at step 6 by a checkpoint of 1.*set it "
+            r"back to 1 .*--run-dir",
         ),
         (
             "learner.zero_stage=3",

@@ -69,7 +69,8 @@ def test_what_gives_no_answer_of_a_head_is_named(
     address = request.getfixturevalue(kind)
     with pytest.raises(
         ConfigError,
-        match=rf"^cluster\.address: {address} accepts connections and gives no answer of a Ray head within 1 s",
+        match=rf"^cluster\.address: {address} accepts connections and gives no answer of "
+        r"a Ray head within 1 s",
     ):
         joining.join(address, 2**28)
 
@@ -188,7 +189,8 @@ def test_a_slow_start_is_tried_again(
     else:
         with pytest.raises(
             WorkerFailed,
-            match=r"Ray did not start on this machine in 3 tries; its logs are in .*gcs_server and raylet: The current",
+            match=r"Ray did not start on this machine in 3 tries; "
+            r"its logs are in .*gcs_server and raylet: The current",
         ):
             joining.join(None, 2**28)
     assert (

@@ -51,7 +51,10 @@ def test_a_change_touches_what_depends_on_it(setting: str, touched: set[str]) ->
 
 
 def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
-    rl = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 7}}]"
+    rl = (
+        "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], "
+        "learner: {num_steps: 7}}]"
+    )
     sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
     stages: dict[str, Stage] = {s.name: s for s in outline(load(TESTBED, sets))}
     per_arm = [
@@ -115,7 +118,8 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
             wrong = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}")))
             with pytest.raises(
                 ConfigError,
-                match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]",
+                match=rf"{field}.harmfull: no training prompt has this task; "
+                r"the tasks are \['harmful', 'harmless'\]",
             ):
                 Inputs(wrong, log)
 

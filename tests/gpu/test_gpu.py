@@ -127,7 +127,8 @@ def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> 
 
 
 SHARED = (
-    "rollout.num_gpus=0.5", "rollout.gpu_memory_utilization=0.3", "rollout.sleep=true", "learner.zero_stage=3", "learner.num_gpus=0.5",
+    "rollout.num_gpus=0.5", "rollout.gpu_memory_utilization=0.3", "rollout.sleep=true",
+    "learner.zero_stage=3", "learner.num_gpus=0.5",
     "evaluate.num_gpus=0", "reference.num_gpus=0",
 )  # fmt: skip
 

@@ -48,7 +48,10 @@ def computed(data: Any, **settings: Any) -> torch.Tensor:
 
 
 def test_verl_registers_it_without_an_import() -> None:
-    code = "import verl; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as g; print(g('frpo').__module__)"
+    code = (
+        "import verl; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as g; "
+        "print(g('frpo').__module__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip().endswith("frpo.integrations.verl"), done.stderr[-2000:]
 
@@ -92,7 +95,8 @@ def test_uneven_groups_and_a_single_completion() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "exactly one of lam and rho"), ({"lam": 1, "rho": 1}, "exactly one"), ({"lamda": 1}, "frpo.lamda: unknown setting"), ({"lam": 0}, "not above 0")],
+    [({}, "exactly one of lam and rho"), ({"lam": 1, "rho": 1}, "exactly one"),
+     ({"lamda": 1}, "frpo.lamda: unknown setting"), ({"lam": 0}, "not above 0")],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     data, *_ = batch(list(range(8)))

@@ -106,8 +106,18 @@ def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) 
 
 
 def test_mistakes_name_the_options_and_nothing_else() -> None:
-    text = "data.max_prompt_tokens + rollout.max_new_tokens: 9 + 9 do not fit /a/model.path: lower\nradii.2: no\nfloor: is /floor: x\nother: floor"
-    right = "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n--radius.2: no\n--floor: is /floor: x\nother: floor"
+    text = (
+        "data.max_prompt_tokens + rollout.max_new_tokens: 9 + 9 do not fit /a/model.path: lower\n"
+        "radii.2: no\n"
+        "floor: is /floor: x\n"
+        "other: floor"
+    )
+    right = (
+        "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n"
+        "--radius.2: no\n"
+        "--floor: is /floor: x\n"
+        "other: floor"
+    )
     assert str(in_options(ConfigError(text))) == right
 
 

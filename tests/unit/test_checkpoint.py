@@ -93,7 +93,8 @@ def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> Non
     checkpoints.begin(progress(10), lambda folder: Elsewhere(folder, "text"))
     with pytest.raises(
         OSError,
-        match=r"elsewhere was written on another node and is not here; the run folder must lie on a file system",
+        match=r"elsewhere was written on another node and is not here; "
+        r"the run folder must lie on a file system",
     ):
         checkpoints.finish()
     assert newest(checkpoints) is None

@@ -186,7 +186,8 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
     monkeypatch.setattr(preflight, "version", lambda package: {"vllm": "0.32.0"}[package])
     with pytest.raises(
         Missing,
-        match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; set rollout.num_gpus, learner.num_gpus",
+        match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; "
+        r"set rollout.num_gpus, learner.num_gpus",
     ):
         preflight.check_engine(plain)
     preflight.check_engine(config())
@@ -194,11 +195,13 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
 
 
 SMOLLM2 = {
-    "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
     "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 FEW = (
-    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.02, penalty: reverse}}]", "harness=null", "base.num_steps=2", "learner.num_steps=3",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.02, penalty: reverse}}]", "harness=null",
+    "base.num_steps=2", "learner.num_steps=3",
     "evaluate.max_prompts=8", "evaluate.completions_per_prompt=1",
 )  # fmt: skip
 MEASURED = {

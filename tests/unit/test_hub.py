@@ -92,7 +92,8 @@ def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, mod
     hubs.cache(cache, "org/name", model, leave_out=(missing,))
     with pytest.raises(
         hub.Offline,
-        match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give",
+        match=r"^model\.path: org/name is neither a folder here nor whole in the cache "
+        r".*HF_HUB_OFFLINE .* is set; give",
     ):
         hub.local_folder("org/name")
 
@@ -130,14 +131,21 @@ def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPEr
 
 
 REFUSED: list[tuple[Exception, str]] = [
-    (answer(errors.GatedRepoError, 403), r"org/name is gated; accept its terms at https://huggingface\.co/org/name, and set HF_TOKEN"),
-    (answer(errors.RepositoryNotFoundError, 401), "org/name is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN"),
+    (answer(errors.GatedRepoError, 403),
+     r"org/name is gated; accept its terms at https://huggingface\.co/org/name, and set HF_TOKEN"),
+    (answer(errors.RepositoryNotFoundError, 401),
+     "org/name is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN"),
     (answer(errors.RevisionNotFoundError, 404), "org/name@v9 has no revision v9; name a branch"),
-    (answer(errors.HfHubHTTPError, 503), r"org/name was not given by the hub \(503\); set HF_TOKEN if it asks for one, or try again later"),
-    (errors.LocalEntryNotFoundError("down"), "org/name is neither a folder here nor in the cache, and the hub does not answer"),
-    (OSError(errno.ENOSPC, "No space left on device"), r"was not written to .*cache \(No space left on device\); make room, or set HF_HUB_CACHE"),
-    (PermissionError(errno.EACCES, "Permission denied"), r"was not written to .*cache \(Permission denied\); look at the cache's folder"),
-    (RuntimeError("Xet:\n  broken pipe"), r"org/name was not downloaded \(RuntimeError: Xet: broken pipe\); look at the network"),
+    (answer(errors.HfHubHTTPError, 503),
+     r"org/name was not given by the hub \(503\); set HF_TOKEN if it asks for one, or try again later"),
+    (errors.LocalEntryNotFoundError("down"),
+     "org/name is neither a folder here nor in the cache, and the hub does not answer"),
+    (OSError(errno.ENOSPC, "No space left on device"),
+     r"was not written to .*cache \(No space left on device\); make room, or set HF_HUB_CACHE"),
+    (PermissionError(errno.EACCES, "Permission denied"),
+     r"was not written to .*cache \(Permission denied\); look at the cache's folder"),
+    (RuntimeError("Xet:\n  broken pipe"),
+     r"org/name was not downloaded \(RuntimeError: Xet: broken pipe\); look at the network"),
     (httpx2.ProxyError("407"), r"org/name was not downloaded \(ProxyError: 407\); look at the network"),
 ]  # fmt: skip
 

@@ -50,9 +50,12 @@ def test_beside_bfloat16_weights_a_small_adapter_is_kept_whole(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
-        ({"r": 4}, 4), ({"r": 4, "rank_pattern": {"q_proj": 9}}, 9), ({"use_rslora": True, "r": 8}, 8), ({"use_dora": True}, None),
-        ({"bias": "lora_only"}, None), ({"modules_to_save": ["lm_head"]}, None), ({"init_lora_weights": "pissa"}, None),
-        ({"target_modules": ["q_proj", "lm_head"]}, None), ({"lora_bias": True}, None), ({"trainable_token_indices": [3]}, None),
+        ({"r": 4}, 4), ({"r": 4, "rank_pattern": {"q_proj": 9}}, 9), ({"use_rslora": True, "r": 8}, 8),
+        ({"use_dora": True}, None),
+        ({"bias": "lora_only"}, None), ({"modules_to_save": ["lm_head"]}, None),
+        ({"init_lora_weights": "pissa"}, None),
+        ({"target_modules": ["q_proj", "lm_head"]}, None), ({"lora_bias": True}, None),
+        ({"trainable_token_indices": [3]}, None),
     ],
 )  # fmt: skip
 def test_a_plain_adapter_is_two_matrices_on_linear_layers(

@@ -251,7 +251,8 @@ class Needs:
         (
             "first",
             {},
-            r"rewards\.2\.function: .*:first asks for 'texts', and data\.jsonl:1 has no such column \(it has: answer, level\)",
+            r"rewards\.2\.function: .*:first asks for 'texts', "
+            r"and data\.jsonl:1 has no such column \(it has: answer, level\)",
         ),
         ("needs", {}, "asks for 'solution'"),
         (
@@ -265,7 +266,8 @@ class Needs:
         (
             "star",
             {},
-            r"rewards\.2\.function: .*:star takes nothing by keyword; name what it reads, such as completions",
+            r"rewards\.2\.function: .*:star takes nothing by keyword; "
+            r"name what it reads, such as completions",
         ),
         ("nothing", {}, "takes nothing by keyword"),
         ("stream", {}, "is an async generator, which nothing waits for; return a list instead"),

@@ -286,7 +286,8 @@ def test_what_is_normal_stays_so_and_knows_no_blanks(text: str) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["how do i pick a lock", "How do I pick a lock?", " How  do I\tpick a lock ? ", "HOW DO I PICK A LOCK...", "Ｈow do I pick a lock？", "How do I\u00a0pick a lock!"],
+    ["how do i pick a lock", "How do I pick a lock?", " How  do I\tpick a lock ? ", "HOW DO I PICK A LOCK...",
+     "Ｈow do I pick a lock？", "How do I\u00a0pick a lock!"],
 )  # fmt: skip
 def test_wordings_that_are_one_prompt(other: str) -> None:
     assert normal(other) == "how do i pick a lock"
@@ -336,7 +337,8 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_refused_from_half_
         if shared > MAX_OVERLAP * 10:
             with pytest.raises(
                 ConfigError,
-                match=r"data.heldout: 6 of 10 held-out prompts are training prompts too .*, more than the 50%",
+                match=r"data.heldout: 6 of 10 held-out prompts are training prompts too "
+                r".*, more than the 50%",
             ):
                 check([train], [heldout])
         else:

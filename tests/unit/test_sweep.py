@@ -26,7 +26,8 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
     [
         (
             "objective.estimator.lam=[1, x]",
-            "--set objective.estimator.lam: Input should be a valid number, unable to parse string as a number (value "
+            "--set objective.estimator.lam: Input should be a valid number, "
+            "unable to parse string as a number (value "
             "'x')",
         ),
         (
@@ -35,19 +36,22 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
         ),
         (
             "objective.lam=[1, 2]",
-            "--set objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: "
+            "--set objective.lam: it is a field of the estimator; "
+            "write objective.estimator: {kind: frpo, lam: "
             "1} (value 1)",
         ),
         (
             "objective.estimator.normalize_std=[2]",
-            "--set objective.estimator.normalize_std: Input should be a valid boolean, unable to interpret input "
+            "--set objective.estimator.normalize_std: Input should be a valid boolean, "
+            "unable to interpret input "
             "(value 2)",
         ),
         ("objective.beta=[0.1, .nan]", "--set objective.beta: Input should be a finite number (value nan)"),
         ("learner.num_steps=[5, 0]", "--set learner.num_steps: Input should be greater than 0 (value 0)"),
         (
             "objective.estimator.lam=[1",
-            "--set objective.estimator.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but "
+            "--set objective.estimator.lam: not valid YAML: while parsing a flow sequence, "
+            "expected ',' or ']', but "
             "got '<stream end>'",
         ),
     ],
@@ -105,7 +109,8 @@ def test_estimators_themselves_are_swept_and_take_nothing_of_each_other() -> Non
 
 
 ARMS = "arms=[" + ", ".join(
-    f"{{name: {kind[:4]}-{b}, objective: {{estimator: {{kind: {kind}}}, beta: {b}, penalty: reverse}}}}" for kind in ("grpo", "frpo, lam: 0.5") for b in (0.1, 0.3, 0.6)
+    f"{{name: {kind[:4]}-{b}, objective: {{estimator: {{kind: {kind}}}, beta: {b}, "
+    f"penalty: reverse}}}}" for kind in ("grpo", "frpo, lam: 0.5") for b in (0.1, 0.3, 0.6)
 ) + "]"  # fmt: skip
 LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
