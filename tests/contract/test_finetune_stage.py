@@ -68,10 +68,10 @@ class DyingRanks(FakeRanks):
         return []
 
     def update(self, sequences: Sequences) -> FinetuneStats:
-        found = super().update(sequences)
+        stats = super().update(sequences)
         if self.done == 3:
             raise WorkerFailed("fine-tune worker 0 died during update()")
-        return found
+        return stats
 
 
 def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] = FakeRanks) -> FakeRanks:

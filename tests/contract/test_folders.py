@@ -74,9 +74,9 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
 
 
 def told(config: Config) -> str:
-    found: list[str] = []
-    look_and_tell(config, found.append)
-    return "\n".join(found)
+    notes: list[str] = []
+    look_and_tell(config, notes.append)
+    return "\n".join(notes)
 
 
 def redo(config: Config) -> Path:
@@ -347,9 +347,9 @@ def test_only_checkpoints_are_taken_for_checkpoints(tmp_path: Path) -> None:
         (checkpoints / name).mkdir()
     (checkpoints / "step-00000011").write_text("a file")
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
-    found = Checkpoints(checkpoints, 1, 1).latest()
-    assert found is not None
-    assert found[0].name == "step-00000006"
+    latest = Checkpoints(checkpoints, 1, 1).latest()
+    assert latest is not None
+    assert latest[0].name == "step-00000006"
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "{}"])

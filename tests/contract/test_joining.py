@@ -98,9 +98,9 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
             f"{field}: {address!r}"
         )
         assert said in str(error.value)
-    found = doctor.cluster(address)
-    assert said in f"{found.found}; {found.remedy}"
-    assert found.remedy
+    finding = doctor.cluster(address)
+    assert said in f"{finding.found}; {finding.remedy}"
+    assert finding.remedy
 
 
 def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_the_digest_covers_the_adapter_how_it_is_applied_and_its_base(tmp_path: 
 
 def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) -> None:
     given = ("a=1", "b=[x, 2]", "c={d: true}", "e=x=", "f=", "g=a=b")
-    found = reward_of("file.py:f", given)
-    assert isinstance(found, FunctionReward)
-    assert found.arguments == {"a": 1, "b": ["x", 2], "c": {"d": True}, "e": "x=", "f": None, "g": "a=b"}
+    reward = reward_of("file.py:f", given)
+    assert isinstance(reward, FunctionReward)
+    assert reward.arguments == {"a": 1, "b": ["x", 2], "c": {"d": True}, "e": "x=", "f": None, "g": "a=b"}
     assert isinstance(reward_of(str(tmp_path), ()), ModelReward)
     assert isinstance(reward_of("org/judge", ()), ModelReward)
     assert isinstance(reward_of("rewards/mine.py:f", ()), FunctionReward)

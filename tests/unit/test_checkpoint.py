@@ -45,8 +45,8 @@ def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -
 
 
 def newest(checkpoints: Checkpoints) -> int | None:
-    found = checkpoints.latest()
-    return found and found[1].step
+    latest = checkpoints.latest()
+    return latest and latest[1].step
 
 
 def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_pat
 
     class Wrong(Writing):
         def result(self, limit_s: float | None = None) -> list[Written]:
-            (found,) = super().result()
-            return [replace(found, sha256="0" * 64)]
+            (written,) = super().result()
+            return [replace(written, sha256="0" * 64)]
 
     save(checkpoints, 10)
     manifest = json.loads((tmp_path / "step-00000010" / "manifest.json").read_text())
@@ -107,15 +107,15 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
         save(checkpoints, step)
     (tmp_path / "step-00000030" / "engine" / "weights").write_text("weights of 3x")
     (tmp_path / ".tmp-00000040").mkdir()
-    found = checkpoints.latest()
-    assert found is not None
-    path, state = found
+    latest = checkpoints.latest()
+    assert latest is not None
+    path, state = latest
     assert state == progress(20)
     assert (path / "engine" / "weights").read_text() == "weights of 20"
     (tmp_path / "step-00000020" / "manifest.json").unlink()
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 10
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 10
 
 
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         checkpoints.begin(progress(20), broken)
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 10
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 10
     save(checkpoints, 20)  # the left-over folder is in nobody's way
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 20
-    assert not (found[0] / "half").exists()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 20
+    assert not (latest[0] / "half").exists()
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ QWEN_HALF = {
 
 
 def shape(model: dict[str, object]) -> Shape:
-    found = shape_of(model)
-    assert found is not None
-    return found
+    sizes = shape_of(model)
+    assert sizes is not None
+    return sizes
 
 
 def config(*sets: str) -> Config:
@@ -217,10 +217,10 @@ def test_host_memory_is_predicted_within_a_fifth(name: str) -> None:
     """Of every actor, where it was measured by benchmarks/memory.py, and never less than that by more."""
     recipe, sets, model = MEASURED[name]
     config = load(ROOT / "recipes" / f"{recipe}.yaml", sets)
-    found = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
+    predicted = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
     measured = json.loads((ROOT / "docs" / "results" / "memory.json").read_text())[name]
-    assert set(found) == set(measured)
-    assert found == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
+    assert set(predicted) == set(measured)
+    assert predicted == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
 
 
 def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,9 +156,9 @@ def test_what_the_hub_refuses_is_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", online(lambda: fail(error)))
-    with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .*" + message) as found:
+    with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .*" + message) as raised:
         hub.local_folder("org/name@v9" if "v9" in message else "org/name", "rewards.0.path")
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(raised.value)
 
 
 def fail(error: Exception) -> Path:
@@ -197,14 +197,14 @@ def test_the_configuration_holds_folders_and_its_file_the_names(
 ) -> None:
     policy, judge = hubs.cache(cache, "org/policy", model), hubs.cache(cache, "org/judge", model)
     given = configuration()
-    found = models.resolved(given)
-    assert found.model.path == str(policy)
-    assert found.rewards[0].path == str(judge)  # type: ignore[union-attr]
+    resolved = models.resolved(given)
+    assert resolved.model.path == str(policy)
+    assert resolved.rewards[0].path == str(judge)  # type: ignore[union-attr]
     (tmp_path / "run").mkdir()
-    describe(tmp_path / "run", found)
+    describe(tmp_path / "run", resolved)
     kept = load(tmp_path / "run" / "config.yaml")
     assert kept.model.path == f"org/policy@{policy.name}"
-    assert models.resolved(kept) == found
+    assert models.resolved(kept) == resolved
 
 
 def test_paths_stay_as_they_are_written(cache: Path) -> None:
@@ -221,9 +221,9 @@ def test_paths_stay_as_they_are_written(cache: Path) -> None:
 
 def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: Path) -> None:
     policy = hubs.cache(cache, "org/policy", model)
-    found, missing = models.cached(configuration())
-    assert found.model.path == str(policy)
-    assert found.rewards == configuration().rewards
+    cached, missing = models.cached(configuration())
+    assert cached.model.path == str(policy)
+    assert cached.rewards == configuration().rewards
     assert [str(m).partition(";")[0][:60] for m in missing] == [
         "rewards.0.path: org/judge is neither a folder here nor whole i"[:60]
     ]

@@ -103,9 +103,9 @@ KINDS: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_trained_is_refused_by_field_and_value(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    found = refusal(write(tmp_path / "model", **fields))
-    assert found.startswith(f"model.path: {tmp_path / 'model' / 'config.json'} has {message}")
-    assert ";" in found  # and a remedy
+    said = refusal(write(tmp_path / "model", **fields))
+    assert said.startswith(f"model.path: {tmp_path / 'model' / 'config.json'} has {message}")
+    assert ";" in said  # and a remedy
 
 
 @pytest.mark.parametrize(

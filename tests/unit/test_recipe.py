@@ -21,10 +21,10 @@ def refusal(text: str | bytes, tmp_path: Path, *sets: str) -> str:
     file = tmp_path / "r.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     began = time.perf_counter()
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as raised:
         load(file, sets)
     assert time.perf_counter() - began < 3
-    return str(found.value).replace(str(file), "FILE")
+    return str(raised.value).replace(str(file), "FILE")
 
 
 MISTAKES = [
@@ -197,9 +197,9 @@ def test_a_service_has_the_same_messages(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(
         "rewards: [{kind: function, name: a, function: 'm:f', zzz: 1}]\nlimits: {timout_s: 3}\n"
     )
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as raised:
         read(tmp_path / "s.yaml", (), ServiceConfig)
-    assert str(found.value).splitlines() == [
+    assert str(raised.value).splitlines() == [
         "rewards.0.zzz: unknown field (value 1); `frpo config` lists the fields",
         "limits.timout_s: unknown field (value 3); did you mean timeout_s?",
     ]
@@ -216,8 +216,8 @@ def test_a_service_has_the_same_messages(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_scalars(text: str, value: object) -> None:
-    found = tree.parse(text, "here")
-    assert (type(found), found) == (type(value), value)
+    value_read = tree.parse(text, "here")
+    assert (type(value_read), value_read) == (type(value), value)
     assert math.isnan(tree.parse(".nan", "here"))
 
 
@@ -254,8 +254,10 @@ def test_an_anchor_is_a_copy_and_a_merge_may_be_overridden(tmp_path: Path) -> No
     text = TESTBED.read_text()
     start, end = text.index("arms:"), text.index("downstream:")
     shared = (
-        "arms:\n  - {name: a, objective: &o {estimator: {kind: grpo}, beta: 0.1}}\n  - {name: b, objective: "
-        "{<<: *o, beta: 0.2}}\n  - {name: c, objective: *o}\n"
+        "arms:\n"
+        "  - {name: a, objective: &o {estimator: {kind: grpo}, beta: 0.1}}\n"
+        "  - {name: b, objective: {<<: *o, beta: 0.2}}\n"
+        "  - {name: c, objective: *o}\n"
     )
     (tmp_path / "r.yaml").write_text(text[:start] + shared + text[end:])
     arms = load(tmp_path / "r.yaml", ("arms.a.objective.beta=0.7",)).arms
