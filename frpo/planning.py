@@ -72,10 +72,7 @@ class Plan:
 
 
 def plan(config: Config, heldout: Heldout | None = None) -> Plan:
-    """Roles, placement and sizes; completions of measurements where the held-out prompts are counted.
-
-    The reference is left out when no loop has a penalty, or where the learner's ranks are the reference.
-    """
+    """Roles, placement and sizes; completions of measurements where the held-out prompts are counted."""
     roles = _list_roles(config)
     actors, bundles = shared(config, roles) if config.rollout.sleep else apart(config, roles)
     stages = tuple(_plan_stage(config, stage, heldout) for stage in outline(config))
@@ -84,7 +81,8 @@ def plan(config: Config, heldout: Heldout | None = None) -> Plan:
 
 
 def _list_roles(config: Config) -> list[Role]:
-    """Those that do not train."""
+    """Those that do not train. The reference is left out when no loop has a penalty, or where the learner's
+    ranks are the reference."""
     rollout, reward, evaluate, reference = config.rollout, config.reward, config.evaluate, config.reference
     roles: list[Role] = [
         ("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus * rollout.tensor_parallel),
