@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from frpo.config import Config, ConfigError, named_cluster
+from frpo.config import Config, ConfigError, find_cluster
 from frpo.recipe import load
 
 app = typer.Typer(
@@ -138,7 +138,7 @@ def _refuse_if_short(config: Config) -> None:
 
     if short := lacks(config, plan(config)):
         raise ConfigError("\n".join(short))
-    if cluster := named_cluster(config.cluster.address):
+    if cluster := find_cluster(config.cluster.address):
         refuse_unreachable(*cluster)
 
 
@@ -298,7 +298,7 @@ def serve(
     from frpo.service.port import held_port
 
     config = read_as(service, tuple(set), ServiceConfig)
-    joined = named_cluster(address, "--address")
+    joined = find_cluster(address, "--address")
     digest = token_digest(config, joined=joined is not None)
     config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
     check_rewards(config.rewards)

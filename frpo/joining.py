@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from frpo.config import ConfigError, named_cluster
+from frpo.config import ConfigError, find_cluster
 from frpo.roles import WorkerFailed
 
 STARTS = 3
@@ -30,6 +30,8 @@ SOCKET_PATH = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
 SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """What Ray puts behind its temporary folder, bytes."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+"""Options of ray.init."""
 REMEDY = "is the head up, the address that of its GCS, and the token that of the head?"
 
 
@@ -40,7 +42,7 @@ def join(address: str | None, object_store: int, option: str = "cluster.address"
     WorkerFailed when Ray's own processes do not come up in STARTS tries.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    cluster = named_cluster(address, option)
+    cluster = find_cluster(address, option)
     if cluster:
         connect(*cluster)
     else:
@@ -59,13 +61,9 @@ def connect(address: str, field: str) -> None:
         remedy = "submit it there as a job (ray job submit)"
         raise ConfigError(f"{field}: {address} is up, but this machine is none of its nodes; {remedy}")
     try:
-        ray.init(address=address, **quiet_options())
+        ray.init(address=address, **QUIET)
     except Exception as error:
         raise ConfigError(f"{field}: {address} can't be joined: {_first_line(error)}; {REMEDY}") from None
-
-
-def quiet_options() -> dict[str, Any]:
-    return {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 
 
 def start_here(object_store: int) -> None:
@@ -76,7 +74,7 @@ def start_here(object_store: int) -> None:
     folder = temporary_folder()
     os.environ[ALONE] = "0"  # for Ray's processes, and for those of a sweep that join them
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, which has read it already
-    options = quiet_options() | {
+    options = QUIET | {
         "num_cpus": os.cpu_count(),
         "include_dashboard": False,
         "object_store_memory": object_store,

@@ -173,7 +173,7 @@ def short(value: Any, field: str = "") -> str:
     if SECRET.search(field):
         return "not shown"
     if isinstance(value, dict):
-        return _short_mapping(value)
+        return _shorten_mapping(value)
     if value is None:
         return "null"
     if isinstance(value, list | tuple):
@@ -182,7 +182,7 @@ def short(value: Any, field: str = "") -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-def _short_mapping(fields: dict[Any, Any]) -> str:
+def _shorten_mapping(fields: dict[Any, Any]) -> str:
     if not fields:
         return "no fields"
     names = [_name_of(name) for name in list(fields)[:MOST_NAMES]]

@@ -31,7 +31,7 @@ from frpo.config import (
 )
 from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model
-from frpo.resources import elsewhere, nearest_folder
+from frpo.resources import elsewhere, find_nearest_folder
 from frpo.rewards.calling import check_signature
 from frpo.rewards.loading import load_function
 from frpo.secrets import secrets_of
@@ -68,10 +68,10 @@ def check_data(config: Config, progress: Callable[[int], None]) -> sources.Check
         else:
             examples += task.sources
     every = (config.data.train, config.data.heldout, prompts, examples)
-    return sources.check(*map(_each_once, every), progress=progress)
+    return sources.check(*map(_drop_doubles, every), progress=progress)
 
 
-def _each_once(asked: Iterable[DatasetConfig]) -> list[DatasetConfig]:
+def _drop_doubles(asked: Iterable[DatasetConfig]) -> list[DatasetConfig]:
     """Different data sets, without the testbed's."""
     by_content = {source.model_dump_json(): source for source in asked}
     return [source for source in by_content.values() if not source.path.startswith("testbed:")]
@@ -209,7 +209,7 @@ def check_columns(config: Config) -> None:
     functions = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward)]
     if not functions:
         return
-    for source in _each_once(scored(config)):
+    for source in _drop_doubles(scored(config)):
         rows = _sample_rows(source)
         for (i, reward), (task, row) in itertools.product(functions, rows.items()):
             if not reward.tasks or task in reward.tasks:
@@ -244,7 +244,7 @@ def check_tasks(config: Config) -> None:
 
 def check_folder(folder: Path) -> None:
     try:
-        parent = nearest_folder(folder)
+        parent = find_nearest_folder(folder)
     except OSError as error:  # a name that is too long
         raise ConfigError(
             f"run_dir: {folder} cannot be a folder ({error.strerror}); choose another"

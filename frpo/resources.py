@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from frpo import saved
-from frpo.config import Config, named_cluster
+from frpo.config import Config, find_cluster
 from frpo.forecast import CARDS, Card, host_gib, host_needs, too_much
 from frpo.model_checks import weight_bytes
 from frpo.outline import fixed_end, outline
@@ -22,10 +22,10 @@ from frpo.shape import EMBEDDED, Shape, shape_of
 
 def elsewhere(config: Config) -> bool:
     """Whether the actors run in a cluster that is up already, maybe on other machines than this one."""
-    return named_cluster(config.cluster.address) is not None
+    return find_cluster(config.cluster.address) is not None
 
 
-def nearest_folder(folder: Path) -> Path:
+def find_nearest_folder(folder: Path) -> Path:
     """The folder itself, or the nearest above it that is there."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())
@@ -37,13 +37,13 @@ def lacks(config: Config, asked: Plan) -> list[str]:
     problems: list[str] = []
     sizes = shape(config)
     if not elsewhere(config):
-        problems += _lacking_devices(asked)
+        problems += _list_lacking_devices(asked)
         if sizes:
-            problems += _lacking_memory(config, sizes, asked)
+            problems += _list_lacking_memory(config, sizes, asked)
     gpu = card(config)
     if gpu and sizes and asked.num_gpus > 0:
         problems += too_much(config, sizes, gpu, asked)
-    parent = nearest_folder(config.folder)
+    parent = find_nearest_folder(config.folder)
     free = shutil.disk_usage(parent).free
     written = disk_bytes(config)
     if written > free:
@@ -54,7 +54,7 @@ def lacks(config: Config, asked: Plan) -> list[str]:
     return problems
 
 
-def _lacking_devices(asked: Plan) -> Iterator[str]:
+def _list_lacking_devices(asked: Plan) -> Iterator[str]:
     cpus = os.cpu_count() or 1
     if asked.num_cpus > cpus:
         yield (
@@ -69,7 +69,7 @@ def _lacking_devices(asked: Plan) -> Iterator[str]:
         )
 
 
-def _lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[str]:
+def _list_lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[str]:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     need = host_gib(host_needs(config, sizes, asked), asked)
     if need > have:

@@ -33,14 +33,14 @@ def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
     """More of them than max_failed_rewards, or so many that nothing is left to train on."""
     share = stats.failed_rewards / stats.num_completions
     if share > config.max_failed_rewards or stats.dropped_groups == stats.num_prompts:
-        why = "; ".join(stats.errors) or nothing_left(config, stats)
+        why = "; ".join(stats.errors) or _say_nothing_left(config, stats)
         raise RunStopped(
             f"step {step}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
             f"(max_failed_rewards = {config.max_failed_rewards:g}): {why}"
         )
 
 
-def nothing_left(config: Config, stats: BatchStats) -> str:
+def _say_nothing_left(config: Config, stats: BatchStats) -> str:
     return (
         f"every group was left with fewer than two completions that train; {stats.cut_share:.0%} of all are "
         f"cut at rollout.max_new_tokens = {config.rollout.max_new_tokens}: raise it, or set objective.cut to "

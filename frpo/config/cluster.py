@@ -27,7 +27,7 @@ class ClusterConfig(Section):
     """Restarts of a rollout, reward, reference or evaluation actor within a run."""
 
 
-def named_cluster(address: str | None, option: str = "cluster.address") -> tuple[str, str] | None:
+def find_cluster(address: str | None, option: str = "cluster.address") -> tuple[str, str] | None:
     """The cluster to join, and where it is named: `address`, given by `option`, or that of the job
     (RAY_ADDRESS). None where Ray is to be started on this machine."""
     if address:

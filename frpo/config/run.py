@@ -57,7 +57,7 @@ def refuse_workers(data: dict[str, Any]) -> None:
     """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the
     run's ranks."""
     lines = []
-    for place, section in dict(_sections_without_actors(data)).items():
+    for place, section in dict(_list_sections_without_actors(data)).items():
         for key in Workers.model_fields:
             if isinstance(section, dict) and key in section:
                 lines.append(f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}")
@@ -65,7 +65,7 @@ def refuse_workers(data: dict[str, Any]) -> None:
         raise ValueError("\n".join(lines))
 
 
-def _sections_without_actors(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _list_sections_without_actors(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Where a recipe may describe a training of an arm or fine-tune, and what is written there."""
     yield "base", data.get("base")
     for part in ("arms", "downstream"):

@@ -57,7 +57,7 @@ class Need:
         return sum(gib for _, gib in self.lines)
 
 
-def activation_bytes(
+def estimate_activations(
     shape: Shape, tokens: int, size: int, *, checkpointing: bool, kept: bool = True
 ) -> float:
     """Bytes between the forward and the backward pass; `kept` False: of a forward pass alone. A number has
@@ -74,13 +74,13 @@ def activation_bytes(
     return shape.layers * layer
 
 
-def logit_bytes(shape: Shape, tokens: int) -> float:
+def estimate_logits(shape: Shape, tokens: int) -> float:
     """Bytes of a chunk of them, there and back: four copies."""
     chunk = max(CHUNK_ELEMENTS, CHUNK_POSITIONS * shape.vocabulary)
     return 4 * 4 * min(tokens * shape.vocabulary, chunk)
 
 
-def num_trained(config: Config, shape: Shape) -> int:
+def count_trained(config: Config, shape: Shape) -> int:
     """Weights that training changes: the adapters', or all."""
     lora = config.model.lora
     return shape.adapters(lora) if lora else shape.weights
@@ -99,7 +99,7 @@ def list_trainings(config: Config, role: str) -> list[TrainConfig]:
     return trainings or [config.learner]
 
 
-def largest_micro_batch(config: Config, train: TrainConfig) -> int:
+def find_largest_micro_batch(config: Config, train: TrainConfig) -> int:
     """Tokens of a rank's largest, at most; completions of a prompt share it."""
     if isinstance(train, FinetuneConfig):
         batch = train.batch_size * train.max_tokens
@@ -115,7 +115,7 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     model = config.model
     size = BYTES[model.dtype]
     ranks = config.learner.num_workers
-    trained = num_trained(config, shape)
+    trained = count_trained(config, shape)
     weights = 0.0
     if train.offload != "all":
         sharded = ranks if train.zero_stage == 3 else 1
@@ -125,20 +125,20 @@ def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     if train.offload != "none":
         states = 0.0
     shards = ranks if train.zero_stage >= 2 or size == 2 else 1
-    tokens = largest_micro_batch(config, train)
-    held = activation_bytes(shape, tokens, size, checkpointing=model.gradient_checkpointing)
+    tokens = find_largest_micro_batch(config, train)
+    held = estimate_activations(shape, tokens, size, checkpointing=model.gradient_checkpointing)
     lines = (
         ("weights", weights / GIB),
         ("gradients", 4 * trained / shards / GIB),
         ("optimizer", states / GIB),
         ("activations", held / GIB),
-        ("logits", logit_bytes(shape, tokens) / GIB),
+        ("logits", estimate_logits(shape, tokens) / GIB),
         ("context", CONTEXT_GIB),
     )
-    return Need("learner", lines, ", ".join(_training_remedies(config)))
+    return Need("learner", lines, ", ".join(_list_training_remedies(config)))
 
 
-def _training_remedies(config: Config) -> Iterator[str]:
+def _list_training_remedies(config: Config) -> Iterator[str]:
     if not config.model.gradient_checkpointing:
         yield "model.gradient_checkpointing: true"
     yield "a lower learner.micro_batch_tokens"
@@ -148,7 +148,7 @@ def _training_remedies(config: Config) -> Iterator[str]:
         yield "model.lora"
 
 
-def largest_training(config: Config, shape: Shape, *roles: str) -> Need:
+def estimate_largest_training(config: Config, shape: Shape, *roles: str) -> Need:
     """The need of a rank of the roles in what takes most of all that they train."""
     candidates: list[Need] = []
     for role in roles:
@@ -156,40 +156,40 @@ def largest_training(config: Config, shape: Shape, *roles: str) -> Need:
     return max(candidates, key=attrgetter("gib"))
 
 
-def scorer_need(config: Config, shape: Shape, role: str) -> Need:
+def estimate_scorer(config: Config, shape: Shape, role: str) -> Need:
     """A scorer with the policies that it has loaded, whole ones, adapters included."""
     size = BYTES[config.model.dtype]
     prompts = 1  # the reference has a group at a time
     completions = config.rollout.group_size
     if role == "evaluate":
-        prompts = most_heldout_prompts(config)
+        prompts = count_heldout_prompts(config)
         completions = config.evaluate.completions_per_prompt
     drawn = prompts * completions * config.rollout.max_new_tokens
     tokens = min(BUDGET_TOKENS, prompts * config.data.max_prompt_tokens + drawn)
-    passing = activation_bytes(shape, tokens, size, checkpointing=False, kept=False)
+    passing = estimate_activations(shape, tokens, size, checkpointing=False, kept=False)
     lines = (
         ("weights", LOADED[role] * shape.weights * size / GIB),
         ("activations", passing / GIB),
-        ("logits", logit_bytes(shape, min(tokens, drawn)) / GIB),
+        ("logits", estimate_logits(shape, min(tokens, drawn)) / GIB),
         ("context", CONTEXT_GIB),
     )
     return Need(role, lines, f"{role}.num_gpus: 0 (on the CPU), or a card of its own ({role}.num_gpus: 1)")
 
 
-def most_heldout_prompts(config: Config) -> int:
+def count_heldout_prompts(config: Config) -> int:
     """Of an evaluation; no fewer than fill a pass where their number is open."""
     tasks = {source.task for source in config.data.heldout}
     most = config.evaluate.max_prompts
     return BUDGET_TOKENS if most is None or None in tasks else most * len(tasks)
 
 
-def engine_need(config: Config, shape: Shape, card: Card) -> Need:
+def estimate_engine(config: Config, shape: Shape, card: Card) -> Need:
     """One card of an engine: all that gpu_memory_utilization gives it; the KV cache is what the rest
     leaves."""
     rollout = config.rollout
     size = BYTES[config.model.dtype]
     weights = shape.weights * size / rollout.tensor_parallel / GIB
-    adapters = num_trained(config, shape) * size / GIB if config.sends_adapters else 0.0
+    adapters = count_trained(config, shape) * size / GIB if config.sends_adapters else 0.0
     cache = rollout.gpu_memory_utilization * card.gib - weights - adapters - ENGINE_GIB
     lines = (
         ("weights", weights),
@@ -205,10 +205,10 @@ def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     on_cards = {actor.role for actor in asked.actors if actor.num_gpus > 0}
     by_role: list[Need] = []
     if "rollout" in on_cards:
-        by_role.append(engine_need(config, shape, card))
+        by_role.append(estimate_engine(config, shape, card))
     if "learner" in on_cards:
-        by_role.append(largest_training(config, shape, *TRAINS))
-    by_role += [scorer_need(config, shape, role) for role in LOADED if role in on_cards]
+        by_role.append(estimate_largest_training(config, shape, *TRAINS))
+    by_role += [estimate_scorer(config, shape, role) for role in LOADED if role in on_cards]
     return by_role
 
 
@@ -229,7 +229,7 @@ def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]
                 f"can have of a {card.name}; set {need.remedy}"
             )
         if need.role == "rollout":
-            problems += _small_cache(config, shape, card, need)
+            problems += _say_small_cache(config, shape, card, need)
     return problems
 
 
@@ -239,7 +239,7 @@ def _share_of_card(config: Config, actor: Actor) -> float:
     return min(1.0, actor.num_gpus)
 
 
-def _small_cache(config: Config, shape: Shape, card: Card, engine: Need) -> Iterator[str]:
+def _say_small_cache(config: Config, shape: Shape, card: Card, engine: Need) -> Iterator[str]:
     """Where an engine cannot hold the longest sequence."""
     bytes_per_token = shape.kv_per_token * BYTES[config.model.dtype]
     longest = config.num_tokens_limit * bytes_per_token / config.rollout.tensor_parallel / GIB

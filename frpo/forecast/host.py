@@ -9,10 +9,10 @@ from frpo.forecast.cards import (
     GIB,
     LOADED,
     Need,
-    largest_training,
+    count_trained,
+    estimate_largest_training,
+    estimate_scorer,
     list_trainings,
-    num_trained,
-    scorer_need,
 )
 from frpo.planning import TRAINS, Actor, Plan
 from frpo.shape import BYTES, Shape
@@ -36,7 +36,7 @@ def host_needs(config: Config, shape: Shape, asked: Plan) -> list[Need]:
     for actor in asked.actors:
         if actor.role in PROCESS_GIB:
             process = ("process", PROCESS_GIB[actor.role])
-            by_role.append(Need(actor.role, (process, *_lines_beside(config, shape, actor)), ""))
+            by_role.append(Need(actor.role, (process, *_list_lines_beside(config, shape, actor)), ""))
     return by_role
 
 
@@ -48,22 +48,26 @@ def host_gib(needs: Sequence[Need], asked: Plan) -> float:
     return sum(gib.values()) - min(gib["learner"], gib["finetune"]) + waiting
 
 
-def _lines_beside(config: Config, shape: Shape, actor: Actor) -> list[Line]:
+def _list_lines_beside(config: Config, shape: Shape, actor: Actor) -> list[Line]:
     """What an actor holds beside the process itself."""
     role = actor.role
     if role == "reward":
         return []
     weights = shape.weights * BYTES[config.model.dtype] / GIB
     if actor.num_gpus > 0:
-        return _copies_of_card(config, shape, role, weights)
+        return _list_copies_of_card(config, shape, role, weights)
     if role == "rollout":  # vLLM packs a copy of them for the CPU
         return [("weights", 2 * weights), ("KV cache", float(config.rollout.kv_cache_gib))]
-    need = largest_training(config, shape, role) if role in TRAINS else scorer_need(config, shape, role)
+    need = (
+        estimate_largest_training(config, shape, role)
+        if role in TRAINS
+        else estimate_scorer(config, shape, role)
+    )
     others = [line for line in need.lines if line[0] not in ("weights", "context")]
-    return [("weights", _num_copies(config, role) * weights), *others]
+    return [("weights", _count_copies(config, role) * weights), *others]
 
 
-def _num_copies(config: Config, role: str) -> int:
+def _count_copies(config: Config, role: str) -> int:
     """Policies whose weights a process on the CPU has to itself: what it trains, and merged adapters. All
     others lie in files that are mapped into memory, once for all processes of a machine."""
     if config.model.lora is None:
@@ -74,15 +78,15 @@ def _num_copies(config: Config, role: str) -> int:
     return int(role in ("finetune", "evaluate") or bool(arms_go_on))
 
 
-def _copies_of_card(config: Config, shape: Shape, role: str, weights: float) -> list[Line]:
+def _list_copies_of_card(config: Config, shape: Shape, role: str, weights: float) -> list[Line]:
     """Of what an actor has on its card. `weights`: those of a policy, GiB."""
     lines: list[Line] = []
     left = LOADED.get(role, 1) * weights
     if role in TRAINS:
-        offloaded = max(_offloaded_gib(config, shape, train) for train in list_trainings(config, role))
+        offloaded = max(_estimate_offloaded(config, shape, train) for train in list_trainings(config, role))
         if offloaded:
             lines.append(("states on the host (offload)", offloaded))
-        states = 12 * num_trained(config, shape) / config.learner.num_workers / GIB
+        states = 12 * count_trained(config, shape) / config.learner.num_workers / GIB
         lines.append(("a checkpoint, while it is written", states))
         left += states
     if config.rollout.sleep:
@@ -90,11 +94,11 @@ def _copies_of_card(config: Config, shape: Shape, role: str, weights: float) -> 
     return lines
 
 
-def _offloaded_gib(config: Config, shape: Shape, train: TrainConfig) -> float:
+def _estimate_offloaded(config: Config, shape: Shape, train: TrainConfig) -> float:
     """What a rank leaves on the host by ZeRO-Offload, GiB."""
     if train.offload == "none":
         return 0.0
-    offloaded = 12 * num_trained(config, shape)
+    offloaded = 12 * count_trained(config, shape)
     if train.offload == "all":
         offloaded += shape.weights * BYTES[config.model.dtype]
     return offloaded / config.learner.num_workers / GIB

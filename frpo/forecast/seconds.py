@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from frpo.config import Config, LearnerConfig
-from frpo.forecast.cards import Card, num_trained
+from frpo.forecast.cards import Card, count_trained
 from frpo.planning import Plan
 from frpo.shape import BYTES, Shape
 
@@ -34,7 +34,7 @@ def step_phases(
     """Of one step of an arm; rewards are not known, nor what waits for them."""
     rollout = config.rollout
     ranks = config.learner.num_workers
-    yield Phase("generate", _generate_s(config, shape, card))
+    yield Phase("generate", _estimate_generation(config, shape, card))
     completions = rollout.prompts_per_step * rollout.group_size
     tokens = completions * rollout.max_new_tokens + rollout.prompts_per_step * config.data.max_prompt_tokens
     # a forward pass takes two operations a weight and token, a backward pass four
@@ -50,7 +50,7 @@ def step_phases(
     passes = own + (config.reference.share is not None)
     if passes:
         yield Phase("log-probs by the learner", passes * forward / ranks)
-    yield Phase("publish", _publish_s(config, shape))
+    yield Phase("publish", _estimate_publishing(config, shape))
 
 
 def _efficiency_of(shape: Shape) -> float:
@@ -59,7 +59,7 @@ def _efficiency_of(shape: Shape) -> float:
     return 0.37 * min(1.0, shape.hidden / 3584)
 
 
-def _generate_s(config: Config, shape: Shape, card: Card) -> float:
+def _estimate_generation(config: Config, shape: Shape, card: Card) -> float:
     """Prompts in one pass; then each token of a batch reads the weights, and a KV cache that is half full of
     new tokens on average."""
     rollout = config.rollout
@@ -76,8 +76,8 @@ def _generate_s(config: Config, shape: Shape, card: Card) -> float:
     return new * token * drawn / width + prefill
 
 
-def _publish_s(config: Config, shape: Shape) -> float:
-    sent = num_trained(config, shape) if config.sends_adapters else shape.weights
+def _estimate_publishing(config: Config, shape: Shape) -> float:
+    sent = count_trained(config, shape) if config.sends_adapters else shape.weights
     speed = GROUP_BYTES_S if config.rollout.transport == "process_group" else STORE_BYTES_S
     return 0.2 + sent * BYTES[config.model.dtype] / speed
 

@@ -86,7 +86,7 @@ def _look_at(config: Config, stage: Stage, made: Made) -> Standing:
     folder = config.folder / stage.name
     before = _read_record(folder / MADE, Made)
     result = _read_record(folder / DONE, StageResult)
-    step = _newest_step(folder)
+    step = _find_newest_step(folder)
     if before and before.digest == made.digest:
         if result and result.inputs == made.digest:
             return Standing(stage, made, "done", step=step, finished=True)
@@ -104,7 +104,7 @@ def _read_record(path: Path, kind: type[R]) -> R | None:
         return None
 
 
-def _newest_step(folder: Path) -> int | None:
+def _find_newest_step(folder: Path) -> int | None:
     """Of its newest checkpoint."""
     checkpoints = checkpoints_in(folder / "checkpoints")
     return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else None
@@ -115,7 +115,7 @@ def why_from_the_start(stage: Stage, made: Made, before: Made, step: int | None)
     it can, and "changed" where more than that has."""
     training = stage.training()
     field = f"{training.field}.num_steps" if training else ""
-    if before.below != made.below or _changed_paths(before.values, made.values) != [field]:
+    if before.below != made.below or _find_changed_paths(before.values, made.values) != [field]:
         return "changed"
     if reason := fixed_end(stage):
         return reason
@@ -125,7 +125,7 @@ def why_from_the_start(stage: Stage, made: Made, before: Made, step: int | None)
     return f"its checkpoint is past that, at step {step}" if step > asked else ""
 
 
-def _changed_paths(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _find_changed_paths(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What has another value now, is new, or is gone."""
     gone = object()
     return [path for path in {**before, **now} if before.get(path, gone) != now.get(path, gone)]
@@ -205,7 +205,7 @@ def _say_why(redone: Sequence[Standing]) -> Iterator[str]:
 
 
 def _say_changes(before: Made, now: Made) -> Iterator[str]:
-    paths = _changed_paths(before.values, now.values)
+    paths = _find_changed_paths(before.values, now.values)
     # a section that is there now, or is not any more, is said once, without its fields
     sections = [path for path in paths if before.values.get(path, now.values.get(path)) is None]
     for path in paths:
@@ -213,14 +213,14 @@ def _say_changes(before: Made, now: Made) -> Iterator[str]:
             continue
         old, new = before.named.get(path), now.named.get(path)
         if not (old and new):
-            yield f"{path}: {_short_value(before, path)} -> {_short_value(now, path)}"
+            yield f"{path}: {_shorten_value(before, path)} -> {_shorten_value(now, path)}"
         elif old == new:
             yield f"{path}: the content of {new} is another"
         else:
             yield f"{path}: {old} -> {new}, which holds something else"
 
 
-def _short_value(made: Made, path: str) -> str:
+def _shorten_value(made: Made, path: str) -> str:
     if path not in made.values:
         below = any(other.startswith(f"{path}.") for other in made.values)
         return "given" if below else "not there"
@@ -246,7 +246,7 @@ def supersede(config: Config, standings: Sequence[Standing], log: Log) -> None:
     longer = [s.stage.name for s in standings if s.state == "longer" and s.finished]
     if not (other or longer):
         return
-    aside = _new_aside(config.folder)
+    aside = _choose_aside(config.folder)
     # first the rows: a folder that still stands is put aside by the next call
     log.put_aside(other, longer, aside)
     # the longest names first: harness/<arm>/<task> lies in harness/<arm>
@@ -261,7 +261,7 @@ def supersede(config: Config, standings: Sequence[Standing], log: Log) -> None:
     log.note(f"Put aside in {aside}: {', '.join([*other, *longer])}")
 
 
-def _new_aside(run: Path) -> Path:
+def _choose_aside(run: Path) -> Path:
     """Not there yet."""
     first = run / "superseded" / time.strftime("%Y%m%d-%H%M%S")
     names = (first.with_name(f"{first.name}-{i}") for i in itertools.count(2))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from frpo import doctor, joining
-from frpo.config import ConfigError, named_cluster
+from frpo.config import ConfigError, find_cluster
 from frpo.recipe import load
 from frpo.resources import elsewhere
 from frpo.roles import WorkerFailed
@@ -27,16 +27,16 @@ SERVICE = str(ROOT / "deploy" / "rewards.yaml")
 
 def test_the_recipe_names_the_cluster_before_the_job_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert named_cluster(None) == ("10.0.0.1:6379", "RAY_ADDRESS")
-    assert named_cluster("10.0.0.2:6379") == ("10.0.0.2:6379", "cluster.address")
-    assert named_cluster("auto", "--address") == ("auto", "--address")
+    assert find_cluster(None) == ("10.0.0.1:6379", "RAY_ADDRESS")
+    assert find_cluster("10.0.0.2:6379") == ("10.0.0.2:6379", "cluster.address")
+    assert find_cluster("auto", "--address") == ("auto", "--address")
 
 
 def test_an_address_of_nothing_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is started here then, so that this machine is what the plan has to fit."""
     monkeypatch.setenv("RAY_ADDRESS", "")
     recipe = ROOT / "recipes" / "testbed.yaml"
-    assert named_cluster(None) is None
+    assert find_cluster(None) is None
     assert not elsewhere(load(recipe))
     assert elsewhere(load(recipe, ("cluster.address=10.0.0.2:6379",)))
 
