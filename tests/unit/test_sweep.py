@@ -109,10 +109,9 @@ def test_estimators_themselves_are_swept_and_take_nothing_of_each_other() -> Non
     }
 
 
-ARMS = "arms=[" + ", ".join(
-    f"{{name: {kind[:4]}-{b}, objective: {{estimator: {{kind: {kind}}}, beta: {b}, "
-    f"penalty: reverse}}}}" for kind in ("grpo", "frpo, lam: 0.5") for b in (0.1, 0.3, 0.6)
-) + "]"  # fmt: skip
+ARM = "{{name: {name}-{beta}, objective: {{estimator: {{kind: {kind}}}, beta: {beta}, penalty: reverse}}}}"
+GRID = itertools.product(("grpo", "frpo, lam: 0.5"), (0.1, 0.3, 0.6))
+ARMS = f"arms=[{', '.join(ARM.format(name=kind[:4], kind=kind, beta=beta) for kind, beta in GRID)}]"
 LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
