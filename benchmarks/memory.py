@@ -19,8 +19,8 @@ from pathlib import Path
 
 from frpo.forecast import host_needs
 from frpo.planning import plan
-from frpo.preflight import shape
 from frpo.recipe import load
+from frpo.resources import shape
 
 ROLES = {
     "RolloutWorker": "rollout",

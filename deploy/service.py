@@ -26,9 +26,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from frpo.config import ConfigError, ModelReward, RewardConfig, ServeReward
+from frpo.config import ConfigError, ModelReward, RewardConfig, ServeReward, find_cluster
 from frpo.config.service import ReplicaConfig, ServiceConfig, token_digest
-from frpo.joining import join, named
+from frpo.joining import join
 from frpo.planning import threads
 from frpo.preflight import check_rewards
 from frpo.recipe import read
@@ -303,7 +303,7 @@ def serve_forever(config: ServiceConfig, address: str | None, digest: bytes | No
     """
     join(address, OBJECT_STORE_BYTES, "--address")
     first = (
-        named(address) is not None and running() is None
+        find_cluster(address) is not None and running() is None
     )  # where Ray is started here, the caller holds the port
     try:
         with held_port(config) if first else nullcontext(), serving(config, digest) as url:

@@ -17,11 +17,12 @@ import numpy as np
 import yaml
 
 from frpo import hub, saved
-from frpo.checkpoint import folder_sha256, hold, write_text
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
+from frpo.disk import folder_sha256, write_text
 from frpo.evaluation import certify
 from frpo.records import Certificate, Record
 from frpo.roles import PolicyScorer, Rollouts
+from frpo.rundir import hold
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 

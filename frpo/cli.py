@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from frpo.config import Config, ConfigError
+from frpo.config import Config, ConfigError, find_cluster
 from frpo.ending import Stopped, end_with, on_sigterm, resumable
 from frpo.recipe import load
 
@@ -50,8 +50,8 @@ def read_config(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
 def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
     from frpo import preflight
-    from frpo.checkpoint import hold
     from frpo.metrics import RunLog
+    from frpo.rundir import hold
     from frpo.stages.folders import look_and_tell
 
     config = read_config(recipe, set, run_dir)
@@ -77,14 +77,14 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
 
 
 def _refuse_if_short(config: Config) -> None:
-    from frpo.joining import named, refuse_unreachable
+    from frpo.joining import refuse_unreachable
     from frpo.planning import plan
-    from frpo.preflight import lacks
+    from frpo.resources import lacks
 
     missing = lacks(config, plan(config))
     if missing:
         raise ConfigError("\n".join(missing))
-    cluster = named(config.cluster.address)
+    cluster = find_cluster(config.cluster.address)
     if cluster:
         refuse_unreachable(*cluster)
 
@@ -233,14 +233,14 @@ def serve(
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
     from frpo import models
     from frpo.config.service import ServiceConfig, token_digest
-    from frpo.joining import named, refuse_unreachable, temporary_folder
+    from frpo.joining import refuse_unreachable, temporary_folder
     from frpo.preflight import check_rewards
     from frpo.recipe import read
     from frpo.roles import WorkerFailed
     from frpo.service.port import held_port
 
     config = read(service, tuple(set), ServiceConfig)
-    joined = named(address, "--address")
+    joined = find_cluster(address, "--address")
     digest = token_digest(config, joined=joined is not None)
     config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
     check_rewards(config.rewards)

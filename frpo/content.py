@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from frpo import saved, testbed
-from frpo.checkpoint import sha256, write_text
 from frpo.config import ConfigError
 from frpo.config.section import Content
+from frpo.disk import sha256, write_text
 from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
 

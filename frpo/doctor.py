@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from frpo import hub, joining, models, preflight, saved
+from frpo import hub, joining, models, resources, saved
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, weight_bytes
 
@@ -90,7 +90,7 @@ def versions() -> Iterator[Finding]:
 
 def _strictest_requirements() -> list[Requirement]:
     """Of frpo and the extra of this machine; of a package that stands in several extras the strictest."""
-    extra = "gpu" if preflight.num_gpus() else "cpu"
+    extra = "gpu" if resources.num_gpus() else "cpu"
     strictest: dict[str, Requirement] = {}
     asked = [Requirement(text) for text in metadata.requires("frpo") or []]
     for requirement in sorted(asked, key=lambda requirement: len(requirement.specifier)):
@@ -101,7 +101,7 @@ def _strictest_requirements() -> list[Requirement]:
 
 
 def accelerators() -> Finding:
-    count = preflight.num_gpus()
+    count = resources.num_gpus()
     if not count:
         return Finding("accelerators", "no NVIDIA GPU: everything runs on the CPU")
     asked = _ask("import torch; print(torch.cuda.device_count())", IMPORT_LIMIT_S)
@@ -120,7 +120,7 @@ def space(config: Config | None) -> Iterator[Finding]:
     shared_gib = LEAST_SHM_GIB
     folder = Path("runs")
     if config:
-        disk_gib = max(disk_gib, preflight.disk_bytes(config) / 2**30)
+        disk_gib = max(disk_gib, resources.disk_bytes(config) / 2**30)
         shared_gib = max(shared_gib, 0.5 + weight_bytes(config.model) / 2**30)
         folder = config.folder
     folder = folder.absolute()

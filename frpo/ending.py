@@ -30,7 +30,7 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
 
     Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
     """
-    from frpo.preflight import elsewhere
+    from frpo.resources import elsewhere
 
     again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
     again = again.replace("'python -m frpo'", "python -m frpo")

@@ -20,7 +20,8 @@ from frpo.data_checks import Checked
 from frpo.forecast import Need, Phase, host_gib, host_needs, needs, step_phases, step_seconds
 from frpo.outline import Heldout
 from frpo.planning import Plan, plan
-from frpo.preflight import card, check, disk_bytes, lacks, shape
+from frpo.preflight import check
+from frpo.resources import card, disk_bytes, lacks, shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
 from frpo.sources import Row, read_rows
 from frpo.stages.folders import Standing, look, paragraph

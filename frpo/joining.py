@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from frpo.config import ConfigError
+from frpo.config import ConfigError, find_cluster
 from frpo.roles import WorkerFailed
 
 STARTS = 3
@@ -30,15 +30,9 @@ SOCKET_PATH = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
 SESSION = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """What Ray puts behind its temporary folder, bytes."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+"""Options of ray.init."""
 REMEDY = "is the head up, the address that of its GCS, and the token that of the head?"
-
-
-def named(address: str | None, option: str = "cluster.address") -> tuple[str, str] | None:
-    """The cluster to join, and where it is named; None where Ray is to be started here."""
-    if address:
-        return address, option
-    found = os.environ.get("RAY_ADDRESS")
-    return (found, "RAY_ADDRESS") if found else None
 
 
 def join(address: str | None, object_store: int, option: str = "cluster.address") -> None:
@@ -48,8 +42,9 @@ def join(address: str | None, object_store: int, option: str = "cluster.address"
     WorkerFailed when Ray's own processes do not come up in STARTS tries.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    if existing := named(address, option):
-        connect(*existing)
+    cluster = find_cluster(address, option)
+    if cluster:
+        connect(*cluster)
     else:
         start_here(object_store)
     if threading.current_thread() is threading.main_thread():
@@ -66,13 +61,9 @@ def connect(address: str, field: str) -> None:
         remedy = "submit it there as a job (ray job submit)"
         raise ConfigError(f"{field}: {address} is up, but this machine is none of its nodes; {remedy}")
     try:
-        ray.init(address=address, **quiet())
+        ray.init(address=address, **QUIET)
     except Exception as error:
         raise ConfigError(f"{field}: {address} can't be joined: {_first_line(error)}; {REMEDY}") from None
-
-
-def quiet() -> dict[str, Any]:
-    return {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 
 
 def start_here(object_store: int) -> None:
@@ -83,7 +74,7 @@ def start_here(object_store: int) -> None:
     folder = temporary_folder()
     os.environ[ALONE] = "0"  # for Ray's processes, and for those of a sweep that join them
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, which has read it already
-    options = quiet() | {
+    options = QUIET | {
         "num_cpus": os.cpu_count(),
         "include_dashboard": False,
         "object_store_memory": object_store,
@@ -91,20 +82,19 @@ def start_here(object_store: int) -> None:
         "_temp_dir": str(folder),
     }
     for left in reversed(range(STARTS)):
-        before = _children()
+        before = _child_processes()
         try:
             ray.init(address="local", **options)
             return
-        except (
-            Exception
-        ) as error:  # node.py raises bare ones: its processes have 30 s, and a cold disk is slower
+        # node.py raises bare ones: its processes have 30 s, and a cold disk is slower
+        except Exception as error:
             ray.shutdown()
-            _end(_children() - before)
+            _kill(_child_processes() - before)
             reason = _first_line(error)
-            if not left:
-                told = f"its logs are in {folder}. It waited for its own gcs_server and raylet: {reason}"
-                raise WorkerFailed(f"Ray did not start on this machine in {STARTS} tries; {told}") from None
-            print(f"Ray is slow to start ({reason}); trying again, {left} more at most", flush=True)
+        if not left:
+            told = f"its logs are in {folder}. It waited for its own gcs_server and raylet: {reason}"
+            raise WorkerFailed(f"Ray did not start on this machine in {STARTS} tries; {told}")
+        print(f"Ray is slow to start ({reason}); trying again, {left} more at most", flush=True)
 
 
 def temporary_folder() -> Path:
@@ -131,7 +121,7 @@ def refuse_unreachable(address: str, field: str) -> str:
 
     Raises ConfigError when it is none, or nobody takes a connection there.
     """
-    host, port = parsed(address, field)
+    host, port = parse_address(address, field)
     try:
         socket.create_connection((host, port), timeout=PROBE_S).close()
     except OSError as error:
@@ -166,7 +156,7 @@ def refuse_no_head(address: str, field: str) -> None:
         channel.close()
 
 
-def parsed(address: str, field: str) -> tuple[str, int]:
+def parse_address(address: str, field: str) -> tuple[str, int]:
     """Host and port of a GCS; for `auto`, of the cluster that `ray start` noted on this machine. Raises
     ConfigError."""
     if address == "auto":
@@ -194,13 +184,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _children() -> set[Any]:
+def _child_processes() -> set[Any]:
     import psutil
 
     return set(psutil.Process().children(recursive=True))
 
 
-def _end(processes: set[Any]) -> None:
+def _kill(processes: set[Any]) -> None:
     """Those of a start that failed: Ray leaves them to the end of this process."""
     import psutil
 

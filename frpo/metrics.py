@@ -30,8 +30,8 @@ from rich.progress import (
 from rich.text import Text
 
 from frpo.advice import Adviser
-from frpo.checkpoint import write_text
 from frpo.config import Config
+from frpo.disk import write_text
 from frpo.records import Evaluation, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
 from frpo.types import BatchStats, FinetuneStats, Phases, StepMetrics, UpdateStats

@@ -53,97 +53,118 @@ class Plan:
 
     def only(self, *roles: str) -> Plan:
         """The same for some of the roles."""
-        kept = [a for a in self.actors if a.role in roles]
-        order = list(dict.fromkeys(b for a in kept for b in a.bundles))
-        actors = tuple(replace(a, bundles=tuple(order.index(b) for b in a.bundles)) for a in kept)
-        return replace(self, actors=actors, bundles=tuple(self.bundles[b] for b in order))
+        new_index: dict[int, int] = {}  # of the bundles that are kept
+        actors: list[Actor] = []
+        for actor in self.actors:
+            if actor.role in roles:
+                bundles = [new_index.setdefault(bundle, len(new_index)) for bundle in actor.bundles]
+                actors.append(replace(actor, bundles=tuple(bundles)))
+        kept = tuple(self.bundles[bundle] for bundle in new_index)
+        return replace(self, actors=tuple(actors), bundles=kept)
 
     @property
     def num_cpus(self) -> float:
-        return sum(b.get("CPU", 0.0) for b in self.bundles)
+        return sum(bundle.get("CPU", 0.0) for bundle in self.bundles)
 
     @property
     def num_gpus(self) -> float:
-        return sum(b.get("GPU", 0.0) for b in self.bundles)
+        return sum(bundle.get("GPU", 0.0) for bundle in self.bundles)
 
 
 def plan(config: Config, heldout: Heldout | None = None) -> Plan:
-    """Roles, placement and sizes; completions of measurements where the held-out prompts are counted.
+    """Roles, placement and sizes; completions of measurements where the held-out prompts are counted."""
+    roles = _list_roles(config)
+    actors, bundles = shared(config, roles) if config.rollout.sleep else apart(config, roles)
+    stages = tuple(_plan_stage(config, stage, heldout) for stage in outline(config))
+    drawn = sum(stage.trained + (stage.measured or 0) for stage in stages)
+    return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
 
-    The reference is left out when no loop has a penalty, or where the learner's ranks are the reference.
-    """
-    rollout = config.rollout
+
+def _list_roles(config: Config) -> list[Role]:
+    """Those that do not train. The reference is left out when no loop has a penalty, or where the learner's
+    ranks are the reference."""
+    rollout, reward, evaluate, reference = config.rollout, config.reward, config.evaluate, config.reference
     roles: list[Role] = [
         ("rollout", rollout.num_workers, rollout.num_cpus, rollout.num_gpus * rollout.tensor_parallel),
-        ("reward", config.reward.num_workers, config.reward.num_cpus, config.reward.num_gpus),
-        ("evaluate", config.evaluate.num_workers, config.evaluate.num_cpus, config.evaluate.num_gpus),
+        ("reward", reward.num_workers, reward.num_cpus, reward.num_gpus),
+        ("evaluate", evaluate.num_workers, evaluate.num_cpus, evaluate.num_gpus),
     ]
     if config.harness:
-        roles.append(("harness", 1, config.evaluate.num_cpus, 0.0))
-    objectives = [a.objective for a in config.arms] + [
-        d.objective for d in config.downstream if isinstance(d, DownstreamRl)
-    ]
-    reference = config.reference
-    if reference.share is None and (config.attack or any(o.penalised for o in objectives)):
+        roles.append(("harness", 1, evaluate.num_cpus, 0.0))
+    objectives = [arm.objective for arm in config.arms]
+    objectives += [task.objective for task in config.downstream if isinstance(task, DownstreamRl)]
+    asked_for = config.attack or any(objective.penalised for objective in objectives)
+    if asked_for and reference.share is None:
         roles.append(("reference", reference.num_workers, reference.num_cpus, reference.num_gpus))
-    actors, bundles = shared(config, roles) if rollout.sleep else apart(config, roles)
-    stages = tuple(_size(config, stage, heldout) for stage in outline(config))
-    drawn = sum(s.trained + (s.measured or 0) for s in stages)
-    return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
+    return roles
 
 
 TAKE_TURNS = ("rollout", "reference", "evaluate")
 """Roles besides those that train that can leave a GPU and come back to it."""
 
+TRAINS = ("learner", "finetune")
+"""Roles that train; the ranks of both stand on the same bundles, since they never train at once."""
+
 Role = tuple[str, int, float, float]
 """Name, number of workers, CPUs and GPUs of each."""
+Bundle = dict[str, float]
+"""Resources, as Ray names them."""
 
 
-def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
+def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never
     train at once."""
     learner = config.learner
     ranks = tuple(range(learner.num_workers))
-    bundles = [_bundle(learner.num_cpus, learner.num_gpus) for _ in ranks]
+    bundles = [_bundle_of(learner.num_cpus, learner.num_gpus) for _ in ranks]
     actors = [
-        Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks)
-        for role in ("learner", "finetune")
+        Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks) for role in TRAINS
     ]
-    return actors + _alone(roles, bundles), bundles
+    return actors + _place_alone(roles, bundles), bundles
 
 
-def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[dict[str, float]]]:
+def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for
     GPUs: they hold its memory in turn, whatever share they ask for. All others have bundles of their own."""
     learner = config.learner
-    training: list[Role] = [
-        (r, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for r in ("learner", "finetune")
-    ]
-    turns = [role for role in roles if role[0] in TAKE_TURNS and role[3] > 0]
     cards = tuple(range(learner.num_workers))
-    share = int(1e4 / len(training + turns)) / 1e4  # Ray counts in ten-thousandths
-    actors = [Actor(role, count, cpus, share, cards[:count]) for role, count, cpus, _ in training + turns]
-    bundles = [_bundle(sum(a.num_cpus for a in actors if card in a.bundles), 1.0) for card in cards]
-    return actors + _alone([role for role in roles if role not in turns], bundles), bundles
+    on_cards: list[Role] = [
+        (role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for role in TRAINS
+    ]
+    others: list[Role] = []
+    for role in roles:
+        name, _, _, gpus = role
+        if name in TAKE_TURNS and gpus > 0:
+            on_cards.append(role)
+        else:
+            others.append(role)
+    share = int(1e4 / len(on_cards)) / 1e4  # Ray counts in ten-thousandths
+    actors = [Actor(role, count, cpus, share, cards[:count]) for role, count, cpus, _ in on_cards]
+    bundles: list[Bundle] = []
+    for card in cards:
+        cpus = sum(actor.num_cpus for actor in actors if card in actor.bundles)
+        bundles.append(_bundle_of(cpus, 1.0))
+    return actors + _place_alone(others, bundles), bundles
 
 
-def _alone(roles: Sequence[Role], bundles: list[dict[str, float]]) -> list[Actor]:
+def _place_alone(roles: Sequence[Role], bundles: list[Bundle]) -> list[Actor]:
     """Actors with a bundle each, added to `bundles`."""
     actors = []
     for role, count, cpus, gpus in roles:
         first = len(bundles)
-        bundles += [_bundle(cpus, gpus) for _ in range(count)]
+        bundles += [_bundle_of(cpus, gpus) for _ in range(count)]
         actors.append(Actor(role, count, cpus, gpus, tuple(range(first, first + count))))
     return actors
 
 
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+def _bundle_of(cpus: float, gpus: float) -> Bundle:
     # Ray refuses an empty bundle: a role without any reservation still needs a place to stand
-    found = {k: v for k, v in (("CPU", cpus), ("GPU", gpus)) if v > 0}
-    return found or {"CPU": 0.001}
+    if cpus <= 0 and gpus <= 0:
+        return {"CPU": 0.001}
+    return {name: value for name, value in (("CPU", cpus), ("GPU", gpus)) if value > 0}
 
 
-def _size(config: Config, stage: Stage, heldout: Heldout | None) -> StagePlan:
+def _plan_stage(config: Config, stage: Stage, heldout: Heldout | None) -> StagePlan:
     training = stage.training()
     updates = training.num_updates if training else 0
     steps = training.num_steps if training and training.objective else 0

@@ -33,21 +33,21 @@ def assign(fields: dict[str, Any], path: str, value: Any) -> None:
     node: Any = fields
     keys = path.split(".")
     for depth, key in enumerate(keys):
-        place: int | str = _position(node, key, path) if isinstance(node, list) else key
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {path}: {'.'.join(keys[:depth])} is a value, it has no field {key!r}")
+        place: Any = _position_of(node, key, path) if isinstance(node, list) else key
         if depth == len(keys) - 1:
-            node[place] = value  # type: ignore[index, call-overload]
+            node[place] = value
         elif isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
-        node = node[place]  # type: ignore[index, call-overload]
+        node = node[place]
 
 
-def _position(items: list[Any], key: str, path: str) -> int:
+def _position_of(items: list[Any], key: str, path: str) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
-    positions = [str(i) for i in range(len(items))]
     if key in names:
         return names.index(key)
+    positions = [str(i) for i in range(len(items))]
     if key in positions:
         return positions.index(key)
     raise ConfigError(f"--set {path}: no item {key!r} here; choose a position or one of {names[:10]}")
@@ -77,11 +77,11 @@ def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
-    fields = tree.parse(_text(recipe), f"recipe {recipe}")
+    fields = tree.parse(_read_text(recipe), f"recipe {recipe}")
     if not isinstance(fields, dict):
-        found = "nothing" if fields is None else short(fields)
+        there = "nothing" if fields is None else short(fields)
         raise ConfigError(
-            f"recipe {recipe}: expected fields with values, found {found}; see recipes/ for examples"
+            f"recipe {recipe}: expected fields with values, found {there}; see recipes/ for examples"
         )
     for assignment in assignments:
         assign(fields, *assigned(assignment))
@@ -89,15 +89,15 @@ def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
         return kind.model_validate(fields)
 
 
-def _text(recipe: Path) -> str:
+def _read_text(recipe: Path) -> str:
     try:
         with Path(os.path.expanduser(recipe)).open("rb") as file:
-            found = file.read(MOST_BYTES + 1)
-        if len(found) > MOST_BYTES:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ConfigError(
                 f"recipe {recipe}: more than {MOST_BYTES:,} bytes; give a YAML file, and data by its path"
             )
-        return found.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(
             f"recipe {recipe}: {error.strerror or error}; give the path of a YAML file"

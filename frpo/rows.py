@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frpo.checkpoint import write_text
+from frpo.disk import write_text
 from frpo.records import to_json
 
 METRICS = "metrics.jsonl"

@@ -15,10 +15,12 @@ from frpo.types import Steering
 
 SMOOTHING = 0.2
 """Weight of the newest batch in log lam."""
-INTEGRAL, REACTION = 0.1, 2.0
-"""Change of log beta when the KL is off by its whole target: for good, and for the next step alone. Without
-the reaction beta swings: a policy goes on moving for some steps after its penalty has changed (attacks on the
-testbed ended at 1 to 5 times the KL asked for; with it, a simulated policy ends within a fifth of it)."""
+INTEGRAL = 0.1
+"""Change of log beta when the KL is off by its whole target, for good."""
+REACTION = 2.0
+"""The same, for the next step alone. Without it beta swings: a policy goes on moving for some steps after its
+penalty has changed (attacks on the testbed ended at 1 to 5 times the KL asked for; with it, a simulated
+policy ends within a fifth of it)."""
 BETA_RANGE = 1e4
 """Beta stays within this factor of its given value, on either side: where the KL cannot be reached it does
 not run away."""
@@ -52,25 +54,32 @@ def after(
     reward: float,
     done: float,
 ) -> Steering:
-    """State of the next step. `kl` and `reward` are what this step's batch measured, `done` the share of the
-    steps behind it."""
+    """State of the next step. `kl` (nats per completion) and `reward` are what this step's batch measured,
+    `done` the share of the steps behind it.
+
+    With `off` how far the KL is from its aim, as a share of the target:
+
+        log centre += INTEGRAL * off,    log beta = log centre + REACTION * off
+    """
     beta = centre = state.centre
     if objective.target_kl is not None and kl is not None:
         aim = objective.target_kl * min(1.0, done / RAMP)
         off = min(2.0, max(-1.0, (kl - aim) / objective.target_kl))
-        centre = _bounded(centre * math.exp(INTEGRAL * off), objective.beta)
-        beta = _bounded(centre * math.exp(REACTION * off), objective.beta)
+        centre = _within_range(centre * math.exp(INTEGRAL * off), objective.beta)
+        beta = _within_range(centre * math.exp(REACTION * off), objective.beta)
     rewards = (*state.rewards, reward)[-WINDOW:]
     kept = lam if objective.estimator.radius is not None else None
     return Steering(beta=beta, centre=centre, lam=kept, rewards=rewards)
 
 
-def _bounded(beta: float, given: float) -> float:
+def _within_range(beta: float, given: float) -> float:
     return min(given * BETA_RANGE, max(given / BETA_RANGE, beta))
 
 
 def finished(state: Steering, learner: LearnerConfig, step: int) -> bool:
     """Whether no step comes after `step`: all are done, or the reward asked for is reached."""
-    enough = learner.stop_at_reward
-    reached = enough is not None and len(state.rewards) == WINDOW and sum(state.rewards) / WINDOW >= enough
-    return step >= learner.num_steps or reached
+    if step >= learner.num_steps:
+        return True
+    if learner.stop_at_reward is None or len(state.rewards) < WINDOW:
+        return False
+    return sum(state.rewards) / WINDOW >= learner.stop_at_reward

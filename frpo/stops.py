@@ -12,16 +12,19 @@ from frpo.config import Config
 from frpo.types import BatchStats, Floats, RolloutBatch, UpdateStats
 
 SMALLER = "bring the values near 1 (rewards.<name>.scale)"
-BROKEN = "the weights or the activations left the range of numbers; look at the weights of model.path, or take model.dtype: float32"
+BROKEN = (
+    "the weights or the activations left the range of numbers; look at the weights of model.path, or take "
+    "model.dtype: float32"
+)
 
 
 class RunStopped(RuntimeError):
     """The run may not go on. The message names the step, the number, what it means and what to change."""
 
 
-def stop_if_not_finite(where: str, found: Mapping[str, float | None], remedy: str) -> None:
-    """`found` holds numbers by name; None was not measured."""
-    for name, value in found.items():
+def stop_if_not_finite(where: str, numbers: Mapping[str, float | None], remedy: str) -> None:
+    """`numbers` by name; None was not measured."""
+    for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
             raise RunStopped(f"{where}: {name} is {value}: {remedy}")
 
@@ -30,47 +33,47 @@ def stop_if_rewards_fail(config: Config, stats: BatchStats, step: int) -> None:
     """More of them than max_failed_rewards, or so many that nothing is left to train on."""
     share = stats.failed_rewards / stats.num_completions
     if share > config.max_failed_rewards or stats.dropped_groups == stats.num_prompts:
+        why = "; ".join(stats.errors) or _say_nothing_left(config, stats)
         raise RunStopped(
             f"step {step}: {stats.failed_rewards} of {stats.num_completions} rewards failed "
-            f"(max_failed_rewards = {config.max_failed_rewards:g}): "
-            f"{'; '.join(stats.errors) or nothing_left(config, stats)}"
+            f"(max_failed_rewards = {config.max_failed_rewards:g}): {why}"
         )
 
 
-def nothing_left(config: Config, stats: BatchStats) -> str:
+def _say_nothing_left(config: Config, stats: BatchStats) -> str:
     return (
         f"every group was left with fewer than two completions that train; {stats.cut_share:.0%} of all are "
-        "cut at "
-        f"rollout.max_new_tokens = {config.rollout.max_new_tokens}: raise it, or set objective.cut to keep"
+        f"cut at rollout.max_new_tokens = {config.rollout.max_new_tokens}: raise it, or set objective.cut to "
+        "keep"
     )
 
 
 def stop_if_batch_is_broken(batch: RolloutBatch, stats: BatchStats, step: int) -> None:
     """Before the update: the learner's weights are still whole."""
     where = f"step {step}"
-    logprobs = {"engine": batch.behaviour, "learner": batch.old, "reference": batch.reference}
-    stop_if_not_finite(
-        where,
-        {f"a log-prob of the {who}": float(f.sum()) for who, f in logprobs.items() if f is not None},
-        BROKEN,
-    )
-    advantage = float(np.abs(batch.advantages).max(initial=0.0))
-    stop_if_not_finite(
-        where,
-        {"the mean reward": stats.reward, "an advantage": advantage},
-        f"rewards are too large to add up; {SMALLER}",
-    )
+    for who, logprobs in (
+        ("engine", batch.behaviour),
+        ("learner", batch.old),
+        ("reference", batch.reference),
+    ):
+        if logprobs is not None:
+            stop_if_not_finite(where, {f"a log-prob of the {who}": float(logprobs.sum())}, BROKEN)
+    numbers = {
+        "the mean reward": stats.reward,
+        "an advantage": float(np.abs(batch.advantages).max(initial=0.0)),
+    }
+    stop_if_not_finite(where, numbers, f"rewards are too large to add up; {SMALLER}")
 
 
 def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> None:
     """After the update and before anything is published, logged or saved."""
-    found = {
+    numbers = {
         "the loss": update.loss,
         "the penalty": update.penalty,
         "the entropy": update.entropy,
         "the gradient norm": update.grad_norm,
     }
-    stop_if_not_finite(f"step {step}", found, too_fast(update.learning_rate))
+    stop_if_not_finite(f"step {step}", numbers, too_fast(update.learning_rate))
     if not update.mismatch_kl <= config.rollout.mismatch_limit:
         raise RunStopped(
             f"step {step}: KL(engine || learner) is {update.mismatch_kl:.3g} nats per token, above "
@@ -83,8 +86,7 @@ def too_fast(learning_rate: float) -> str:
     """What a loss or gradient means that is not a number."""
     return (
         "this update broke the policy, and nothing of it is kept; lower learning_rate (here "
-        f"{learning_rate:g}) or grad_clip, {SMALLER}, "
-        "or take model.dtype: float32"
+        f"{learning_rate:g}) or grad_clip, {SMALLER}, or take model.dtype: float32"
     )
 
 
@@ -92,14 +94,13 @@ def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, ste
     """`engines` `[engines, tokens]` and `learner` `[tokens]` are log-probs of the same tokens, which must
     agree."""
     where = f"step {step}"
-    for who, found in (("the engine", engines), ("the learner", learner)):
-        stop_if_not_finite(where, {f"a log-prob of {who}": float(found.sum())}, BROKEN)
+    for who, logprobs in (("the engine", engines), ("the learner", learner)):
+        stop_if_not_finite(where, {f"a log-prob of {who}": float(logprobs.sum())}, BROKEN)
     gap = parity_gap(engines, learner)
     if not gap <= config.parity_tolerance:
         raise RunStopped(
             f"{where}: engine and learner differ by {gap:.3g} nats a token (rollout.parity_tolerance = "
-            f"{config.parity_tolerance:g}): "
-            "publishing the weights does not reach every layer of the engine"
+            f"{config.parity_tolerance:g}): publishing the weights does not reach every layer of the engine"
         )
 
 

@@ -179,9 +179,9 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
     threading.Thread(target=stop_with_the_parent, daemon=True).start()
     os.environ["RAY_ADDRESS"] = address
     from frpo import cluster
-    from frpo.checkpoint import InUse, hold
     from frpo.metrics import RunLog
     from frpo.roles import WorkerFailed
+    from frpo.rundir import InUse, hold
     from frpo.stages.folders import look_and_tell
     from frpo.stages.walk import run as run_stages
     from frpo.stops import RunStopped

@@ -7,6 +7,7 @@ yes and no stay truth values, as people expect of PyYAML.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -16,8 +17,6 @@ from frpo.config import ConfigError
 
 MOST_VALUES = 20_000
 """Values in a file once its aliases are written out: a few nested aliases make billions."""
-
-
 DEEPEST = 100
 """Levels of a file: a few thousand brackets take PyYAML minutes."""
 
@@ -44,23 +43,18 @@ INT = re.compile(r"^[-+]?(0|[1-9][0-9]*)$|^0x[0-9a-fA-F]{1,16}$|^0o[0-7]{1,22}$"
 FLOAT = re.compile(
     r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
-PLAIN = {
-    f"tag:yaml.org,2002:{kind}"
-    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
-}
+YAML_TAG = "tag:yaml.org,2002:"
+PLAIN = {YAML_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
 """What JSON can hold too: a recipe is kept and compared as that."""
-REPLACED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-NUMBERS: tuple[tuple[str, re.Pattern[str], str], ...] = (
-    (REPLACED[0], INT, "-+0123456789"),
-    (REPLACED[1], FLOAT, "-+.0123456789"),
-)
-for tag, pattern, beginnings in NUMBERS:
-    Loader.add_implicit_resolver(tag, pattern, list(beginnings))
-    Dumper.add_implicit_resolver(tag, pattern, list(beginnings))
+REPLACED = tuple(YAML_TAG + kind for kind in ("int", "float", "timestamp"))
+"""What YAML 1.1 takes more for than 1.2 does."""
+
+Loader.yaml_implicit_resolvers = {}
+for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items():
+    Loader.yaml_implicit_resolvers[first] = [(tag, pattern) for tag, pattern in known if tag not in REPLACED]
+for reader_or_writer in (Loader, Dumper):
+    reader_or_writer.add_implicit_resolver(YAML_TAG + "int", INT, list("-+0123456789"))
+    reader_or_writer.add_implicit_resolver(YAML_TAG + "float", FLOAT, list("-+.0123456789"))
 
 
 def parse(text: str, where: str) -> Any:
@@ -72,12 +66,12 @@ def parse(text: str, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check(node, {})
-        return _unshared(loader.construct_document(node))
+        _count_values(node, {})
+        return _copy_aliases(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and "\n" in text else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {_said(error)}") from None
+        raise ConfigError(f"{where}{line}: not valid YAML: {_words_of(error)}") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(
             f"{where}: not valid YAML: character {error.position + 1} is no text; save it as UTF-8 text"
@@ -97,7 +91,7 @@ def dump(value: Any, **options: Any) -> str:
     return text
 
 
-def _said(error: yaml.MarkedYAMLError) -> str:
+def _words_of(error: yaml.MarkedYAMLError) -> str:
     context, mark = error.context, error.context_mark
     if context and mark and error.problem_mark and mark.line < error.problem_mark.line:
         context = f"{context} (line {mark.line + 1})"
@@ -105,48 +99,48 @@ def _said(error: yaml.MarkedYAMLError) -> str:
     return f"{words}; indent with blanks" if "'\\t'" in words else words
 
 
-def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
+def _count_values(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Number of values below and with a node, aliases written out. Raises ConstructorError for too many, for
     an alias of what it stands in, for a key that stands twice, of which only the last would count, and for
     what is no JSON."""
     if id(node) in sizes:
         if sizes[id(node)] == 0:
-            raise _wrong(node, "an alias stands inside what it names")
+            raise _error_at(node, "an alias stands inside what it names")
         return sizes[id(node)]
     if node.tag not in PLAIN:
-        raise _wrong(
-            node, f"a value of kind {node.tag.removeprefix('tag:yaml.org,2002:')}; leave the tag out"
-        )
+        raise _error_at(node, f"a value of kind {node.tag.removeprefix(YAML_TAG)}; leave the tag out")
     sizes[id(node)] = 0
     below: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         _check_keys(node)
-        below = [part for pair in node.value for part in pair]
+        below = list(itertools.chain.from_iterable(node.value))
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
-    sizes[id(node)] = 1 + sum(_check(part, sizes) for part in below)
+    sizes[id(node)] = 1 + sum(_count_values(part, sizes) for part in below)
     if sizes[id(node)] > MOST_VALUES:
-        raise _wrong(node, f"more than {MOST_VALUES} values, aliases written out")
+        raise _error_at(node, f"more than {MOST_VALUES} values, aliases written out")
     return sizes[id(node)]
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
     lines: dict[str, int] = {}
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+        if isinstance(key, yaml.ScalarNode) and key.tag != YAML_TAG + "merge":
             if key.value in lines:
-                raise _wrong(
+                raise _error_at(
                     key, f"{key.value!r} stands here and in line {lines[key.value]}; keep one of them"
                 )
             lines[key.value] = key.start_mark.line + 1
 
 
-def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+def _error_at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _unshared(value: Any) -> Any:
+def _copy_aliases(value: Any) -> Any:
     """A copy in which what came from one anchor can be changed in one place alone."""
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: _copy_aliases(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy_aliases(item) for item in value]
+    return value

@@ -6,6 +6,7 @@ checked here; what needs the disk or the cluster is checked in `frpo.preflight`.
 """
 
 from frpo.config.cards import LARGEST_RANK
+from frpo.config.cluster import ClusterConfig, find_cluster
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.estimators import EstimatorConfig, FrpoEstimator, GrpoEstimator, RlooEstimator
 from frpo.config.model import LoraConfig, ModelConfig
@@ -14,7 +15,6 @@ from frpo.config.run import (
     AttackConfig,
     CertifyConfig,
     CheckpointConfig,
-    ClusterConfig,
     Config,
     EvaluateConfig,
     HarnessConfig,
@@ -73,4 +73,5 @@ __all__ = [
     "TrainConfig",
     "UrlReward",
     "Workers",
+    "find_cluster",
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from frpo.config.section import Content, PathText, Positive, PositiveFloat, Redo
 TEMPLATE_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
 OF_THE_CALL = {
-    "add_generation_prompt", "continue_final_message", "conversation", "max_length", "padding", "return_assistant_tokens_mask",
-    "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
+    "add_generation_prompt", "continue_final_message", "conversation", "max_length", "padding",
+    "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs",
+    "truncation",
 }  # fmt: skip
 """Arguments of transformers' apply_chat_template that are not the template's own."""
 
@@ -21,16 +22,22 @@ OF_THE_CALL = {
 def pieces(template: str) -> list[tuple[str, str]]:
     """A prompt template as (text, column) in turn, one of the two empty; doubled braces are braces. Raises
     ValueError."""
-    found = []
+    parts = []
     for match in TEMPLATE_PIECE.finditer(template):
         text = match[0]
+        column = match[1]
         if text in ("{", "}"):
             raise ValueError(
                 f"{text!r} at character {match.start() + 1} has no partner; write {text * 2} for a brace of "
                 "the text"
             )
-        found.append(("", match[1]) if match[1] else (text[0] if text in ("{{", "}}") else text, ""))
-    return found
+        if column:
+            parts.append(("", column))
+        elif text in ("{{", "}}"):
+            parts.append((text[0], ""))
+        else:
+            parts.append((text, ""))
+    return parts
 
 
 class DatasetConfig(Section):
@@ -79,7 +86,8 @@ class DatasetConfig(Section):
     @field_validator("prompt", "system", "completion_texts")
     @classmethod
     def _sayable(cls, value: Any) -> Any:
-        for text in [value] if isinstance(value, str) else value or ():
+        texts = [value] if isinstance(value, str) else value
+        for text in texts or ():
             if not text.strip():
                 raise ValueError("empty; write some text, or leave the field out")
             try:

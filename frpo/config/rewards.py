@@ -13,7 +13,7 @@ from frpo.config.section import NOTHING, Content, PathText, Positive, PositiveFl
 Combine = Literal["weighted", "mean", "product"]
 
 
-def _http(url: str) -> str:
+def _check_address(url: str) -> str:
     """Raises ValueError for what no request can be sent to, and for one with a password."""
     if not url.startswith(("http://", "https://")) or not url.isprintable() or " " in url:
         raise ValueError(
@@ -26,7 +26,8 @@ def _http(url: str) -> str:
         )
     try:
         parts = urllib.parse.urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        host = parts.hostname or ""
+        _ = parts.port  # raises for one out of range
         host.encode("idna")
     except ValueError as error:
         raise ValueError(
@@ -37,7 +38,7 @@ def _http(url: str) -> str:
     return url
 
 
-Address = Annotated[str, AfterValidator(_http)]
+Address = Annotated[str, AfterValidator(_check_address)]
 """Of an endpoint."""
 
 
@@ -111,18 +112,17 @@ RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward | ServeReward,
 
 def check_names(where: str, names: Sequence[str]) -> None:
     """Raises ValueError for a name that stands twice."""
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise ValueError(f"{where}: the name {twice[0]!r} stands twice; give each its own")
 
 
 def check_combination(rewards: tuple[RewardConfig, ...], combine: Combine) -> None:
     """Raises ValueError for names that stand twice and for weights that would be left unused."""
     check_names("rewards", [r.name for r in rewards])
-    weighed = [r for r in rewards if r.weight != 1.0]
-    if combine == "mean" and (odd := [r for r in rewards if r.weight <= 0]):
-        raise ValueError(f"rewards.{odd[0].name}.weight: {odd[0].weight:g} in a mean; give a weight above 0")
-    if combine == "product" and weighed:
-        raise ValueError(
-            f"rewards.{weighed[0].name}.weight: {weighed[0].weight:g} has no meaning in a product; leave it "
-            "out"
-        )
+    for reward in rewards:
+        field = f"rewards.{reward.name}.weight"
+        if combine == "mean" and reward.weight <= 0:
+            raise ValueError(f"{field}: {reward.weight:g} in a mean; give a weight above 0")
+        if combine == "product" and reward.weight != 1:
+            raise ValueError(f"{field}: {reward.weight:g} has no meaning in a product; leave it out")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
+from frpo.config import checks
 from frpo.config.cards import check_cards, check_served
+from frpo.config.cluster import ClusterConfig
 from frpo.config.data import DataConfig
 from frpo.config.estimators import merged_objective
 from frpo.config.model import ModelConfig
-from frpo.config.rewards import Combine, RewardConfig, check_combination
+from frpo.config.rewards import Combine, RewardConfig, check_combination, check_names
 from frpo.config.section import (
     NAME,
     NOTHING,
@@ -30,17 +32,12 @@ from frpo.config.training import (
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
-    DownstreamRl,
-    DownstreamSft,
     ObjectiveConfig,
     ReferenceConfig,
     RolloutConfig,
     RunLearner,
     Workers,
 )
-
-MOST_WORKERS = 4096
-"""Actors of one role."""
 
 
 def _without_workers(learner: dict[str, Any]) -> dict[str, Any]:
@@ -59,25 +56,27 @@ def _given(data: dict[str, Any], part: str) -> Any:
 def refuse_workers(data: dict[str, Any]) -> None:
     """Raises ValueError for actors of what has none of its own: every arm and fine-tune is trained by the
     run's ranks."""
-    places: dict[str, Any] = {"base": data.get("base")}
+    lines = []
+    for place, section in dict(_list_sections_without_actors(data)).items():
+        for key in Workers.model_fields:
+            if isinstance(section, dict) and key in section:
+                lines.append(f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}")
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def _list_sections_without_actors(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Where a recipe may describe a training of an arm or fine-tune, and what is written there."""
+    yield "base", data.get("base")
     for part in ("arms", "downstream"):
         items = data.get(part)
         for i, item in enumerate(items if isinstance(items, list | tuple) else ()):
-            if isinstance(item, dict):
-                name = f"{part}.{item.get('name', i)}"
-                places |= {
-                    name: item if part == "downstream" else None,
-                    f"{name}.learner": item.get("learner"),
-                }
-    sections = {place: section for place, section in places.items() if isinstance(section, dict)}
-    found = [
-        (place, key) for place, section in sections.items() for key in Workers.model_fields if key in section
-    ]
-    lines = [
-        f"{place}.{key}: it is trained by the learner's ranks; set learner.{key}" for place, key in found
-    ]
-    if lines:
-        raise ValueError("\n".join(lines))
+            if not isinstance(item, dict):
+                continue
+            name = f"{part}.{item.get('name', i)}"
+            if part == "downstream":
+                yield name, item
+            yield f"{name}.learner", item.get("learner")
 
 
 class EvaluateConfig(Workers):
@@ -140,23 +139,6 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
     """Checkpoints of best validation reward kept besides."""
-
-
-class ClusterConfig(Section):
-    address: str | None = None
-    """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
-    gpu: Literal["A100-40GB", "A100-80GB", "H100", "H200", "L40S"] | None = None
-    """Card of the nodes, for what `frpo plan` predicts; null: that of this machine."""
-    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Placement of the actors' bundles over nodes."""
-    object_store_gib: PositiveFloat | None = None
-    """Object store of a cluster started here, GiB; null: half a GiB more than the policy's weights."""
-    start_timeout_s: PositiveFloat = 1800.0
-    """Longest wait for placement and for actors to start."""
-    call_timeout_s: PositiveFloat = 1800.0
-    """Longest wait for one call of an actor."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of a rollout, reward, reference or evaluation actor within a run."""
 
 
 class Config(Section):
@@ -242,86 +224,23 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        for where, names in (
-            ("arms", [a.name for a in self.arms]),
-            ("downstream", [d.name for d in self.downstream]),
-            ("attack.radii", [f"{r:g}" for r in self.attack.radii] if self.attack else []),
-        ):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            if twice:
-                raise ValueError(f"{where}: the name {twice[0]!r} stands twice; give each its own")
+        check_names("arms", [arm.name for arm in self.arms])
+        check_names("downstream", [task.name for task in self.downstream])
+        if self.attack:
+            check_names("attack.radii", [f"{radius:g}" for radius in self.attack.radii])
         check_combination(self.rewards, self.combine)
-        if "base" in [a.name for a in self.arms]:
+        if "base" in [arm.name for arm in self.arms]:
             raise ValueError("arms: the name 'base' is taken by the base policy; choose another")
-        for d in self.downstream:
-            late = [m for m in d.marks if m > d.num_steps]
-            if late:
-                raise ValueError(
-                    f"downstream.{d.name}.marks: {late[0]} is after the last step {d.num_steps}; lower it"
-                )
-        ranks = self.learner.num_workers
-        for what, batch in (
-            (
-                "rollout.prompts_per_step x rollout.group_size",
-                self.rollout.prompts_per_step * self.rollout.group_size,
-            ),
-            *(
-                (f"downstream.{d.name}.batch_size", d.batch_size)
-                for d in self.downstream
-                if isinstance(d, DownstreamSft)
-            ),
-            *([("base.batch_size", self.base.batch_size)] if self.base else []),
-        ):
-            if batch < ranks:
-                raise ValueError(
-                    f"learner.num_workers: {ranks} ranks share a batch of {batch} ({what}); use at most "
-                    f"{batch}"
-                )
+        checks.check_marks(self)
+        checks.check_batches(self)
         check_cards(self)
-        if (
-            self.rollout.tensor_parallel > 1
-            and self.rollout.transport == "object_store"
-            and not self.sends_adapters
-        ):
-            raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
-        check_nucleus(self)
+        checks.check_transport(self)
+        checks.check_nucleus(self)
         check_served(self)
-        for arm in self.arms:
-            self._check_loop(f"arms.{arm.name}", arm)
-        for task in self.downstream:
-            if isinstance(task, DownstreamRl):
-                self._check_loop(f"downstream.{task.name}", task)
-        for where, workers in (
-            ("rollout", self.rollout),
-            ("reward", self.reward),
-            ("reference", self.reference),
-            ("evaluate", self.evaluate),
-        ):
-            if workers.num_workers > MOST_WORKERS:
-                raise ValueError(
-                    f"{where}.num_workers: {workers.num_workers} actors; use at most {MOST_WORKERS}"
-                )
+        for where, loop in checks.loops_of(self):
+            checks.check_loop(self, where, loop)
+        checks.check_counts(self)
         return self
-
-    def _check_loop(self, where: str, loop: ArmConfig | DownstreamRl) -> None:
-        """That groups are large enough for the radius, and micro-batches for a sequence."""
-        rho, most = loop.objective.estimator.radius, math.log(self.rollout.group_size)
-        if rho is not None and rho >= most:
-            raise ValueError(
-                f"{where}.objective.estimator.rho: {rho:g} is not below log k = {most:.2f} nats, the most that a group "
-                "of "
-                f"{self.rollout.group_size} completions can express; lower rho or raise rollout.group_size"
-            )
-        budget, limit = (
-            loop.learner.micro_batch_tokens,
-            self.data.max_prompt_tokens + self.rollout.max_new_tokens,
-        )
-        if budget < limit:
-            field = "learner" if budget == self.learner.micro_batch_tokens else f"{where}.learner"
-            raise ValueError(
-                f"{field}.micro_batch_tokens: {budget} is less than one sequence of "
-                f"data.max_prompt_tokens + rollout.max_new_tokens = {limit}; raise it"
-            )
 
     @property
     def folder(self) -> Path:
@@ -340,29 +259,7 @@ class Config(Section):
     @property
     def num_tokens_limit(self) -> int:
         """Longest sequence that any engine sees, tokens."""
-        return max(
-            self.data.max_prompt_tokens + self.rollout.max_new_tokens,
-            self.harness.max_tokens if self.harness else 0,
-        )
-
-
-def check_nucleus(config: Config) -> None:
-    """That nothing is steered to a KL of what a nucleus draws, which is not the policy's. Raises
-    ValueError."""
-    top_p = config.rollout.top_p
-    if top_p == 1:
-        return
-    remedy = f"what rollout.top_p = {top_p:g} draws tells the nucleus's, not the policy's: set it to 1"
-    for where, objective in (
-        *((f"arms.{a.name}", a.objective) for a in config.arms),
-        *((f"downstream.{d.name}", d.objective) for d in config.downstream if isinstance(d, DownstreamRl)),
-    ):
-        if objective.target_kl is not None:
-            raise ValueError(
-                f"{where}.objective.target_kl: {objective.target_kl:g} is steered by a KL; {remedy}, or "
-                "leave target_kl out"
-            )
-    if config.attack:
-        raise ValueError(
-            f"attack.radii: {config.attack.radii[0]:g} is a KL to steer to; {remedy}, or leave attack out"
-        )
+        longest = self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        if self.harness:
+            return max(longest, self.harness.max_tokens)
+        return longest

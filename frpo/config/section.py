@@ -42,26 +42,27 @@ class Redoes:
 NOTHING = Redoes(())
 """Changes no number: places, resources, limits, names."""
 
-MOST_PATH, MOST_PART = 4095, 255
-"""Bytes that Linux takes of a path, and between two slashes of it."""
+MOST_PATH = 4095
+"""Bytes that Linux takes of a path."""
+MOST_PART = 255
+"""Bytes that it takes between two slashes."""
 
 
-def _possible(path: str) -> str:
+def _expand_path(path: str) -> str:
     """With ~ expanded. Raises ValueError for what no file system can hold."""
     if not path or "\0" in path:
         raise ValueError("this is no path; give one, or leave the field out")
-    if len(os.fsencode(path)) > MOST_PATH or any(
-        len(os.fsencode(part)) > MOST_PART for part in path.split("/")
-    ):
+    sizes = [len(os.fsencode(part)) for part in path.split("/")]
+    if len(os.fsencode(path)) > MOST_PATH or max(sizes) > MOST_PART:
         raise ValueError(
             f"no path has more than {MOST_PATH} bytes, or {MOST_PART} between two slashes; give a shorter one"
         )
     return os.path.expanduser(path)  # pathlib raises for ~nobody
 
 
-PathText = Annotated[str, AfterValidator(_possible)]
+PathText = Annotated[str, AfterValidator(_expand_path)]
 """A path, or a name of something else; ~ is the home folder."""
-Folder = Annotated[Path, BeforeValidator(lambda path: _possible(path) if isinstance(path, str) else path)]
+Folder = Annotated[Path, BeforeValidator(lambda path: _expand_path(path) if isinstance(path, str) else path)]
 
 
 @dataclass(frozen=True)
@@ -111,18 +112,23 @@ NO_NUMBER = PydanticCustomError("number_type", "Input should be a number, not ye
 
 
 def _holds_truth(value: Any) -> bool:
-    several = list(value.values()) if isinstance(value, dict) else value
-    return any(isinstance(item, bool) for item in (several if isinstance(several, list | tuple) else [value]))
+    """Whether a value is a truth value, or a list or mapping that holds one."""
+    if isinstance(value, dict):
+        return any(isinstance(item, bool) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(isinstance(item, bool) for item in value)
+    return isinstance(value, bool)
 
 
 def _is_number(annotation: Any) -> bool:
     """Whether a field takes numbers, or lists or names of them, and no truth values."""
-    kinds = _kinds(annotation)
+    kinds = _kinds_of(annotation)
     return bool({int, float} & kinds) and not {bool, Any} & kinds
 
 
-def _kinds(annotation: Any) -> set[type]:
+def _kinds_of(annotation: Any) -> set[type]:
     """The plain types that an annotation is made of, those of literals too."""
-    if parts := get_args(annotation):
-        return {kind for part in parts for kind in _kinds(part)}
+    parts = get_args(annotation)
+    if parts:
+        return set().union(*map(_kinds_of, parts))
     return {annotation if isinstance(annotation, type) else type(annotation)}

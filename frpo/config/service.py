@@ -87,7 +87,8 @@ class ServiceConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> ServiceConfig:
         check_combination(self.rewards, self.combine)
-        if asking := [r.name for r in self.rewards if isinstance(r, ServeReward)]:
+        asking = [reward.name for reward in self.rewards if isinstance(reward, ServeReward)]
+        if asking:
             raise ValueError(
                 f"rewards.{asking[0]}.kind: a service does not ask another by handle; name its rewards here, "
                 "or use kind: url"
@@ -124,9 +125,9 @@ def token_digest(config: ServiceConfig, *, joined: bool) -> bytes | None:
         return hashlib.sha256(token.encode()).digest()
     if name and (joined or not config.is_loopback or "token_env" in config.model_fields_set):
         where = "a cluster that others reach" if joined else config.host
-        remedy = "export it where you start the service" + (
-            ", or write token_env: '' to serve everybody" if config.is_loopback else ""
-        )
+        remedy = "export it where you start the service"
+        if config.is_loopback:
+            remedy += ", or write token_env: '' to serve everybody"
         raise ConfigError(
             f"token_env: {name} is not set, and the service on {where} must know its token; {remedy}"
         )

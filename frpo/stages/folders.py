@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of, write_text
+from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of
 from frpo.config import Config, ConfigError
 from frpo.content import Digests
+from frpo.disk import write_text
 from frpo.outline import Stage, fixed_end, outline
 from frpo.records import Made, StageResult
 from frpo.stages.graph import made_from
 
-MADE, DONE = "made.json", "done.json"
+MADE = "made.json"
+DONE = "done.json"
 TOLD = 8
 """Changes that are named one by one."""
+LONGEST_VALUE = 60
+"""Of a value in such a change, characters."""
 
 R = TypeVar("R", Made, StageResult)
 State = Literal["new", "begun", "done", "longer", "other"]
@@ -54,61 +58,64 @@ def look(config: Config) -> tuple[Standing, ...]:
     """
     stages = outline(config)
     if not any((config.folder / stage.name).exists() for stage in stages):
-        return tuple(
-            Standing(stage, Made(digest="", below="", values={}, named={}), "new") for stage in stages
-        )
-    return _look(config, Digests(config.folder))
+        nothing = Made(digest="", below="", values={}, named={})
+        return tuple(Standing(stage, nothing, "new") for stage in stages)
+    return _look_at_all(config, Digests(config.folder))
 
 
 def look_and_tell(config: Config, say: Callable[[str], None]) -> tuple[Standing, ...]:
     """As `look`, for a run: says what will be redone, and remembers the digests of files in the run
     folder."""
     digests = Digests(config.folder)
-    found = _look(config, digests)
+    standings = _look_at_all(config, digests)
     digests.save()
-    if told := paragraph(config, found):
+    told = paragraph(config, standings)
+    if told:
         say(told)
-    return found
+    return standings
 
 
-def _look(config: Config, digests: Digests) -> tuple[Standing, ...]:
-    found = tuple(_standing(config, stage, made) for stage, made in made_from(config, digests))
-    for standing in found:
+def _look_at_all(config: Config, digests: Digests) -> tuple[Standing, ...]:
+    standings = tuple(_look_at(config, stage, made) for stage, made in made_from(config, digests))
+    for standing in standings:
         _refuse_other_ranks(config, standing)
-    return found
+    return standings
 
 
-def _standing(config: Config, stage: Stage, made: Made) -> Standing:
+def _look_at(config: Config, stage: Stage, made: Made) -> Standing:
     folder = config.folder / stage.name
-    before, result, step = _read(folder / MADE, Made), _read(folder / DONE, StageResult), _newest(folder)
+    before = _read_record(folder / MADE, Made)
+    result = _read_record(folder / DONE, StageResult)
+    step = _find_newest_step(folder)
     if before and before.digest == made.digest:
-        done = result is not None and result.inputs == made.digest
-        return Standing(stage, made, "done" if done else "begun", step=step, finished=done)
-    if before is None and not (result or step):
-        return Standing(stage, made, "new" if not folder.exists() else "other")
-    if before and step and not why_from_the_start(stage, made, before, step):
-        return Standing(stage, made, "longer", before, step, result is not None)
-    return Standing(stage, made, "other", before, step, result is not None)
+        if result and result.inputs == made.digest:
+            return Standing(stage, made, "done", step=step, finished=True)
+        return Standing(stage, made, "begun", step=step)
+    if not (before or result or step):
+        return Standing(stage, made, "other" if folder.exists() else "new")
+    goes_on = before and step and not why_from_the_start(stage, made, before, step)
+    return Standing(stage, made, "longer" if goes_on else "other", before, step, result is not None)
 
 
-def _read(path: Path, kind: type[R]) -> R | None:
+def _read_record(path: Path, kind: type[R]) -> R | None:
     try:
         return kind.model_validate_json(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def _newest(folder: Path) -> int | None:
-    found = checkpoints_in(folder / "checkpoints")
-    return int(found[-1].name.removeprefix("step-")) if found else None
+def _find_newest_step(folder: Path) -> int | None:
+    """Of its newest checkpoint."""
+    checkpoints = checkpoints_in(folder / "checkpoints")
+    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else None
 
 
 def why_from_the_start(stage: Stage, made: Made, before: Made, step: int | None) -> str:
-    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where it
-    can, and "changed" where more than that has."""
+    """Why a stage of which nothing but the number of steps has changed cannot go on from `step`; empty where
+    it can, and "changed" where more than that has."""
     training = stage.training()
     field = f"{training.field}.num_steps" if training else ""
-    if before.below != made.below or _different(before.values, made.values) != [field]:
+    if before.below != made.below or _find_changed_paths(before.values, made.values) != [field]:
         return "changed"
     if reason := fixed_end(stage):
         return reason
@@ -118,8 +125,10 @@ def why_from_the_start(stage: Stage, made: Made, before: Made, step: int | None)
     return f"its checkpoint is past that, at step {step}" if step > asked else ""
 
 
-def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [k for k in {**before, **now} if before.get(k, _different) != now.get(k, _different)]
+def _find_changed_paths(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has another value now, is new, or is gone."""
+    gone = object()
+    return [path for path in {**before, **now} if before.get(path, gone) != now.get(path, gone)]
 
 
 def _refuse_other_ranks(config: Config, standing: Standing) -> None:
@@ -137,31 +146,28 @@ def _refuse_other_ranks(config: Config, standing: Standing) -> None:
         if then is not None and then != value:
             raise ConfigError(
                 f"{name}: {value}, but {standing.stage.name} was left at step {standing.step} by a "
-                f"checkpoint of {then}, which cannot be "
-                f"loaded otherwise; set it back to {then} until the stage is done, or choose another folder "
-                "(--run-dir)"
+                f"checkpoint of {then}, which cannot be loaded otherwise; set it back to {then} until the "
+                "stage is done, or choose another folder (--run-dir)"
             )
 
 
 # ---- words
 
 
-def paragraph(config: Config, found: Sequence[Standing]) -> str:
+def paragraph(config: Config, standings: Sequence[Standing]) -> str:
     """What a run will redo or prolong of what lies in its folder, why, where the old results go, and how to
     keep both; empty where nothing finished or saved is touched."""
-    redone = [s for s in found if s.state == "other" and (s.finished or s.step)]
-    longer = [s for s in found if s.state == "longer"]
-    told = list(_longer(longer))
-    if redone:
-        names = ", ".join(s.stage.name for s in redone)
-        told.append(
-            f"{len(redone)} of {len(found)} stages {'is' if len(redone) == 1 else 'are'} done again from the "
-            f"start: {names}."
-        )
-        told += _reasons(config, redone)
-    if not told:
+    redone = [s for s in standings if s.state == "other" and (s.finished or s.step)]
+    longer = [s for s in standings if s.state == "longer"]
+    if not (redone or longer):
         return ""
-    if redone or any(s.finished for s in longer):
+    told = [_say_longer(standing) for standing in longer]
+    if redone:
+        names = ", ".join(standing.stage.name for standing in redone)
+        are = "is" if len(redone) == 1 else "are"
+        told.append(f"{len(redone)} of {len(standings)} stages {are} done again from the start: {names}.")
+        told += _say_why(redone)
+    if redone or any(standing.finished for standing in longer):
         told.append(
             "What they hold now is kept, rows of metrics.jsonl included, in a folder below "
             f"{config.folder / 'superseded'}."
@@ -170,53 +176,56 @@ def paragraph(config: Config, found: Sequence[Standing]) -> str:
     return " ".join(told)
 
 
-def _longer(longer: Sequence[Standing]) -> Iterator[str]:
-    for s in longer:
-        field = next(k for k in s.made.values if k.endswith("num_steps"))
-        before = s.before.values[field] if s.before else None
-        yield f"{s.stage.name} goes on after step {s.step}: {field}: {before} -> {s.made.values[field]}."
+def _say_longer(standing: Standing) -> str:
+    values = standing.made.values
+    field = next(path for path in values if path.endswith("num_steps"))
+    before = standing.before.values[field] if standing.before else None
+    return f"{standing.stage.name} goes on after step {standing.step}: {field}: {before} -> {values[field]}."
 
 
-def _reasons(config: Config, redone: Sequence[Standing]) -> Iterator[str]:
+def _say_why(redone: Sequence[Standing]) -> Iterator[str]:
     """What has changed since, each once; then the stages that are redone since they stand on others."""
-    if any(s.before is None for s in redone):
-        yield "They were made by a version of frpo that did not write down what counts now, so that it cannot be compared."
-    lines: dict[str, None] = {}
-    for s in redone:
-        if s.before:
-            why = why_from_the_start(s.stage, s.made, s.before, s.step)
-            lines |= dict.fromkeys(
-                change + (f" (from the start: {why})" if why != "changed" else "")
-                for change in _changes(s.before, s.made)
-            )
+    compared = [(s, s.before) for s in redone if s.before]
+    if len(compared) < len(redone):
+        yield (
+            "They were made by a version of frpo that did not write down what counts now, so that it cannot "
+            "be compared."
+        )
+    lines: dict[str, None] = {}  # in order, each once
+    for standing, before in compared:
+        why = why_from_the_start(standing.stage, standing.made, before, standing.step)
+        behind = "" if why == "changed" else f" (from the start: {why})"
+        for change in _say_changes(before, standing.made):
+            lines[change + behind] = None
     if lines:
         more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
         yield f"Changed since: {'; '.join(list(lines)[:TOLD])}{more}."
-    if any(s.before and s.before.below != s.made.below for s in redone):
+    if any(before.below != standing.made.below for standing, before in compared):
         yield "What stands on a stage is done again with it."
 
 
-def _changes(before: Made, now: Made) -> Iterator[str]:
-    whole = [
-        p for p in _different(before.values, now.values) if before.values.get(p, now.values.get(p)) is None
-    ]
-    for path in _different(before.values, now.values):
+def _say_changes(before: Made, now: Made) -> Iterator[str]:
+    paths = _find_changed_paths(before.values, now.values)
+    # a section that is there now, or is not any more, is said once, without its fields
+    sections = [path for path in paths if before.values.get(path, now.values.get(path)) is None]
+    for path in paths:
+        if any(path.startswith(f"{section}.") for section in sections):
+            continue
         old, new = before.named.get(path), now.named.get(path)
-        if any(path.startswith(f"{section}.") for section in whole):
-            continue  # a section that is there now, or is not any more: said once
-        if old and new and old == new:
+        if not (old and new):
+            yield f"{path}: {_shorten_value(before, path)} -> {_shorten_value(now, path)}"
+        elif old == new:
             yield f"{path}: the content of {new} is another"
-        elif old and new:
-            yield f"{path}: {old} -> {new}, which holds something else"
         else:
-            yield f"{path}: {_short(before, path)} -> {_short(now, path)}"
+            yield f"{path}: {old} -> {new}, which holds something else"
 
 
-def _short(made: Made, path: str) -> str:
+def _shorten_value(made: Made, path: str) -> str:
     if path not in made.values:
-        return "given" if any(p.startswith(f"{path}.") for p in made.values) else "not there"
+        below = any(other.startswith(f"{path}.") for other in made.values)
+        return "given" if below else "not there"
     text = json.dumps(made.named.get(path, made.values[path]), ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 # ---- deeds
@@ -230,30 +239,29 @@ class Log(Protocol):
         """Move what it holds of superseded stages to a folder; copy what it holds of prolonged ones."""
 
 
-def supersede(config: Config, found: Sequence[Standing], log: Log) -> None:
+def supersede(config: Config, standings: Sequence[Standing], log: Log) -> None:
     """Put aside what was made from other inputs, into one folder below superseded/. What goes on leaves its
     checkpoints."""
-    other = [s for s in found if s.state == "other"]
-    longer = [s for s in found if s.state == "longer" and s.finished]
+    other = [s.stage.name for s in standings if s.state == "other"]
+    longer = [s.stage.name for s in standings if s.state == "longer" and s.finished]
     if not (other or longer):
         return
-    names, prolonged = [s.stage.name for s in other], [s.stage.name for s in longer]
-    aside = _new_aside(config.folder)
-    log.put_aside(
-        names, prolonged, aside
-    )  # first the rows: a folder that still stands is put aside by the next call
-    for s in sorted(other, key=lambda s: -len(s.stage.name)):  # harness/<arm>/<task> lies in harness/<arm>
-        folder = config.folder / s.stage.name
-        _move([*folder.iterdir()], aside / s.stage.name)
+    aside = _choose_aside(config.folder)
+    # first the rows: a folder that still stands is put aside by the next call
+    log.put_aside(other, longer, aside)
+    # the longest names first: harness/<arm>/<task> lies in harness/<arm>
+    for name in sorted(other, key=len, reverse=True):
+        folder = config.folder / name
+        _move(list(folder.iterdir()), aside / name)
         folder.rmdir()
-    for s in longer:
-        folder = config.folder / s.stage.name
-        _move([p for p in (folder / "policy", folder / DONE) if p.exists()], aside / s.stage.name)
-        write_text(aside / s.stage.name / MADE, (folder / MADE).read_text())
-    log.note(f"Put aside in {aside}: {', '.join([*names, *prolonged])}")
+    for name in longer:
+        folder = config.folder / name
+        _move([path for path in (folder / "policy", folder / DONE) if path.exists()], aside / name)
+        write_text(aside / name / MADE, (folder / MADE).read_text())
+    log.note(f"Put aside in {aside}: {', '.join([*other, *longer])}")
 
 
-def _new_aside(run: Path) -> Path:
+def _choose_aside(run: Path) -> Path:
     """Not there yet."""
     first = run / "superseded" / time.strftime("%Y%m%d-%H%M%S")
     names = (first.with_name(f"{first.name}-{i}") for i in itertools.count(2))

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from frpo import checkpoint, cluster, report
+from frpo import cluster, report, rundir
 from frpo.config import Config
 from frpo.harness import tasks_of
 from frpo.metrics import RunLog
@@ -29,7 +29,7 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
     """
     # the driver computes little, and OpenMP's idle threads spin on cores that workers need
     torch.set_num_threads(1)
-    checkpoint.describe(config.folder, config)
+    rundir.describe(config.folder, config)
     if all(s.state == "done" for s in found):
         log.note(
             f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration."

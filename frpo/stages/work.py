@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frpo import checkpoint, steering
+from frpo import disk, steering
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ArmConfig, Config, TrainConfig
 from frpo.driver import Partners, train
@@ -271,7 +271,7 @@ class Work:
         return scores
 
     def summarize(self, stage: Stage, arm: str) -> ArmSummary:
-        digest = checkpoint.folder_sha256(self.config.folder / stage.name / "policy")
+        digest = disk.folder_sha256(self.config.folder / stage.name / "policy")
         return summarize_arm(arm, read_steps(self.config.folder, stage.name), digest)
 
 

@@ -62,7 +62,12 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("command", ["config", "plan"])
 def test_config_and_plan_import_no_ml_library(command: str) -> None:
-    code = f"import sys; sys.argv = ['frpo', {command!r}, {TESTBED!r}]\nfrom frpo.cli import main\ntry: main()\nexcept SystemExit as e: code = e.code\n"
+    code = (
+        f"import sys; sys.argv = ['frpo', {command!r}, {TESTBED!r}]\n"
+        "from frpo.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: code = e.code\n"
+    )
     code += f"print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}), code)"
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -145,55 +150,84 @@ NO_TENSORS = len(b"{}").to_bytes(8, "little") + b"{}"  # a safetensors file of n
 ROWS = '{"prompt": "a", "task": "t"}\n{"prompt": "b", "task": "t"}\n'
 
 MISTAKES = [
-    (("--set", "rollout.temprature=1"), "rollout.temprature: unknown field (value 1); did you mean temperature?"),
-    (("--set", "rewards.0.function=frpo.rewards.code:evalplus"), "rewards.0.arguments.allow_code_execution: this reward runs code"),
+    (("--set", "rollout.temprature=1"),
+     "rollout.temprature: unknown field (value 1); did you mean temperature?"),
+    (("--set", "rewards.0.function=frpo.rewards.code:evalplus"),
+     "rewards.0.arguments.allow_code_execution: this reward runs code"),
     (
         ("--set", "rewards=[{{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}}]"),
         "rewards.0.urls: http://127.0.0.1:9/get_reward: no connection (Connection refused); start the "
         "service",
     ),
-    (("--set", "rewards=[{{kind: serve, name: here}}]"), "rewards.0.kind: serve needs the Ray cluster of the service"),
-    (("--set", "combine=product", "--set", "rewards.0.weight=2"), "rewards.answer.weight: 2 has no meaning in a product"),
-    (("--set", "objective.estimator.lam=0"), "objective.estimator.lam: Input should be greater than 0 (value 0)"),
-    (("--set", "arms.frpo.objective.estimator.rho=2.2"), "arms.frpo.objective.estimator.rho: 2.2 is not below log k = 2.08 nats"),
-    (("--set", "arms.grpo.objective.estimator.rho=0.3"), "rho: it is a field of frpo, and the kind here is grpo (value 0.3)"),
-    (("--set", "objective.lam=0.5"), "objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: 0.5} (value 0.5)"),
-    (("--set", "arms.grpo.objective.target_kl=0.5", "--set", "arms.grpo.objective.beta=0"), "target_kl: 0.5 is reached by steering beta, which is 0"),
+    (("--set", "rewards=[{{kind: serve, name: here}}]"),
+     "rewards.0.kind: serve needs the Ray cluster of the service"),
+    (("--set", "combine=product", "--set", "rewards.0.weight=2"),
+     "rewards.answer.weight: 2 has no meaning in a product"),
+    (("--set", "objective.estimator.lam=0"),
+     "objective.estimator.lam: Input should be greater than 0 (value 0)"),
+    (("--set", "arms.frpo.objective.estimator.rho=2.2"),
+     "arms.frpo.objective.estimator.rho: 2.2 is not below log k = 2.08 nats"),
+    (("--set", "arms.grpo.objective.estimator.rho=0.3"),
+     "rho: it is a field of frpo, and the kind here is grpo (value 0.3)"),
+    (("--set", "objective.lam=0.5"),
+     "objective.lam: it is a field of the estimator; "
+     "write objective.estimator: {kind: frpo, lam: 0.5} (value 0.5)"),
+    (("--set", "arms.grpo.objective.target_kl=0.5", "--set", "arms.grpo.objective.beta=0"),
+     "target_kl: 0.5 is reached by steering beta, which is 0"),
     (("--set", "attack={{radii: [0.5, 0.5], num_steps: 5}}"), "attack.radii: the name '0.5' stands twice"),
-    (("--set", "attack.radii=[]", "--set", "attack.num_steps=5"), "attack.radii: Tuple should have at least 1 item"),
+    (("--set", "attack.radii=[]", "--set", "attack.num_steps=5"),
+     "attack.radii: Tuple should have at least 1 item"),
     (("--set", "downstream.0.kind=dpo"), "downstream.0.kind: 'dpo' is unknown; choose sft or rl"),
-    (("--set", "rollout.group_size=1"), "rollout.group_size: Input should be greater than or equal to 2 (value 1)"),
-    (("--set", "learner.num_workers=500"), "learner.num_workers: 500 ranks share a batch of 192 (rollout.prompts_per_step x rollout.group_size)"),
-    (("--set", "learner.num_workers=40"), "learner.num_workers: 40 ranks share a batch of 32 (downstream.crafts-gentle.batch_size); use at most 32"),
-    (("--set", "base.num_workers=2"), "base.num_workers: it is trained by the learner's ranks; set learner.num_workers"),
-    (("--set", "downstream.0.num_cpus=1"), "downstream.crafts-gentle.num_cpus: it is trained by the learner's ranks; set learner.num_cpus"),
-    (("--set", "arms.frpo.learner.num_gpus=1"), "arms.frpo.learner.num_gpus: it is trained by the learner's ranks; set learner.num_gpus"),
+    (("--set", "rollout.group_size=1"),
+     "rollout.group_size: Input should be greater than or equal to 2 (value 1)"),
+    (("--set", "learner.num_workers=500"),
+     "learner.num_workers: 500 ranks share a batch of 192 (rollout.prompts_per_step x rollout.group_size)"),
+    (("--set", "learner.num_workers=40"),
+     "learner.num_workers: 40 ranks share a batch of 32 "
+     "(downstream.crafts-gentle.batch_size); use at most 32"),
+    (("--set", "base.num_workers=2"),
+     "base.num_workers: it is trained by the learner's ranks; set learner.num_workers"),
+    (("--set", "downstream.0.num_cpus=1"),
+     "downstream.crafts-gentle.num_cpus: it is trained by the learner's ranks; set learner.num_cpus"),
+    (("--set", "arms.frpo.learner.num_gpus=1"),
+     "arms.frpo.learner.num_gpus: it is trained by the learner's ranks; set learner.num_gpus"),
     (
-        ("--set", "downstream=[{{kind: rl, name: more, data: [{{path: 'testbed:prompts', task_column: task}}], learner: {{num_threads: 2}}}}]"),
+        ("--set",
+         "downstream=[{{kind: rl, name: more, data: [{{path: 'testbed:prompts', task_column: task}}], "
+         "learner: {{num_threads: 2}}}}]"),
         "downstream.more.learner.num_threads: it is trained by the learner's ranks; set learner.num_threads",
     ),
     (("--set", "learner.micro_batch_tokens=4"), "learner.micro_batch_tokens: 4 is less than one sequence"),
     (("--set", "model.path=/no/such/model"), "model.path: no such folder /no/such/model"),
-    (("--set", "rewards.answer.function=frpo.rewards:exact"), "rewards.0.function: frpo.rewards has no function 'exact'"),
+    (("--set", "rewards.answer.function=frpo.rewards:exact"),
+     "rewards.0.function: frpo.rewards has no function 'exact'"),
     (("--set", "rewards.answer.function=nowhere:f"), "rewards.0.function: 'nowhere' cannot be imported"),
-    (("--set", "rewards.answer.arguments.anwser=x"), "rewards.0.arguments.anwser: frpo.rewards:exact_answer takes no such argument"),
+    (("--set", "rewards.answer.arguments.anwser=x"),
+     "rewards.0.arguments.anwser: frpo.rewards:exact_answer takes no such argument"),
     (
         ("--set", "data.train.0.path={rows}"),
         "rewards.0.function: frpo.rewards:exact_answer asks for 'answer', and ",
     ),
     (("--set", "rewards.answer.function=frpo.rewards"), "write module:function or file.py:function"),
-    (("--set", "arms.nobody.objective.estimator.lam=1"), "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
+    (("--set", "arms.nobody.objective.estimator.lam=1"),
+     "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
     (("--set", "downstream.0.marks=[900]"), "downstream.crafts-gentle.marks: 900 is after the last step 200"),
     (("--set", "data.train.0.path=nowhere.jsonl"), "data set nowhere.jsonl: no such file"),
-    (("--set", "data.train.0.path={rows}", "--set", "data.train.0.prompt=question"), "rows.jsonl:1: no column 'question'; it has prompt, task"),
-    (("--set", "data.train.0.path={bad}"), "bad.jsonl:3: column 'prompt' is 7; it must be a non-empty string or a list of chat messages"),
+    (("--set", "data.train.0.path={rows}", "--set", "data.train.0.prompt=question"),
+     "rows.jsonl:1: no column 'question'; it has prompt, task"),
+    (("--set", "data.train.0.path={bad}"),
+     "bad.jsonl:3: column 'prompt' is 7; it must be a non-empty string or a list of chat messages"),
     (("--set", "data.train.0.path={torn}"), "torn.jsonl:2: not valid JSON"),
-    (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"), "rows.jsonl:1: no column 'kind'"),
+    (("--set", "data.train.0.task_column=kind", "--set", "data.train.0.path={rows}"),
+     "rows.jsonl:1: no column 'kind'"),
     (("--set", "model.path={cut}"), "cut/model.safetensors is torn ("),
     (("--set", "model.path={odd}"), "has head_dim 48; vLLM on the CPU serves 32, 64"),
-    (("--set", "model.path={short}", "--set", "data.max_prompt_tokens=30"), "rollout.max_new_tokens: 30 + 7 and one more token do not fit the 37 positions"),
-    (("--set", "model.path={short}", "--set", "harness={{tasks: [gsm8k], max_tokens: 99}}"), "harness.max_tokens: 99 and one more token do not fit"),
-    (("--set", "model.attention=flash_attention_2"), "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0"),
+    (("--set", "model.path={short}", "--set", "data.max_prompt_tokens=30"),
+     "rollout.max_new_tokens: 30 + 7 and one more token do not fit the 37 positions"),
+    (("--set", "model.path={short}", "--set", "harness={{tasks: [gsm8k], max_tokens: 99}}"),
+     "harness.max_tokens: 99 and one more token do not fit"),
+    (("--set", "model.attention=flash_attention_2"),
+     "model.attention: flash_attention_2 runs on a GPU, and learner.num_gpus is 0"),
     (("--run-dir", "/proc/nowhere"), "run_dir: /proc/nowhere cannot be written"),
 ]  # fmt: skip
 

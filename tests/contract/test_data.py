@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from frpo.cli import main
-from frpo.config import ConfigError
+from frpo.config import ConfigError, DownstreamSft
 from frpo.metrics import RunLog
 from frpo.outline import outline
 from frpo.outline.stage import Data
@@ -117,8 +117,8 @@ def inputs(folder: Path, *sets: str) -> tuple[Inputs, str]:
     """The inputs of the testbed's run, and what was said while they were read."""
     config = load(Path(TESTBED), sets).model_copy(update={"run_dir": folder})
     with RunLog(folder, config) as log:
-        found = Inputs(resolve(config), log)
-    return found, (folder / "run.log").read_text()
+        opened = Inputs(resolve(config), log)
+    return opened, (folder / "run.log").read_text()
 
 
 def test_a_run_counts_what_is_trained_and_held_out_and_refuses_too_much(tmp_path: Path) -> None:
@@ -162,10 +162,12 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
 def test_examples_of_two_fine_tunes_are_read_once_and_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, _ = inputs(tmp_path)
-    found.read_ahead([s for s in outline(found.config) if s.kind == "downstream"])
-    one, two = found.config.downstream
+    opened, _ = inputs(tmp_path)
+    opened.read_ahead([s for s in outline(opened.config) if s.kind == "downstream"])
     monkeypatch.setattr("frpo.stages.inputs.load_examples", None)
-    first, second = (found.examples(Data(t.name, t.data, t.max_tokens)) for t in (one, two))  # type: ignore[union-attr, arg-type]
-    assert first is second
-    assert len(first) == 72
+    examples = []
+    for task in opened.config.downstream:
+        assert isinstance(task, DownstreamSft)
+        examples.append(opened.examples(Data(task.name, task.data, task.max_tokens)))
+    assert examples[0] is examples[1]
+    assert [len(each) for each in examples] == [72, 72]

@@ -124,14 +124,10 @@ CUSTOM: dict[str, type[Spec]] = {"RayCluster": RayCluster, "RayJob": RayJob, "Ra
 def cluster_of(document: dict[str, Any]) -> RayCluster | None:
     if document["kind"] not in CUSTOM:
         return None
-    found: Any = CUSTOM[document["kind"]].model_validate(document["spec"])
-    return (
-        found
-        if isinstance(found, RayCluster)
-        else found.rayClusterSpec
-        if isinstance(found, RayJob)
-        else found.rayClusterConfig
-    )
+    spec: Any = CUSTOM[document["kind"]].model_validate(document["spec"])
+    if isinstance(spec, RayCluster):
+        return spec
+    return spec.rayClusterSpec if isinstance(spec, RayJob) else spec.rayClusterConfig
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
@@ -185,8 +181,8 @@ def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
     limits = [
         w.template.spec["containers"][0]["resources"]["limits"] for w in job.rayClusterSpec.workerGroupSpecs
     ]
-    assert asked.num_gpus <= sum(float(found["nvidia.com/gpu"]) for found in limits)
-    assert asked.num_cpus <= sum(float(found["cpu"]) for found in limits)
+    assert asked.num_gpus <= sum(float(limit["nvidia.com/gpu"]) for limit in limits)
+    assert asked.num_cpus <= sum(float(limit["cpu"]) for limit in limits)
     assert "--run-dir /shared/" in job.entrypoint
 
 
@@ -197,8 +193,8 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
 
     rewards, document = documents(KUBERAY / "rayservice.yaml")
     service = RayService.model_validate(document["spec"])
-    found = ServeDeploySchema.model_validate(yaml.safe_load(service.serveConfigV2))
-    (app,) = found.applications
+    deployment = ServeDeploySchema.model_validate(yaml.safe_load(service.serveConfigV2))
+    (app,) = deployment.applications
     assert callable(getattr(deploy.service, app.import_path.rpartition(":")[2]))
     monkeypatch.setenv("FRPO_SERVICE_TOKEN", "x")
     config = ServiceConfig.model_validate(yaml.safe_load(rewards["data"][Path(app.args["config"]).name]))
@@ -209,7 +205,8 @@ def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("FRPO_SERVICE_TOKEN")
     with pytest.raises(
         ConfigError,
-        match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others reach must know its token",
+        match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others "
+        "reach must know its token",
     ):
         deploy.service.application({"config": str(file)})
     file.write_text(file.read_text() + "\ntoken_env: ''")
@@ -281,11 +278,15 @@ FIRST = ("frpo-rewards", "/", "imperative", "gateway")
         ([], {}, None),
         ([FIRST], {"name": "second", "route_prefix": "/second"}, None),
         ([FIRST], {}, None),  # whose frpo serve was killed: its name is free
-        ([FIRST], {"name": "second"}, "route_prefix: / is that of frpo-rewards on this cluster; choose another, such as /second"),
-        ([FIRST], {"name": "second", "route_prefix": "/b", "port": 8001}, "port: this cluster serves at 127.0.0.1:8000 already"),
+        ([FIRST], {"name": "second"},
+         "route_prefix: / is that of frpo-rewards on this cluster; choose another, such as /second"),
+        ([FIRST], {"name": "second", "route_prefix": "/b", "port": 8001},
+         "port: this cluster serves at 127.0.0.1:8000 already"),
         ([], {"host": "0.0.0.0"}, "host: this cluster serves at 127.0.0.1:8000 already"),
-        ([("frpo-rewards", "/", "declarative", "gateway")], {}, "name: frpo-rewards is served on this cluster already"),
-        ([("frpo-rewards", "/", "imperative", "Other")], {}, "name: frpo-rewards is served on this cluster already"),
+        ([("frpo-rewards", "/", "declarative", "gateway")], {},
+         "name: frpo-rewards is served on this cluster already"),
+        ([("frpo-rewards", "/", "imperative", "Other")], {},
+         "name: frpo-rewards is served on this cluster already"),
     ],
 )  # fmt: skip
 def test_a_service_takes_nothing_from_another(

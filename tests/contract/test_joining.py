@@ -16,11 +16,29 @@ from typing import Any
 import pytest
 
 from frpo import doctor, joining
-from frpo.config import ConfigError
+from frpo.config import ConfigError, find_cluster
+from frpo.recipe import load
+from frpo.resources import elsewhere
 from frpo.roles import WorkerFailed
 
 ROOT = Path(__file__).parents[2]
 SERVICE = str(ROOT / "deploy" / "rewards.yaml")
+
+
+def test_the_recipe_names_the_cluster_before_the_job_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert find_cluster(None) == ("10.0.0.1:6379", "RAY_ADDRESS")
+    assert find_cluster("10.0.0.2:6379") == ("10.0.0.2:6379", "cluster.address")
+    assert find_cluster("auto", "--address") == ("auto", "--address")
+
+
+def test_an_address_of_nothing_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is started here then, so that this machine is what the plan has to fit."""
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    recipe = ROOT / "recipes" / "testbed.yaml"
+    assert find_cluster(None) is None
+    assert not elsewhere(load(recipe))
+    assert elsewhere(load(recipe, ("cluster.address=10.0.0.2:6379",)))
 
 
 @pytest.fixture
@@ -69,7 +87,8 @@ def test_what_gives_no_answer_of_a_head_is_named(
     address = request.getfixturevalue(kind)
     with pytest.raises(
         ConfigError,
-        match=rf"^cluster\.address: {address} accepts connections and gives no answer of a Ray head within 1 s",
+        match=rf"^cluster\.address: {address} accepts connections and gives no answer of "
+        r"a Ray head within 1 s",
     ):
         joining.join(address, 2**28)
 
@@ -97,9 +116,9 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
             f"{field}: {address!r}"
         )
         assert said in str(error.value)
-    found = doctor.cluster(address)
-    assert said in f"{found.found}; {found.remedy}"
-    assert found.remedy
+    finding = doctor.cluster(address)
+    assert said in f"{finding.found}; {finding.remedy}"
+    assert finding.remedy
 
 
 def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Path) -> None:
@@ -188,7 +207,8 @@ def test_a_slow_start_is_tried_again(
     else:
         with pytest.raises(
             WorkerFailed,
-            match=r"Ray did not start on this machine in 3 tries; its logs are in .*gcs_server and raylet: The current",
+            match=r"Ray did not start on this machine in 3 tries; "
+            r"its logs are in .*gcs_server and raylet: The current",
         ):
             joining.join(None, 2**28)
     assert (

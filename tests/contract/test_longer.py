@@ -46,10 +46,10 @@ def run(config: Config) -> None:
     team = fakes.team(config, REWARDS)
     inputs = SimpleNamespace(train=PROMPTS, heldout=PROMPTS[:2], prompts=lambda field, sources: PROMPTS)
     with RunLog(config.folder, config) as log:
-        found = look_and_tell(config, log.note)
+        standings = look_and_tell(config, log.note)
         log.boards = [SimpleNamespace(add=lambda *_: None, close=lambda: None)]  # type: ignore[list-item]
-        supersede(config, found, log)
-        for standing in found:
+        supersede(config, standings, log)
+        for standing in standings:
             if standing.state != "done":
                 Work(config, team, log, inputs).do(standing)
 

@@ -103,7 +103,7 @@ def test_the_papers_ladder_is_as_published() -> None:
 
 def test_every_yaml_parses() -> None:
     skipped = {".venv", ".venv-verl", "runs", ".git"}
-    found = [p for p in ROOT.rglob("*.y*ml") if not skipped & set(p.relative_to(ROOT).parts)]
-    assert len(found) >= 6
-    for path in found:
+    files = [p for p in ROOT.rglob("*.y*ml") if not skipped & set(p.relative_to(ROOT).parts)]
+    assert len(files) >= 6
+    for path in files:
         assert list(yaml.safe_load_all(path.read_text())), path

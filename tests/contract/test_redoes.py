@@ -53,7 +53,9 @@ RECIPE: dict[str, Any] = {
     "arms": [{"name": "plain"}, {"name": "own"}],
     "downstream": [
         {"name": "sft", "data": [PAIRS], "heldout": [PAIRS], "num_steps": 8, "marks": [2]},
-        {"kind": "rl", "name": "rl", "data": [DATA], "objective": {"estimator": {"kind": "frpo"}, "beta": 0.1, "target_kl": 0.2}, "learner": {"num_steps": 5}, "marks": [2]},
+        {"kind": "rl", "name": "rl", "data": [DATA],
+         "objective": {"estimator": {"kind": "frpo"}, "beta": 0.1, "target_kl": 0.2},
+         "learner": {"num_steps": 5}, "marks": [2]},
     ],
     "certify": {},
     "attack": {"radii": [0.5, 1.0], "num_steps": 4, "mix": {"t": 1.0}},
@@ -64,11 +66,16 @@ RECIPE: dict[str, Any] = {
 itself."""
 
 OTHER: dict[str, Any] = {
-    "path": {"a.jsonl": "b.jsonl", "model": "model2"}, "function": "code.py:g", "tasks": ["other"], "arguments": {"a": 2},
-    "urls": ["http://127.0.0.1:2/x"], "stop": ["##"], "targets": "all-linear", "rewards": ["q"], "where": {"x": "2"},
-    "mix": {"t": 2.0}, "radii": [0.5, 2.0], "marks": [3], "address": "10.0.0.1:6379", "object_store_gib": 1.0, "run_dir": "elsewhere",
-    "wandb_project": "p", "rho": 0.4, "completion": "other", "completion_texts": ["yes"], "kind": None, "part": None,
-    "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group", "limit": 6,
+    "path": {"a.jsonl": "b.jsonl", "model": "model2"}, "function": "code.py:g", "tasks": ["other"],
+    "arguments": {"a": 2},
+    "urls": ["http://127.0.0.1:2/x"], "stop": ["##"], "targets": "all-linear", "rewards": ["q"],
+    "where": {"x": "2"},
+    "mix": {"t": 2.0}, "radii": [0.5, 2.0], "marks": [3], "address": "10.0.0.1:6379", "object_store_gib": 1.0,
+    "run_dir": "elsewhere",
+    "wandb_project": "p", "rho": 0.4, "completion": "other", "completion_texts": ["yes"], "kind": None,
+    "part": None,
+    "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group",
+    "limit": 6,
     "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
 }  # fmt: skip
 """Other values where the type alone does not say one."""

@@ -94,15 +94,15 @@ def test_our_own_format_gives_parts_and_null_for_what_failed() -> None:
         {"prompt": "1 + 1?", "completion": "2", "task": "sum", "columns": {"answer": None}},
         {"prompt": "hello", "completion": "hi", "task": "chat"},
     ]
-    found = client().post("/v1/score", json={"items": items}).json()["scores"]
-    assert found[0] == {"score": 3.0, "parts": {"right": 1.0, "short": 1.0}, "error": None}
-    assert found[1] == {"score": 0.5, "parts": {"right": 0.0, "short": 0.5}, "error": None}
-    assert found[2] == {
+    scores = client().post("/v1/score", json={"items": items}).json()["scores"]
+    assert scores[0] == {"score": 3.0, "parts": {"right": 1.0, "short": 1.0}, "error": None}
+    assert scores[1] == {"score": 0.5, "parts": {"right": 0.0, "short": 0.5}, "error": None}
+    assert scores[2] == {
         "score": 1.0,
         "parts": {"short": 1.0},
         "error": None,
     }  # a row without an answer is not right's
-    assert found[3] == {"score": 1.0, "parts": {"short": 1.0}, "error": None}
+    assert scores[3] == {"score": 1.0, "parts": {"short": 1.0}, "error": None}
     one = client().post("/v1/score", json={"items": items[3:], "rewards": ["right"]}).json()["scores"]
     assert one == [
         {"score": None, "parts": {}, "error": "no reward applies to task 'chat'; name it in rewards.*.tasks"}
@@ -112,8 +112,8 @@ def test_our_own_format_gives_parts_and_null_for_what_failed() -> None:
 
 def test_openrlhf_gets_rewards_of_any_number_of_queries() -> None:
     body = {"query": ["1 + 1?2", "1 + 1?2 3 4"], "prompts": ["1 + 1?", "1 + 1?"], "labels": ["2", "2"]}
-    found = client().post("/get_reward", json=body).json()
-    assert found == {
+    answer = client().post("/get_reward", json=body).json()
+    assert answer == {
         "rewards": [3.0, 0.5],
         "scores": [3.0, 0.5],
         "extra_logs": {"right": [1.0, 0.0], "short": [1.0, 0.5]},
@@ -152,24 +152,24 @@ def test_openrlhf_sends_what_it_decoded_with_special_tokens(ending: str) -> None
 
 
 def test_vllm_and_slime() -> None:
-    found = client().post("/classify", json={"model": "short", "input": ["a", "a b c"]}).json()
-    assert [d["probs"] for d in found["data"]] == [[1.0], [0.5]]
-    assert (found["model"], found["data"][1]["num_classes"]) == ("short", 1)
+    answer = client().post("/classify", json={"model": "short", "input": ["a", "a b c"]}).json()
+    assert [d["probs"] for d in answer["data"]] == [[1.0], [0.5]]
+    assert (answer["model"], answer["data"][1]["num_classes"]) == ("short", 1)
     assert client().post("/slime", json={"prompt": "1 + 1?", "response": "2", "label": "2"}).json() == 3.0
 
 
 def test_a_format_without_null_is_answered_503_where_a_score_failed() -> None:
-    found = client().post(
+    response = client().post(
         "/get_reward", json={"query": ["a"]}
     )  # exact_answer without an answer column raises
-    assert found.status_code == 503
-    assert found.headers["retry-after"] == "1"
-    assert "item 0 has no score: right: TypeError" in found.json()["error"]["message"]
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert "item 0 has no score: right: TypeError" in response.json()["error"]["message"]
 
 
 def test_what_is_served() -> None:
-    found = client().get("/v1/rewards").json()["rewards"]
-    assert [(r["name"], r["weight"], r["tasks"]) for r in found] == [
+    served = client().get("/v1/rewards").json()["rewards"]
+    assert [(r["name"], r["weight"], r["tasks"]) for r in served] == [
         ("right", 2.0, ["", "sum"]),
         ("short", 1.0, []),
     ]
@@ -220,10 +220,10 @@ def test_what_is_served() -> None:
     ],
 )
 def test_limits(limits: dict[str, Any], body: Any, status: int, said: str) -> None:
-    found = client(config(limits=limits)).post("/v1/score", json=body)
-    assert found.status_code == status
-    assert said in found.json()["error"]["message"]
-    assert ("retry-after" in found.headers) == (status in (429, 503))
+    response = client(config(limits=limits)).post("/v1/score", json=body)
+    assert response.status_code == status
+    assert said in response.json()["error"]["message"]
+    assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
 def test_a_body_without_a_length_is_cut_off_too() -> None:
@@ -243,10 +243,10 @@ def test_a_body_without_a_length_is_cut_off_too() -> None:
 def test_what_goes_wrong_behind_it(
     error: Exception | None, status: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = client(config(limits={"timeout_s": 0.05}), Raising(error)).post(
+    response = client(config(limits={"timeout_s": 0.05}), Raising(error)).post(
         "/v1/score", json={"items": [{"prompt": "p", "completion": "c"}]}
     )
-    assert (found.status_code, found.json()["error"]["message"]) == (status, said)
+    assert (response.status_code, response.json()["error"]["message"]) == (status, said)
     assert "a secret prompt" not in caplog.text
 
 
@@ -254,8 +254,8 @@ def test_the_token() -> None:
     asked = client(digest=hashlib.sha256(b"s3cret").digest())
     assert asked.get("/healthz").status_code == 200
     for path in ("/v1/rewards", "/openapi.json", "/nowhere"):
-        found = asked.get(path)
-        assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer")
+        response = asked.get(path)
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
         known = 404 if path == "/nowhere" else 200
         assert asked.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert asked.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == known
@@ -291,7 +291,9 @@ MISSING = "token_env: FRPO_SERVICE_TOKEN is not set, and the service on "
         ({"MINE": "other"} | SET, {"token_env": "MINE"}, True, "other"),
         (SET, {"token_env": ""}, True, None),
         ({}, {}, False, None),
-        ({"FRPO_SERVICE_TOKEN": " "}, {}, True, f"{MISSING}a cluster that others reach must know its token; export it where you start the service, or"),
+        ({"FRPO_SERVICE_TOKEN": " "}, {}, True,
+         f"{MISSING}a cluster that others reach must know its token; "
+         "export it where you start the service, or"),
         ({}, OPEN, False, f"{MISSING}0.0.0.0 must know its token; export it where you start the service"),
         ({}, {"token_env": "FRPO_SERVICE_TOKEN"}, False, f"{MISSING}127.0.0.1 must know"),
         ({"FRPO_SERVICE_TOKEN": "pass word"}, {}, True, "holds characters that no bearer token has"),
@@ -340,42 +342,53 @@ DEEP = "[" * 100 + "]" * 100
 @pytest.mark.parametrize(
     ("body", "headers", "status", "said"),
     [
-        (gzip.compress(b"{}", mtime=0), JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding: gzip is not read here; send the body as it is"),
+        (gzip.compress(b"{}", mtime=0), JSON | {"Content-Encoding": "gzip"}, 415,
+         "Content-Encoding: gzip is not read here; send the body as it is"),
         (b"{}", {}, 415, "send the header Content-Type: application/json"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "send the header Content-Type"),
         (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "send the header Content-Type"),
         (b"{}", {"Content-Type": "application/json; charset=utf-16"}, 415, "must be JSON in UTF-8"),
-        (b"{}", {"Content-Type": "application/json; charset=UTF-8", "Content-Encoding": "identity"}, 422, "body.items: Field required"),
+        (b"{}", {"Content-Type": "application/json; charset=UTF-8", "Content-Encoding": "identity"}, 422,
+         "body.items: Field required"),
         (b"{}", {"Content-Type": "application/vnd.api+json"}, 422, "body.items: Field required"),
         (b"", JSON, 422, "body: Field required"),
         (b"{", JSON, 422, "body: no JSON: Expecting property name"),
         (b"[" * 60_000, JSON, 422, "body: nested deeper than 64 levels"),
-        (b'{"items": [' + b"[]," * 2_000_000 + b"[]]}", JSON, 422, "body: more than 187500 lists and objects"),
-        (f'{{"items": [{{"prompt": "p", "completion": "c", "columns": {{"a": {DEEP}}}}}]}}', JSON, 422, "body: nested deeper than 64 levels"),
+        (b'{"items": [' + b"[]," * 2_000_000 + b"[]]}", JSON, 422,
+         "body: more than 187500 lists and objects"),
+        (f'{{"items": [{{"prompt": "p", "completion": "c", "columns": {{"a": {DEEP}}}}}]}}', JSON, 422,
+         "body: nested deeper than 64 levels"),
         ('{"items": [], "items": []}', JSON, 422, "body: an object has the same key twice"),
         (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": NaN}}}}]}}', JSON, 422, "body: NaN is no JSON number"),
-        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": -Infinity}}}}]}}', JSON, 422, "body: -Infinity is no JSON number"),
-        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": 1e999}}}}]}}', JSON, 422, "body: a number is larger than a double holds"),
-        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": {"1" * 5000}}}}}]}}', JSON, 422, "body: a number has too many digits"),
-        ('{"items": [{"prompt": "\\ud83d", "completion": ""}]}', JSON, 422, "body: a string holds half of a surrogate pair"),
-        ('{"items": [{"prompt": "", "completion": "", "columns": {"\\uDFFF": 1}}]}', JSON, 422, "body: a string holds half of a surrogate"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": -Infinity}}}}]}}', JSON, 422,
+         "body: -Infinity is no JSON number"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": 1e999}}}}]}}', JSON, 422,
+         "body: a number is larger than a double holds"),
+        (f'{{"items": [{ITEM[:-1]}, "columns": {{"a": {"1" * 5000}}}}}]}}', JSON, 422,
+         "body: a number has too many digits"),
+        ('{"items": [{"prompt": "\\ud83d", "completion": ""}]}', JSON, 422,
+         "body: a string holds half of a surrogate pair"),
+        ('{"items": [{"prompt": "", "completion": "", "columns": {"\\uDFFF": 1}}]}', JSON, 422,
+         "body: a string holds half of a surrogate"),
         (b'{"items": [{"prompt": "\xff", "completion": ""}]}', JSON, 422, "body: byte 23 is not UTF-8"),
-        ('{"items": [{"prompt": [{"role": "user", "content": ["hi"]}], "completion": ""}]}', JSON, 422, "content: Input should be a valid string"),
+        ('{"items": [{"prompt": [{"role": "user", "content": ["hi"]}], "completion": ""}]}', JSON, 422,
+         "content: Input should be a valid string"),
         ('{"items": [{"prompt": [], "completion": ""}]}', JSON, 422, "should have at least 1 item"),
         ("[1]", JSON, 422, "body: Input should be a valid dictionary"),
-        (f'{{"items": [{", ".join([ITEM] * 1025)}]}}', JSON, 422, "body: items: 1025 items in one request, at most 1024"),
+        (f'{{"items": [{", ".join([ITEM] * 1025)}]}}', JSON, 422,
+         "body: items: 1025 items in one request, at most 1024"),
     ],
     ids=map(str, count()),  # the bodies are long
 )  # fmt: skip
 def test_what_is_no_json_is_told_by_its_own_name(
     body: str | bytes, headers: dict[str, str], status: int, said: str
 ) -> None:
-    found = client().post("/v1/score", content=body, headers=headers)
-    assert (found.status_code, found.json()["error"]["type"]) == (
+    response = client().post("/v1/score", content=body, headers=headers)
+    assert (response.status_code, response.json()["error"]["type"]) == (
         status,
         {415: "unsupported", 422: "invalid"}[status],
     )
-    assert said in found.json()["error"]["message"]
+    assert said in response.json()["error"]["message"]
 
 
 def test_a_smiley_in_two_escapes_is_one_character() -> None:
@@ -392,8 +405,8 @@ def test_paths_and_methods_that_are_not_there() -> None:
         ("DELETE", "/healthz", 405, "method_not_allowed"),
         ("POST", "/v1/rewards", 405, "method_not_allowed"),
     ):
-        found = asked.request(method, path)
-        assert (found.status_code, found.json()["error"]["type"]) == (status, kind)
+        response = asked.request(method, path)
+        assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
     for path in ("/healthz", "/readyz", "/v1/rewards"):
         assert (asked.head(path).status_code, asked.head(path).content) == (200, b"")
 
@@ -416,8 +429,8 @@ def test_the_whole_conversation_reaches_the_rewards() -> None:
     slime = SlimeRequest.model_validate({"prompt": talk, "response": "2", "tokens": list(range(5000))})
     assert item_of_slime(slime).messages == tuple(talk)
     body = {"items": [{"prompt": [{"role": "user", "content": "x"}] * 50 + talk, "completion": "c"}]}
-    found = client(config(limits={"max_characters": 61})).post("/v1/score", json=body)
-    assert "item 0 has 62 characters, at most 61" in found.json()["error"]["message"]
+    response = client(config(limits={"max_characters": 61})).post("/v1/score", json=body)
+    assert "item 0 has 62 characters, at most 61" in response.json()["error"]["message"]
     many = {"prompt": "p", "response": "a", "tokens": list(range(5000))}
     assert client().post("/slime?reward=short", json=many).json() == 1.0
 
@@ -453,8 +466,8 @@ PIECES = [
 
 @given(lists(sampled_from(PIECES), max_size=7).map("".join))
 def test_the_end_of_a_text_is_where_the_expression_finds_it(text: str) -> None:
-    found = BACKTRACKING.search(text)
-    assert ending_at(text) == (found.start() if found else len(text))
+    match = BACKTRACKING.search(text)
+    assert ending_at(text) == (match.start() if match else len(text))
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
@@ -483,8 +496,8 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 def test_many_small_pieces_of_a_body_cost_no_more_than_their_bytes() -> None:
     pieces = (b"x" for _ in range(200_000))
     began = time.perf_counter()
-    found = client(config(limits={"max_body_mib": 0.1})).post("/v1/score", content=pieces, headers=JSON)
-    assert (found.status_code, time.perf_counter() - began < 20) == (413, True)
+    response = client(config(limits={"max_body_mib": 0.1})).post("/v1/score", content=pieces, headers=JSON)
+    assert (response.status_code, time.perf_counter() - began < 20) == (413, True)
 
 
 def test_the_in_flight_count_comes_back_down() -> None:

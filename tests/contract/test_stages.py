@@ -51,7 +51,10 @@ def test_a_change_touches_what_depends_on_it(setting: str, touched: set[str]) ->
 
 
 def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
-    rl = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: {num_steps: 7}}]"
+    rl = (
+        "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], "
+        "learner: {num_steps: 7}}]"
+    )
     sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
     stages: dict[str, Stage] = {s.name: s for s in outline(load(TESTBED, sets))}
     per_arm = [
@@ -76,18 +79,18 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
 
 def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: Path) -> None:
     task = tmp_path / "task.yaml"
-    found = []
+    digests = []
     for text in ("task: a", "task: b"):
         task.write_text(text)
-        found.append(digests_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",))))
+        digests.append(digests_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",))))
     harness = {
         "harness/base",
         *(f"harness/{a}" for a in ARMS),
         *(f"harness/{a}/{t}" for a in ARMS for t in TASKS),
     }
-    assert set(found[0]) == ALL | harness
-    assert {n for n in found[0] if found[0][n] != found[1][n]} == harness
-    order = list(found[0])
+    assert set(digests[0]) == ALL | harness
+    assert {n for n in digests[0] if digests[0][n] != digests[1][n]} == harness
+    order = list(digests[0])
     assert order[:3] == ["base", "harness/base", "rlhf/grpo"]
     assert order.index("harness/grpo/crafts-harsh") == order.index("downstream/grpo/crafts-harsh") + 1
 
@@ -115,16 +118,17 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
             wrong = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}")))
             with pytest.raises(
                 ConfigError,
-                match=rf"{field}.harmfull: no training prompt has this task; the tasks are \['harmful', 'harmless'\]",
+                match=rf"{field}.harmfull: no training prompt has this task; "
+                r"the tasks are \['harmful', 'harmless'\]",
             ):
                 Inputs(wrong, log)
 
 
 def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
-    found = [resolve(load(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)]
-    bases = [c.base.data[0].path for c in found if c.base]
+    resolved = [resolve(load(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)]
+    bases = [c.base.data[0].path for c in resolved if c.base]
     assert Path(bases[0]).read_text() != Path(bases[1]).read_text()
-    weights = [(Path(c.model.path) / "model.safetensors").read_bytes() for c in found]
+    weights = [(Path(c.model.path) / "model.safetensors").read_bytes() for c in resolved]
     assert weights[0] == weights[2] != weights[1]
     with pytest.raises(
         ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"

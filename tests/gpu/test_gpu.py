@@ -54,9 +54,9 @@ def test_bf16_follows_float32(
         "gradient_checkpointing": checkpointing,
     }
     start(learner, tiny_model, ModelConfig(path=str(tiny_model), **fields))
-    found = learner.update(batch(group=group))
-    assert found.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
-    assert found.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)
+    rounded = learner.update(batch(group=group))
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
+    assert rounded.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
@@ -97,14 +97,14 @@ def test_states_leave_the_gpu_and_come_back(
     start(learner, tiny_model, model, zero_stage=zero_stage)
     exact = [learner.update(batch(seed=s)).loss for s in range(3)]
     start(learner, tiny_model, model, zero_stage=zero_stage)
-    found = []
+    losses = []
     for seed in range(3):
-        found.append(learner.update(batch(seed=seed)).loss)
+        losses.append(learner.update(batch(seed=seed)).loss)
         before = digest(learner)
         learner.offload()
         learner.reload()
         assert digest(learner) == before
-    assert found == pytest.approx(exact, rel=1e-5)
+    assert losses == pytest.approx(exact, rel=1e-5)
 
 
 def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> None:
@@ -127,7 +127,8 @@ def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> 
 
 
 SHARED = (
-    "rollout.num_gpus=0.5", "rollout.gpu_memory_utilization=0.3", "rollout.sleep=true", "learner.zero_stage=3", "learner.num_gpus=0.5",
+    "rollout.num_gpus=0.5", "rollout.gpu_memory_utilization=0.3", "rollout.sleep=true",
+    "learner.zero_stage=3", "learner.num_gpus=0.5",
     "evaluate.num_gpus=0", "reference.num_gpus=0",
 )  # fmt: skip
 

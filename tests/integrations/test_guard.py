@@ -14,7 +14,7 @@ import torch
 
 from frpo import testbed
 from frpo.certify import CertificateFile
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.records import Certificate
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -187,8 +187,10 @@ def guard_of(certified: tuple[Path, Any], model: Any, **options: Any) -> Any:
 
 
 NASTY = {
-    "repetition_penalty": 1.8, "min_p": 0.3, "no_repeat_ngram_size": 1, "temperature": 0.2, "top_k": 2, "top_p": 0.4, "typical_p": 0.5,
-    "min_new_tokens": 6, "suppress_tokens": [5, 6, 7], "begin_suppress_tokens": [8], "num_beams": 3, "forced_eos_token_id": 9,
+    "repetition_penalty": 1.8, "min_p": 0.3, "no_repeat_ngram_size": 1, "temperature": 0.2, "top_k": 2,
+    "top_p": 0.4, "typical_p": 0.5,
+    "min_new_tokens": 6, "suppress_tokens": [5, 6, 7], "begin_suppress_tokens": [8], "num_beams": 3,
+    "forced_eos_token_id": 9,
     "bad_words_ids": [[10]], "max_new_tokens": 2, "epsilon_cutoff": 0.01, "num_return_sequences": 3,
 }  # fmt: skip
 
@@ -286,6 +288,9 @@ def adapter(base: Path, folder: Path) -> Any:
 
 
 def test_the_integrations_import_without_ray_and_vllm() -> None:
-    code = "import frpo.integrations.guard, frpo.integrations.settings, sys; print([m for m in ('ray', 'vllm', 'deepspeed') if m in sys.modules])"
+    code = (
+        "import frpo.integrations.guard, frpo.integrations.settings, sys; "
+        "print([m for m in ('ray', 'vllm', 'deepspeed') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]

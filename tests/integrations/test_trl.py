@@ -69,10 +69,10 @@ def test_each_batch_has_our_advantages(model: Path, tmp_path: Path, settings: di
     inner = trainer._generate_and_score_completions
 
     def watched(inputs: Any) -> Any:
-        found = inner(inputs)
-        seen.append((trainer._rewards[:, 0].clone(), found["advantages"].clone()))
-        assert list(trainer._logs["advantages"])[-len(inputs) :] == found["advantages"].tolist()
-        return found
+        scored = inner(inputs)
+        seen.append((trainer._rewards[:, 0].clone(), scored["advantages"].clone()))
+        assert list(trainer._logs["advantages"])[-len(inputs) :] == scored["advantages"].tolist()
+        return scored
 
     trainer._generate_and_score_completions = watched
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -105,7 +105,8 @@ from frpo.objective import Frpo, Groups
 def marked(prompts, completions, **_):
     return [float(len(c)) for c in completions]
 
-trainer = make(Path(sys.argv[1]), Path(sys.argv[2]), marked, {"lam": 2.0}, per_device_train_batch_size=2, max_steps=2)
+model, out = map(Path, sys.argv[1:3])
+trainer = make(model, out, marked, {"lam": 2.0}, per_device_train_batch_size=2, max_steps=2)
 inner = trainer._generate_and_score_completions
 
 def watched(inputs):
@@ -198,7 +199,7 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
         for i, text in enumerate(TEXTS, 1)
     ]
     scorer = Scorer(specs)
-    found = scorer.score(items)
+    rewards = scorer.score(items)
     scorer.close()
     completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
     ids = [list(range(5 * i)) for i, _ in enumerate(TEXTS, 1)]
@@ -215,5 +216,5 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
             level=[3] * 3,
             **arguments,
         )
-        assert [r.parts.get(spec.name) for r in found] == pytest.approx(expected), spec.name
-        assert not any(spec.name in str(r.error) for r in found)
+        assert [r.parts.get(spec.name) for r in rewards] == pytest.approx(expected), spec.name
+        assert not any(spec.name in str(r.error) for r in rewards)

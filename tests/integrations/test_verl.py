@@ -42,13 +42,16 @@ def computed(data: Any, **settings: Any) -> torch.Tensor:
     from verl.trainer.ppo.ray_trainer import compute_advantage
 
     config = OmegaConf.create({"adv_estimator": "frpo", "lam": 1.0, "frpo": settings})
-    found = compute_advantage(data, adv_estimator=config.adv_estimator, lam=config.lam, config=config)
-    assert torch.equal(found.batch["advantages"], found.batch["returns"])
-    return torch.as_tensor(found.batch["advantages"])
+    batch = compute_advantage(data, adv_estimator=config.adv_estimator, lam=config.lam, config=config)
+    assert torch.equal(batch.batch["advantages"], batch.batch["returns"])
+    return torch.as_tensor(batch.batch["advantages"])
 
 
 def test_verl_registers_it_without_an_import() -> None:
-    code = "import verl; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as g; print(g('frpo').__module__)"
+    code = (
+        "import verl; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as g; "
+        "print(g('frpo').__module__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip().endswith("frpo.integrations.verl"), done.stderr[-2000:]
 
@@ -59,7 +62,7 @@ def test_verl_registers_it_without_an_import() -> None:
 def test_its_advantages_are_ours_whatever_the_order(settings: dict[str, Any]) -> None:
     order = list(np.random.default_rng(0).permutation(8))
     data, uid, mask = batch(order)
-    found = computed(data, **settings)
+    advantages = computed(data, **settings)
     for name, rewards in GROUPS.items():
         group = torch.tensor([rewards], dtype=torch.float64)
         both = torch.tensor(list(GROUPS.values()), dtype=torch.float64)
@@ -68,17 +71,19 @@ def test_its_advantages_are_ours_whatever_the_order(settings: dict[str, Any]) ->
         expected = Frpo(lam, jackknife, scale).advantages(Groups.of(group))[0]
         rows = [i for i in range(8) if uid[i] == name]
         places = [order[i] % 4 for i in rows]
-        assert found[rows].sum(1) / mask[rows].sum(1) == pytest.approx(expected[places].numpy(), abs=1e-6)
-    assert torch.equal(found != 0, (found != 0) & (mask == 1))
+        assert advantages[rows].sum(1) / mask[rows].sum(1) == pytest.approx(
+            expected[places].numpy(), abs=1e-6
+        )
+    assert torch.equal(advantages != 0, (advantages != 0) & (mask == 1))
 
 
 def test_uneven_groups_and_a_single_completion() -> None:
     groups = {"x": [1.0, 0.0, 0.5], "alone": [1.0], "y": [0.0, 1.0]}
     data, uid, _ = batch(list(range(6)), groups)
-    found = computed(data, lam=0.5)
+    advantages = computed(data, lam=0.5)
     for name, rewards in groups.items():
         got = [
-            float(found[i].max() if found[i].max() > 0 else found[i].min())
+            float(advantages[i].max() if advantages[i].max() > 0 else advantages[i].min())
             for i in range(6)
             if uid[i] == name
         ]
@@ -92,7 +97,8 @@ def test_uneven_groups_and_a_single_completion() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "exactly one of lam and rho"), ({"lam": 1, "rho": 1}, "exactly one"), ({"lamda": 1}, "frpo.lamda: unknown setting"), ({"lam": 0}, "not above 0")],
+    [({}, "exactly one of lam and rho"), ({"lam": 1, "rho": 1}, "exactly one"),
+     ({"lamda": 1}, "frpo.lamda: unknown setting"), ({"lam": 0}, "not above 0")],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     data, *_ = batch(list(range(8)))
@@ -142,8 +148,8 @@ def test_its_own_reward_functions_run_unchanged(function: str) -> None:
     )
     check_signature(spec, columns[0], "rewards.0")
     items = [Item("p", text, "t", c) for (_, text, _, _), c in zip(rows, columns, strict=True)]
-    found = [part_of(value, spec) for value in FunctionScorer(spec, "rewards.0")(items)]
-    assert found == [(score, None) for *_, score in rows]
+    parts = [part_of(value, spec) for value in FunctionScorer(spec, "rewards.0")(items)]
+    assert parts == [(score, None) for *_, score in rows]
     (unknown,) = FunctionScorer(spec, "rewards.0")(
         [Item("p", "x", "t", {"data_source": "nobody's", "ground_truth": "1"})]
     )

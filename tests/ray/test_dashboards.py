@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from frpo.metrics import read_steps
-from frpo.preflight import num_gpus
+from frpo.resources import num_gpus
 from tests.support import runs
 from tests.support.heads import Head
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.metrics import read_steps
 from tests.support import runs
 

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from frpo.certify import CertificateFile, weights_sha256
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.metrics import read_steps
 from frpo.recipe import load
 from tests.support import hubs, runs

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.metrics import RunLog, read_steps
 from frpo.planning import plan
 from tests.support import runs

@@ -15,8 +15,8 @@ from ray.util.placement_group import remove_placement_group
 from frpo.cluster import Spawner, place
 from frpo.config import Config
 from frpo.planning import plan
-from frpo.preflight import num_gpus
 from frpo.recipe import load
+from frpo.resources import num_gpus
 from tests.support import models
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the cards of this machine are real")

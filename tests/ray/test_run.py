@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frpo.checkpoint import folder_sha256
+from frpo.disk import folder_sha256
 from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.support import runs

@@ -105,17 +105,17 @@ def started(folder: Path) -> Iterator[Head]:
             command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
 
-    found, process = Head(env, metrics, f"127.0.0.1:{port}", temporary), start()
+    head, process = Head(env, metrics, f"127.0.0.1:{port}", temporary), start()
     try:
         deadline = time.monotonic() + 600
-        while not found.ready():
+        while not head.ready():
             assert time.monotonic() < deadline, "the head did not answer"
             if (
                 process.poll() is not None
             ):  # on a busy machine its parts can take longer than the limits that it sets itself
                 process = start()
             time.sleep(1)
-        yield found
+        yield head
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)

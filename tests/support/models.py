@@ -66,14 +66,14 @@ def sequences(count: int, seed: int = 0, vocabulary: int = 190, group: int = 1) 
 
 def naive_logprobs(model: Any, data: Sequences) -> Floats:
     """One forward pass per sequence, full logits, plain log_softmax."""
-    found, end = [], 0
+    logprobs, end = [], 0
     for length, prompt in zip(data.lengths, data.prompt_lengths, strict=True):
         ids = torch.from_numpy(data.tokens[end : end + length].astype(np.int64))
         end += int(length)
         with torch.no_grad():
             logp = torch.log_softmax(model(ids[None]).logits[0].float(), -1)
-        found += [float(logp[t - 1, ids[t]]) for t in range(int(prompt), int(length))]
-    return np.array(found, dtype=np.float32)
+        logprobs += [float(logp[t - 1, ids[t]]) for t in range(int(prompt), int(length))]
+    return np.array(logprobs, dtype=np.float32)
 
 
 def perturbed(model: Any, scale: float, seed: int) -> Any:

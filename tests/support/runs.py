@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from frpo.preflight import num_gpus
+from frpo.resources import num_gpus
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,13 +27,13 @@ def adapted(base: Path, start: Path | None = None) -> Any:
     """A policy in training, float32 for exact comparisons, with a trained adapter that does something."""
     policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     policy = PeftModel.from_pretrained(policy, start, START) if start else policy
-    found = _adapters.add(policy, MODEL, base).eval()
+    policy = _adapters.add(policy, MODEL, base).eval()
     torch.manual_seed(2)
     with torch.no_grad():
-        for _, layer in _adapters.layers_of(found):
+        for _, layer in _adapters.layers_of(policy):
             for weight in _adapters.weights_of(layer, TRAINED):
                 weight.add_(0.2 * torch.randn_like(weight))
-    return found
+    return policy
 
 
 def loaded(adapter: _adapters.Adapter, base: Path, folder: Path) -> Tensor:
@@ -82,9 +82,9 @@ def test_both_are_one_adapter_where_they_are_saved_and_one_weight_where_they_are
 def test_an_adapter_alone_is_saved_as_it_is(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     policy = adapted(base)
-    found = _adapters.as_saved(policy, base)
-    assert {t.shape[0] for name, t in found.weights.items() if "lora_A" in name} == {3}
-    torch.testing.assert_close(loaded(found, base, tmp_path / "alone"), logprobs(policy), atol=1e-5, rtol=0)
+    saved = _adapters.as_saved(policy, base)
+    assert {t.shape[0] for name, t in saved.weights.items() if "lora_A" in name} == {3}
+    torch.testing.assert_close(loaded(saved, base, tmp_path / "alone"), logprobs(policy), atol=1e-5, rtol=0)
 
 
 def test_switched_off_it_is_the_policy_that_training_began_from_and_comes_back(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_an_engine_that_is_restarted_waits_until_its_card_is_free(monkeypatch: p
     monkeypatch.setattr(_sampler, "MEMORY_LIMIT_S", 0.0)
     with pytest.raises(
         RuntimeError,
-        match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; lower rollout.gpu_memory",
+        match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; "
+        r"lower rollout.gpu_memory",
     ):
         _sampler.wait_for_memory(0.9)
 

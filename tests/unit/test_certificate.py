@@ -30,11 +30,11 @@ def exact(probabilities: np.ndarray, radius: float) -> float:
         lam = float(np.exp(log_lam))
         return lam * float(np.log(probabilities @ np.exp(-VALUES / lam)).mean()) + lam * radius
 
-    found = [
+    minima = [
         minimize_scalar(negative, bounds=b, method="bounded", options={"xatol": 1e-10})
         for b in ((-5, 0), (0, 5), (5, 12))
     ]
-    return max(0.0, -min(f.fun for f in found))  # lam -> 0 gives the least reward
+    return max(0.0, -min(f.fun for f in minima))  # lam -> 0 gives the least reward
 
 
 def draw(rng: np.random.Generator, probabilities: np.ndarray, count: int) -> np.ndarray:
@@ -77,15 +77,15 @@ def test_several_prompts_share_one_budget() -> None:
         logq = w.reshape(3, 4) - np.log(np.exp(w.reshape(3, 4)).sum(1, keepdims=True))
         return 0.4 - float((np.log(size) + (np.exp(logq) * logq).sum(1)).mean())
 
-    found = minimize(
+    optimum = minimize(
         reward,
         -rewards.ravel(),
         constraints={"type": "ineq", "fun": slack},
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 2000},
     )
-    assert found.success
-    assert worst_case_reward(rewards, 0.4) == pytest.approx(found.fun, abs=1e-6)
+    assert optimum.success
+    assert worst_case_reward(rewards, 0.4) == pytest.approx(optimum.fun, abs=1e-6)
 
 
 matrices = arrays(
@@ -197,10 +197,10 @@ def test_bootstrap_covers_the_plug_in_and_shrinks_with_prompts() -> None:
 
 def test_a_curve_promises_all_its_radii_at_once() -> None:
     rewards = draw(np.random.default_rng(6), POLICIES["mixed"], 64)
-    found = curve(rewards, [0.1, 0.5], floor=0.0, draws=50)
+    promised = curve(rewards, [0.1, 0.5], floor=0.0, draws=50)
     for i, radius in enumerate((0.1, 0.5)):
-        assert found.certified[i] == reward_lower_bound(rewards, radius, floor=0.0, confidence=0.975)
-        assert found.certified[i] < found.plug_in[i] == worst_case_reward(rewards, radius)
+        assert promised.certified[i] == reward_lower_bound(rewards, radius, floor=0.0, confidence=0.975)
+        assert promised.certified[i] < promised.plug_in[i] == worst_case_reward(rewards, radius)
 
 
 def test_a_violation_is_an_upper_limit_below_the_bound_at_the_upper_limit_of_the_kl() -> None:

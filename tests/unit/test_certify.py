@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from frpo.certify import Drawing, check_parity, configuration, in_options, pairs, reward_of, weights_sha256
-from frpo.checkpoint import folder_sha256
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
+from frpo.disk import folder_sha256
 from frpo.stops import RunStopped
 from frpo.types import Floats, Group
 from tests.support.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs
@@ -95,9 +95,9 @@ def test_the_digest_covers_the_adapter_how_it_is_applied_and_its_base(tmp_path: 
 
 def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) -> None:
     given = ("a=1", "b=[x, 2]", "c={d: true}", "e=x=", "f=", "g=a=b")
-    found = reward_of("file.py:f", given)
-    assert isinstance(found, FunctionReward)
-    assert found.arguments == {"a": 1, "b": ["x", 2], "c": {"d": True}, "e": "x=", "f": None, "g": "a=b"}
+    reward = reward_of("file.py:f", given)
+    assert isinstance(reward, FunctionReward)
+    assert reward.arguments == {"a": 1, "b": ["x", 2], "c": {"d": True}, "e": "x=", "f": None, "g": "a=b"}
     assert isinstance(reward_of(str(tmp_path), ()), ModelReward)
     assert isinstance(reward_of("org/judge", ()), ModelReward)
     assert isinstance(reward_of("rewards/mine.py:f", ()), FunctionReward)
@@ -105,8 +105,18 @@ def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) 
 
 
 def test_mistakes_name_the_options_and_nothing_else() -> None:
-    text = "data.max_prompt_tokens + rollout.max_new_tokens: 9 + 9 do not fit /a/model.path: lower\nradii.2: no\nfloor: is /floor: x\nother: floor"
-    right = "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n--radius.2: no\n--floor: is /floor: x\nother: floor"
+    text = (
+        "data.max_prompt_tokens + rollout.max_new_tokens: 9 + 9 do not fit /a/model.path: lower\n"
+        "radii.2: no\n"
+        "floor: is /floor: x\n"
+        "other: floor"
+    )
+    right = (
+        "--max-prompt-tokens + --max-new-tokens: 9 + 9 do not fit /a/model.path: lower\n"
+        "--radius.2: no\n"
+        "--floor: is /floor: x\n"
+        "other: floor"
+    )
     assert str(in_options(ConfigError(text))) == right
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from frpo import checkpoint
+from frpo import rundir
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import ConfigError
 from frpo.types import Steering, Written
@@ -45,8 +45,8 @@ def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -
 
 
 def newest(checkpoints: Checkpoints) -> int | None:
-    found = checkpoints.latest()
-    return found and found[1].step
+    latest = checkpoints.latest()
+    return latest and latest[1].step
 
 
 def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_pat
 
     class Wrong(Writing):
         def result(self, limit_s: float | None = None) -> list[Written]:
-            (found,) = super().result()
-            return [replace(found, sha256="0" * 64)]
+            (written,) = super().result()
+            return [replace(written, sha256="0" * 64)]
 
     save(checkpoints, 10)
     manifest = json.loads((tmp_path / "step-00000010" / "manifest.json").read_text())
@@ -93,7 +93,8 @@ def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> Non
     checkpoints.begin(progress(10), lambda folder: Elsewhere(folder, "text"))
     with pytest.raises(
         OSError,
-        match=r"elsewhere was written on another node and is not here; the run folder must lie on a file system",
+        match=r"elsewhere was written on another node and is not here; "
+        r"the run folder must lie on a file system",
     ):
         checkpoints.finish()
     assert newest(checkpoints) is None
@@ -106,15 +107,15 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
         save(checkpoints, step)
     (tmp_path / "step-00000030" / "engine" / "weights").write_text("weights of 3x")
     (tmp_path / ".tmp-00000040").mkdir()
-    found = checkpoints.latest()
-    assert found is not None
-    path, state = found
+    latest = checkpoints.latest()
+    assert latest is not None
+    path, state = latest
     assert state == progress(20)
     assert (path / "engine" / "weights").read_text() == "weights of 20"
     (tmp_path / "step-00000020" / "manifest.json").unlink()
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 10
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 10
 
 
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -127,14 +128,14 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         checkpoints.begin(progress(20), broken)
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 10
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 10
     save(checkpoints, 20)  # the left-over folder is in nobody's way
-    found = checkpoints.latest()
-    assert found is not None
-    assert found[1].step == 20
-    assert not (found[0] / "half").exists()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest[1].step == 20
+    assert not (latest[0] / "half").exists()
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -149,12 +150,16 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with checkpoint.hold(tmp_path):
-        code = f"from pathlib import Path\nfrom frpo import checkpoint\nwith checkpoint.hold(Path({str(tmp_path)!r})): pass"
+    with rundir.hold(tmp_path):
+        code = (
+            "from pathlib import Path\n"
+            "from frpo import rundir\n"
+            f"with rundir.hold(Path({str(tmp_path)!r})): pass"
+        )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1
     assert f"{tmp_path} is in use by process" in other.stderr
-    with checkpoint.hold(tmp_path):
+    with rundir.hold(tmp_path):
         pass
 
 
@@ -162,7 +167,7 @@ def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"),
-        checkpoint.hold(tmp_path / "file" / "run"),
+        rundir.hold(tmp_path / "file" / "run"),
     ):
         pass
 

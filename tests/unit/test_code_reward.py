@@ -56,7 +56,13 @@ def test_a_candidate_reaches_neither_files_nor_network(tmp_path: Path) -> None:
     right = "    return [x / 2 for x in xs]"
     write = f"try:\n    open({str(tmp_path / 'written')!r}, 'w').write('x')\nexcept OSError:\n    pass\n"
     read = f"import os\nassert not os.path.exists({str(secret)!r})\nassert not os.environ.get('HOME')\n"
-    network = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 22), 1)\nexcept OSError as e:\n    assert e.errno == 101 or e.errno == 111\n"
+    network = (
+        "import socket\n"
+        "try:\n"
+        "    socket.create_connection(('127.0.0.1', 22), 1)\n"
+        "except OSError as e:\n"
+        "    assert e.errno == 101 or e.errno == 111\n"
+    )
     assert score(write + read + network + "def half(xs):\n" + right) == 1.0
     assert not (tmp_path / "written").exists()
 

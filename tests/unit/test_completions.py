@@ -43,6 +43,7 @@ def output(tokens: list[int], text: str, stop: str | None = None) -> Any:
 def test_a_stop_string_is_never_in_the_text(out: Any, text: str) -> None:
     outputs, texts = [out], [text]
     prompt = Prompt("p", "p", np.array([1], np.int32), "t", {})
-    group = Sampler._group(SimpleNamespace(tokenizer=Words()), 0, prompt, outputs, 0)  # type: ignore[arg-type]
+    sampler: Any = SimpleNamespace(tokenizer=Words())
+    group = Sampler._group(sampler, 0, prompt, outputs, 0)
     assert [c.text for c in group.completions] == texts
     assert [c.token_ids.tolist() for c in group.completions] == [o.token_ids for o in outputs]

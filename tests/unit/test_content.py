@@ -13,7 +13,7 @@ from frpo import content
 from frpo.config.section import Content
 from frpo.content import Digests, local_imports
 
-CODE, DATA, MODEL, TASKS = (Content(of) for of in ("code", "data", "model", "tasks"))  # type: ignore[arg-type]
+CODE, DATA, MODEL, TASKS = Content("code"), Content("data"), Content("model"), Content("tasks")
 
 
 def of(what: Content, value: object) -> str:
@@ -39,9 +39,9 @@ def rewards(folder: Path) -> Path:
 
 
 def test_reward_code_is_found_through_every_kind_of_import(tmp_path: Path) -> None:
-    found = {str(p.relative_to(tmp_path)) for p in local_imports(rewards(tmp_path), tmp_path)}
+    imported = {str(p.relative_to(tmp_path)) for p in local_imports(rewards(tmp_path), tmp_path)}
     inside = {"pack/__init__.py", "pack/inner.py", "pack/other.py", "pack/deep/core.py"}
-    assert found == {"reward.py", "near.py", "named.py", "late.py"} | inside
+    assert imported == {"reward.py", "near.py", "named.py", "late.py"} | inside
 
 
 @pytest.mark.parametrize(
@@ -81,19 +81,21 @@ def test_an_installed_module_counts_by_its_file_and_version(
     monkeypatch.syspath_prepend(package.parent)
     (package / "__init__.py").write_text("")
     (package / "rewards.py").write_text("X = 1\n")
-    found = []
+    digests = []
     for version in ("1.0", "1.1"):
         monkeypatch.setattr(content, "_version_of", lambda name, version=version: version)
-        found.append(of(CODE, "bought.rewards:f"))
+        digests.append(of(CODE, "bought.rewards:f"))
     (package / "rewards.py").write_text("X = 2\n")
-    assert len({*found, of(CODE, "bought.rewards:f")}) == 3
+    assert len({*digests, of(CODE, "bought.rewards:f")}) == 3
 
 
 def test_our_own_rewards_do_not_depend_on_the_rest_of_frpo() -> None:
     root = content.OURS.parent
-    found = {str(p.relative_to(root)) for p in local_imports(content.OURS / "rewards" / "__init__.py", root)}
-    assert "frpo/rewards/gym.py" in found
-    assert all(name.startswith("frpo/rewards/") for name in found)
+    imported = {
+        str(p.relative_to(root)) for p in local_imports(content.OURS / "rewards" / "__init__.py", root)
+    }
+    assert "frpo/rewards/gym.py" in imported
+    assert all(name.startswith("frpo/rewards/") for name in imported)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,12 @@ def test_what_cannot_be_read_counts_by_its_name() -> None:
     assert of(DATA, "testbed:base") != of(DATA, "testbed:base?refusal=0.9")
 
 
-TASK = "task: a\ninclude: common.yaml\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\nprocess_docs: !function helper.process\n"
+TASK = """
+task: a
+include: common.yaml
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+process_docs: !function helper.process
+"""
 
 
 @pytest.mark.parametrize("name", ["task.yaml", "common.yaml", "rows.jsonl", "helper.py", "deeper.py"])

@@ -130,11 +130,11 @@ def test_what_cannot_be_read_is_refused_by_file_and_line(
     tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    found = refusal(tmp_path / name)
-    assert message in found
-    assert name in found
-    assert len(found.splitlines()) == 1
-    found.encode()
+    said = refusal(tmp_path / name)
+    assert message in said
+    assert name in said
+    assert len(said.splitlines()) == 1
+    said.encode()
 
 
 def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -180,17 +180,17 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, zipped: bool) 
     for name, data in files.items():
         path = tmp_path / (name + ".gz" * zipped)
         path.write_bytes(gzip.compress(data) if zipped else data)
-        found = rows_of(path)
-        assert [row["prompt"] for row in found] == ["What is 1+1?"] * len(found)
-        assert len(found) == data.count(b"1+1")
+        rows = rows_of(path)
+        assert [row["prompt"] for row in rows] == ["What is 1+1?"] * len(rows)
+        assert len(rows) == data.count(b"1+1")
 
 
 def test_csv_cells_may_be_long_hold_lines_and_stand_after_blank_ones(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text('prompt,answer\n\n"two\nlines, ""quoted""",' + "x" * 200_000 + "\nnext,y\n")
-    found = list(raw_rows(DatasetConfig(path=str(path), task="t")))
-    assert [where for where, _ in found] == [f"{path}:3", f"{path}:5"]
-    assert found[0][1] == {"prompt": 'two\nlines, "quoted"', "answer": "x" * 200_000}
+    rows = list(raw_rows(DatasetConfig(path=str(path), task="t")))
+    assert [where for where, _ in rows] == [f"{path}:3", f"{path}:5"]
+    assert rows[0][1] == {"prompt": 'two\nlines, "quoted"', "answer": "x" * 200_000}
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,9 +226,9 @@ def hub_folder(folder: Path) -> Path:
 
 def test_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "set")
-    found = list(raw_rows(DatasetConfig(path=str(folder), task="t")))
-    assert in_turn([row for _, row in found]) == [0, 2, 1, 3]
-    assert found[2][0] == f"{folder}/data/train-00001-of-00002.parquet:1"
+    rows = list(raw_rows(DatasetConfig(path=str(folder), task="t")))
+    assert in_turn([row for _, row in rows]) == [0, 2, 1, 3]
+    assert rows[2][0] == f"{folder}/data/train-00001-of-00002.parquet:1"
     assert in_turn(rows_of(folder, split="test")) == [4, 5]
     assert f"data set {folder}: no split 'validation'; choose one of ['test', 'train']" in refusal(
         folder, split="validation"

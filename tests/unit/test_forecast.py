@@ -22,8 +22,8 @@ from frpo.forecast import (
     training,
 )
 from frpo.planning import plan
-from frpo.preflight import card, lacks
 from frpo.recipe import load
+from frpo.resources import card, lacks
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,9 @@ QWEN_HALF = {
 
 
 def shape(model: dict[str, object]) -> Shape:
-    found = shape_of(model)
-    assert found is not None
-    return found
+    sizes = shape_of(model)
+    assert sizes is not None
+    return sizes
 
 
 def config(*sets: str) -> Config:
@@ -186,7 +186,8 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
     monkeypatch.setattr(preflight, "version", lambda package: {"vllm": "0.32.0"}[package])
     with pytest.raises(
         Missing,
-        match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; set rollout.num_gpus, learner.num_gpus",
+        match=r"rollout.num_gpus: 0, and vllm 0.32.0 runs on GPUs alone; "
+        r"set rollout.num_gpus, learner.num_gpus",
     ):
         preflight.check_engine(plain)
     preflight.check_engine(config())
@@ -194,11 +195,13 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
 
 
 SMOLLM2 = {
-    "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
     "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 FEW = (
-    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.02, penalty: reverse}}]", "harness=null", "base.num_steps=2", "learner.num_steps=3",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.02, penalty: reverse}}]", "harness=null",
+    "base.num_steps=2", "learner.num_steps=3",
     "evaluate.max_prompts=8", "evaluate.completions_per_prompt=1",
 )  # fmt: skip
 MEASURED = {
@@ -214,10 +217,10 @@ def test_host_memory_is_predicted_within_a_fifth(name: str) -> None:
     """Of every actor, where it was measured by benchmarks/memory.py, and never less than that by more."""
     recipe, sets, model = MEASURED[name]
     config = load(ROOT / "recipes" / f"{recipe}.yaml", sets)
-    found = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
+    predicted = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
     measured = json.loads((ROOT / "docs" / "results" / "memory.json").read_text())[name]
-    assert set(found) == set(measured)
-    assert found == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
+    assert set(predicted) == set(measured)
+    assert predicted == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
 
 
 def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

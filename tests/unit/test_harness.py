@@ -60,8 +60,8 @@ def test_scores_are_every_number_but_the_standard_errors() -> None:
         "exact_match,strict": 0.25,
         "exact_match_stderr,strict": "N/A",
     }
-    found = list(scores_of({"results": {"t": row}, "n-samples": {"t": {"original": 40, "effective": 8}}}))
-    assert found == [
+    scores = list(scores_of({"results": {"t": row}, "n-samples": {"t": {"original": 40, "effective": 8}}}))
+    assert scores == [
         BenchmarkScore(task="t", metric="acc", filter="none", value=0.5, se=0.1, num_examples=8),
         BenchmarkScore(task="t", metric="exact_match", filter="strict", value=0.25, se=None, num_examples=8),
     ]
@@ -87,6 +87,6 @@ def test_a_task_file_is_looked_at_before_anything_starts(
     file = tmp_path / "task.yaml"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ConfigError, match=r"harness\.tasks\.1: ") as found:
+    with pytest.raises(ConfigError, match=r"harness\.tasks\.1: ") as raised:
         check_files(HarnessConfig(tasks=("gsm8k", str(file))))
-    assert message in str(found.value)
+    assert message in str(raised.value)

@@ -17,9 +17,9 @@ import pytest
 from huggingface_hub import constants, errors
 
 from frpo import hub, models
-from frpo.checkpoint import describe
 from frpo.config import Config, ConfigError
 from frpo.recipe import load
+from frpo.rundir import describe
 from tests.support import hubs
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,8 @@ def test_a_cache_that_holds_a_part_does_not_count(missing: str, cache: Path, mod
     hubs.cache(cache, "org/name", model, leave_out=(missing,))
     with pytest.raises(
         hub.Offline,
-        match=r"^model\.path: org/name is neither a folder here nor whole in the cache .*HF_HUB_OFFLINE .* is set; give",
+        match=r"^model\.path: org/name is neither a folder here nor whole in the cache "
+        r".*HF_HUB_OFFLINE .* is set; give",
     ):
         hub.local_folder("org/name")
 
@@ -130,14 +131,21 @@ def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPEr
 
 
 REFUSED: list[tuple[Exception, str]] = [
-    (answer(errors.GatedRepoError, 403), r"org/name is gated; accept its terms at https://huggingface\.co/org/name, and set HF_TOKEN"),
-    (answer(errors.RepositoryNotFoundError, 401), "org/name is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN"),
+    (answer(errors.GatedRepoError, 403),
+     r"org/name is gated; accept its terms at https://huggingface\.co/org/name, and set HF_TOKEN"),
+    (answer(errors.RepositoryNotFoundError, 401),
+     "org/name is neither a folder here nor a model that the hub shows; mend the name, or set HF_TOKEN"),
     (answer(errors.RevisionNotFoundError, 404), "org/name@v9 has no revision v9; name a branch"),
-    (answer(errors.HfHubHTTPError, 503), r"org/name was not given by the hub \(503\); set HF_TOKEN if it asks for one, or try again later"),
-    (errors.LocalEntryNotFoundError("down"), "org/name is neither a folder here nor in the cache, and the hub does not answer"),
-    (OSError(errno.ENOSPC, "No space left on device"), r"was not written to .*cache \(No space left on device\); make room, or set HF_HUB_CACHE"),
-    (PermissionError(errno.EACCES, "Permission denied"), r"was not written to .*cache \(Permission denied\); look at the cache's folder"),
-    (RuntimeError("Xet:\n  broken pipe"), r"org/name was not downloaded \(RuntimeError: Xet: broken pipe\); look at the network"),
+    (answer(errors.HfHubHTTPError, 503),
+     r"org/name was not given by the hub \(503\); set HF_TOKEN if it asks for one, or try again later"),
+    (errors.LocalEntryNotFoundError("down"),
+     "org/name is neither a folder here nor in the cache, and the hub does not answer"),
+    (OSError(errno.ENOSPC, "No space left on device"),
+     r"was not written to .*cache \(No space left on device\); make room, or set HF_HUB_CACHE"),
+    (PermissionError(errno.EACCES, "Permission denied"),
+     r"was not written to .*cache \(Permission denied\); look at the cache's folder"),
+    (RuntimeError("Xet:\n  broken pipe"),
+     r"org/name was not downloaded \(RuntimeError: Xet: broken pipe\); look at the network"),
     (httpx2.ProxyError("407"), r"org/name was not downloaded \(ProxyError: 407\); look at the network"),
 ]  # fmt: skip
 
@@ -148,9 +156,9 @@ def test_what_the_hub_refuses_is_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", online(lambda: fail(error)))
-    with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .*" + message) as found:
+    with pytest.raises(ConfigError, match=r"^rewards\.0\.path: .*" + message) as raised:
         hub.local_folder("org/name@v9" if "v9" in message else "org/name", "rewards.0.path")
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(raised.value)
 
 
 def fail(error: Exception) -> Path:
@@ -189,14 +197,14 @@ def test_the_configuration_holds_folders_and_its_file_the_names(
 ) -> None:
     policy, judge = hubs.cache(cache, "org/policy", model), hubs.cache(cache, "org/judge", model)
     given = configuration()
-    found = models.resolved(given)
-    assert found.model.path == str(policy)
-    assert found.rewards[0].path == str(judge)  # type: ignore[union-attr]
+    resolved = models.resolved(given)
+    assert resolved.model.path == str(policy)
+    assert resolved.rewards[0].path == str(judge)  # type: ignore[union-attr]
     (tmp_path / "run").mkdir()
-    describe(tmp_path / "run", found)
+    describe(tmp_path / "run", resolved)
     kept = load(tmp_path / "run" / "config.yaml")
     assert kept.model.path == f"org/policy@{policy.name}"
-    assert models.resolved(kept) == found
+    assert models.resolved(kept) == resolved
 
 
 def test_paths_stay_as_they_are_written(cache: Path) -> None:
@@ -213,9 +221,9 @@ def test_paths_stay_as_they_are_written(cache: Path) -> None:
 
 def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: Path) -> None:
     policy = hubs.cache(cache, "org/policy", model)
-    found, missing = models.cached(configuration())
-    assert found.model.path == str(policy)
-    assert found.rewards == configuration().rewards
+    cached, missing = models.cached(configuration())
+    assert cached.model.path == str(policy)
+    assert cached.rewards == configuration().rewards
     assert [str(m).partition(";")[0][:60] for m in missing] == [
         "rewards.0.path: org/judge is neither a folder here nor whole i"[:60]
     ]

@@ -42,23 +42,23 @@ def test_equal_to_plain_log_softmax_for_any_budget(model: LlamaForCausalLM, grou
     data = sequences(20, group=group)
     truth = naive_logprobs(model, data)
     for budget in (1, 40, 10_000):
-        found = completion_logprobs(Scorer(model), data, temperature=1.0, budget_tokens=budget)
-        np.testing.assert_allclose(found, truth, atol=2e-5)
+        logprobs = completion_logprobs(Scorer(model), data, temperature=1.0, budget_tokens=budget)
+        np.testing.assert_allclose(logprobs, truth, atol=2e-5)
 
 
 def test_temperature_and_entropy(model: LlamaForCausalLM) -> None:
     data = sequences(3, seed=4)
-    found = Scorer(model)(pad(data, list(APART[:3])), 0.7)
+    scores = Scorer(model)(pad(data, list(APART[:3])), 0.7)
     ids = torch.from_numpy(data.tokens[: data.lengths[0]].astype(np.int64))
     logp = torch.log_softmax(model(ids[None]).logits[0] / 0.7, -1)
     at = int(data.prompt_lengths[0])
-    assert float(found.logprobs[0, 0]) == pytest.approx(float(logp[at - 1, ids[at]]), abs=1e-5)
-    assert float(found.entropy[0, 0]) == pytest.approx(
+    assert float(scores.logprobs[0, 0]) == pytest.approx(float(logp[at - 1, ids[at]]), abs=1e-5)
+    assert float(scores.entropy[0, 0]) == pytest.approx(
         float(-(logp[at - 1].exp() * logp[at - 1]).sum()), abs=1e-5
     )
-    assert not found.entropy.requires_grad
-    assert found.mask.sum() == data.num_completion_tokens
-    assert float(found.logprobs[~found.mask].abs().sum()) == 0
+    assert not scores.entropy.requires_grad
+    assert scores.mask.sum() == data.num_completion_tokens
+    assert float(scores.logprobs[~scores.mask].abs().sum()) == 0
 
 
 def test_chunks_with_recomputation_give_the_same_gradient(
@@ -69,8 +69,8 @@ def test_chunks_with_recomputation_give_the_same_gradient(
 
     def gradient() -> torch.Tensor:
         model.zero_grad()
-        found = Scorer(model)(pad(data, list(APART)))
-        (found.logprobs * weights[:, : found.mask.shape[1]]).sum().backward()
+        scores = Scorer(model)(pad(data, list(APART)))
+        (scores.logprobs * weights[:, : scores.mask.shape[1]]).sum().backward()
         return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
     whole = gradient()

@@ -103,9 +103,9 @@ KINDS: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_trained_is_refused_by_field_and_value(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    found = refusal(write(tmp_path / "model", **fields))
-    assert found.startswith(f"model.path: {tmp_path / 'model' / 'config.json'} has {message}")
-    assert ";" in found  # and a remedy
+    said = refusal(write(tmp_path / "model", **fields))
+    assert said.startswith(f"model.path: {tmp_path / 'model' / 'config.json'} has {message}")
+    assert ";" in said  # and a remedy
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,17 @@ def test_neutral_values_and_missing_fields_pass(fields: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("targets", "tied", "message"),
     [
-        ("[q_proj, qkv_proj]", False, "model.lora.targets.1: qkv_proj is no linear layer of {}; give names out of down_proj, q_proj, or all-linear"),
+        ("[q_proj, qkv_proj]", False,
+         "model.lora.targets.1: qkv_proj is no linear layer of {}; "
+         "give names out of down_proj, q_proj, or all-linear"),
         ("[input_layernorm]", False, "model.lora.targets.0: input_layernorm is no linear layer"),
         ("[mlp]", False, "model.lora.targets.0: mlp is no linear layer"),
         # a name's last letters are no name
         ("[j_proj]", False, "model.lora.targets.0: j_proj is no linear layer"),
-        ("[q_proj, lm_head]", True, "model.lora.targets.1: lm_head: embedding and output head are one weight here"),
-        ("[embed_tokens]", True, "model.lora.targets.0: embed_tokens: embedding and output head are one weight here"),
+        ("[q_proj, lm_head]", True,
+         "model.lora.targets.1: lm_head: embedding and output head are one weight here"),
+        ("[embed_tokens]", True,
+         "model.lora.targets.0: embed_tokens: embedding and output head are one weight here"),
     ],
 )  # fmt: skip
 def test_targets_of_adapters(targets: str, tied: bool, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from frpo.recipe import load
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "recipes" / "testbed.yaml"
-RL = "downstream=[{kind: rl, name: more, data: [{path: 'testbed:train', prompt: prompt, task: t}], objective: {beta: 0.1, target_kl: 0.4}, learner: {num_steps: 1}}]"
+RL = (
+    "downstream=[{kind: rl, name: more, data: [{path: 'testbed:train', prompt: prompt, task: t}], objective: "
+    "{beta: 0.1, target_kl: 0.4}, learner: {num_steps: 1}}]"
+)
 
 
 @pytest.mark.parametrize(

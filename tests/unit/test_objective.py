@@ -106,11 +106,11 @@ def test_jackknife_at_small_lam_is_not_monotone_as_stated() -> None:
 
 def test_share_of_non_monotone_groups_matches_the_published_figures() -> None:
     r = rewards(4000, 8, seed=1)
-    found = [
+    shares = [
         non_monotone_share(Groups.of(r), advantages(Frpo(lam, True, "unit"), r))
         for lam in (0.05, 0.1, 0.2, 0.5)
     ]
-    assert found == pytest.approx([0.75, 0.44, 0.05, 0.0], abs=0.03)
+    assert shares == pytest.approx([0.75, 0.44, 0.05, 0.0], abs=0.03)
 
 
 @settings(max_examples=60, deadline=None)
@@ -264,10 +264,10 @@ def test_each_penalty_descends_the_kl_that_it_claims(penalty: str) -> None:
     forward, backward = (
         torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (kl(reference, p), kl(p, reference))
     )
-    found = penalty_gradient(penalty, logits, reference)
+    gradient = penalty_gradient(penalty, logits, reference)
     claimed, other = (forward, backward) if penalty == "k3" else (backward, forward)
-    torch.testing.assert_close(found, claimed, rtol=1e-9, atol=1e-12)
-    assert (found - other).abs().max() > 0.05
+    torch.testing.assert_close(gradient, claimed, rtol=1e-9, atol=1e-12)
+    assert (gradient - other).abs().max() > 0.05
 
 
 # ---- the loss

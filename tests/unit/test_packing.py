@@ -29,8 +29,8 @@ def test_cuts_cover_every_sequence_once_and_keep_the_budget(
 def test_a_batch_that_is_large_enough_is_not_stretched() -> None:
     lengths = [50] * 20 + [100] * 20 + [400]
     assert [len(b) for b in micro_batches(lengths, 100_000)] == [41]
-    found = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
-    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in found] == [
+    batches = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
+    assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in batches] == [
         (20, 50, 50),
         (20, 100, 100),
         (1, 400, 400),

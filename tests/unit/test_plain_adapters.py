@@ -32,16 +32,16 @@ def test_beside_bfloat16_weights_a_small_adapter_is_kept_whole(tmp_path: Path) -
     merged, plain = (dict(policies.tensors(f, "bfloat16")) for f in (adapter, base))
     moved = sum(int((merged[n] != plain[n]).sum()) for n in plain) / sum(t.numel() for t in plain.values())
     assert moved < 0.05
-    found = policies.load_beside(adapter, dtype="bfloat16")
+    policy = policies.load_beside(adapter, dtype="bfloat16")
     held = {
         n.replace(".default", "").removeprefix("base_model.model."): p
-        for n, p in found.named_parameters()
+        for n, p in policy.named_parameters()
         if "lora_" in n
     }
     expected = {n.removeprefix("base_model.model."): t for n, t in load_file(adapter / saved.WEIGHTS).items()}
     assert held.keys() == expected.keys()
     assert all(torch.equal(held[n], t) for n, t in expected.items())
-    assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     assert type(policies.load_beside(adapter, dtype="float32")) is type(
         policies.load(adapter, dtype="float32")
     )
@@ -50,9 +50,12 @@ def test_beside_bfloat16_weights_a_small_adapter_is_kept_whole(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
-        ({"r": 4}, 4), ({"r": 4, "rank_pattern": {"q_proj": 9}}, 9), ({"use_rslora": True, "r": 8}, 8), ({"use_dora": True}, None),
-        ({"bias": "lora_only"}, None), ({"modules_to_save": ["lm_head"]}, None), ({"init_lora_weights": "pissa"}, None),
-        ({"target_modules": ["q_proj", "lm_head"]}, None), ({"lora_bias": True}, None), ({"trainable_token_indices": [3]}, None),
+        ({"r": 4}, 4), ({"r": 4, "rank_pattern": {"q_proj": 9}}, 9), ({"use_rslora": True, "r": 8}, 8),
+        ({"use_dora": True}, None),
+        ({"bias": "lora_only"}, None), ({"modules_to_save": ["lm_head"]}, None),
+        ({"init_lora_weights": "pissa"}, None),
+        ({"target_modules": ["q_proj", "lm_head"]}, None), ({"lora_bias": True}, None),
+        ({"trainable_token_indices": [3]}, None),
     ],
 )  # fmt: skip
 def test_a_plain_adapter_is_two_matrices_on_linear_layers(

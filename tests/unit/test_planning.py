@@ -93,7 +93,8 @@ def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
         (("model.lora.rank=600",), r"model.lora.rank: 600 is more than the 512 that vLLM serves; lower it"),
         (
             ("model.lora.rank=300", "model.dtype=bfloat16"),
-            r"model.lora.rank: 300 is more than the 256 that vLLM serves, the adapter of an arm and that of its fine-tune side by side",
+            r"model.lora.rank: 300 is more than the 256 that vLLM serves, "
+            r"the adapter of an arm and that of its fine-tune side by side",
         ),
         (
             ("reference={share: learner}",),

@@ -218,11 +218,11 @@ def test_a_full_folder_is_streamed_as_it_was_saved(tmp_path: Path) -> None:
     save_file(
         {"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "shards" / "consolidated.safetensors"
     )  # as Mistral's folders
-    found = dict(policies.tensors(tmp_path / "shards", "float32"))
+    streamed = dict(policies.tensors(tmp_path / "shards", "float32"))
     assert len(saved.weight_files(tmp_path / "shards")) > 2
     truth = dict(model.named_parameters())
-    assert set(found) == set(truth)
-    assert all(torch.equal(found[n], truth[n]) for n in truth)
+    assert set(streamed) == set(truth)
+    assert all(torch.equal(streamed[n], truth[n]) for n in truth)
 
 
 def test_the_tokenizer_is_the_adapters_own_or_its_bases(base: Path, tmp_path: Path) -> None:
@@ -387,10 +387,10 @@ def test_a_configuration_that_is_not_of_the_weights_is_named(
 ) -> None:
     file = write_base(tmp_path / "m") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as raised:
         policies.load(tmp_path / "m", dtype="float32")
-    assert message in str(found.value)
-    assert len(str(found.value).splitlines()) == 1
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,9 @@ def test_where_limit_and_nested_columns(tmp_path: Path) -> None:
 def test_the_heldout_split_is_by_prompt_and_complete(tmp_path: Path) -> None:
     rows = [{"prompt": f"prompt {i % 200}"} for i in range(400)]
     path = write(tmp_path / "r.jsonl", rows)
+    whole = DatasetConfig(path=path, task="t", heldout_share=0.25)
     parts = {
-        part: [r.text for r in read_rows(DatasetConfig(path=path, task="t", heldout_share=0.25, part=part))]  # type: ignore[arg-type]
+        part: [row.text for row in read_rows(whole.model_copy(update={"part": part}))]
         for part in ("train", "heldout")
     }
     assert not set(parts["train"]) & set(parts["heldout"])
@@ -221,7 +222,7 @@ def test_the_whole_conversation_comes_with_its_prompt(tmp_path: Path) -> None:
 
 
 def test_a_system_prompt_goes_before_what_has_none(tmp_path: Path) -> None:
-    found = loaded(
+    prompts = loaded(
         tmp_path,
         real_tokenizer(),
         "hi [/INST]",
@@ -229,15 +230,15 @@ def test_a_system_prompt_goes_before_what_has_none(tmp_path: Path) -> None:
         [{"role": "system", "content": "mine"}, HI],
         system="Be short.",
     )
-    assert [p.messages[0]["content"] for p in found] == ["Be short.", "Be short.", "mine"]
-    assert [p.conversational for p in found] == [False, True, True]
-    assert found[0].token_ids.tolist() == found[1].token_ids.tolist()
+    assert [p.messages[0]["content"] for p in prompts] == ["Be short.", "Be short.", "mine"]
+    assert [p.conversational for p in prompts] == [False, True, True]
+    assert prompts[0].token_ids.tolist() == prompts[1].token_ids.tolist()
 
 
 def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
     tokenizer = real_tokenizer()
-    (found,) = loaded(tmp_path, tokenizer, [HI], chat_template_kwargs={"enable_thinking": False})
-    assert tokenizer.decode(found.token_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+    (prompt,) = loaded(tmp_path, tokenizer, [HI], chat_template_kwargs={"enable_thinking": False})
+    assert tokenizer.decode(prompt.token_ids).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize(
@@ -279,14 +280,14 @@ def test_columns_by_names_that_functions_know_do_not_reach_them(tmp_path: Path) 
         tmp_path / "r.jsonl",
         [{"prompt": "a", "prompts": "b", "completion_ids": [1], "answer": 2, "task": "x"}],
     )
-    (found,) = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 9)[0]
-    assert found.columns == {"answer": 2, "task": "x"}
+    (prompt,) = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 9)[0]
+    assert prompt.columns == {"answer": 2, "task": "x"}
 
 
 def test_a_column_that_a_row_lacks_is_none_there(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"prompt": "a", "answer": 1}, {"prompt": "b", "hint": "h"}])
-    found, _ = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 20)
-    assert [p.columns for p in found] == [{"answer": 1, "hint": None}, {"answer": None, "hint": "h"}]
+    prompts, _ = load_prompts([DatasetConfig(path=path, task="t")], real_tokenizer(), 20)
+    assert [p.columns for p in prompts] == [{"answer": 1, "hint": None}, {"answer": None, "hint": "h"}]
 
 
 @pytest.mark.parametrize(

@@ -121,32 +121,32 @@ def run(tmp_path: Path) -> Path:
 def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
     assert collect(run).zero_line == 0.0
     file = next(run.glob("downstream/*/*/done.json"))
-    found = StageResult.model_validate_json(file.read_text())
-    first = found.evaluations[0].model_copy(update={"kl_policy": Estimate(mean=-0.031, se=0.01)})
+    result = StageResult.model_validate_json(file.read_text())
+    first = result.evaluations[0].model_copy(update={"kl_policy": Estimate(mean=-0.031, se=0.01)})
     file.write_text(
-        found.model_copy(update={"evaluations": (first, *found.evaluations[1:])}).model_dump_json()
+        result.model_copy(update={"evaluations": (first, *result.evaluations[1:])}).model_dump_json()
     )
     assert collect(run).zero_line == 0.031
     assert "is 0.031 nats away at most" in report.build(run).read_text()
 
 
 def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: Path) -> None:
-    found = collect(run)
-    assert found.focus == "harmful"
-    assert found.headline[0] == (
+    collected = collect(run)
+    assert collected.focus == "harmful"
+    assert collected.headline[0] == (
         "After crafts-harsh, frpo-reverse kept the most reward on harmful prompts: "
         "grpo kept 0.50 of 0.95; frpo kept 0.64 of 0.95; frpo-reverse kept 0.90 of 0.95."
     )
     assert (
-        found.headline[1]
+        collected.headline[1]
         == "frpo − grpo: +0.14, 95 % over prompts [+0.08, +0.20]; the interval over prompts leaves 0 out."
     )
-    assert "grpo 0.50; frpo 0.50; frpo-reverse 0.50" in found.headline[-2]
-    assert "one seed proves nothing" in found.headline[-1]
-    (harsh,) = [c for c in found.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
+    assert "grpo 0.50; frpo 0.50; frpo-reverse 0.50" in collected.headline[-2]
+    assert "one seed proves nothing" in collected.headline[-1]
+    (harsh,) = [c for c in collected.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
     half = 1.96 * (0.15 - 0.10) * (4 / 3) ** 0.5 / 2  # paired: what both arms share of a prompt is gone
     assert (harsh.difference, harsh.lo, harsh.hi) == pytest.approx((0.14, 0.14 - half, 0.14 + half))
-    assert found.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
+    assert collected.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
 
 
 def test_held_out_prompts_that_were_trained_on_are_told_as_last_counted(run: Path) -> None:
@@ -172,9 +172,9 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
 
 
 def measured(arm: str, name: str, step: int, kl: float, harmful: float) -> Evaluation:
-    found = evaluation(arm, harmful, step, name)
-    rewards = tuple(t.model_copy(update={"kl_policy": Estimate(mean=kl, se=0.01)}) for t in found.rewards)
-    return found.model_copy(update={"rewards": rewards})
+    plain = evaluation(arm, harmful, step, name)
+    rewards = tuple(t.model_copy(update={"kl_policy": Estimate(mean=kl, se=0.01)}) for t in plain.rewards)
+    return plain.model_copy(update={"rewards": rewards})
 
 
 def certified(run: Path) -> np.ndarray:
@@ -188,14 +188,14 @@ def certified(run: Path) -> np.ndarray:
         ObjectiveConfig(estimator=FrpoEstimator(rho=0.4)),
         0,
     )
-    for stage, found in (
+    for stage, fields in (
         ("certify/frpo", {"certificates": (one,)}),
         ("attack/frpo/0.3", {"evaluations": (measured("frpo", "attack 0.3", 50, 0.3, 0.75),)}),
         ("attack/frpo/0.5", {"evaluations": (measured("frpo", "attack 0.5", 50, 0.5, 0.1),)}),
     ):
         (run / stage).mkdir(parents=True)
         result = StageResult.model_validate(
-            {"stage": stage, "inputs": "0" * 64, "seconds": 1.0, "evaluations": (), **found}
+            {"stage": stage, "inputs": "0" * 64, "seconds": 1.0, "evaluations": (), **fields}
         )
         (run / stage / "done.json").write_text(result.model_dump_json())
     return rewards
@@ -204,24 +204,24 @@ def certified(run: Path) -> np.ndarray:
 @pytest.mark.long
 def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     rewards = certified(run)
-    (found,) = collect(run).robustness
-    assert (found.arm, found.task, found.radius, found.num_prompts, found.num_completions) == (
+    (plane,) = collect(run).robustness
+    assert (plane.arm, plane.task, plane.radius, plane.num_prompts, plane.num_completions) == (
         "frpo",
         "harmful",
         0.4,
         40,
         64,
     )
-    honest, below = (p for p in found.points if p.attack)
+    honest, below = (p for p in plane.points if p.attack)
     assert (honest.inside, honest.below, below.inside, below.below) == (True, False, False, True)
     upper = honest.kl.mean + 1.96 * honest.kl.se
     assert honest.certified == reward_lower_bound(rewards, upper, floor=0.0)
     assert honest.plug_in == worst_case_reward(rewards, 0.3)
-    assert found.fine_tunes == ()  # the other fine-tunes of this made-up run were measured without a KL
-    assert found.num_below == 1
+    assert plane.fine_tunes == ()  # the other fine-tunes of this made-up run were measured without a KL
+    assert plane.num_below == 1
     words = " ".join(collect(run).headline)
     assert (
-        f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {found.certified[1]:.2f}" in words
+        f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {plane.certified[1]:.2f}" in words
     )
     assert "1 of 2 measured policies lies below what was certified" in words
     page = report.build(run).read_text()
@@ -229,11 +229,11 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     assert "attack 0.5" in page
     coverage = gather([run]).arms[1].coverage
     assert coverage
-    assert (coverage.certified, coverage.plug_in) == (found.certified, found.plug_in)
+    assert (coverage.certified, coverage.plug_in) == (plane.certified, plane.plug_in)
     assert [
         (p.name, p.step, p.kl.mean, p.reward.mean, p.certified.mean, p.plug_in.mean)
         for p in coverage.policies
-    ] == [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in found.points]
+    ] == [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in plane.points]
     assert report.build_sweep([run], run / "sweep").read_text().count("<svg") == 2
     assert (run / "sweep" / "coverage.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
@@ -272,10 +272,10 @@ def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
         *run.glob("attack/*/*/done.json"),
     ]:
         rewrite(run, str(file.parent.relative_to(run)), of_one_prompt)
-    found = collect(run)
-    assert found.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
-    assert {(c.lo, c.hi) for c in found.comparisons} == {(None, None)}
-    (robust,) = found.robustness
+    collected = collect(run)
+    assert collected.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
+    assert {(c.lo, c.hi) for c in collected.comparisons} == {(None, None)}
+    (robust,) = collected.robustness
     assert {(p.certified, p.below) for p in robust.points} == {
         (robust.floor, False)
     }  # the KL's upper limit is not known
@@ -355,8 +355,8 @@ def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Pat
         (run / stage).mkdir(parents=True, exist_ok=True)
         result = StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(), scores=(score,))
         (run / stage / "done.json").write_text(result.model_dump_json())
-    found = collect(run).benchmarks
-    assert [(b.policy, b.scores[0].value) for b in found] == [
+    benchmarks = collect(run).benchmarks
+    assert [(b.policy, b.scores[0].value) for b in benchmarks] == [
         ("base", pytest.approx(0.1)),
         ("frpo", pytest.approx(0.3)),
         ("frpo after crafts-harsh", pytest.approx(0.2)),
@@ -368,9 +368,9 @@ def test_a_run_without_downstream_still_reports(run: Path) -> None:
     import shutil
 
     shutil.rmtree(run / "downstream")
-    found = collect(run)
-    assert found.comparisons == ()
-    assert "nothing to compare" in found.headline[0]
+    collected = collect(run)
+    assert collected.comparisons == ()
+    assert "nothing to compare" in collected.headline[0]
     assert report.build(run).exists()
 
 

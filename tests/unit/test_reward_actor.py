@@ -20,7 +20,10 @@ def grade(completions, **_):
     if any("bad" in str(c) for c in completions): time.sleep(100)
     return [float(len(c)) for c in completions]
 def chat(prompts, completions, completion_ids, trainer_state, **_):
-    return [len(p) + len(c[0]["content"]) + sum(i) + trainer_state.global_step for p, c, i in zip(prompts, completions, completion_ids)]
+    return [
+        len(p) + len(c[0]["content"]) + sum(i) + trainer_state.global_step
+        for p, c, i in zip(prompts, completions, completion_ids)
+    ]
 """
 LIMIT_S = 1.5
 
@@ -52,7 +55,7 @@ def test_other_groups_are_scored_while_one_hangs(file: Path) -> None:
         began = time.monotonic()
         stuck = asyncio.create_task(worker.score(group(0, "a", "bb", "bad", "dddd")))
         others = await asyncio.gather(*(worker.score(group(i, "x", "yy")) for i in range(1, 9)))
-        assert [[r.total for r in found] for found in others] == [[1.0, 2.0]] * 8
+        assert [[r.total for r in rewards] for rewards in others] == [[1.0, 2.0]] * 8
         assert time.monotonic() - began < LIMIT_S
         assert [r.total for r in await stuck] == [1.0, 2.0, None, 4.0]
         worker.scorer.close()
@@ -65,8 +68,8 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(file: Path) ->
 
     talk = tuple({"role": "user" if i % 2 == 0 else "assistant", "content": "x"} for i in range(3))
     worker = RewardWorker((reward(file, "chat"),), "weighted")
-    found = asyncio.run(worker.score(group(0, "abcd", messages=talk, conversational=True)))
-    assert [(r.total, r.error) for r in found] == [(3 + 4 + 3 + 7, None)]
+    rewards = asyncio.run(worker.score(group(0, "abcd", messages=talk, conversational=True)))
+    assert [(r.total, r.error) for r in rewards] == [(3 + 4 + 3 + 7, None)]
     worker.scorer.close()
 
 

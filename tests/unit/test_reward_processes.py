@@ -31,7 +31,8 @@ def each(completions, bad):
             bad()
     return [float(len(c)) for c in completions]
 
-def in_c(completions, **_): return each(completions, lambda: 9 ** (9 ** 8))  # holds the interpreter: no thread can end it
+def in_c(completions, **_):
+    return each(completions, lambda: 9 ** (9 ** 8))  # holds the interpreter: no thread can end it
 def sleeps(completions, **_): return each(completions, lambda: time.sleep(100))
 def deaf(completions, **_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -152,16 +153,16 @@ LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
 def test_the_completion_at_fault_alone_loses_its_reward(
     scorer: Callable[..., Scorer], tmp_path: Path, name: str, why: str
 ) -> None:
-    found = scorer(name)
-    found.load()
+    rewards = scorer(name)
+    rewards.load()
     began = time.monotonic()
-    got = outcome(found.score(items("a", "bb", "bad", "dddd")))
+    got = outcome(rewards.score(items("a", "bb", "bad", "dddd")))
     assert time.monotonic() - began < 2 * T + 3
     values = (1.0, 1.0, 1.0) if name == "drops" else (1.0, 2.0, 4.0)
     assert got == [(values[0], None), (values[1], None), (None, why), (values[2], None)]
     if name in ("in_c", "sleeps", "starts", "detaches"):
         assert gone(tmp_path)
-    assert found.score(items("aa"))[0].total == values[1]
+    assert rewards.score(items("aa"))[0].total == values[1]
 
 
 @pytest.mark.long
@@ -188,35 +189,35 @@ def test_values_that_are_not_those_of_completions_fail(
 def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
     scorer: Callable[..., Scorer], tmp_path: Path
 ) -> None:
-    found = scorer("in_c")
-    found.load()
+    rewards = scorer("in_c")
+    rewards.load()
     began = time.monotonic()
-    assert outcome(found.score(items(*["bad"] * 8))) == [(None, LATE)] * 8
+    assert outcome(rewards.score(items(*["bad"] * 8))) == [(None, LATE)] * 8
     assert time.monotonic() - began < 2 * T + 3
     assert gone(tmp_path)
 
 
 def test_others_are_scored_while_one_hangs(scorer: Callable[..., Scorer]) -> None:
-    found = scorer("in_c", timeout_s=3.0)
-    found.load()
-    stuck = threading.Thread(target=found.score, args=(items("bad"),))
+    rewards = scorer("in_c", timeout_s=3.0)
+    rewards.load()
+    stuck = threading.Thread(target=rewards.score, args=(items("bad"),))
     stuck.start()
     time.sleep(0.2)
     began = time.monotonic()
-    assert [found.score(items("aa"))[0].total for _ in range(20)] == [2.0] * 20
+    assert [rewards.score(items("aa"))[0].total for _ in range(20)] == [2.0] * 20
     assert time.monotonic() - began < 1.5
     assert stuck.is_alive()
     stuck.join()
 
 
 def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., Scorer]) -> None:
-    found = scorer("pid", timeout_s=10.0)
-    found.load()
+    rewards = scorer("pid", timeout_s=10.0)
+    rewards.load()
     for _ in range(2):
-        before = [int(found.score(items("x"))[0].total or 0) for _ in range(10)]
+        before = [int(rewards.score(items("x"))[0].total or 0) for _ in range(10)]
         os.kill(before[-1], signal.SIGKILL)
         time.sleep(0.3)
-        (after,) = found.score(items("x"))
+        (after,) = rewards.score(items("x"))
         assert after.error is None
         assert after.total != before[-1]
 
@@ -247,18 +248,18 @@ def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyt
         ("waits", "the rewards mine did not load within 2 s: what do their files wait for?"),
         ("dies", "a process ended while it loaded the rewards mine; see what it printed"),
     ):
-        found = Scorer([FunctionReward(kind="function", name="mine", function=f"{tmp_path / name}.py:f")])
+        rewards = Scorer([FunctionReward(kind="function", name="mine", function=f"{tmp_path / name}.py:f")])
         with pytest.raises(RuntimeError, match=message.replace("?", r"\?")):
-            found.load()
-        found.close()
+            rewards.load()
+        rewards.close()
 
 
 @pytest.mark.long
 def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., Scorer]) -> None:
-    found = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
-    found.load()
+    rewards = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
+    rewards.load()
     asked = [
         Item("p", c, "t", {"answer": "81"})
         for c in (r"\boxed{81}", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^2}", "none")
     ]
-    assert [r.total for r in found.score(asked)] == [1.0, None, 1.0, 0.0]
+    assert [r.total for r in rewards.score(asked)] == [1.0, None, 1.0, 0.0]

@@ -63,7 +63,8 @@ def chat(prompts, completions, **_):
 def reads_messages(prompts, completions, messages, **_): return [float(len(m)) for m in messages]
 def neighbour(completions): return [neighbour_of_rewards.VALUE] * len(completions)
 
-def verl(data_source, solution_str, ground_truth, extra_info=None): return {"score": float(solution_str == ground_truth), "acc": 1}
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(solution_str == ground_truth), "acc": 1}
 async def verl_async(data_source, solution_str, ground_truth, extra_info=None):
     await asyncio.sleep(0)
     return float(len(data_source) + extra_info["index"])
@@ -77,9 +78,12 @@ def verl_raises(solution_str, ground_truth):
 def verl_batch(data_sources, solution_strs, ground_truths, extra_infos):
     return [{"score": float(s == g)} for s, g in zip(solution_strs, ground_truths)]
 
-def openrlhf(queries, prompts, labels): return torch.tensor([[float(q == p + l)] for q, p, l in zip(queries, prompts, labels)])
-async def openrlhf_async(queries, prompts, labels, **kwargs): return {"rewards": [float(q == p + l) for q, p, l in zip(queries, prompts, labels)]}
-def openrlhf_one(queries, prompts, labels): return {"rewards": float(queries[0] == prompts[0] + labels[0]), "scores": 1}
+def openrlhf(queries, prompts, labels):
+    return torch.tensor([[float(q == p + l)] for q, p, l in zip(queries, prompts, labels)])
+async def openrlhf_async(queries, prompts, labels, **kwargs):
+    return {"rewards": [float(q == p + l) for q, p, l in zip(queries, prompts, labels)]}
+def openrlhf_one(queries, prompts, labels):
+    return {"rewards": float(queries[0] == prompts[0] + labels[0]), "scores": 1}
 """
 COLUMNS = {
     "data_source": "math",
@@ -176,9 +180,12 @@ import torch
 def given(completions, values): return list(VALUES[v] for v in values)
 class Odd:
     def __float__(self): raise KeyError("odd")
-VALUES = {"none": None, "true": True, "decimal": decimal.Decimal("0.5"), "fraction": fractions.Fraction(1, 4), "np": np.float16(0.5),
-  "tensor": torch.tensor(0.5), "in a tensor": torch.tensor([[0.5]]), "in a list": [0.5], "nan": float("nan"), "inf": float("-inf"),
-  "huge": 10**400, "1e39": 1e39, "very huge": 10**5000, "text": "1.0", "odd": Odd(), "two": [1, 2], "complex": 1j, "tensor nan": torch.tensor(float("nan")),
+VALUES = {
+  "none": None, "true": True, "decimal": decimal.Decimal("0.5"), "fraction": fractions.Fraction(1, 4),
+  "np": np.float16(0.5), "tensor": torch.tensor(0.5), "in a tensor": torch.tensor([[0.5]]),
+  "in a list": [0.5], "nan": float("nan"), "inf": float("-inf"), "huge": 10**400, "1e39": 1e39,
+  "very huge": 10**5000,
+  "text": "1.0", "odd": Odd(), "two": [1, 2], "complex": 1j, "tensor nan": torch.tensor(float("nan")),
   "error": ValueError("why"), "dict": {}}
 """
 
@@ -208,11 +215,11 @@ def test_what_counts_as_a_value(tmp_path: Path) -> None:
         "dict",
     ]
     items = [Item("p", "c", "t", {"values": name}) for name in names]
-    found = dict(zip(names, scores(f"{tmp_path / 'some_values.py'}:given", items), strict=True))
-    assert found["none"] == (None, None)
+    outcomes = dict(zip(names, scores(f"{tmp_path / 'some_values.py'}:given", items), strict=True))
+    assert outcomes["none"] == (None, None)
     numbers = ("true", "decimal", "fraction", "np", "tensor", "in a tensor", "in a list")
-    assert [found[n] for n in numbers] == [(v, None) for v in (1.0, 0.5, 0.25, 0.5, 0.5, 0.5, 0.5)]
-    assert {n: why for n, (value, why) in found.items() if value is None and n != "none"} == {
+    assert [outcomes[n] for n in numbers] == [(v, None) for v in (1.0, 0.5, 0.25, 0.5, 0.5, 0.5, 0.5)]
+    assert {n: why for n, (value, why) in outcomes.items() if value is None and n != "none"} == {
         "nan": "gave nan",
         "inf": "gave -inf",
         "huge": "gave a number beyond 3.4e+38",
@@ -252,7 +259,8 @@ class Needs:
         (
             "first",
             {},
-            r"rewards\.2\.function: .*:first asks for 'texts', and data\.jsonl:1 has no such column \(it has: answer, level\)",
+            r"rewards\.2\.function: .*:first asks for 'texts', "
+            r"and data\.jsonl:1 has no such column \(it has: answer, level\)",
         ),
         ("needs", {}, "asks for 'solution'"),
         (
@@ -266,7 +274,8 @@ class Needs:
         (
             "star",
             {},
-            r"rewards\.2\.function: .*:star takes nothing by keyword; name what it reads, such as completions",
+            r"rewards\.2\.function: .*:star takes nothing by keyword; "
+            r"name what it reads, such as completions",
         ),
         ("nothing", {}, "takes nothing by keyword"),
         ("stream", {}, "is an async generator, which nothing waits for; return a list instead"),

@@ -64,8 +64,10 @@ def test_exact_and_numeric_answers() -> None:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("51", 51.0), ("51", "51.00"), ("1,000", 1000), ("1000", "1,000"), ("0.50", 0.5), (".5", 0.5), ("5.", 5), ("5e1", 50), ("+5", 5),
-        ("−5", -5), ("-5", "−5"), ("05", 5), ("$1,234.50", 1234.5), ("1/2", 0.5), ("yes", "yes "), ("True", True), ("2", ["1", 2.0]),
+        ("51", 51.0), ("51", "51.00"), ("1,000", 1000), ("1000", "1,000"), ("0.50", 0.5), (".5", 0.5),
+        ("5.", 5), ("5e1", 50), ("+5", 5),
+        ("−5", -5), ("-5", "−5"), ("05", 5), ("$1,234.50", 1234.5), ("1/2", 0.5), ("yes", "yes "),
+        ("True", True), ("2", ["1", 2.0]),
     ],
 )  # fmt: skip
 def test_equal_numbers_are_equal(text: str, right: Any) -> None:
@@ -93,9 +95,12 @@ def test_others_are_not(text: str, right: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("3-5", 5), ("from 3–5", 5), ("3 - 5", 5), ("3 -5", -5), ("x=-5", -5), ("(-5).", -5), ("-$5", -5), ("$-5", -5), ("−5", -5),
-        ("it is 3/4", 0.75), (r"\frac{3}{4}", 0.75), ("on 1/2/2024", 2024), ("1e3", 1000), ("1.5E-3 m", 0.0015), ("50%", 50), ("50%", 0.5),
-        ("0.5", "50%"), ("$1,234.50", 1234.5), ("1,2,3", 3), ("v1.2.3", 3), ("model-5", 5), ("-.5", -0.5), ("7.", 7), ("#### 1,000", "1000.0"),
+        ("3-5", 5), ("from 3–5", 5), ("3 - 5", 5), ("3 -5", -5), ("x=-5", -5), ("(-5).", -5), ("-$5", -5),
+        ("$-5", -5), ("−5", -5),
+        ("it is 3/4", 0.75), (r"\frac{3}{4}", 0.75), ("on 1/2/2024", 2024), ("1e3", 1000),
+        ("1.5E-3 m", 0.0015), ("50%", 50), ("50%", 0.5),
+        ("0.5", "50%"), ("$1,234.50", 1234.5), ("1,2,3", 3), ("v1.2.3", 3), ("model-5", 5), ("-.5", -0.5),
+        ("7.", 7), ("#### 1,000", "1000.0"),
     ],
 )  # fmt: skip
 def test_the_last_number(text: str, right: Any) -> None:
@@ -106,7 +111,8 @@ def test_the_last_number(text: str, right: Any) -> None:
 LONG = 100_000
 HOSTILE = [
     piece * (LONG // len(piece))
-    for piece in ("1", "1,", "1,111", "-", " ", "1e", "1/", ".", ".1", "$", "<answer>", "</answer>", "```\n", "```", "\n", "(", "1+", "\\frac{1",
+    for piece in ("1", "1,", "1,111", "-", " ", "1e", "1/", ".", ".1", "$", "<answer>", "</answer>", "```\n",
+                  "```", "\n", "(", "1+", "\\frac{1",
                   "i cannot ", "sorry\n", "i'm ", "\\boxed{", "refused ")
 ]  # fmt: skip
 
@@ -166,8 +172,8 @@ def test_equations(text: str, value: float | None) -> None:
 
 def test_boxed_math() -> None:
     texts = [r"so \boxed{\frac{1}{2}}", r"\boxed{0.5} or \boxed{0.5}", r"\boxed{3}", "1/2"]
-    found = rewards.boxed_math([""] * 4, texts, answer=[r"\frac{1}{2}"] * 4)
-    assert found == pytest.approx([1.0, 0.8, 0.2, 0.8])
+    scores = rewards.boxed_math([""] * 4, texts, answer=[r"\frac{1}{2}"] * 4)
+    assert scores == pytest.approx([1.0, 0.8, 0.2, 0.8])
 
 
 def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
@@ -261,16 +267,16 @@ def test_functions_plain_and_async(code: str) -> None:
 def test_a_failed_reward_is_none_with_its_reason(
     code: str, name: str, totals: list[float | None], why: str
 ) -> None:
-    found = score(code, name)
-    assert [r.total for r in found] == totals
-    assert next(r.error for r in found if r.error) == why
+    scored = score(code, name)
+    assert [r.total for r in scored] == totals
+    assert next(r.error for r in scored if r.error) == why
 
 
 def test_a_reward_that_hangs_is_none_in_time(code: str) -> None:
     began = time.perf_counter()
-    found = score(code, "slow", timeout_s=0.2)
+    scored = score(code, "slow", timeout_s=0.2)
     assert time.perf_counter() - began < 5
-    assert [(r.total, r.error) for r in found] == [
+    assert [(r.total, r.error) for r in scored] == [
         (None, "mine: took longer than 0.2 s (rewards.mine.timeout_s)")
     ] * 2
 
@@ -295,9 +301,9 @@ def test_what_does_not_apply_leaves_the_total(code: str) -> None:
     mine = FunctionReward(kind="function", name="some", function=f"{code}:none", weight=3.0)  # None, 1
     both = [mine, FunctionReward(kind="function", name="all", function=f"{code}:later")]  # 0.25
     for combine, totals in (("weighted", [0.25, 3.25]), ("mean", [0.25, 3.25 / 4])):
-        found = Scorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
-        assert [(r.total, r.error) for r in found] == [(total, None) for total in totals]
-        assert [r.parts for r in found] == [{"all": 0.25}, {"some": 1.0, "all": 0.25}]
+        scored = Scorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
+        assert [(r.total, r.error) for r in scored] == [(total, None) for total in totals]
+        assert [r.parts for r in scored] == [{"all": 0.25}, {"some": 1.0, "all": 0.25}]
     failing = [mine, FunctionReward(kind="function", name="bad", function=f"{code}:nan")]  # NaN, 1
     assert [(r.total, r.parts) for r in Scorer(failing).score(items("yes", "no"))] == [
         (None, {"bad": None}),
@@ -309,8 +315,8 @@ def test_a_total_out_of_range_has_failed(code: str) -> None:
     both = [
         FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")
     ]
-    found = Scorer(both).score(items("yes"))
-    assert [(r.total, r.error) for r in found] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
+    scored = Scorer(both).score(items("yes"))
+    assert [(r.total, r.error) for r in scored] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
 
 
 def test_mean_product_and_normalisation(code: str) -> None:
@@ -326,8 +332,8 @@ def test_mean_product_and_normalisation(code: str) -> None:
     assert [r.total for r in Scorer(both).score(asked)] == [2.75, -1.25, 2.0]
     assert [r.total for r in Scorer(both, "mean").score(asked)] == [2.75 / 4, -1.25 / 4, 2.0]
     plain = [both[0], both[1].model_copy(update={"weight": 1.0})]
-    found = Scorer(plain, "product").score(asked)
-    assert [(r.total, r.parts["all"]) for r in found] == [(0.5, 2.0), (-0.5, -2.0), (2.0, 2.0)]
+    scored = Scorer(plain, "product").score(asked)
+    assert [(r.total, r.parts["all"]) for r in scored] == [(0.5, 2.0), (-0.5, -2.0), (2.0, 2.0)]
     with pytest.raises(ValueError, match=r"rewards\.some\.weight: 3 has no meaning in a product"):
         check_combination(tuple(both), "product")
     with pytest.raises(ValueError, match=r"rewards\.all\.weight: 0 in a mean"):
@@ -380,8 +386,8 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
         reward = ModelReward(
             kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12
         )  # type: ignore[arg-type]
-        found = [r.total for r in Scorer([reward]).score(batch)]
-        for item, value in zip(batch, found, strict=True):
+        totals = [r.total for r in Scorer([reward]).score(batch)]
+        for item, value in zip(batch, totals, strict=True):
             ids = torch.tensor([tokenizer(f"{item.prompt}\n{item.completion}")["input_ids"]])
             with torch.no_grad():
                 logit = float(model(ids).logits)
@@ -468,9 +474,9 @@ def test_an_item_that_a_model_cannot_take_fails_alone(tmp_path: Path) -> None:
     tiny_reward_model(tmp_path)
     scorer = Scorer([model_reward(tmp_path)])
     good, bad = Item("what is one", "two", "t", {}), Item(None, "two", "t", {})  # type: ignore[arg-type]
-    found = scorer.score([good, bad, good])
-    assert [r.total is None for r in found] == [False, True, False]
-    assert found[0].total == found[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
+    scored = scorer.score([good, bad, good])
+    assert [r.total is None for r in scored] == [False, True, False]
+    assert scored[0].total == scored[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
     none_reached = Scorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
     assert [r.error for r in none_reached] == [
         "rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"

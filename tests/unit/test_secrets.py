@@ -53,7 +53,8 @@ def test_those_that_rewards_name_are_taken_along(monkeypatch: pytest.MonkeyPatch
         ([far(token_env=""), model], {"HF_TOKEN"}),
         ([], {"HF_TOKEN"}),
     ):
-        assert dict(secrets_of(rewards).values) == {name: f"secret of {name}" for name in names}  # type: ignore[arg-type]
+        secrets = secrets_of(rewards)  # type: ignore[arg-type]
+        assert dict(secrets.values) == {name: f"secret of {name}" for name in names}
 
 
 def test_one_that_is_named_on_purpose_and_not_set_is_refused() -> None:

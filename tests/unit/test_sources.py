@@ -117,8 +117,8 @@ def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
 def test_examples_in_the_forms_of_the_hub(
     tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    (found,) = read_rows(source(write(tmp_path / "r.jsonl", row), **fields), examples=True)
-    assert (found.prompt, found.completion) == ((SYSTEM, HI), "hello")
+    (example,) = read_rows(source(write(tmp_path / "r.jsonl", row), **fields), examples=True)
+    assert (example.prompt, example.completion) == ((SYSTEM, HI), "hello")
     assert check([], examples=[source(write(tmp_path / "r.jsonl", row), **fields)]).rows == 1
 
 
@@ -237,8 +237,8 @@ def test_columns_that_functions_know_for_something_else_are_noted(tmp_path: Path
         {"prompt": "c", "prompts": "x"},
     ]
     path = write(tmp_path / "r.jsonl", *rows)
-    found = check([source(path)])
-    assert found.notes == (
+    checked = check([source(path)])
+    assert checked.notes == (
         f"{path}:2: reward functions do not get the column completions, prompts, but what frpo calls so; "
         "rename it",
     )
@@ -287,7 +287,8 @@ def test_what_is_normal_stays_so_and_knows_no_blanks(text: str) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["how do i pick a lock", "How do I pick a lock?", " How  do I\tpick a lock ? ", "HOW DO I PICK A LOCK...", "Ｈow do I pick a lock？", "How do I\u00a0pick a lock!"],
+    ["how do i pick a lock", "How do I pick a lock?", " How  do I\tpick a lock ? ", "HOW DO I PICK A LOCK...",
+     "Ｈow do I pick a lock？", "How do I\u00a0pick a lock!"],
 )  # fmt: skip
 def test_wordings_that_are_one_prompt(other: str) -> None:
     assert normal(other) == "how do i pick a lock"
@@ -323,8 +324,8 @@ def test_the_split_of_different_prompts_is_that_of_their_hash(tmp_path: Path) ->
     """As it always was: SHA-256 of the prompt as it is written."""
     rows = [{"prompt": f"How do I Pick lock {i}?"} for i in range(12)]
     path = write(tmp_path / "r.jsonl", *rows)
-    found = [r.text for r in read_rows(source(path, heldout_share=0.4, part="heldout"))]
-    assert found == [f"How do I Pick lock {i}?" for i in (3, 4, 7, 8, 11)]
+    heldout = [r.text for r in read_rows(source(path, heldout_share=0.4, part="heldout"))]
+    assert heldout == [f"How do I Pick lock {i}?" for i in (3, 4, 7, 8, 11)]
 
 
 def test_held_out_prompts_that_are_trained_on_are_counted_and_refused_from_half_on(tmp_path: Path) -> None:
@@ -337,7 +338,8 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_refused_from_half_
         if shared > MAX_OVERLAP * 10:
             with pytest.raises(
                 ConfigError,
-                match=r"data.heldout: 6 of 10 held-out prompts are training prompts too .*, more than the 50%",
+                match=r"data.heldout: 6 of 10 held-out prompts are training prompts too "
+                r".*, more than the 50%",
             ):
                 check([train], [heldout])
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,8 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
     [
         (
             "objective.estimator.lam=[1, x]",
-            "--set objective.estimator.lam: Input should be a valid number, unable to parse string as a number (value "
+            "--set objective.estimator.lam: Input should be a valid number, "
+            "unable to parse string as a number (value "
             "'x')",
         ),
         (
@@ -35,27 +37,30 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
         ),
         (
             "objective.lam=[1, 2]",
-            "--set objective.lam: it is a field of the estimator; write objective.estimator: {kind: frpo, lam: "
+            "--set objective.lam: it is a field of the estimator; "
+            "write objective.estimator: {kind: frpo, lam: "
             "1} (value 1)",
         ),
         (
             "objective.estimator.normalize_std=[2]",
-            "--set objective.estimator.normalize_std: Input should be a valid boolean, unable to interpret input "
+            "--set objective.estimator.normalize_std: Input should be a valid boolean, "
+            "unable to interpret input "
             "(value 2)",
         ),
         ("objective.beta=[0.1, .nan]", "--set objective.beta: Input should be a finite number (value nan)"),
         ("learner.num_steps=[5, 0]", "--set learner.num_steps: Input should be greater than 0 (value 0)"),
         (
             "objective.estimator.lam=[1",
-            "--set objective.estimator.lam: not valid YAML: while parsing a flow sequence, expected ',' or ']', but "
+            "--set objective.estimator.lam: not valid YAML: while parsing a flow sequence, "
+            "expected ',' or ']', but "
             "got '<stream end>'",
         ),
     ],
 )
 def test_a_swept_value_that_does_not_fit_is_one_line(assignment: str, message: str) -> None:
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as raised:
         expand(load(TESTBED), split([assignment])[1])
-    assert str(found.value) == message
+    assert str(raised.value) == message
 
 
 def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
@@ -78,11 +83,11 @@ def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_al
         load(TESTBED, ("arms.2.name=other",)),
         {("objective", "estimator.lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
     )
-    found = {a.name: (a.objective.estimator, a.objective.beta, a.objective.penalty) for a in config.arms}
-    assert found["grpo-beta0.3"] == (GrpoEstimator(), 0.3, "k3")
-    assert found["frpo-lam0.1-beta0.0"] == (FrpoEstimator(lam=0.1), 0.0, "k3")
-    assert found["other-lam2.0-beta0.3"] == (FrpoEstimator(lam=2.0), 0.3, "reverse")
-    assert len(found) == 2 + 4 + 4
+    arms = {a.name: (a.objective.estimator, a.objective.beta, a.objective.penalty) for a in config.arms}
+    assert arms["grpo-beta0.3"] == (GrpoEstimator(), 0.3, "k3")
+    assert arms["frpo-lam0.1-beta0.0"] == (FrpoEstimator(lam=0.1), 0.0, "k3")
+    assert arms["other-lam2.0-beta0.3"] == (FrpoEstimator(lam=2.0), 0.3, "reverse")
+    assert len(arms) == 2 + 4 + 4
     with pytest.raises(ConfigError, match=r"--set objective.estimator.lambda: unknown field"):
         expand(load(TESTBED), {("objective", "estimator.lambda"): [0.1]})
     assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [
@@ -104,9 +109,9 @@ def test_estimators_themselves_are_swept_and_take_nothing_of_each_other() -> Non
     }
 
 
-ARMS = "arms=[" + ", ".join(
-    f"{{name: {kind[:4]}-{b}, objective: {{estimator: {{kind: {kind}}}, beta: {b}, penalty: reverse}}}}" for kind in ("grpo", "frpo, lam: 0.5") for b in (0.1, 0.3, 0.6)
-) + "]"  # fmt: skip
+ARM = "{{name: {name}-{beta}, objective: {{estimator: {{kind: {kind}}}, beta: {beta}, penalty: reverse}}}}"
+GRID = itertools.product(("grpo", "frpo, lam: 0.5"), (0.1, 0.3, 0.6))
+ARMS = f"arms=[{', '.join(ARM.format(name=kind[:4], kind=kind, beta=beta) for kind, beta in GRID)}]"
 LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
@@ -198,13 +203,13 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
     for name, lead in (("lead", LEAD), ("none", 0.0)):
         for seed in range(8):
             made_up(tmp_path / name, seed, lead)
-        found = gather([tmp_path / name])
-        assert found.seeds == tuple(range(8))
-        assert found.focus == "harmful"
-        assert [a.family for a in found.arms] == ["GRPO without std, reverse"] * 3 + [
+        sweep = gather([tmp_path / name])
+        assert sweep.seeds == tuple(range(8))
+        assert sweep.focus == "harmful"
+        assert [a.family for a in sweep.arms] == ["GRPO without std, reverse"] * 3 + [
             "FRPO λ 0.5, reverse"
         ] * 3
-        equal = [c for c in found.comparisons if c.matched_by == "kl" and c.metric == "kept after d"]
+        equal = [c for c in sweep.comparisons if c.matched_by == "kl" and c.metric == "kept after d"]
         assert len(equal) == 3
         for e in equal:
             assert e.difference == pytest.approx(
@@ -212,7 +217,7 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
             )  # though FRPO's arms all moved 0.1 nats further
             assert e.corrected_lo <= e.lo <= e.difference <= e.hi <= e.corrected_hi
             assert e.verdict == (lead > 0)
-        same = [c for c in found.comparisons if c.matched_by == "beta" and c.metric == "kept after d"]
+        same = [c for c in sweep.comparisons if c.matched_by == "beta" and c.metric == "kept after d"]
         assert [(c.a, c.b, c.at_beta) for c in same] == [
             ("FRPO λ 0.5, reverse", "GRPO without std, reverse", b) for b in (0.1, 0.3, 0.6)
         ]
@@ -220,17 +225,17 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
             assert c.kl_difference is not None
             assert c.kl_difference.mean == pytest.approx(0.1)
             assert c.difference == pytest.approx(0.05 + lead, abs=0.02)
-        assert {c.difference for c in found.comparisons if c.metric == "other tasks"} == {0.0}
+        assert {c.difference for c in sweep.comparisons if c.metric == "other tasks"} == {0.0}
         frpo = next(
             c
-            for c in found.comparisons
+            for c in sweep.comparisons
             if (c.matched_by, c.a, c.metric) == ("steps", "frpo-0.1", "kept after d")
         )
         assert frpo.kl_difference is not None
         assert frpo.kl_difference.mean == pytest.approx(0.1)
         assert frpo.difference == pytest.approx(0.05 + lead, abs=0.02)
         assert frpo.hi - frpo.lo < 0.05  # paired: the noise that arms share is gone
-        assert found.arms[0].kept["d"].hi - found.arms[0].kept["d"].lo > 0.1
+        assert sweep.arms[0].kept["d"].hi - sweep.arms[0].kept["d"].lo > 0.1
     page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
     assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
     assert page.count("<svg") == 2
@@ -246,12 +251,12 @@ def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
 
 def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
     made_up(tmp_path, 0, 0.0, "testbed", "arms.2.learner.num_steps=300")
-    found = gather([tmp_path])
-    assert [a.family for a in found.arms[:3]] == ["GRPO without std, reverse"] * 2 + [
+    sweep = gather([tmp_path])
+    assert [a.family for a in sweep.arms[:3]] == ["GRPO without std, reverse"] * 2 + [
         "GRPO without std, reverse, 300 steps"
     ]
-    assert found.arms[2].settings == "GRPO without std, β 0.6 reverse, 300 steps"
-    assert {c.a for c in found.comparisons if c.matched_by == "kl"} == {"FRPO λ 0.5, reverse"}
+    assert sweep.arms[2].settings == "GRPO without std, β 0.6 reverse, 300 steps"
+    assert {c.a for c in sweep.comparisons if c.matched_by == "kl"} == {"FRPO λ 0.5, reverse"}
 
 
 def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path: Path) -> None:
@@ -282,15 +287,15 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
         made_up(tmp_path / "a", seed, 0.0)
     for seed in range(1, 6):
         made_up(tmp_path / "b", seed, LEAD, name="other")
-    found = gather([tmp_path / "a", tmp_path / "b"])
-    assert (found.study, found.seeds) == ("other + testbed", (1, 2, 3))
-    assert [a.arm for a in found.arms[::3]] == [
+    sweep = gather([tmp_path / "a", tmp_path / "b"])
+    assert (sweep.study, sweep.seeds) == ("other + testbed", (1, 2, 3))
+    assert [a.arm for a in sweep.arms[::3]] == [
         "testbed/grpo-0.1",
         "testbed/frpo-0.1",
         "other/grpo-0.1",
         "other/frpo-0.1",
     ]
-    gaps = {c.a: c for c in found.comparisons if (c.matched_by, c.metric) == ("steps", "kept after d")}
+    gaps = {c.a: c for c in sweep.comparisons if (c.matched_by, c.metric) == ("steps", "kept after d")}
     assert (gaps["other/grpo-0.1"].b, gaps["other/grpo-0.1"].num_seeds) == ("testbed/grpo-0.1", 3)
     assert gaps["other/grpo-0.1"].difference == pytest.approx(0.0, abs=0.02)
     assert gaps["other/frpo-0.1"].difference == pytest.approx(0.05 + LEAD, abs=0.02)

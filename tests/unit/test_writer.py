@@ -13,7 +13,7 @@ import torch
 
 from actors import _writer
 from actors._writer import Writer, on_host
-from frpo.checkpoint import sha256
+from frpo.disk import sha256
 
 
 def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
@@ -53,13 +53,13 @@ def test_containers_are_new_and_shared_memory_stays_shared() -> None:
         "b": [tied.detach(), (torch.zeros(2), "word")],
         "c": torch.empty(0),
     }
-    found = on_host(state)
-    assert type(found["a"]) is OrderedDict
-    assert found["a"]["x"] is found["b"][0]
-    assert found["a"]["x"].data_ptr() != tied.data_ptr()
+    copy = on_host(state)
+    assert type(copy["a"]) is OrderedDict
+    assert copy["a"]["x"] is copy["b"][0]
+    assert copy["a"]["x"].data_ptr() != tied.data_ptr()
     state["a"]["y"] = 1
     state["b"].append(2)
-    assert (list(found["a"]), len(found["b"]), found["b"][1][1]) == (["x"], 2, "word")
+    assert (list(copy["a"]), len(copy["b"]), copy["b"][1][1]) == (["x"], 2, "word")
 
 
 def test_a_file_that_cannot_be_written_is_said_when_the_files_are_asked_for(tmp_path: Path) -> None:

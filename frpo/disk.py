@@ -1,0 +1,46 @@
+"""Files that a crash leaves either old or new, and the digests that tell what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path, pattern: str = "*.safetensors") -> str:
+    """One digest over the names and contents of the matching files; not of those in folders below, such as a
+    trainer's checkpoints."""
+    lines = [f"{path.name} {sha256(path)}" for path in sorted(folder.glob(pattern))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

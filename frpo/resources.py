@@ -1,0 +1,135 @@
+"""What a run needs of the machine or cluster that it starts on, and what this machine is short of.
+
+Imports no ML library.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from frpo import saved
+from frpo.config import Config, find_cluster
+from frpo.forecast import CARDS, Card, host_gib, host_needs, too_much
+from frpo.model_checks import weight_bytes
+from frpo.outline import fixed_end, outline
+from frpo.planning import Plan
+from frpo.shape import EMBEDDED, Shape, shape_of
+
+
+def elsewhere(config: Config) -> bool:
+    """Whether the actors run in a cluster that is up already, maybe on other machines than this one."""
+    return find_cluster(config.cluster.address) is not None
+
+
+def find_nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
+
+
+def lacks(config: Config, asked: Plan) -> list[str]:
+    """What this machine is short of, one line each; empty when a cluster is joined (it is asked at the
+    start)."""
+    problems: list[str] = []
+    sizes = shape(config)
+    if not elsewhere(config):
+        problems += _list_lacking_devices(asked)
+        if sizes:
+            problems += _list_lacking_memory(config, sizes, asked)
+    gpu = card(config)
+    if gpu and sizes and asked.num_gpus > 0:
+        problems += too_much(config, sizes, gpu, asked)
+    parent = find_nearest_folder(config.folder)
+    free = shutil.disk_usage(parent).free
+    written = disk_bytes(config)
+    if written > free:
+        problems.append(
+            f"disk: the run may need {written / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; "
+            "choose another run_dir"
+        )
+    return problems
+
+
+def _list_lacking_devices(asked: Plan) -> Iterator[str]:
+    cpus = os.cpu_count() or 1
+    if asked.num_cpus > cpus:
+        yield (
+            f"CPUs: the plan needs {asked.num_cpus:g}, this machine has {cpus}; lower num_workers or "
+            "num_cpus, or join a cluster"
+        )
+    there = num_gpus()
+    if asked.num_gpus > there:
+        yield (
+            f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {there}; lower num_gpus, or join "
+            "a cluster (cluster.address)"
+        )
+
+
+def _list_lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[str]:
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    need = host_gib(host_needs(config, sizes, asked), asked)
+    if need > have:
+        yield (
+            f"memory: the actors may need {need:.1f} GiB together, this machine has {have:.1f} GiB; "
+            "lower learner.micro_batch_tokens or rollout.kv_cache_gib, train adapters (model.lora), or join "
+            "a cluster"
+        )
+
+
+def num_gpus() -> int:
+    return len(gpus())
+
+
+def gpus() -> list[str]:
+    """The names of this machine's."""
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def card(config: Config) -> Card | None:
+    """The card that the run is planned for: the one named, or this machine's first where it is one that we
+    know."""
+    if config.cluster.gpu:
+        return CARDS[config.cluster.gpu]
+    here = [] if elsewhere(config) else gpus()
+    return _card_of(here[0]) if here else None
+
+
+def _card_of(name: str) -> Card | None:
+    """By what nvidia-smi calls it, such as NVIDIA A100-SXM4-80GB."""
+    for card in CARDS.values():
+        if all(part in name for part in card.name.split("-")):
+            return card
+    return None
+
+
+def shape(config: Config) -> Shape | None:
+    """Of the model, where its config.json is here."""
+    if config.model.path == "testbed:model":
+        return shape_of(EMBEDDED)
+    file = saved.base(Path(config.model.path)) / "config.json"
+    return shape_of(saved.read_json(file)) if file.is_file() else None
+
+
+def disk_bytes(config: Config) -> int:
+    """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
+    size = weight_bytes(config.model)
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    # the last of each stage that could go on
+    kept += sum(not fixed_end(stage) for stage in outline(config))
+    fine_tuned = len(config.arms) * len(config.downstream)
+    if config.model.lora:
+        whole = fine_tuned if config.model.dtype == "float32" else 0  # else adapters are written
+        return size * (2 + whole) + size // 4 * kept
+    policies = len(config.arms) + fine_tuned + (config.base is not None)
+    # weights, and float32 master weights and two moments of each: the weights are their own masters in
+    # float32
+    checkpoint = 4 if config.model.dtype == "float32" else 7
+    return size * policies + checkpoint * size * kept
