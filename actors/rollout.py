@@ -16,19 +16,13 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from actors import _calls
 from actors.transport import Parcel
 from frpo.batching import flatten
-from frpo.config import Config, ModelConfig, RolloutConfig
+from frpo.config import ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
 from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences
 
 
 class StaleWeights(RuntimeError):
     """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
-
-
-def rollout_env(config: Config) -> dict[str, str]:
-    from actors._sampler import environment
-
-    return environment(config)
 
 
 class RolloutWorker:

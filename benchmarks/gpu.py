@@ -357,7 +357,7 @@ def engine_part(work: Path, size: str) -> PartResult:
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", HF_HUB_OFFLINE="1")
     import actors._sampler as sampler_of
 
-    sampler_of._export_stats = lambda engine: None  # it needs a cluster
+    sampler_of.export_stats = lambda engine: None  # it needs a cluster
     from vllm import SamplingParams
 
     model = ModelConfig(path=str(work / "model"), dtype="bfloat16", lora=LoraConfig(rank=RANK, alpha=RANK))

@@ -15,13 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors._calls import Turns
 from actors._publish import GroupPublisher, ParcelPublisher
+from actors._vllm import environment
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
-from actors.rollout import RolloutPool, RolloutWorker, rollout_env
+from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import transport_of
 from actors.transport.group import GroupTransport
 from frpo.config import Config, ConfigError
@@ -195,7 +196,7 @@ class Spawner:
     def rollouts(self) -> RolloutPool:
         c = self.config
         workers = self._alike(
-            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=rollout_env(c)
+            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=environment(c)
         )
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 

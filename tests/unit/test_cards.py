@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors import _sampler, reference
+from actors import _vllm, reference
 from actors._host import frozen
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool
@@ -72,25 +72,25 @@ def test_whoever_is_called_next_has_the_card_and_all_others_have_left_it() -> No
 def test_an_engine_that_is_restarted_waits_until_its_card_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10, 40, 72])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free) << 30, 80 << 30))
-    monkeypatch.setattr(_sampler.time, "sleep", lambda seconds: None)
-    _sampler.wait_for_memory(0.9)
+    monkeypatch.setattr(_vllm.time, "sleep", lambda seconds: None)
+    _vllm.wait_for_memory(0.9)
     assert list(free) == []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 << 30, 80 << 30))
-    monkeypatch.setattr(_sampler, "MEMORY_LIMIT_S", 0.0)
+    monkeypatch.setattr(_vllm, "MEMORY_LIMIT_S", 0.0)
     with pytest.raises(
         RuntimeError,
         match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; lower rollout.gpu_memory",
     ):
-        _sampler.wait_for_memory(0.9)
+        _vllm.wait_for_memory(0.9)
 
 
 def test_the_bits_are_asked_for_of_engines_on_cards_alone() -> None:
     """Of all others by torch, in their own process."""
     for sets, there in ((("rollout.num_gpus=1",), True), ((), False)):
         assert (
-            "VLLM_BATCH_INVARIANT" in _sampler.environment(config(*sets, "model.deterministic=true"))
+            "VLLM_BATCH_INVARIANT" in _vllm.environment(config(*sets, "model.deterministic=true"))
         ) == there
-    assert "VLLM_BATCH_INVARIANT" not in _sampler.environment(config("rollout.num_gpus=1"))
+    assert "VLLM_BATCH_INVARIANT" not in _vllm.environment(config("rollout.num_gpus=1"))
 
 
 def test_a_role_without_gpus_never_takes_the_card() -> None:
