@@ -25,10 +25,9 @@ from torch import Tensor
 
 from actors import _adapters, _dist
 from actors._adapters import Adapter
-from actors._gather import Block, Logprobs
-from actors._host import Host, frozen
+from actors._blocks import Block, Logprobs, by_group, sequences_of
+from actors._host import Host, frozen_tensors
 from actors._optimizer import adamw, deepspeed_config, learning_rate_factor
-from actors._scoring import by_group, sequences_of
 from actors._writer import Writer
 from frpo import hub, policies, saved
 from frpo.config import ModelConfig, TrainConfig
@@ -123,9 +122,9 @@ class Engine:
         )
         self.ds.checkpoint_engine = self.writer = Writer()
         self.optimizer_states = Host(self.device, frozen=False)
+        self.frozen_weights = Host(self.device, frozen=True)
         if self.lora:
             self._leave_frozen_ties_out()
-            self.frozen = frozen(scorer, self.device)
 
     def _leave_frozen_ties_out(self) -> None:
         """DeepSpeed's exclude_frozen_parameters keeps a frozen lm_head that is tied to the embedding: drop
@@ -370,14 +369,14 @@ class Engine:
         else:
             self.ds.offload_states()
         if self.lora:
-            self.frozen.leave()
+            self.frozen_weights.take(frozen_tensors(self.ds.module))
 
     def reload(self) -> None:
         self.ds.reload_states()
         if self.train.zero_stage == 3:
             self.optimizer_states.give()
         if self.lora:
-            self.frozen.come()
+            self.frozen_weights.give()
 
     def _master_weights_and_moments(self) -> list[Tensor]:
         """Of this rank's part under ZeRO-3, float32."""

@@ -6,12 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
 from ray.actor import ActorHandle
 
+from actors._calls import put_once
 from actors._train import TrainPool, TrainWorker
 from frpo.config import FinetuneConfig, ModelConfig
 from frpo.types import FinetuneStats, Sequences
@@ -70,20 +69,18 @@ class FinetuneWorker(TrainWorker):
         return float(-self._engine().logprobs(sequences).astype(np.float64).mean())
 
 
-class FinetunePool(TrainPool):
+class FinetunePool(TrainPool[FinetuneWorker]):
     """All fine-tune ranks."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[FinetuneWorker]], *, timeout_s: float) -> None:
         super().__init__("fine-tune", handles, timeout_s=timeout_s)
 
     def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         self.together = finetune.zero_stage == 3 and len(self.actors) > 1
-        self.actors.call_all("start", str(policy), model, finetune, seed)
+        self.actors.call_all(FinetuneWorker.start, str(policy), model, finetune, seed)
 
     def update(self, sequences: Sequences) -> FinetuneStats:
-        stats: FinetuneStats = self.actors.call_all("update", ray.put(sequences))[0]
-        return stats
+        return self.actors.call_all(FinetuneWorker.update, put_once(sequences))[0]
 
     def loss(self, sequences: Sequences) -> float:
-        value: float = self.actors.call_all("loss", ray.put(sequences))[0]
-        return value
+        return self.actors.call_all(FinetuneWorker.loss, put_once(sequences))[0]

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
 from ray.actor import ActorHandle
 
-from actors._gather import Dealt, Gathered, Logprobs
+from actors._blocks import Logprobs
+from actors._calls import put_once
+from actors._gather import Dealt, Gathered
 from actors._train import TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.roles import Pending
@@ -153,10 +153,10 @@ class LearnerWorker(TrainWorker):
         return loss
 
 
-class LearnerPool(TrainPool):
+class LearnerPool(TrainPool[LearnerWorker]):
     """All learner ranks; implements roles.Learner."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[LearnerWorker]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
         self.takes_turns, self.policy, self.temperature = False, Path(), 1.0
         self.scores = LearnerScores(self, start=False)
@@ -173,14 +173,13 @@ class LearnerPool(TrainPool):
     ) -> None:
         self.together = learner.zero_stage == 3 and len(self.actors) > 1
         self.policy, self.temperature = policy, rollout.temperature
-        self.actors.call_all("start", str(policy), model, learner, objective, rollout, seed)
+        self.actors.call_all(LearnerWorker.start, str(policy), model, learner, objective, rollout, seed)
 
     def score(self, group: Group) -> Pending[Logprobs]:
         return self.scores.score(group)
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
-        stats: UpdateStats = self.actors.call_all("update", ray.put(batch))[0]
-        return stats
+        return self.actors.call_all(LearnerWorker.update, put_once(batch))[0]
 
 
 class LearnerScores:
@@ -206,6 +205,5 @@ class LearnerScores:
         return later
 
     def _ask(self, groups: list[Group]) -> Dealt:
-        return self.pool.ask(
-            [[g] for g in groups], self.pool.temperature, start=self.start, first=groups[0].index
-        )
+        blocks = [[group] for group in groups]
+        return self.pool.ask(blocks, self.pool.temperature, start=self.start, first=groups[0].index)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from actors import _vllm, reference
-from actors._host import frozen
+from actors import _vllm
+from actors._calls import Actors
+from actors._host import Host, frozen_tensors
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool
 from frpo.cluster import take_turns
@@ -107,12 +108,12 @@ def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(
 ) -> None:
     asked: list[tuple[int, list[int]]] = []
 
-    def call(self: Any, worker: int, method: str, *args: Any) -> Now:
-        blocks = args[-1][worker::2] if method == "score_together" else args[-1]
+    def call(self: Any, worker: int, method: Any, *args: Any) -> Now:
+        blocks = args[-1][worker::2] if method.__name__ == "score_together" else args[-1]
         asked.append((worker, [g.index for block in blocks for g in block]))
         return Now([[(g.index,) for g in block] for block in blocks])
 
-    monkeypatch.setattr(reference._calls.Actors, "call", call)
+    monkeypatch.setattr(Actors, "call", call)
     nobody: Any = None
     reference_pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
     learner = LearnerPool([nobody, nobody], timeout_s=1)
@@ -142,14 +143,15 @@ def test_frozen_weights_leave_and_come_back_and_the_trained_stay() -> None:
     model[0].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = model[0].bias.data_ptr()
-    held = frozen(model, torch.device("cpu"))
-    assert len(held.tensors) == 4  # a matrix, and the norm's statistics
+    frozen = frozen_tensors(model)
+    assert len(frozen) == 4  # a matrix, and the norm's statistics
+    host = Host(torch.device("cpu"), frozen=True)
     for _ in range(2):
         where = model[0].weight.data_ptr()
-        held.leave()
+        host.take(frozen)
         assert model[0].weight.data_ptr() != where
-        held.come()
+        host.give()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model[0].bias.data_ptr() == trained
-    assert len(held.kept.host) == 4
+    assert len(host.host) == 4
     np.testing.assert_array_equal(model(torch.ones(2, 4)).detach().shape, (2, 4))
