@@ -44,7 +44,7 @@ class FrozenPolicies:
 
     def logprobs(self, policy: str, block: Sequence[Group], temperature: float) -> list[Logprobs]:
         """Per group of a block, k arrays [T]: log-probs of its completions, nats."""
-        from actors._dist import device
+        from actors._dist import own_device
         from frpo.logprobs import completion_logprobs
 
         flat = completion_logprobs(
@@ -52,7 +52,7 @@ class FrozenPolicies:
             sequences_of(block),
             temperature=temperature,
             budget_tokens=BUDGET_TOKENS,
-            device=device(),
+            device=own_device(),
         )
         return by_group(flat, block)
 
@@ -66,7 +66,7 @@ class FrozenPolicies:
         return self.loaded[policy][0]
 
     def _load(self, policy: str) -> tuple[Scorer, Host]:
-        from actors._dist import device, use_deterministic
+        from actors._dist import own_device, use_deterministic
         from actors._host import Host
         from frpo import hub, policies
         from frpo.logprobs import Scorer
@@ -76,8 +76,8 @@ class FrozenPolicies:
         model = policies.load_beside(
             hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention
         )
-        scorer = Scorer(model.to(device())).eval().requires_grad_(False)
-        return scorer, Host(device(), frozen=True)
+        scorer = Scorer(model.to(own_device())).eval().requires_grad_(False)
+        return scorer, Host(own_device(), frozen=True)
 
 
 class FrozenWorker:

@@ -54,7 +54,7 @@ class TrainWorker:
         """All ranks."""
         from actors import _dist
 
-        _dist.join(host, port, self.rank, self.world_size)
+        _dist.join_ranks(host, port, self.rank, self.world_size)
 
     def _engine(self) -> Engine:
         if self.engine is None:

@@ -230,7 +230,7 @@ def join() -> None:
     from actors.transport.group import free_address
 
     host, port = free_address()
-    _dist.join(host, port, 0, 1)
+    _dist.join_ranks(host, port, 0, 1)
 
 
 def engine_of(work: Path, size: str, **fields: Any) -> Any:
@@ -253,11 +253,11 @@ def update(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
     share = engine.share(sequences)
     count = float((sequences.lengths - sequences.prompt_lengths).sum())
 
-    def loss(packs: Any, weight: float) -> Any:
+    def loss(packs: Any) -> Any:
         now = engine.forward(pad(sequences, packs, engine.device))
-        return (now.logprobs * now.mask).sum() * sign / count
+        return (now.logprobs * now.mask).sum() * sign / count, None
 
-    return timed(lambda: engine.step(share, loss))
+    return timed(lambda: engine.step(share, loss)[0])
 
 
 def kernels_part(work: Path, size: str) -> PartResult:
