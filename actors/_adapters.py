@@ -57,14 +57,14 @@ def add_adapter(policy: Any, model: ModelConfig, folder: Path) -> Any:
             adapted = get_peft_model(policy, config, TRAINED)
     except ValueError as error:  # no target fits, or one is no linear layer
         raise ConfigError(f"model.lora.targets: {error}") from None
-    check_targets(adapted, targets, folder)
+    _check_layers(adapted, targets, folder)
     if START in adapted.peft_config:
         adapted.base_model.set_adapter([START, TRAINED])
         _freeze_start(adapted)
     return adapted
 
 
-def check_targets(adapted: Any, targets: str | list[str], folder: Path) -> None:
+def _check_layers(adapted: Any, targets: str | list[str], folder: Path) -> None:
     """Raises ConfigError for a target that has no layer, and for a weight that is tied to another."""
     from peft.tuners.lora import LoraLayer
 

@@ -26,7 +26,7 @@ from actors._blocks import Block, Logprobs, by_group, sequences_of
 from actors._export import adapter_in, named_weights, write_adapter, write_whole
 from actors._host import Host, frozen_tensors
 from actors._optimizer import adamw_of, deepspeed_config, learning_rate_factor
-from actors._share import Job, Share, share_of
+from actors._share import Job, Share, deal_to_rank
 from actors._trainable import read_policy, silence_dropout
 from actors._writer import Writer
 from frpo import hub, policies, saved
@@ -72,12 +72,14 @@ class Engine:
         from transformers import AutoTokenizer
 
         folder = hub.on_this_node(folder)
-        self.folder, self.train, self.lora = folder, train, model.lora is not None
+        self.folder, self.train = folder, train
+        self.lora = model.lora is not None
         self.stands_on = folder
         """The saved policy under all adapters here."""
         if self.lora and policies.beside(folder, model.dtype):
             self.stands_on = saved.parent(folder)
-        self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), _dist.own_device()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = _dist.own_device()
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
         if model.deterministic:
             _dist.use_deterministic()
@@ -122,7 +124,7 @@ class Engine:
     def share(self, sequences: Sequences, rows: Rows | None = None) -> Share:
         """This rank's micro-batches of the batch, or of some rows of it."""
         job = Job(self.rank, self.world_size, self.train.micro_batch_tokens, self.ds.module.reach())
-        return share_of(sequences, rows if rows is not None else np.arange(len(sequences)), job)
+        return deal_to_rank(sequences, rows if rows is not None else np.arange(len(sequences)), job)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         logprobs: TokenLogprobs = self.ds(batch, temperature)

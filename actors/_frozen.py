@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from actors._blocks import Block, Logprobs, by_group, sequences_of
 from actors._calls import Actors, RemoteCall
-from actors._gather import Dealt, deal
+from actors._gather import BlockScores, Dealt, deal_out
 from frpo.config import ModelConfig
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Group
@@ -120,13 +120,13 @@ class FrozenPool(Generic[W]):
     ) -> None:
         self.actors: Actors[W] = Actors(role, handles, timeout_s=timeout_s, restarts=restarts)
 
-    def deal(self, blocks: Sequence[Block], policy: str, temperature: float, first: int = 0) -> Dealt:
+    def ask(self, blocks: Sequence[Block], policy: str, temperature: float, first: int = 0) -> Dealt:
         """Share blocks out over the workers, from worker `first` on."""
 
-        def ask(worker: int, hand: list[Block]) -> RemoteCall[list[list[Logprobs]]]:
+        def logprobs(worker: int, hand: list[Block]) -> RemoteCall[BlockScores]:
             return self.actors.call(worker, FrozenWorker.logprobs, policy, temperature, hand)
 
-        return deal(blocks, len(self.actors), ask, first)
+        return deal_out(blocks, len(self.actors), logprobs, first)
 
     def offload(self) -> None:
         self.actors.call_all(FrozenWorker.offload)

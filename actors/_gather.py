@@ -8,14 +8,14 @@ from actors._blocks import Block, Logprobs
 from frpo.roles import Pending
 from frpo.types import Group
 
-Answer = list[list[Logprobs]]
+BlockScores = list[list[Logprobs]]
 """Of a worker: its blocks, and of each its groups."""
 
 
-def deal(
+def deal_out(
     blocks: Sequence[Block],
     num_workers: int,
-    ask: Callable[[int, list[Block]], Pending[Answer]],
+    ask: Callable[[int, list[Block]], Pending[BlockScores]],
     first: int = 0,
 ) -> Dealt:
     """`ask` as many workers as there are blocks for, by their numbers, from worker `first` on."""
@@ -28,7 +28,7 @@ class Dealt:
     """The answers for blocks that were dealt out like cards: block i to worker i modulo their number.
     Implements roles.Pending."""
 
-    def __init__(self, calls: Sequence[Pending[Answer]], num_blocks: int) -> None:
+    def __init__(self, calls: Sequence[Pending[BlockScores]], num_blocks: int) -> None:
         self.calls, self.num_blocks = calls, num_blocks
         self.answer: list[Logprobs] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frpo.packing import Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
@@ -32,7 +33,7 @@ class Share:
     """What this one computes meanwhile, and counts nothing of: under ZeRO-2 and 3 a pass is a collective."""
 
 
-def share_of(sequences: Sequences, rows: Rows, job: Job) -> Share:
+def deal_to_rank(sequences: Sequences, rows: Rows, job: Job) -> Share:
     """This rank's part of some rows. No pack is more than half of a rank's part, so that whole packs can be
     dealt evenly."""
     budget = job.budget_tokens
@@ -42,8 +43,12 @@ def share_of(sequences: Sequences, rows: Rows, job: Job) -> Share:
     lengths = pack_lengths(sequences, packs)
     cuts: list[list[list[Pack]]] = []
     for mine in split_ranks(lengths, job.world_size):
-        own = [packs[i] for i in mine]
-        cuts.append([[own[i] for i in chosen] for chosen in micro_batches(lengths[mine], job.budget_tokens)])
+        cut = micro_batches(lengths[mine], job.budget_tokens)
+        cuts.append([_chosen(packs, mine[at]) for at in cut])
     own = cuts[job.rank]
     most = max(len(cut) for cut in cuts)
     return Share(own, most - len(own), [rows[:1]])
+
+
+def _chosen(packs: Sequence[Pack], indices: Rows) -> list[Pack]:
+    return [packs[i] for i in indices]

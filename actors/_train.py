@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 
 from actors._blocks import Block, Logprobs
 from actors._calls import Actors, RemoteCall
-from actors._gather import Answer, Dealt, deal
+from actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
 from frpo.roles import Pending, WorkerFailed
 from frpo.shape import BUDGET_TOKENS
@@ -157,10 +157,10 @@ class TrainPool(Generic[W]):
             calls = self.actors.submit_all(TrainWorker.score_together, temperature, start, list(blocks))
             return Dealt(calls, len(blocks))
 
-        def score(rank: int, hand: list[Block]) -> RemoteCall[Answer]:
+        def score(rank: int, hand: list[Block]) -> RemoteCall[BlockScores]:
             return self.actors.call(rank, TrainWorker.score, temperature, start, hand)
 
-        return deal(blocks, len(self.actors), score, first)
+        return deal_out(blocks, len(self.actors), score, first)
 
     def save(self, folder: Path) -> RanksWriting:
         """The ranks may be asked for more as soon as this returns."""

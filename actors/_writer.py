@@ -87,7 +87,9 @@ class Hashing:
     """A file that is only written to."""
 
     def __init__(self, file: Any) -> None:
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
 
     def write(self, data: Any) -> int:
         self.digest.update(data)

@@ -30,4 +30,4 @@ class EvaluatePool(FrozenPool[EvaluateWorker]):
         super().__init__("evaluation", handles, timeout_s=timeout_s, restarts=restarts)
 
     def submit(self, policy: Path, groups: Sequence[Group]) -> Dealt:
-        return self.deal(blocks_of(groups, BUDGET_TOKENS), str(policy), 1.0)
+        return self.ask(blocks_of(groups, BUDGET_TOKENS), str(policy), 1.0)

@@ -159,7 +159,9 @@ class LearnerPool(TrainPool[LearnerWorker]):
 
     def __init__(self, handles: Sequence[ActorHandle[LearnerWorker]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
-        self.takes_turns, self.policy, self.temperature = False, Path(), 1.0
+        self.takes_turns = False
+        self.policy = Path()
+        self.temperature = 1.0
         self.scores = LearnerScores(self, start=False)
         self.beginning = LearnerScores(self, start=True)
 

@@ -31,7 +31,9 @@ class ReferencePool(FrozenPool[ReferenceWorker]):
         self, handles: Sequence[ActorHandle[ReferenceWorker]], *, timeout_s: float, restarts: int
     ) -> None:
         super().__init__("reference", handles, timeout_s=timeout_s, restarts=restarts)
-        self.policy, self.temperature, self.takes_turns = "", 1.0, False
+        self.takes_turns = False
+        self.policy = ""
+        self.temperature = 1.0
         self.gathered = Gathered(self._ask)
 
     def use(self, policy: Path, temperature: float) -> None:
@@ -46,4 +48,4 @@ class ReferencePool(FrozenPool[ReferenceWorker]):
 
     def _ask(self, groups: list[Group]) -> Dealt:
         """Each group is a block, so the numbers do not depend on what else waits."""
-        return self.deal([[group] for group in groups], self.policy, self.temperature, groups[0].index)
+        return self.ask([[group] for group in groups], self.policy, self.temperature, groups[0].index)
