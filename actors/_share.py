@@ -44,11 +44,11 @@ def deal_to_rank(sequences: Sequences, rows: Rows, job: Job) -> Share:
     cuts: list[list[list[Pack]]] = []
     for mine in split_ranks(lengths, job.world_size):
         cut = micro_batches(lengths[mine], job.budget_tokens)
-        cuts.append([_chosen(packs, mine[at]) for at in cut])
+        cuts.append([_packs_at(packs, mine[at]) for at in cut])
     own = cuts[job.rank]
     most = max(len(cut) for cut in cuts)
     return Share(own, most - len(own), [rows[:1]])
 
 
-def _chosen(packs: Sequence[Pack], indices: Rows) -> list[Pack]:
+def _packs_at(packs: Sequence[Pack], indices: Rows) -> list[Pack]:
     return [packs[i] for i in indices]
