@@ -31,7 +31,7 @@ class Adapter:
     in."""
 
 
-def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
+def add_adapter(policy: Any, model: ModelConfig, folder: Path) -> Any:
     """A fresh adapter on a policy that was read from `folder`; the one that it has already, named START,
     stays as it is.
 
@@ -39,7 +39,6 @@ def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
     with.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
-    from peft.tuners.lora import LoraLayer
 
     assert model.lora is not None
     targets = model.lora.targets if isinstance(model.lora.targets, str) else list(model.lora.targets)
@@ -58,25 +57,37 @@ def add(policy: Any, model: ModelConfig, folder: Path) -> Any:
             adapted = get_peft_model(policy, config, TRAINED)
     except ValueError as error:  # no target fits, or one is no linear layer
         raise ConfigError(f"model.lora.targets: {error}") from None
-    plain = adapted.get_base_model()
+    _check_layers(adapted, targets, folder)
+    if START in adapted.peft_config:
+        adapted.base_model.set_adapter([START, TRAINED])
+        _freeze_start(adapted)
+    return adapted
+
+
+def _check_layers(adapted: Any, targets: str | list[str], folder: Path) -> None:
+    """Raises ConfigError for a target that has no layer, and for a weight that is tied to another."""
+    from peft.tuners.lora import LoraLayer
+
     layers = [name for name, layer in layers_of(adapted) if TRAINED in layer.scaling]
     for target in targets if isinstance(targets, list) else ():
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise ConfigError(f"model.lora.targets: {target} is no layer of {folder}; leave it out")
+    plain = adapted.get_base_model()
     words = (plain.get_input_embeddings(), plain.get_output_embeddings())
     if plain.config.tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in words):
         raise ConfigError(
             "model.lora.targets: embedding and output head are one weight here (tie_word_embeddings); leave "
             "them out"
         )
-    if START in adapted.peft_config:
-        adapted.base_model.set_adapter([START, TRAINED])
-        for _, layer in layers_of(adapted):
-            for weight in weights_of(layer, START):
-                weight.requires_grad_(False)
-            if START in layer.lora_dropout:
-                layer.lora_dropout[START] = nn.Identity()
-    return adapted
+
+
+def _freeze_start(adapted: Any) -> None:
+    """The adapter that training began from neither learns nor draws dropout."""
+    for _, layer in layers_of(adapted):
+        for weight in weights_of(layer, START):
+            weight.requires_grad_(False)
+        if START in layer.lora_dropout:
+            layer.lora_dropout[START] = nn.Identity()
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, Any]]:
@@ -95,21 +106,25 @@ def weights_of(layer: Any, adapter: str) -> tuple[Tensor, ...]:
     return ()
 
 
-def matrices(layer: Any) -> list[Tensor]:
-    """All that `merged` reads: the weight under the adapters, and theirs."""
+def matrices_of(layer: Any) -> list[Tensor]:
+    """All that `merged_weight` reads: the weight under the adapters, and theirs."""
     return [layer.get_base_layer().weight, *weights_of(layer, START), *weights_of(layer, TRAINED)]
 
 
-def merged(layer: Any) -> Tensor:
+def merged_weight(layer: Any) -> Tensor:
     """The layer's weight with its adapters in it, added up in float32 and rounded to its dtype once."""
-    weight = layer.get_base_layer().weight
+    weight: Tensor = layer.get_base_layer().weight
     transposed = not layer.lora_A or layer.fan_in_fan_out  # [in, out]: embeddings, Conv1D
-    found = weight.float()
+    total = weight.float()
     for adapter in (START, TRAINED):
-        if pair := weights_of(layer, adapter):
-            a, b = (p.float() for p in pair)
-            found = torch.addmm(found, *((a.T, b.T) if transposed else (b, a)), alpha=layer.scaling[adapter])
-    return found.to(weight.dtype)
+        pair = [matrix.float() for matrix in weights_of(layer, adapter)]
+        if not pair:
+            continue
+        left, right = reversed(pair)  # B A is [out, in]
+        if transposed:
+            left, right = right.T, left.T
+        total = torch.addmm(total, left, right, alpha=layer.scaling[adapter])
+    return total.to(weight.dtype)
 
 
 @contextmanager
@@ -131,32 +146,38 @@ def as_saved(adapted: Any, stands_on: Path) -> Adapter:
     whole."""
     from peft import get_peft_model_state_dict
 
-    name = hub.name_of(str(stands_on))
-    base, revision = name.split("@") if name else (str(stands_on), None)
+    base, revision = _named_base(stands_on)
     config = adapted.peft_config[TRAINED].to_dict()
     config |= {"inference_mode": True, "base_model_name_or_path": base, "revision": revision}
+    weights: dict[str, Tensor] = {}
     if START in adapted.peft_config:
         layers = layers_of(adapted)
         rank = max(layer.r.get(START, 0) for _, layer in layers) + config["r"]
-        weights = {}
         for at, layer in layers:
             weights[f"{at}.lora_A.weight"], weights[f"{at}.lora_B.weight"] = side_by_side(layer, rank)
         names = sorted(at.removeprefix("base_model.model.") for at, _ in layers)
         config |= {"r": rank, "lora_alpha": rank, "target_modules": names, "use_rslora": False}
     else:
-        weights = {
-            n: t.detach().clone()
-            for n, t in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
-        }
+        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        weights = {name: tensor.detach().clone() for name, tensor in state.items()}
     return Adapter(json.dumps(config, indent=2, sort_keys=True, default=sorted), weights)
+
+
+def _named_base(stands_on: Path) -> tuple[str, str | None]:
+    """Name and revision on the hub; of another folder its path."""
+    name = hub.name_of(str(stands_on))
+    if not name:
+        return str(stands_on), None
+    base, revision = name.split("@")
+    return base, revision
 
 
 def side_by_side(layer: Any, rank: int) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] of both adapters at scale 1, filled up with zeros."""
-    pairs = [
-        (*weights_of(layer, name), layer.scaling[name]) for name in (START, TRAINED) if name in layer.scaling
-    ]
-    a = torch.cat([a for a, _, _ in pairs])
-    b = torch.cat([b.float() * scale for _, b, scale in pairs], dim=1).to(a.dtype)
-    missing = rank - len(a)
-    return nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing))
+    names = [name for name in (START, TRAINED) if name in layer.scaling]
+    pairs = [weights_of(layer, name) for name in names]
+    scaled = [b.float() * layer.scaling[name] for name, (_, b) in zip(names, pairs, strict=True)]
+    all_a = torch.cat([a for a, _ in pairs])
+    all_b = torch.cat(scaled, dim=1).to(all_a.dtype)
+    missing = rank - len(all_a)
+    return nn.functional.pad(all_a, (0, 0, 0, missing)), nn.functional.pad(all_b, (0, missing))

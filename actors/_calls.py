@@ -1,27 +1,61 @@
-"""Calls of actors that may die and come back. Every wait has a limit and names whom it waits for."""
+"""Calls of actors that may die and come back. Every wait has a limit and names whom it waits for.
+
+A call names the method of the worker's class, so that mypy sees through the boundary of the process: a wrong
+name, a wrong argument and a wrong use of the answer are errors where the call stands. Ray's own
+`ActorHandle[W]` has the methods of decorated classes alone, and `Never` for all others.
+
+    calls: Actors[LearnerWorker]
+    calls.call(0, LearnerWorker.export, "folder", True)     # a RemoteCall[None]
+"""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 
-T = TypeVar("T")
-
 RESTART_LIMIT_S = 300.0
 """Longest wait for a killed actor to be back (a vLLM engine takes half a minute)."""
 
 
-class Call(Generic[T]):
+class Worker(Protocol):
+    """What the class of every actor has."""
+
+    def ping(self) -> Any:
+        """Answers, with the number of its process, as soon as it can work."""
+        ...
+
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Worker)
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """A method, by its name, and what it is given."""
+
+    method: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def submit(self, handle: ActorHandle[Any]) -> ObjectRef[T]:
+        reference: ObjectRef[T] = getattr(handle, self.method).remote(*self.args, **self.kwargs)
+        return reference
+
+
+class RemoteCall(Generic[T]):
     """One call of one method, already submitted; implements roles.Pending.
 
     When the actor was restarted meanwhile `when_back` gives it back its state, and the call is submitted
@@ -32,49 +66,45 @@ class Call(Generic[T]):
         self,
         name: str,
         handle: ActorHandle[Any],
-        method: str,
-        args: tuple[Any, ...] = (),
+        request: Request[T],
         *,
         timeout_s: float,
         restarts: int = 0,
-        when_back: Callable[[], None] = lambda: None,
+        when_back: Callable[[], object] = lambda: None,
     ) -> None:
-        self.name, self.handle, self.method, self.args = name, handle, method, args
+        self.name, self.handle, self.request = name, handle, request
         self.timeout_s, self.restarts, self.when_back = timeout_s, restarts, when_back
-        self._ref = self._submit()
-
-    def _submit(self) -> Any:
-        return getattr(self.handle, self.method).remote(*self.args)
+        self._reference = request.submit(handle)
 
     def ready(self) -> bool:
-        return bool(ray.wait([self._ref], timeout=0)[0])
+        return bool(ray.wait([self._reference], timeout=0)[0])
 
     def result(self) -> T:
         """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed;
         ConfigError where the method did."""
+        method = self.request.method
         deadline = time.monotonic() + self.timeout_s
         for _ in range(self.restarts + 1):
             try:
-                answer: T = ray.get(self._ref, timeout=max(0.1, deadline - time.monotonic()))
-                return answer
+                return ray.get(self._reference, timeout=max(0.1, deadline - time.monotonic()))
             except GetTimeoutError:
                 raise WorkerFailed(
-                    f"{self.name} did not answer {self.method}() within {self.timeout_s:g} s."
+                    f"{self.name} did not answer {method}() within {self.timeout_s:g} s."
                 ) from None
             except RayTaskError as error:
-                raise failed(self.name, self.method, error) from None
+                raise failure_of(self.name, method, error) from None
             except RayActorError as error:
                 if isinstance(error, ActorDiedError) or not self.restarts:
-                    raise died(self.name, self.method, error) from None
+                    raise death_of(self.name, method, error) from None
                 wait_until_back(self.name, self.handle)
                 self.when_back()
-                self._ref = self._submit()
+                self._reference = self.request.submit(self.handle)
         raise WorkerFailed(
-            f"{self.name} died {self.restarts + 1} times during {self.method}(); see cluster.max_restarts."
+            f"{self.name} died {self.restarts + 1} times during {method}(); see cluster.max_restarts."
         )
 
 
-def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed | ConfigError:
+def failure_of(name: str, method: str, error: RayTaskError) -> WorkerFailed | ConfigError:
     """The method raised: say what, without the remote traceback. A mistake of the user's stays one."""
     cause = error.cause if isinstance(error.cause, BaseException) else error
     if isinstance(cause, ConfigError):
@@ -82,48 +112,58 @@ def failed(name: str, method: str, error: RayTaskError) -> WorkerFailed | Config
     return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
 
 
-def died(name: str, method: str, error: RayActorError) -> WorkerFailed:
+def death_of(name: str, method: str, error: RayActorError) -> WorkerFailed:
     reason = " ".join(str(error).split())
+    message = f"{name} died during {method}(): {reason[:400]}"
     pid = re.search(r"pid[=: ]+(\d+)", reason)
-    return WorkerFailed(
-        f"{name} died during {method}(): {reason[:400]}{last_lines(int(pid[1])) if pid else ''}"
-    )
+    if pid:
+        message += last_lines(int(pid[1]))
+    return WorkerFailed(message)
 
 
 def last_lines(pid: int, count: int = 5) -> str:
     """The last lines that a process of this node wrote to stderr, for the message; empty when there are none
     here."""
-    logs = sorted(
-        Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err"), key=lambda p: p.stat().st_mtime
-    )
-    lines = logs[-1].read_text(errors="replace").strip().splitlines()[-count:] if logs else []
-    return "\nIts last lines:\n" + "\n".join(f"  {line[:300]}" for line in lines) if lines else ""
+    logs = Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err")
+    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return ""
+    lines = newest.read_text(errors="replace").strip().splitlines()[-count:]
+    return "".join(["\nIts last lines:", *(f"\n  {line[:300]}" for line in lines)]) if lines else ""
 
 
 def wait_until_back(name: str, handle: ActorHandle[Any]) -> None:
     """Wait for Ray to restart an actor. Raises WorkerFailed when it does not come back."""
-    deadline, pause = time.monotonic() + RESTART_LIMIT_S, 0.2
+    late = WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.")
+    deadline = time.monotonic() + RESTART_LIMIT_S
+    pause = 0.2
+    ping: Request[Any] = Request("ping")
     while True:
         try:
-            ray.get(handle.ping.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))
             return
         except ActorUnavailableError:
             if time.monotonic() > deadline:
-                raise WorkerFailed(
-                    f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s."
-                ) from None
+                raise late from None
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
         except GetTimeoutError:
-            raise WorkerFailed(
-                f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s."
-            ) from None
+            raise late from None
         except RayActorError as error:
-            raise died(name, "restart", error) from None
+            raise death_of(name, "restart", error) from None
 
 
-def wait_all(calls: Sequence[Call[T]]) -> list[T]:
+def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
     return [call.result() for call in calls]
+
+
+def put_once(value: T) -> T:
+    """An argument for calls of several actors, in the object store once instead of once a call.
+
+    Ray gives a method the value of each reference among its arguments, so a call takes the reference as what
+    the method takes: this is the one place where the two are taken for each other.
+    """
+    return cast(T, ray.put(value))
 
 
 class Turns:
@@ -149,16 +189,16 @@ class Turns:
             self.changing = False
 
 
-class Actors:
+class Actors(Generic[W]):
     """The handles of one role, with names for people and the limits of its calls."""
 
     def __init__(
-        self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int = 0
+        self, role: str, handles: Sequence[ActorHandle[W]], *, timeout_s: float, restarts: int = 0
     ) -> None:
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
         self.turn: Callable[[], None] = lambda: None
         """Called before each call: takes the GPU over where roles share one."""
-        self.when_back: Callable[[], None] = lambda: None
+        self.when_back: Callable[[], object] = lambda: None
         """Called when an actor was restarted, before it is called again."""
 
     def __len__(self) -> int:
@@ -167,25 +207,61 @@ class Actors:
     def name(self, index: int) -> str:
         return f"{self.role} worker {index}"
 
-    def call(self, index: int, method: str, *args: Any) -> Call[Any]:
+    def call(
+        self, index: int, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> RemoteCall[T]:
+        return self._call(index, Request(method.__name__, args, kwargs))
+
+    def call_async(
+        self,
+        index: int,
+        method: Callable[Concatenate[W, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> RemoteCall[T]:
+        """Of a method that is a coroutine, which Ray awaits there."""
+        return self._call(index, Request(method.__name__, args, kwargs))
+
+    def _call(self, index: int, request: Request[T]) -> RemoteCall[T]:
         self.turn()
-        return Call(
+        return RemoteCall(
             self.name(index),
             self.handles[index],
-            method,
-            args,
+            request,
             timeout_s=self.timeout_s,
             restarts=self.restarts,
             when_back=self.when_back,
         )
 
-    def beside(self, index: int, method: str, timeout_s: float) -> Call[Any]:
+    def call_beside(self, index: int, method: Callable[[W], T], timeout_s: float) -> RemoteCall[T]:
         """A call that needs no GPU, whoever has it."""
-        return Call(self.name(index), self.handles[index], method, timeout_s=timeout_s)
+        return RemoteCall(
+            self.name(index), self.handles[index], Request(method.__name__), timeout_s=timeout_s
+        )
 
-    def call_all(self, method: str, *args: Any) -> list[Any]:
-        """The same call on every actor, side by side; the answers in order."""
-        return wait_all([self.call(i, method, *args) for i in range(len(self))])
+    def stream(
+        self, index: int, method: Callable[Concatenate[W, P], Iterator[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[ObjectRef[T]]:
+        """What a generator yields there, one by one; `ray.wait` takes the iterator too. Takes no turn and is
+        not submitted again."""
+        generator: Any = getattr(self.handles[index], method.__name__)
+        stream: Iterator[ObjectRef[T]] = generator.options(num_returns="streaming").remote(*args, **kwargs)
+        return stream
+
+    def submit_all(
+        self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[RemoteCall[T]]:
+        """The same call on every actor, side by side."""
+        return [self.call(i, method, *args, **kwargs) for i in range(len(self))]
+
+    def call_all(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """The same, and their answers in order."""
+        return wait_all(self.submit_all(method, *args, **kwargs))
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        wait_all([Call(self.name(i), h, "ping", timeout_s=timeout_s) for i, h in enumerate(self.handles)])
+        ping: Request[Any] = Request("ping")
+        calls = [
+            RemoteCall(self.name(i), handle, ping, timeout_s=timeout_s)
+            for i, handle in enumerate(self.handles)
+        ]
+        wait_all(calls)

@@ -11,13 +11,9 @@ TIMEOUT_S = 600.0
 """Longest wait for another rank in a collective; it then raises instead of hanging."""
 
 
-def device() -> torch.device:
+def own_device() -> torch.device:
     """The GPU that Ray gave to this process, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def backend() -> str:
-    return "nccl" if device().type == "cuda" else "gloo"
 
 
 def use_deterministic() -> None:
@@ -30,7 +26,7 @@ def use_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def join(host: str, port: int, rank: int, world_size: int) -> None:
+def join_ranks(host: str, port: int, rank: int, world_size: int) -> None:
     """Make this process a rank of a DeepSpeed job without its launcher. Once per process."""
     os.environ.update(
         RANK=str(rank),
@@ -39,8 +35,8 @@ def join(host: str, port: int, rank: int, world_size: int) -> None:
         MASTER_ADDR=host,
         MASTER_PORT=str(port),
     )
-    os.environ["DS_ACCELERATOR"] = device().type
-    if device().type == "cpu":
+    os.environ["DS_ACCELERATOR"] = own_device().type
+    if own_device().type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     import deepspeed
     import deepspeed.ops
@@ -48,4 +44,8 @@ def join(host: str, port: int, rank: int, world_size: int) -> None:
     # else the CPU backend compiles, for a minute, an op that only inference uses; killed meanwhile it locks
     # all later ones
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend(), verbose=False, timeout=timedelta(seconds=TIMEOUT_S))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if own_device().type == "cuda" else "gloo",
+        verbose=False,
+        timeout=timedelta(seconds=TIMEOUT_S),
+    )

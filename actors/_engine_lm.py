@@ -39,10 +39,10 @@ class EngineLM(TemplateLM):
         return Path(self.policy).name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        written = bool(self.tokenizer.bos_token) and string.startswith(
-            self.tokenizer.bos_token
-        )  # a chat template writes its own
-        special = add_special_tokens if add_special_tokens is not None else not written
+        special = add_special_tokens
+        if special is None:  # a chat template writes its own beginning
+            start = self.tokenizer.bos_token
+            special = not (start and string.startswith(start))
         return list(self.tokenizer.encode(string, add_special_tokens=special))
 
     def apply_chat_template(
@@ -58,47 +58,49 @@ class EngineLM(TemplateLM):
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        asked = [(i, r.args[0], normalize_gen_kwargs(r.args[1])) for i, r in enumerate(requests)]
-        alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
-        for i, context, kwargs in asked:
-            key = (
-                tuple(kwargs["until"]),
-                kwargs["max_gen_toks"],
-                kwargs["temperature"],
-                kwargs.get("top_p", 1.0),
-            )
-            alike.setdefault(key, []).append((i, context))
+        alike: dict[Sampling, list[tuple[int, str]]] = {}
+        for i, request in enumerate(requests):
+            context, settings = request.args
+            alike.setdefault(self._sampling_of(settings), []).append((i, context))
         texts = [""] * len(requests)
-        for (until, new, temperature, top_p), rows in alike.items():
-            new = min(new, self.limit - 1)
-            prompts = [self._prompt(i, context, self.limit - new) for i, context in rows]
+        for sampling, rows in alike.items():
+            room = self.limit - sampling.max_new_tokens
+            prompts = [self._prompt_of(i, context, room) for i, context in rows]
             seeds = [derive(self.seed, "harness", i) for i, _ in rows]
-            stop = tuple(u for u in until if u)
-            sampling = Sampling(1, new, temperature=temperature, top_p=top_p, stop=stop)
             for group in self.pool.generate(prompts, seeds, sampling, VERSION):
-                texts[rows[group.index][0]] = postprocess_generated_text(
-                    group.completions[0].text, list(stop), None
-                )
+                row, _ = rows[group.index]
+                text = group.completions[0].text
+                texts[row] = postprocess_generated_text(text, list(sampling.stop), None)
         return texts
 
-    def _prompt(self, index: int, context: str, room: int) -> Prompt:
+    def _sampling_of(self, settings: dict[str, Any]) -> Sampling:
+        kwargs = normalize_gen_kwargs(settings)
+        return Sampling(
+            1,
+            min(kwargs["max_gen_toks"], self.limit - 1),
+            temperature=kwargs["temperature"],
+            top_p=kwargs.get("top_p", 1.0),
+            stop=tuple(end for end in kwargs["until"] if end),
+        )
+
+    def _prompt_of(self, index: int, context: str, room: int) -> Prompt:
         ids = self.tok_encode(context)[-room:] or [self.prefix_token_id]
         return Prompt(f"harness:{index}", context, np.array(ids, dtype=np.int32), "harness", {})
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = []
         for _, context, continuation in requests:
-            kept = context[-max(1, self.limit - len(continuation)) :]
-            pairs.append(
-                (np.array(kept, dtype=np.int32), np.array(continuation[-(self.limit - 1) :], dtype=np.int32))
-            )
+            prompt = context[-max(1, self.limit - len(continuation)) :]
+            completion = continuation[-(self.limit - 1) :]
+            pairs.append((np.array(prompt, dtype=np.int32), np.array(completion, dtype=np.int32)))
         logprobs, ranks = self.pool.ranked(pairs)
-        cuts = np.cumsum([len(c) for _, c in pairs])[:-1]
-        parts = zip(np.split(logprobs.astype(np.float64), cuts), np.split(ranks, cuts), strict=True)
-        return [(float(lp.sum()), bool((rank == 1).all())) for lp, rank in parts]
+        cuts = np.cumsum([len(completion) for _, completion in pairs])[:-1]
+        by_pair = zip(np.split(logprobs.astype(np.float64), cuts), np.split(ranks, cuts), strict=True)
+        return [(float(values.sum()), bool((rank == 1).all())) for values, rank in by_pair]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        windows, owners = [], []
+        windows = []
+        owners = []
         for i, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from actors._calls import Actors
+from actors._blocks import Block, Logprobs
 from frpo.roles import Pending
-from frpo.types import Floats, Group
+from frpo.types import Group
 
-Logprobs = tuple[Floats, ...]
-"""k arrays [T] of a group, nats."""
-Block = list[Group]
-"""Groups that are scored together; see `batching.blocks_of`."""
+BlockScores = list[list[Logprobs]]
+"""Of a worker: its blocks, and of each its groups."""
 
 
-def deal(actors: Actors, method: str, *args: Any, blocks: Sequence[Block], first: int = 0) -> Dealt:
-    """Call `method(*args, blocks)` on as many workers as there are blocks for, from worker `first` on."""
-    hands = min(len(actors), len(blocks))
-    calls = [
-        actors.call((first + i) % len(actors), method, *args, list(blocks[i::hands])) for i in range(hands)
-    ]
+def deal_out(
+    blocks: Sequence[Block],
+    num_workers: int,
+    ask: Callable[[int, list[Block]], Pending[BlockScores]],
+    first: int = 0,
+) -> Dealt:
+    """`ask` as many workers as there are blocks for, by their numbers, from worker `first` on."""
+    hands = min(num_workers, len(blocks))
+    calls = [ask((first + i) % num_workers, list(blocks[i::hands])) for i in range(hands)]
     return Dealt(calls, len(blocks))
 
 
@@ -28,21 +28,21 @@ class Dealt:
     """The answers for blocks that were dealt out like cards: block i to worker i modulo their number.
     Implements roles.Pending."""
 
-    def __init__(self, calls: Sequence[Pending[list[list[Logprobs]]]], num_blocks: int) -> None:
+    def __init__(self, calls: Sequence[Pending[BlockScores]], num_blocks: int) -> None:
         self.calls, self.num_blocks = calls, num_blocks
-        self.found: list[Logprobs] | None = None
+        self.answer: list[Logprobs] | None = None
 
     def ready(self) -> bool:
         return all(call.ready() for call in self.calls)
 
     def result(self) -> list[Logprobs]:
         """Of each group, in the order of the blocks."""
-        if self.found is None:
+        if self.answer is None:
             hands = [call.result() for call in self.calls]
-            self.found = [
-                group for i in range(self.num_blocks) for group in hands[i % len(hands)][i // len(hands)]
-            ]
-        return self.found
+            self.answer = []
+            for i in range(self.num_blocks):
+                self.answer += hands[i % len(hands)][i // len(hands)]
+        return self.answer
 
 
 class Gathered:

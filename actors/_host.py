@@ -20,27 +20,24 @@ class Host:
     def take(self, tensors: Iterable[torch.Tensor]) -> None:
         """Their values are in host memory alone afterwards."""
         self.tensors = list(tensors)
-        pinned = self.device.type == "cuda"
-        if [t.shape for t in self.tensors] != [h.shape for h in self.host]:
-            self.host = [
-                torch.empty_like(t, device="cpu", pin_memory=pinned, requires_grad=False)
-                for t in self.tensors
-            ]
-        elif self.frozen:
-            self._point(self.host)
-            return
-        for tensor, kept in zip(self.tensors, self.host, strict=True):
-            kept.copy_(tensor.detach())
+        known = [kept.shape for kept in self.host] == [tensor.shape for tensor in self.tensors]
+        if not known:
+            self.host = [self._room_for(tensor) for tensor in self.tensors]
+        if not (known and self.frozen):
+            for tensor, kept in zip(self.tensors, self.host, strict=True):
+                kept.copy_(tensor.detach())
         self._point(self.host)
+
+    def _room_for(self, tensor: torch.Tensor) -> torch.Tensor:
+        pinned = self.device.type == "cuda"
+        return torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
 
     def give(self) -> None:
         """Back to the device."""
-        self._point(
-            [
-                kept.to(self.device, non_blocking=True) if self.device.type == "cuda" else kept.clone()
-                for kept in self.host
-            ]
-        )
+        if self.device.type == "cuda":
+            self._point([kept.to(self.device, non_blocking=True) for kept in self.host])
+        else:
+            self._point([kept.clone() for kept in self.host])
 
     def _point(self, where: list[torch.Tensor]) -> None:
         for tensor, values in zip(self.tensors, where, strict=True):
@@ -49,19 +46,7 @@ class Host:
             torch.cuda.empty_cache()
 
 
-class Frozen:
-    """Parameters and buffers that no optimiser changes."""
-
-    def __init__(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-        self.tensors, self.kept = list(tensors), Host(device, frozen=True)
-
-    def leave(self) -> None:
-        self.kept.take(self.tensors)
-
-    def come(self) -> None:
-        self.kept.give()
-
-
-def frozen(module: nn.Module, device: torch.device) -> Frozen:
+def frozen_tensors(module: nn.Module) -> list[torch.Tensor]:
     """All of a module that no optimiser changes: parameters without a gradient, and buffers."""
-    return Frozen([*(p for p in module.parameters() if not p.requires_grad), *module.buffers()], device)
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    return [*frozen, *module.buffers()]

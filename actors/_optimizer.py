@@ -36,12 +36,14 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
     `_do_optimizer_sanity_check` in deepspeed/runtime/engine.py).
     """
     half = model.dtype == "bfloat16"
-    zero: dict[str, Any] = {"stage": max(train.zero_stage, 2) if half else train.zero_stage}
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if half:
+        zero["stage"] = max(train.zero_stage, 2)
     if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload == "all":
         zero["offload_param"] = {"device": "cpu"}
-    return {
+    config = {
         "train_batch_size": world_size,  # nominal: micro-batches are ours
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -49,21 +51,23 @@ def deepspeed_config(model: ModelConfig, train: TrainConfig, world_size: int) ->
         "gradient_clipping": train.grad_clip,
         "zero_optimization": zero,
         "bf16": {"enabled": half},
-        **({"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if half else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+    if half:
+        config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    return config
 
 
-def adamw(trained: list[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+def adamw_of(trained: list[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(decay_groups(trained, train.weight_decay), lr=train.learning_rate, fused=True)
 
 
 def decay_groups(trained: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: norms and biases (one dimension) do not decay, matrices and embeddings do. Without
     decay there is one group, and no group is empty, which DeepSpeed does not take."""
-    decayed = [p for p in trained if p.ndim > 1 or weight_decay == 0]
-    plain = [p for p in trained if p.ndim <= 1 and weight_decay > 0]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 or weight_decay == 0]
+    plain = [parameter for parameter in trained if parameter.ndim <= 1 and weight_decay > 0]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]
+    return [group for group in groups if group["params"]]

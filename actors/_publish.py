@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import partial
+from typing import Any
 
+from actors._calls import wait_all
+from actors._train import TrainPool, TrainWorker
 from actors.rollout import RolloutPool
-from actors.transport import Parcel
 from actors.transport.group import Announced
-from frpo.roles import Pending
-
-
-class Packs(Protocol):
-    """A pool that trains: learners or fine-tune workers."""
-
-    def pack(self) -> Pending[Parcel]: ...
-
-
-class Broadcasts(Packs, Protocol):
-    """One whose transport is a process group; its pack() ends when the engines have received."""
-
-    def weight_address(self) -> tuple[str, int]: ...
-    def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> Pending[None]: ...
-    def announce(self, group: str) -> Announced: ...
 
 
 class ParcelPublisher:
     """Rank 0 packs once; every engine takes the parcel in, and so does one that is restarted later."""
 
-    def __init__(self, source: Packs, rollouts: RolloutPool) -> None:
+    def __init__(self, source: TrainPool[Any], rollouts: RolloutPool) -> None:
         self.source, self.rollouts = source, rollouts
 
     def publish(self, policy_version: int) -> int:
@@ -45,26 +32,29 @@ class GroupPublisher:
     checkpoint.
     """
 
-    def __init__(self, name: str, source: Broadcasts, rollouts: RolloutPool, backend: str) -> None:
+    def __init__(self, name: str, source: TrainPool[Any], rollouts: RolloutPool, backend: str) -> None:
         self.name, self.source, self.rollouts, self.backend = name, source, rollouts, backend
         self.members: tuple[int, ...] = ()
         self.parcel: Announced | None = None
 
     def publish(self, policy_version: int) -> int:
         self.rollouts.forget()  # a broadcast that an engine missed is not repeated to it alone
+        ranks = self.source.actors
         members = self.rollouts.members()
         if self.parcel is None or members != self.members:
-            host, port = self.source.weight_address()
-            size = self.rollouts.num_ranks + 1
-            opening = self.source.open_weight_group(host, port, size, self.backend)
-            self.rollouts.join_group(self.name, host, port, size, self.backend)
-            opening.result()
-            self.members, self.parcel = members, self.source.announce(self.name)
-        sending = self.source.pack()
+            self._form_group()
+            self.members = members
+            self.parcel = ranks.call_all(TrainWorker.announce, self.name)[0]
+        sending = ranks.submit_all(TrainWorker.pack)
         self.rollouts.receive(self.parcel, policy_version)
-        sending.result()
-        self.rollouts.actors.when_back = lambda: self._again(policy_version)
+        wait_all(sending)
+        self.rollouts.actors.when_back = partial(self.publish, policy_version)
         return self.parcel.num_bytes
 
-    def _again(self, policy_version: int) -> None:
-        self.publish(policy_version)
+    def _form_group(self) -> None:
+        ranks = self.source.actors
+        host, port = ranks.call(0, TrainWorker.address).result()
+        size = self.rollouts.num_ranks + 1
+        opening = ranks.call(0, TrainWorker.open_weight_group, host, port, size, self.backend)
+        self.rollouts.join_group(self.name, host, port, size, self.backend)
+        opening.result()

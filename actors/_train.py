@@ -1,8 +1,7 @@
 """What learners and fine-tune workers share: a rank of a DeepSpeed job, its engine, and the way its weights
 take out.
 
-The one place of inheritance in the project: Ray serves the methods of one class, and these are the same
-fourteen.
+Ray serves the methods of one class, so both kinds of rank inherit these; both kinds of pool, their calls.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ray.actor import ActorHandle
 
-from actors import _calls
-from actors._gather import Block, Dealt, Logprobs, deal
+from actors._blocks import Block, Logprobs
+from actors._calls import Actors, RemoteCall
+from actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
 from frpo.roles import Pending, WorkerFailed
 from frpo.shape import BUDGET_TOKENS
@@ -25,7 +25,9 @@ from frpo.types import Floats, Group, Sequences, Written
 if TYPE_CHECKING:
     from actors._engine import Engine
     from actors.transport import Parcel, Transport
-    from actors.transport.group import Announced
+    from actors.transport.group import Announced, GroupTransport
+
+T = TypeVar("T")
 
 
 class TrainWorker:
@@ -52,7 +54,7 @@ class TrainWorker:
         """All ranks."""
         from actors import _dist
 
-        _dist.join(host, port, self.rank, self.world_size)
+        _dist.join_ranks(host, port, self.rank, self.world_size)
 
     def _engine(self) -> Engine:
         if self.engine is None:
@@ -61,8 +63,8 @@ class TrainWorker:
 
     def logprobs(self, sequences: Sequences) -> Floats | None:
         """All ranks; rank 0 answers."""
-        found = self._engine().logprobs(sequences)
-        return found if self.rank == 0 else None
+        logprobs = self._engine().logprobs(sequences)
+        return logprobs if self.rank == 0 else None
 
     def score(self, temperature: float, start: bool, blocks: list[Block]) -> list[list[Logprobs]]:
         """Log-probs of blocks under the policy in training, or the one that it began from, by this rank
@@ -100,7 +102,7 @@ class TrainWorker:
         """All ranks: what pack() will broadcast."""
         return self._group().announce(self._engine(), group)
 
-    def _group(self) -> Any:
+    def _group(self) -> GroupTransport:
         from actors.transport.group import GroupTransport
 
         assert isinstance(self.transport, GroupTransport), "rollout.transport is no process group"
@@ -122,23 +124,25 @@ class TrainWorker:
             self.engine = None
 
 
-class TrainPool:
+W = TypeVar("W", bound=TrainWorker)
+
+
+class TrainPool(Generic[W]):
     """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last
     checkpoint."""
 
-    def __init__(self, role: str, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
-        self.actors = _calls.Actors(role, handles, timeout_s=timeout_s)
+    def __init__(self, role: str, handles: Sequence[ActorHandle[W]], *, timeout_s: float) -> None:
+        self.actors: Actors[W] = Actors(role, handles, timeout_s=timeout_s)
         self.together = False
         """Whether no rank can compute alone: under ZeRO-3 each holds a part of the weights."""
 
     def join(self) -> None:
         """Form the group of ranks; once, before the first start."""
-        host, port = self.actors.call(0, "address").result()
-        self.actors.call_all("join", host, port)
+        host, port = self.actors.call(0, TrainWorker.address).result()
+        self.actors.call_all(TrainWorker.join, host, port)
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        found: Floats = self.actors.call_all("logprobs", sequences)[0]
-        return found
+        return of_rank_0(self.actors.call_all(TrainWorker.logprobs, sequences))
 
     def submit(self, groups: Sequence[Group], temperature: float = 1.0) -> Dealt:
         """Log-probs of every completion under the policy in training, in the blocks that saved policies are
@@ -149,72 +153,66 @@ class TrainPool:
         self, blocks: Sequence[Block], temperature: float, *, start: bool = False, first: int = 0
     ) -> Dealt:
         """`start`: under the policy that training began from, with its adapter switched off."""
-        if not self.together:
-            return deal(self.actors, "score", temperature, start, blocks=blocks, first=first)
-        calls = [
-            self.actors.call(rank, "score_together", temperature, start, list(blocks))
-            for rank in range(len(self.actors))
-        ]
-        return Dealt(calls, len(blocks))
+        if self.together:
+            calls = self.actors.submit_all(TrainWorker.score_together, temperature, start, list(blocks))
+            return Dealt(calls, len(blocks))
+
+        def score(rank: int, hand: list[Block]) -> RemoteCall[BlockScores]:
+            return self.actors.call(rank, TrainWorker.score, temperature, start, hand)
+
+        return deal_out(blocks, len(self.actors), score, first)
 
     def save(self, folder: Path) -> RanksWriting:
         """The ranks may be asked for more as soon as this returns."""
-        self.actors.call_all("save", str(folder.absolute()))
+        self.actors.call_all(TrainWorker.save, str(folder.absolute()))
         return RanksWriting(self.actors)
 
     def load(self, folder: Path) -> None:
-        self.actors.call_all("load", str(folder.absolute()))
+        self.actors.call_all(TrainWorker.load, str(folder.absolute()))
 
     def export(self, folder: Path, *, merged: bool = False) -> None:
         """`merged`: a full folder, where an adapter was trained too."""
-        self.actors.call_all("export", str(folder.absolute()), merged)
+        self.actors.call_all(TrainWorker.export, str(folder.absolute()), merged)
 
     def pack(self) -> Pending[Parcel]:
-        first, *others = [self.actors.call(rank, "pack") for rank in range(len(self.actors))]
-        return Together(first, others)
-
-    def announce(self, group: str) -> Announced:
-        found: Announced = self.actors.call_all("announce", group)[0]
-        return found
-
-    def weight_address(self) -> tuple[str, int]:
-        found: tuple[str, int] = self.actors.call(0, "address").result()
-        return found
-
-    def open_weight_group(self, host: str, port: int, world_size: int, backend: str) -> Pending[None]:
-        return self.actors.call(0, "open_weight_group", host, port, world_size, backend)
+        """What rank 0 packs, when all ranks are through."""
+        return OfRank0(self.actors.submit_all(TrainWorker.pack))
 
     def offload(self) -> None:
-        self.actors.call_all("offload")
+        self.actors.call_all(TrainWorker.offload)
 
     def reload(self) -> None:
-        self.actors.call_all("reload")
+        self.actors.call_all(TrainWorker.reload)
 
     def stop(self) -> None:
-        self.actors.call_all("stop")
+        self.actors.call_all(TrainWorker.stop)
 
 
-class Together:
-    """Several calls that end together, with the answer of the first."""
+def of_rank_0(answers: Sequence[T | None]) -> T:
+    """Of a call of all ranks that rank 0 answers."""
+    answer = answers[0]
+    assert answer is not None
+    return answer
 
-    def __init__(self, first: Pending[Parcel], others: Sequence[Pending[None]]) -> None:
-        self.first, self.others = first, others
+
+class OfRank0(Generic[T]):
+    """Calls that end together, with the answer of the first. Implements roles.Pending."""
+
+    def __init__(self, calls: Sequence[Pending[T | None]]) -> None:
+        self.calls = calls
 
     def ready(self) -> bool:
-        return self.first.ready() and all(call.ready() for call in self.others)
+        return all(call.ready() for call in self.calls)
 
-    def result(self) -> Parcel:
-        found = self.first.result()
-        for call in self.others:
-            call.result()
-        return found
+    def result(self) -> T:
+        return of_rank_0([call.result() for call in self.calls])
 
 
 class RanksWriting:
     """A checkpoint that the ranks write beside their other work; the answer lists the files of all. Each rank
     is asked until it is done. Implements roles.Writing."""
 
-    def __init__(self, actors: _calls.Actors) -> None:
+    def __init__(self, actors: Actors[Any]) -> None:
         self.actors = actors
         self.done: dict[int, list[Written]] = {}
 
@@ -222,22 +220,24 @@ class RanksWriting:
         return self._ready(self.actors.timeout_s)
 
     def _ready(self, limit_s: float) -> bool:
-        for rank in range(len(self.actors)):
-            if (
-                rank not in self.done
-                and (files := self.actors.beside(rank, "written", limit_s).result()) is not None
-            ):
+        for rank in self._late():
+            files = self.actors.call_beside(rank, TrainWorker.written, limit_s).result()
+            if files is not None:
                 self.done[rank] = files
-        return len(self.done) == len(self.actors)
+        return not self._late()
+
+    def _late(self) -> list[int]:
+        return [rank for rank in range(len(self.actors)) if rank not in self.done]
 
     def result(self, limit_s: float | None = None) -> list[Written]:
         limit = self.actors.timeout_s if limit_s is None else limit_s
         deadline = time.monotonic() + limit
         while not self._ready(max(1.0, deadline - time.monotonic())):
             if time.monotonic() > deadline:
-                late = ", ".join(
-                    self.actors.name(rank) for rank in range(len(self.actors)) if rank not in self.done
-                )
+                late = ", ".join(self.actors.name(rank) for rank in self._late())
                 raise WorkerFailed(f"{late} did not finish writing a checkpoint within {limit:g} s.")
             time.sleep(0.05)
-        return [file for rank in sorted(self.done) for file in self.done[rank]]
+        files: list[Written] = []
+        for rank in sorted(self.done):
+            files += self.done[rank]
+        return files

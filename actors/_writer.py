@@ -38,12 +38,14 @@ class Writer(TorchCheckpointEngine):  # type: ignore[misc]
         copied = on_host(state_dict)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.files.append(self.thread.submit(write, copied, Path(path)))
+        self.files.append(self.thread.submit(write_hashed, copied, Path(path)))
 
     def written(self) -> list[Written] | None:
         """The files of this rank, on disk; None while it still writes. Raises OSError, as a full disk
         does."""
-        return [file.result() for file in self.files] if all(file.done() for file in self.files) else None
+        if not all(file.done() for file in self.files):
+            return None
+        return [file.result() for file in self.files]
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -61,10 +63,10 @@ def on_host(state: Any, seen: dict[Any, Tensor] | None = None) -> Any:
             seen[own].copy_(state.detach(), non_blocking=True)
         return seen[own]
     if isinstance(state, dict):
-        found = copy.copy(state)
+        copied = copy.copy(state)
         for key, value in state.items():
-            found[key] = on_host(value, seen)
-        return found
+            copied[key] = on_host(value, seen)
+        return copied
     if isinstance(state, list):
         return [on_host(value, seen) for value in state]
     if type(state) is tuple:
@@ -72,7 +74,7 @@ def on_host(state: Any, seen: dict[Any, Tensor] | None = None) -> Any:
     return state
 
 
-def write(state: Any, path: Path) -> Written:
+def write_hashed(state: Any, path: Path) -> Written:
     with path.open("wb") as file:
         hashing: Any = Hashing(file)
         torch.save(state, hashing)
@@ -85,7 +87,9 @@ class Hashing:
     """A file that is only written to."""
 
     def __init__(self, file: Any) -> None:
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
 
     def write(self, data: Any) -> int:
         self.digest.update(data)

@@ -6,18 +6,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 from ray.actor import ActorHandle
 
+from actors._calls import put_once
 from actors._train import TrainPool, TrainWorker
 from frpo.config import FinetuneConfig, ModelConfig
 from frpo.types import FinetuneStats, Sequences
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def whole(sequences: Sequences) -> Sequences:
+    from frpo.packing import Pack
+
+
+def without_prompts(sequences: Sequences) -> Sequences:
     """The same sequences with every token but the first as completion."""
     return Sequences(sequences.tokens, np.ones_like(sequences.prompt_lengths), sequences.lengths)
 
@@ -37,53 +42,51 @@ class FinetuneWorker(TrainWorker):
     def update(self, sequences: Sequences) -> FinetuneStats:
         """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the
         batch."""
-        import torch
-
-        from frpo.packing import Pack, pad
+        from frpo.packing import pad
 
         began = time.perf_counter()
         engine = self._engine()
-        if self.finetune.full_sequence:
-            sequences = whole(sequences)
+        sequences = self._trained_on(sequences)
+
+        def loss(packs: list[Pack]) -> tuple[Tensor, float]:
+            logprobs = engine.forward(pad(sequences, packs, engine.device)).logprobs
+            value = -logprobs.sum() / sequences.num_completion_tokens
+            return value, float(value.detach())
+
+        result, values = engine.step(engine.share(sequences), loss)
         total = 0.0
-
-        def loss(packs: list[Pack], weight: float) -> torch.Tensor:
-            nonlocal total
-            value = (
-                -engine.forward(pad(sequences, packs, engine.device)).logprobs.sum()
-                / sequences.num_completion_tokens
-            )
-            total += float(value.detach()) * weight
-            return value
-
-        result = engine.step(engine.share(sequences), loss)
+        for value in values:  # `sum` rounds otherwise from Python 3.12 on
+            total += value
         (mean,) = engine.reduce([total])
-        tokens = int(sequences.lengths.sum())
         return FinetuneStats(
-            mean, result.grad_norm, result.learning_rate, tokens, time.perf_counter() - began
+            mean,
+            result.grad_norm,
+            result.learning_rate,
+            int(sequences.lengths.sum()),
+            time.perf_counter() - began,
         )
 
     def loss(self, sequences: Sequences) -> float:
         """All ranks: mean negative log-likelihood, nats per completion token, of the current policy."""
-        if self.finetune.full_sequence:
-            sequences = whole(sequences)
-        return float(-self._engine().logprobs(sequences).astype(np.float64).mean())
+        logprobs = self._engine().logprobs(self._trained_on(sequences))
+        return float(-logprobs.astype(np.float64).mean())
+
+    def _trained_on(self, sequences: Sequences) -> Sequences:
+        return without_prompts(sequences) if self.finetune.full_sequence else sequences
 
 
-class FinetunePool(TrainPool):
+class FinetunePool(TrainPool[FinetuneWorker]):
     """All fine-tune ranks."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[FinetuneWorker]], *, timeout_s: float) -> None:
         super().__init__("fine-tune", handles, timeout_s=timeout_s)
 
     def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         self.together = finetune.zero_stage == 3 and len(self.actors) > 1
-        self.actors.call_all("start", str(policy), model, finetune, seed)
+        self.actors.call_all(FinetuneWorker.start, str(policy), model, finetune, seed)
 
     def update(self, sequences: Sequences) -> FinetuneStats:
-        stats: FinetuneStats = self.actors.call_all("update", ray.put(sequences))[0]
-        return stats
+        return self.actors.call_all(FinetuneWorker.update, put_once(sequences))[0]
 
     def loss(self, sequences: Sequences) -> float:
-        value: float = self.actors.call_all("loss", ray.put(sequences))[0]
-        return value
+        return self.actors.call_all(FinetuneWorker.loss, put_once(sequences))[0]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from actors import _calls
+from actors._calls import Actors
 from actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
 from frpo.harness import tasks_of
@@ -24,23 +24,19 @@ from frpo.secrets import NO_SECRETS, Secrets
 
 
 class HarnessWorker:
-    """`rollouts` are the handles of the rollout workers; `limit` is their longest sequence, tokens."""
+    """`engines` makes the pool of the rollout workers in this process; `limit` is their longest sequence,
+    tokens."""
 
     def __init__(
         self,
-        rollouts: Sequence[ActorHandle[Any]],
-        tensor_parallel: int,
-        timeout_s: float,
-        restarts: int,
+        engines: Callable[[], RolloutPool],
         harness: HarnessConfig,
         limit: int,
         seed: int,
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         secrets.place()
-        self.pool = RolloutPool(
-            rollouts, timeout_s=timeout_s, restarts=restarts, tensor_parallel=tensor_parallel
-        )
+        self.pool = engines()
         self.harness, self.limit, self.seed = harness, limit, seed
 
     def ping(self) -> int:
@@ -56,37 +52,36 @@ class HarnessWorker:
 
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
         self.pool.load_policy(Path(policy), VERSION)
-        h = self.harness
-        tasks, manager = tasks_of(h)
-        found: Any = simple_evaluate(
+        tasks, manager = tasks_of(self.harness)
+        results: Any = simple_evaluate(
             model=EngineLM(self.pool, policy, self.limit, self.seed),
             tasks=tasks,
             task_manager=manager,
-            limit=h.limit,
-            num_fewshot=h.num_fewshot,
-            apply_chat_template=h.chat,
+            limit=self.harness.limit,
+            num_fewshot=self.harness.num_fewshot,
+            apply_chat_template=self.harness.chat,
             log_samples=False,
             bootstrap_iters=1000,
             random_seed=self.seed % 2**31,
         )
-        return tuple(scores_of(found))
+        return tuple(scores_of(results))
 
 
-def scores_of(found: dict[str, Any]) -> Iterator[BenchmarkScore]:
+def scores_of(results: dict[str, Any]) -> Iterator[BenchmarkScore]:
     """lm-eval's results, whose keys are "metric,filter" and "metric_stderr,filter"."""
-    for task, row in found["results"].items():
+    for task, row in results["results"].items():
+        count = results["n-samples"].get(task, {}).get("effective")
         for key, value in row.items():
             metric, comma, name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            se = row.get(f"{metric}_stderr,{name}")
-            count = found["n-samples"].get(task, {}).get("effective")
+            error = row.get(f"{metric}_stderr,{name}")
             yield BenchmarkScore(
                 task=task,
                 metric=metric,
                 filter=name,
                 value=float(value),
-                se=float(se) if isinstance(se, int | float) else None,
+                se=float(error) if isinstance(error, int | float) else None,
                 num_examples=count,
             )
 
@@ -94,9 +89,12 @@ def scores_of(found: dict[str, Any]) -> Iterator[BenchmarkScore]:
 class HarnessPool:
     """The one harness actor."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
-        self.actors = _calls.Actors("harness", handles, timeout_s=timeout_s, restarts=restarts)
+    def __init__(
+        self, handles: Sequence[ActorHandle[HarnessWorker]], *, timeout_s: float, restarts: int
+    ) -> None:
+        self.actors: Actors[HarnessWorker] = Actors(
+            "harness", handles, timeout_s=timeout_s, restarts=restarts
+        )
 
     def evaluate(self, policy: Path) -> tuple[BenchmarkScore, ...]:
-        found: tuple[BenchmarkScore, ...] = self.actors.call(0, "evaluate", str(policy.absolute())).result()
-        return found
+        return self.actors.call(0, HarnessWorker.evaluate, str(policy.absolute())).result()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 from ray.actor import ActorHandle
 
-from actors._gather import Dealt, Gathered, Logprobs
+from actors._blocks import Logprobs
+from actors._calls import put_once
+from actors._gather import Dealt, Gathered
 from actors._train import TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.roles import Pending
 from frpo.types import Floats, Group, RolloutBatch, UpdateStats
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass
+    from frpo.packing import Pack, Rows
+
+
+@dataclass(frozen=True)
 class Sums:
-    """Running sums over this rank's micro-batches of one step."""
+    """Sums over completion tokens; first of a micro-batch, then of all of one step, then of all ranks."""
 
     loss: float = 0.0
     penalty: float = 0.0
@@ -31,20 +37,11 @@ class Sums:
     divergence: float = 0.0
     tokens: float = 0.0
     """Completion tokens."""
-    computed: float = field(default=0.0)
+    computed: float = 0.0
     """Tokens, prompts included, each as often as it was computed."""
 
-    def values(self) -> list[float]:
-        return [
-            self.loss,
-            self.penalty,
-            self.entropy,
-            self.clipped,
-            self.mismatch,
-            self.divergence,
-            self.tokens,
-            self.computed,
-        ]
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(own + more for own, more in zip(astuple(self), astuple(other), strict=True)))
 
 
 class LearnerWorker(TrainWorker):
@@ -73,32 +70,35 @@ class LearnerWorker(TrainWorker):
         optimiser update each; with one part the ratio is exactly 1 and the learner's own log-probs are the
         old ones. Several want `batch.old`."""
         began = time.perf_counter()
-        engine, sums = self._engine(), Sums()
+        engine = self._engine()
+        mine = Sums()
         parts = np.array_split(np.arange(len(batch.sequences)), self.learner.updates_per_batch)
         assert batch.old is not None or len(parts) == 1
         for rows in parts:
             if len(rows):
-                result = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows, sums))
-        loss, penalty, entropy, clipped, mismatch, divergence, tokens, computed = engine.reduce(sums.values())
+                result, told = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows))
+                mine = sum(told, mine)
+        sums = Sums(*engine.reduce(astuple(mine)))
         return UpdateStats(
-            loss=loss / len(parts),
-            penalty=penalty / tokens,
+            loss=sums.loss / len(parts),
+            penalty=sums.penalty / sums.tokens,
             grad_norm=result.grad_norm,
             learning_rate=result.learning_rate,
-            entropy=entropy / tokens,
-            clip_share=clipped / tokens,
-            mismatch_kl=mismatch / tokens,
-            kl=None if batch.reference is None else divergence / len(batch.sequences),
-            num_computed_tokens=int(computed),
+            entropy=sums.entropy / sums.tokens,
+            clip_share=sums.clipped / sums.tokens,
+            mismatch_kl=sums.mismatch / sums.tokens,
+            kl=None if batch.reference is None else sums.divergence / len(batch.sequences),
+            num_computed_tokens=int(sums.computed),
             learner_s=time.perf_counter() - began,
         )
 
-    def _loss(self, batch: RolloutBatch, part: np.ndarray, sums: Sums):  # type: ignore[no-untyped-def, type-arg]
-        """The loss of one update as a function of packs, with the denominators of the whole part."""
+    def _loss(self, batch: RolloutBatch, part: Rows) -> Callable[[list[Pack]], tuple[Tensor, Sums]]:
+        """The loss of one update as a function of packs, with the denominators of the whole part; and what is
+        counted on the way."""
         import torch
 
         from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
-        from frpo.packing import Pack, pack_lengths, pad, pad_values
+        from frpo.packing import pack_lengths, pad, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
         several = self.learner.updates_per_batch > 1
@@ -116,11 +116,11 @@ class LearnerWorker(TrainWorker):
             aggregation=o.aggregation,
         )
 
-        def loss(packs: list[Pack], weight: float) -> torch.Tensor:
+        def loss(packs: list[Pack]) -> tuple[Tensor, Sums]:
             now = engine.forward(pad(sequences, packs, engine.device), self.rollout.temperature)
             rows = np.concatenate(packs)
 
-            def values(flat: Floats) -> torch.Tensor:
+            def values(flat: Floats) -> Tensor:
                 return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
 
             own = now.logprobs.detach()
@@ -135,30 +135,33 @@ class LearnerWorker(TrainWorker):
                 surrogate,
                 denominators,
             )
-            if weight:
-                gap = ((behaviour - before) * now.mask).double()
-                sums.loss += float(terms.loss.detach())
-                sums.penalty += float(terms.penalty_sum)
-                sums.entropy += float(now.entropy.sum())
-                sums.clipped += float(terms.clipped)
+            gap = ((behaviour - before) * now.mask).double()
+            divergence = 0.0
+            if reference is not None:
+                divergence = float(((old - reference) * now.mask).double().sum())
+            return terms.loss, Sums(
+                loss=float(terms.loss.detach()),
+                penalty=float(terms.penalty_sum),
+                entropy=float(now.entropy.sum()),
+                clipped=float(terms.clipped),
                 # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
-                sums.mismatch += float((torch.exp(-gap) - 1 + gap).sum())
-                sums.divergence += (
-                    float(((old - reference) * now.mask).double().sum()) if reference is not None else 0.0
-                )
-                sums.tokens += float(now.mask.sum())
-                sums.computed += float(pack_lengths(sequences, packs).sum())
-            return terms.loss
+                mismatch=float((torch.exp(-gap) - 1 + gap).sum()),
+                divergence=divergence,
+                tokens=float(now.mask.sum()),
+                computed=float(pack_lengths(sequences, packs).sum()),
+            )
 
         return loss
 
 
-class LearnerPool(TrainPool):
+class LearnerPool(TrainPool[LearnerWorker]):
     """All learner ranks; implements roles.Learner."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[ActorHandle[LearnerWorker]], *, timeout_s: float) -> None:
         super().__init__("learner", handles, timeout_s=timeout_s)
-        self.takes_turns, self.policy, self.temperature = False, Path(), 1.0
+        self.takes_turns = False
+        self.policy = Path()
+        self.temperature = 1.0
         self.scores = LearnerScores(self, start=False)
         self.beginning = LearnerScores(self, start=True)
 
@@ -173,14 +176,13 @@ class LearnerPool(TrainPool):
     ) -> None:
         self.together = learner.zero_stage == 3 and len(self.actors) > 1
         self.policy, self.temperature = policy, rollout.temperature
-        self.actors.call_all("start", str(policy), model, learner, objective, rollout, seed)
+        self.actors.call_all(LearnerWorker.start, str(policy), model, learner, objective, rollout, seed)
 
     def score(self, group: Group) -> Pending[Logprobs]:
         return self.scores.score(group)
 
     def update(self, batch: RolloutBatch) -> UpdateStats:
-        stats: UpdateStats = self.actors.call_all("update", ray.put(batch))[0]
-        return stats
+        return self.actors.call_all(LearnerWorker.update, put_once(batch))[0]
 
 
 class LearnerScores:
@@ -206,6 +208,5 @@ class LearnerScores:
         return later
 
     def _ask(self, groups: list[Group]) -> Dealt:
-        return self.pool.ask(
-            [[g] for g in groups], self.pool.temperature, start=self.start, first=groups[0].index
-        )
+        blocks = [[group] for group in groups]
+        return self.pool.ask(blocks, self.pool.temperature, start=self.start, first=groups[0].index)

@@ -12,7 +12,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors import _calls
+from actors._calls import Actors
 from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, pauses
 from frpo.rewards.scoring import Scorer
@@ -21,6 +21,9 @@ from frpo.secrets import NO_SECRETS, Secrets
 from frpo.types import Group, Item, Reward
 
 ANSWER_LIMIT_S = 30.0
+"""Longest wait for a service to say which rewards it has."""
+GROUPS_AT_ONCE = 2
+"""Scored side by side, so that one with a completion that hangs does not hold up the next."""
 
 
 class ServedReward:
@@ -47,7 +50,7 @@ class ServedReward:
 
 def check_served(rewards: Sequence[RewardConfig]) -> None:
     """That the cluster, joined already, runs the services that the rewards name. Raises ConfigError."""
-    asked = [(i, r) for i, r in enumerate(rewards) if isinstance(r, ServeReward)]
+    asked = [(i, reward) for i, reward in enumerate(rewards) if isinstance(reward, ServeReward)]
     if not asked:
         return
     from ray import serve
@@ -57,19 +60,15 @@ def check_served(rewards: Sequence[RewardConfig]) -> None:
         if reward.app not in running:
             raise ConfigError(
                 f"rewards.{i}.app: no Serve application {reward.app!r} on this Ray cluster (it has: "
-                f"{', '.join(running) or 'none'}); "
-                "start `frpo serve` on the cluster first"
+                f"{', '.join(running) or 'none'}); start `frpo serve` on the cluster first"
             )
         answer: Any = serve.get_app_handle(reward.app).names.remote()
         names: list[str] = answer.result(timeout_s=ANSWER_LIMIT_S)
-        if unknown := sorted(set(reward.rewards) - set(names)):
+        unknown = sorted(set(reward.rewards) - set(names))
+        if unknown:
             raise ConfigError(
                 f"rewards.{i}.rewards: {reward.app} has no reward {unknown[0]!r}; it has {', '.join(names)}"
             )
-
-
-GROUPS_AT_ONCE = 2
-"""Scored side by side, so that one with a completion that hangs does not hold up the next."""
 
 
 class RewardWorker:
@@ -89,34 +88,34 @@ class RewardWorker:
 
     async def score(self, group: Group) -> tuple[Reward, ...]:
         """k rewards, in the order of the completions."""
-        found = await asyncio.get_running_loop().run_in_executor(
-            self.threads, self.scorer.score, items_of(group)
-        )
-        return tuple(found)
+        loop = asyncio.get_running_loop()
+        return tuple(await loop.run_in_executor(self.threads, self.scorer.score, items_of(group)))
 
 
 def items_of(group: Group) -> list[Item]:
-    p = group.prompt
+    prompt = group.prompt
     return [
         Item(
-            p.text,
-            c.text,
-            p.task,
-            p.columns,
-            messages=p.messages,
-            conversational=p.conversational,
-            completion_ids=tuple(c.token_ids.tolist()),
+            prompt.text,
+            completion.text,
+            prompt.task,
+            prompt.columns,
+            messages=prompt.messages,
+            conversational=prompt.conversational,
+            completion_ids=tuple(completion.token_ids.tolist()),
             step=group.policy_version,
         )
-        for c in group.completions
+        for completion in group.completions
     ]
 
 
 class RewardPool:
     """All reward workers; implements roles.Rewards."""
 
-    def __init__(self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int) -> None:
-        self.actors = _calls.Actors("reward", handles, timeout_s=timeout_s, restarts=restarts)
+    def __init__(
+        self, handles: Sequence[ActorHandle[RewardWorker]], *, timeout_s: float, restarts: int
+    ) -> None:
+        self.actors: Actors[RewardWorker] = Actors("reward", handles, timeout_s=timeout_s, restarts=restarts)
 
     def score(self, group: Group) -> Pending[tuple[Reward, ...]]:
-        return self.actors.call(group.index % len(self.actors), "score", group)
+        return self.actors.call_async(group.index % len(self.actors), RewardWorker.score, group)

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 import numpy as np
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors import _calls
+from actors._calls import Actors, failure_of, wait_all, wait_until_back
 from actors.transport import Parcel
 from frpo.batching import flatten
-from frpo.config import Config, ModelConfig, RolloutConfig
+from frpo.config import ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
 from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences
+
+Stream: TypeAlias = "Iterator[ObjectRef[tuple[Group, ...]]]"
+"""Groups of one worker, those that end together as one; `ray.wait` takes it."""
 
 
 class StaleWeights(RuntimeError):
     """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
-
-
-def rollout_env(config: Config) -> dict[str, str]:
-    from actors._sampler import environment
-
-    return environment(config)
 
 
 class RolloutWorker:
@@ -93,9 +91,16 @@ class RolloutPool:
     """All rollout workers; implements roles.Rollouts. A restarted worker gets the current weights again."""
 
     def __init__(
-        self, handles: Sequence[ActorHandle[Any]], *, timeout_s: float, restarts: int, tensor_parallel: int
+        self,
+        handles: Sequence[ActorHandle[RolloutWorker]],
+        *,
+        timeout_s: float,
+        restarts: int,
+        tensor_parallel: int,
     ) -> None:
-        self.actors = _calls.Actors("rollout", handles, timeout_s=timeout_s, restarts=restarts)
+        self.actors: Actors[RolloutWorker] = Actors(
+            "rollout", handles, timeout_s=timeout_s, restarts=restarts
+        )
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
 
     @property
@@ -112,25 +117,26 @@ class RolloutPool:
         batch in the same order draws the same completions, and groups that had arrived are not used twice.
         """
         self.actors.turn()
-        workers = len(self.actors)
-        shares = {w: list(range(w, len(prompts), workers)) for w in range(workers) if w < len(prompts)}
+        num_workers = len(self.actors)
 
-        def submit(w: int) -> Any:
-            mine = shares[w]
-            method: Any = self.actors.handles[w].generate.options(num_returns="streaming")
-            return method.remote(
-                [prompts[i] for i in mine], mine, [seeds[i] for i in mine], sampling, policy_version
+        def start(worker: int) -> Stream:
+            share = range(worker, len(prompts), num_workers)
+            return self.actors.stream(
+                worker,
+                RolloutWorker.generate,
+                [prompts[i] for i in share],
+                list(share),
+                [seeds[i] for i in share],
+                sampling,
+                policy_version,
             )
 
-        streams = {submit(w): w for w in shares}
+        busy = range(min(num_workers, len(prompts)))
+        streams = {start(worker): worker for worker in busy}
         arrived: set[int] = set()
-        lives = dict.fromkeys(shares, self.restarts)
+        lives = dict.fromkeys(busy, self.restarts)
         while streams:
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.timeout_s)
-            if not ready:
-                names = ", ".join(self.actors.name(w) for w in streams.values())
-                raise WorkerFailed(f"{names} finished no group within {self.timeout_s:g} s.")
-            stream: Any = ready[0]
+            stream = self._next_ready(streams)
             worker = streams[stream]
             try:
                 groups = ray.get(next(stream), timeout=self.timeout_s)
@@ -140,7 +146,7 @@ class RolloutPool:
             except (RayActorError, RayTaskError) as error:
                 self._recover(worker, error, lives)
                 del streams[stream]
-                streams[submit(worker)] = worker
+                streams[start(worker)] = worker
                 continue
             for group in groups:
                 if group.index not in arrived:
@@ -148,11 +154,19 @@ class RolloutPool:
                     yield group
         assert len(arrived) == len(prompts), "a rollout stream ended early"
 
+    def _next_ready(self, streams: Mapping[Stream, int]) -> Stream:
+        """One that has something, or raises WorkerFailed after `timeout_s` seconds."""
+        ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.timeout_s)
+        if not ready:
+            names = ", ".join(self.actors.name(worker) for worker in streams.values())
+            raise WorkerFailed(f"{names} finished no group within {self.timeout_s:g} s.")
+        return cast(Stream, ready[0])
+
     def _recover(self, worker: int, error: RayActorError | RayTaskError, lives: dict[int, int]) -> None:
         """Bring a restarted worker back to the current weights, or raise WorkerFailed."""
         name = self.actors.name(worker)
         if isinstance(error, RayTaskError) and not isinstance(error.cause, StaleWeights):
-            raise _calls.failed(name, "generate", error) from None
+            raise failure_of(name, "generate", error) from None
         if isinstance(error, RayTaskError) and lives[worker] == 0:
             raise WorkerFailed(
                 f"{name} was given the weights {self.restarts} times and still {error.cause} "
@@ -164,29 +178,34 @@ class RolloutPool:
                 f"{error}"
             ) from None
         lives[worker] -= 1
-        _calls.wait_until_back(name, self.actors.handles[worker])
+        wait_until_back(name, self.actors.handles[worker])
         self.actors.when_back()
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        return np.stack(self.actors.call_all("logprobs", sequences))
+        return np.stack(self.actors.call_all(RolloutWorker.logprobs, sequences))
 
     def ranked(self, pairs: Sequence[tuple[Ints, Ints]]) -> tuple[Floats, Ints]:
         """Log-probs and ranks of the completion tokens of (prompt ids, completion ids) pairs, both [sum of
         completion lengths]; the pairs are shared out over the engines."""
         cuts = [len(pairs) * i // len(self.actors) for i in range(len(self.actors) + 1)]
-        shares = [flatten(pairs[a:b]) for a, b in itertools.pairwise(cuts)]
-        parts = _calls.wait_all([self.actors.call(w, "ranked", s) for w, s in enumerate(shares) if len(s)])
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        shares = [flatten(pairs[start:end]) for start, end in itertools.pairwise(cuts)]
+        calls = [
+            self.actors.call(worker, RolloutWorker.ranked, share)
+            for worker, share in enumerate(shares)
+            if len(share)
+        ]
+        logprobs, ranks = zip(*wait_all(calls), strict=True)
+        return np.concatenate(logprobs), np.concatenate(ranks)
 
     def deliver(self, parcel: Parcel, version: int) -> None:
         """Give every engine a published version; what it holds in the object store is kept until the next."""
-        self._keep_current(lambda: self._everywhere("deliver", parcel, version))
+        self._keep_current(lambda: self.actors.call_all(RolloutWorker.deliver, parcel, version))
 
     def load_policy(self, folder: Path, version: int) -> None:
         """Give every engine the weights of a saved policy (Hugging Face or PEFT folder)."""
-        self._keep_current(lambda: self._everywhere("load_policy", str(folder), version))
+        self._keep_current(lambda: self.actors.call_all(RolloutWorker.load_policy, str(folder), version))
 
-    def _keep_current(self, load: Callable[[], None]) -> None:
+    def _keep_current(self, load: Callable[[], object]) -> None:
         """Load weights now, and again into whoever is restarted later."""
         self.forget()  # one that dies while it loads is simply asked again
         load()
@@ -196,31 +215,30 @@ class RolloutPool:
         """Restarted engines get no weights until the next are loaded; those in the object store may go."""
         self.actors.when_back = lambda: None
 
-    def _everywhere(self, method: str, *args: Any) -> None:
-        self.actors.call_all(method, *args)
-
     def members(self) -> tuple[int, ...]:
         """The process of every engine: another number means that it was restarted."""
-        return tuple(self.actors.call_all("ping"))
+        return tuple(self.actors.call_all(RolloutWorker.ping))
 
     def join_group(self, name: str, host: str, port: int, world_size: int, backend: str) -> None:
-        calls = [
-            self.actors.call(
-                w, "join_group", name, host, port, 1 + w * self.tensor_parallel, world_size, backend
+        calls = []
+        for worker in range(len(self.actors)):
+            first_rank = 1 + worker * self.tensor_parallel
+            calls.append(
+                self.actors.call(
+                    worker, RolloutWorker.join_group, name, host, port, first_rank, world_size, backend
+                )
             )
-            for w in range(len(self.actors))
-        ]
-        _calls.wait_all(calls)
+        wait_all(calls)
 
     def receive(self, parcel: Parcel, version: int) -> None:
-        """The same for one that is on its way now and cannot be had again."""
-        self._everywhere("deliver", parcel, version)
+        """As `deliver`, of one that is on its way now and cannot be had again."""
+        self.actors.call_all(RolloutWorker.deliver, parcel, version)
 
     def sleep(self) -> None:
-        self._everywhere("sleep")
+        self.actors.call_all(RolloutWorker.sleep)
 
     def wake(self) -> None:
-        self._everywhere("wake")
+        self.actors.call_all(RolloutWorker.wake)
 
     def take_turn(self) -> None:
         self.actors.turn()

@@ -159,7 +159,7 @@ def main() -> None:
         raw_generate(config, policy, args.steps, args.raw)
         return
     actors = through_actors(args.recipe, sets, args.folder)
-    from actors._sampler import environment
+    from actors._vllm import environment
 
     raw = args.folder / "raw.json"
     subprocess.run(

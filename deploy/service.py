@@ -66,20 +66,16 @@ class RewardReplica:
     async def score(self, items: list[Item]) -> list[Part]:
         """One value, or None and why, per item."""
         if isinstance(self.reward, ModelReward):
-            found: list[Part] = await self._batched(items)
-            return found
-        return await asyncio.get_running_loop().run_in_executor(
-            self.threads, self.one.parts, self.reward, items
-        )
+            parts: list[Part] = await self._batched(items)
+            return parts
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, self.one.parts, self.reward, items)
 
     @serve.batch
     async def _batched(self, requests: list[list[Item]]) -> list[list[Part]]:
-        items = [item for request in requests for item in request]
-        parts = await asyncio.to_thread(self.one.parts, self.reward, items)
-        ends = [0]
-        for request in requests:
-            ends.append(ends[-1] + len(request))
-        return [parts[a:b] for a, b in itertools.pairwise(ends)]
+        items = list(itertools.chain.from_iterable(requests))
+        parts = iter(await asyncio.to_thread(self.one.parts, self.reward, items))
+        return [list(itertools.islice(parts, len(request))) for request in requests]
 
 
 class Handles:
@@ -87,11 +83,14 @@ class Handles:
 
     def __init__(self, config: ServiceConfig, app: str) -> None:
         self.config, self.app = config, app
-        self.handles = {r.name: serve.get_deployment_handle(_deployment(r.name), app) for r in config.rewards}
+        names = [reward.name for reward in config.rewards]
+        self.handles = {name: serve.get_deployment_handle(deployment_of(name), app) for name in names}
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
-        asked = [r for r in self.config.rewards if r.name in names]
-        mine = {r.name: [items[i] for i in routed(r, items)] for r in asked}
+        asked = [reward for reward in self.config.rewards if reward.name in names]
+        mine: dict[str, list[Item]] = {}
+        for reward in asked:
+            mine[reward.name] = [items[i] for i in routed(reward, items)]
         needed = [name for name, chosen in mine.items() if chosen]
         answers = await asyncio.gather(*(self._ask(name, mine[name]) for name in needed))
         return together(asked, self.config.combine, items, dict(zip(needed, answers, strict=True)))
@@ -100,8 +99,8 @@ class Handles:
         """A request whose replica dies is asked again until its time is up: scoring is idempotent."""
         for pause in pauses(*RETRY_PAUSES_S):
             try:
-                found: list[Part] = await self.handles[name].score.remote(items)
-                return found
+                parts: list[Part] = await self.handles[name].score.remote(items)
+                return parts
             except BackPressureError:
                 waiting = self.config.replicas.max_queued_requests
                 raise Overloaded(
@@ -115,50 +114,53 @@ class Handles:
 
     async def ready(self) -> bool:
         status = (await asyncio.to_thread(serve.status)).applications.get(self.app)
-        return status is not None and all(d.status == "HEALTHY" for d in status.deployments.values())
+        return status is not None and all(
+            deployment.status == "HEALTHY" for deployment in status.deployments.values()
+        )
 
 
-def build(config: ServiceConfig, digest: bytes | None) -> Any:
+def build_application(config: ServiceConfig, digest: bytes | None) -> Any:
     """The Serve application. `digest` is the SHA-256 of its token, 32 bytes: the gateway's process may lack
     the variable.
 
     The keys of the rewards are taken from this process's environment.
     """
-    r = config.replicas
-    scale: dict[str, Any] = (
-        {"num_replicas": r.min_replicas}
-        if r.min_replicas == r.max_replicas
-        else {
-            "autoscaling_config": {
-                "min_replicas": r.min_replicas,
-                "max_replicas": r.max_replicas,
-                # another replica where more wait than one batch takes
-                "target_ongoing_requests": r.max_batch_requests,
-            }
-        }
-    )
+    replicas = config.replicas
     actor = {
-        "num_cpus": r.num_cpus,
-        "num_gpus": r.num_gpus,
-        "runtime_env": {"env_vars": threads(r.num_threads)},
+        "num_cpus": replicas.num_cpus,
+        "num_gpus": replicas.num_gpus,
+        "runtime_env": {"env_vars": threads(replicas.num_threads)},
     }
     replica: Any = serve.deployment(RewardReplica)
     children = [
         replica.options(
-            name=_deployment(reward.name),
+            name=deployment_of(reward.name),
             ray_actor_options=actor,
             # they wait inside the replica: what waits before it is asked for again and again, with pauses
             # that leave the model idle
-            max_ongoing_requests=r.max_batch_requests + r.max_queued_requests,
-            max_queued_requests=r.max_queued_requests,
-            **scale,
-        ).bind(reward, r, secrets_of([reward]))
+            max_ongoing_requests=replicas.max_batch_requests + replicas.max_queued_requests,
+            max_queued_requests=replicas.max_queued_requests,
+            **scale_of(replicas),
+        ).bind(reward, replicas, secrets_of([reward]))
         for reward in config.rewards
     ]
-
     ingress: Any = serve.deployment(serve.ingress()(Gateway))
     options = {"name": "gateway", "max_ongoing_requests": 1024, "ray_actor_options": {"num_cpus": 0.25}}
     return ingress.options(**options).bind(config, digest, *children)
+
+
+def scale_of(replicas: ReplicaConfig) -> dict[str, Any]:
+    """How many of each there are, as options of a deployment."""
+    if replicas.min_replicas == replicas.max_replicas:
+        return {"num_replicas": replicas.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min_replicas,
+            "max_replicas": replicas.max_replicas,
+            # another replica where more wait than one batch takes
+            "target_ongoing_requests": replicas.max_batch_requests,
+        }
+    }
 
 
 class Gateway:
@@ -178,7 +180,7 @@ class Gateway:
         return await self.backend.score(items, names or self.names())
 
     def names(self) -> list[str]:
-        return [r.name for r in self.config.rewards]
+        return [reward.name for reward in self.config.rewards]
 
 
 def application(args: dict[str, str]) -> Any:
@@ -189,10 +191,10 @@ def application(args: dict[str, str]) -> Any:
     """
     config = read(Path(args["config"]), (), ServiceConfig)
     check_rewards(config.rewards)
-    return build(config, token_digest(config, joined=True))
+    return build_application(config, token_digest(config, joined=True))
 
 
-def _deployment(reward: str) -> str:
+def deployment_of(reward: str) -> str:
     return f"reward-{reward}"
 
 
@@ -209,16 +211,18 @@ def hold_name(config: ServiceConfig) -> Any:
     remote: Any = ray.remote(Holder)
     try:
         holder = remote.options(name=config.name, namespace="frpo-services", num_cpus=0).remote()
-        ray.get(
-            holder.here.remote(), timeout=START_LIMIT_S
-        )  # of two at the same moment, the later hears of it here
+        # of two at the same moment, the later hears of it here
+        ray.get(holder.here.remote(), timeout=START_LIMIT_S)
     except (ValueError, RayActorError):
-        raise ConfigError(_taken(config)) from None
+        raise name_taken(config) from None
     return holder
 
 
-def _taken(config: ServiceConfig) -> str:
-    return f"name: {config.name} is served on this cluster already; give this service a name and a route_prefix of its own"
+def name_taken(config: ServiceConfig) -> ConfigError:
+    return ConfigError(
+        f"name: {config.name} is served on this cluster already; give this service a name and a route_prefix "
+        "of its own"
+    )
 
 
 def refuse_if_taken(config: ServiceConfig) -> None:
@@ -227,7 +231,7 @@ def refuse_if_taken(config: ServiceConfig) -> None:
     Serve itself replaces an application of the same name, and keeps the first host and port without a word.
     An application that its `frpo serve` left behind, by a kill, is replaced.
     """
-    client = running()
+    client = serve_client()
     if client is None:
         return
     at = client.http_config
@@ -237,16 +241,15 @@ def refuse_if_taken(config: ServiceConfig) -> None:
                 f"{field}: this cluster serves at {at.host}:{at.port} already; use that, and a route_prefix"
             )
     for app in client.get_serve_details()["applications"].values():
-        if app["name"] == config.name and not (
-            app["source"] == "imperative" and "gateway" in app["deployments"]
-        ):
-            raise ConfigError(_taken(config))
+        left_behind = app["source"] == "imperative" and "gateway" in app["deployments"]
+        if app["name"] == config.name and not left_behind:
+            raise name_taken(config)
         if app["name"] != config.name and app["route_prefix"] == config.route_prefix:
             taken = f"{config.route_prefix} is that of {app['name']} on this cluster"
             raise ConfigError(f"route_prefix: {taken}; choose another, such as /{config.name}")
 
 
-def running() -> Any:
+def serve_client() -> Any:
     """The client of what Serve runs on this cluster; None where it does not run."""
     return _get_global_client(raise_if_no_controller_running=False)
 
@@ -257,7 +260,9 @@ def deploy(config: ServiceConfig, digest: bytes | None) -> None:
     Raises ConfigError when another service took the route at the same moment, WorkerFailed that names the
     rewards that do not come up.
     """
-    target = serve.RunTarget(build(config, digest), name=config.name, route_prefix=config.route_prefix)
+    target = serve.RunTarget(
+        build_application(config, digest), name=config.name, route_prefix=config.route_prefix
+    )
     try:
         serve.run_many([target], wait_for_applications_running=False)
     except RayServeException as error:
@@ -266,9 +271,9 @@ def deploy(config: ServiceConfig, digest: bytes | None) -> None:
     while (app := serve.status().applications[config.name]).status != ApplicationStatus.RUNNING:
         if app.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > until:
             lacking = [
-                f"{name}: {d.message or d.status}"
-                for name, d in app.deployments.items()
-                if d.status != "HEALTHY"
+                f"{name}: {deployment.message or deployment.status}"
+                for name, deployment in app.deployments.items()
+                if deployment.status != "HEALTHY"
             ]
             raise WorkerFailed(
                 f"The service {config.name} did not come up within {START_LIMIT_S} s. "
@@ -302,12 +307,12 @@ def serve_forever(config: ServiceConfig, address: str | None, digest: bytes | No
     Raises ConfigError, WorkerFailed when Ray does not start.
     """
     join(address, OBJECT_STORE_BYTES, "--address")
-    first = (
-        find_cluster(address) is not None and running() is None
-    )  # where Ray is started here, the caller holds the port
+    # where Ray is started here, the caller holds the port
+    first = find_cluster(address) is not None and serve_client() is None
     try:
         with held_port(config) if first else nullcontext(), serving(config, digest) as url:
-            print(f"Serving at {url}{'' if digest else ', without a token'}. Ctrl-C stops it.", flush=True)
+            note = "" if digest else ", without a token"
+            print(f"Serving at {url}{note}. Ctrl-C stops it.", flush=True)
             while True:
                 time.sleep(3600)
     finally:

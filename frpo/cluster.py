@@ -13,15 +13,16 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors._calls import Turns
+from actors._calls import Actors, Turns
 from actors._publish import GroupPublisher, ParcelPublisher
+from actors._vllm import environment
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
 from actors.reward import RewardPool, RewardWorker, check_served
-from actors.rollout import RolloutPool, RolloutWorker, rollout_env
+from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import transport_of
 from actors.transport.group import GroupTransport
 from frpo.config import Config, ConfigError
@@ -195,7 +196,7 @@ class Spawner:
     def rollouts(self) -> RolloutPool:
         c = self.config
         workers = self._alike(
-            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=rollout_env(c)
+            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=environment(c)
         )
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 
@@ -231,15 +232,15 @@ class Spawner:
         c = self.config
         if c.harness is None:
             return None
-        given = (
+        engines = partial(
+            RolloutPool,
             list(rollouts.actors.handles),
-            rollouts.tensor_parallel,
-            self.limits["timeout_s"],
-            self.limits["restarts"],
+            tensor_parallel=rollouts.tensor_parallel,
+            **self.limits,
         )
         settings = (c.harness, c.num_tokens_limit, c.seed, secrets_of(()))
         workers = self._alike(
-            "harness", HarnessWorker, *given, *settings, env=threads(c.evaluate.num_threads)
+            "harness", HarnessWorker, engines, *settings, env=threads(c.evaluate.num_threads)
         )
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
@@ -254,9 +255,14 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     """Start all actors side by side and wait until each has answered."""
     rollouts, learner, finetune = spawner.rollouts(), spawner.learner(), spawner.finetune()
     rewards, scorer, reference = spawner.rewards(), spawner.scorer(), spawner.reference()
-    groups = [rewards.actors, learner.actors, finetune.actors, scorer.actors, rollouts.actors]
+    groups: list[Actors[Any]] = [rewards.actors, learner.actors, finetune.actors, scorer.actors]
+    groups.append(rollouts.actors)
+    if reference:
+        groups.append(reference.actors)
     harness = spawner.harness(rollouts)
-    for actors in groups + [pool.actors for pool in (reference, harness) if pool]:
+    if harness:
+        groups.append(harness.actors)
+    for actors in groups:
         actors.wait_until_ready(config.cluster.start_timeout_s)
     learner.join()
     finetune.join()

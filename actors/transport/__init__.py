@@ -11,12 +11,13 @@ engines. The ways:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from frpo.config import Config
 
 if TYPE_CHECKING:
     from actors._engine import Engine
+    from actors._sampler import Sampler
 
 
 class Parcel(Protocol):
@@ -27,8 +28,8 @@ class Parcel(Protocol):
         """What one engine is sent."""
         ...
 
-    def deliver(self, sampler: Any) -> None:
-        """In the engine's process: make `sampler` (actors._sampler.Sampler) run this version."""
+    def deliver(self, sampler: Sampler) -> None:
+        """In the engine's process: make `sampler` run this version."""
         ...
 
 
@@ -47,4 +48,6 @@ def transport_of(config: Config) -> Transport:
 
     if config.sends_adapters:
         return AdapterTransport()
-    return StoreTransport() if config.rollout.transport == "object_store" else GroupTransport()
+    if config.rollout.transport == "object_store":
+        return StoreTransport()
+    return GroupTransport()

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.transport.store import StoredTensors, put_tensors
 from frpo import saved
 
 if TYPE_CHECKING:
     from actors._engine import Engine
+    from actors._sampler import Sampler
 
 MEMORY = Path("/dev/shm")
 """A folder in memory, on Linux."""
@@ -35,14 +36,15 @@ class SentAdapter:
     def num_bytes(self) -> int:
         return self.tensors.num_bytes
 
-    def deliver(self, sampler: Any) -> None:
+    def deliver(self, sampler: Sampler) -> None:
         """vLLM reads adapters from folders alone (`LoRARequest` in vllm/lora/request.py)."""
         from safetensors.torch import save_file
 
         folder = Path(tempfile.mkdtemp(prefix="frpo-adapter-", dir=MEMORY if MEMORY.is_dir() else None))
         try:
             (folder / saved.ADAPTER).write_text(self.config)
-            save_file({name: tensor.clone() for name, tensor in self.tensors.read()}, folder / saved.WEIGHTS)
+            weights = {name: tensor.clone() for name, tensor in self.tensors.read()}
+            save_file(weights, folder / saved.WEIGHTS)
             sampler.serve(folder, Path(self.base))
         finally:
             shutil.rmtree(folder)
@@ -50,7 +52,7 @@ class SentAdapter:
 
 class AdapterTransport:
     def pack(self, engine: Engine) -> SentAdapter | None:
-        found = engine.adapter()
-        if found is None:
+        adapter = engine.adapter()
+        if adapter is None:
             return None
-        return SentAdapter(str(engine.stands_on), found.config, put_tensors(found.weights.items()))
+        return SentAdapter(str(engine.stands_on), adapter.config, put_tensors(adapter.weights.items()))

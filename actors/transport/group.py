@@ -19,6 +19,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from actors._engine import Engine
+    from actors._sampler import Sampler
 
 BUCKET_BYTES = 64 << 20
 GROUP_TIMEOUT_S = 300
@@ -36,10 +37,10 @@ class WeightsMeta:
 
     @property
     def num_bytes(self) -> int:
-        itemsizes = (getattr(torch, dtype).itemsize for dtype in self.dtypes)
-        return sum(
-            torch.Size(shape).numel() * size for shape, size in zip(self.shapes, itemsizes, strict=True)
-        )
+        total = 0
+        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
+            total += torch.Size(shape).numel() * int(getattr(torch, dtype).itemsize)
+        return total
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Announced:
     def num_bytes(self) -> int:
         return self.meta.num_bytes
 
-    def deliver(self, sampler: Any) -> None:
+    def deliver(self, sampler: Sampler) -> None:
         sampler.receive(self.group, self.meta)
 
 
@@ -107,11 +108,15 @@ def make_group(host: str, port: int, rank: int, world_size: int, backend: str) -
 
 
 def meta_of(named: Named) -> WeightsMeta:
-    rows = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in named]
-    return WeightsMeta(tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(r[2] for r in rows))
+    names, dtypes, shapes = [], [], []
+    for name, tensor in named:
+        names.append(name)
+        dtypes.append(str(tensor.dtype).removeprefix("torch."))
+        shapes.append(tuple(tensor.shape))
+    return WeightsMeta(tuple(names), tuple(dtypes), tuple(shapes))
 
 
-def _buckets(meta: WeightsMeta) -> Iterator[list[tuple[str, torch.dtype, tuple[int, ...]]]]:
+def _cut_into_buckets(meta: WeightsMeta) -> Iterator[list[tuple[str, torch.dtype, tuple[int, ...]]]]:
     """Cut the tensors into runs of one dtype and at most BUCKET_BYTES; both sides cut alike."""
     bucket: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
     size = 0
@@ -120,7 +125,8 @@ def _buckets(meta: WeightsMeta) -> Iterator[list[tuple[str, torch.dtype, tuple[i
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         if bucket and (size + nbytes > BUCKET_BYTES or dtype != bucket[0][1]):
             yield bucket
-            bucket, size = [], 0
+            bucket = []
+            size = 0
         bucket.append((name, dtype, shape))
         size += nbytes
     if bucket:
@@ -130,20 +136,20 @@ def _buckets(meta: WeightsMeta) -> Iterator[list[tuple[str, torch.dtype, tuple[i
 def broadcast(named: Named, meta: WeightsMeta, group: Any) -> None:
     """Rank 0: send the tensors of `meta`, in its order."""
     source = iter(named)
-    for bucket in _buckets(meta):
+    for bucket in _cut_into_buckets(meta):
         parts = []
         for name, dtype, shape in bucket:
-            found, tensor = next(source)
-            assert (found, tensor.dtype, tuple(tensor.shape)) == (name, dtype, shape), (
-                f"{found} where {name} was announced"
+            own_name, tensor = next(source)
+            assert (own_name, tensor.dtype, tuple(tensor.shape)) == (name, dtype, shape), (
+                f"{own_name} where {name} was announced"
             )
             parts.append(tensor.detach().reshape(-1))
         group.broadcast(torch.cat(parts), 0).wait()
 
 
-def receive(meta: WeightsMeta, group: Any, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def receive_all(meta: WeightsMeta, group: Any, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """Other ranks: yield what rank 0 sends."""
-    for bucket in _buckets(meta):
+    for bucket in _cut_into_buckets(meta):
         sizes = [torch.Size(shape).numel() for _, _, shape in bucket]
         flat = torch.empty(sum(sizes), dtype=bucket[0][1], device=device)
         group.broadcast(flat, 0).wait()

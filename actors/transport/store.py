@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
 from torch import Tensor
 
 if TYPE_CHECKING:
     from actors._engine import Engine
+    from actors._sampler import Sampler
 
 BUCKET_BYTES = 64 << 20
 READ_TIMEOUT_S = 300
+
+Bucket = list[tuple[str, str, NDArray[Any]]]
+"""Name, dtype and values of some tensors."""
 
 
 @dataclass(frozen=True)
 class StoredTensors:
     """Tensors in the object store."""
 
-    refs: tuple[Any, ...]
-    """ObjectRefs to lists of (name, dtype, array), at most about BUCKET_BYTES each."""
+    refs: tuple[ObjectRef[Bucket], ...]
+    """To at most about BUCKET_BYTES each."""
     num_bytes: int
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
@@ -31,24 +37,31 @@ class StoredTensors:
             for name, dtype, array in ray.get(ref, timeout=READ_TIMEOUT_S):
                 yield name, torch.from_numpy(array).view(getattr(torch, dtype))
 
-    def deliver(self, sampler: Any) -> None:
+    def deliver(self, sampler: Sampler) -> None:
         """All weights of a model."""
         sampler.load(self.read())
 
 
 def put_tensors(named: Iterable[tuple[str, Tensor]]) -> StoredTensors:
     """Put tensors into the object store. numpy has no bfloat16: its bits travel as int16."""
-    refs, bucket, size, total = [], [], 0, 0
+    refs: list[ObjectRef[Bucket]] = []
+    bucket: Bucket = []
+    size = 0
+    total = 0
     for name, tensor in named:
         plain = tensor.detach().cpu().contiguous()
         dtype = str(plain.dtype).removeprefix("torch.")
         array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
         bucket.append((name, dtype, array))
-        size, total = size + array.nbytes, total + array.nbytes
+        size += array.nbytes
+        total += array.nbytes
         if size >= BUCKET_BYTES:
             refs.append(ray.put(bucket))
-            bucket, size = [], 0
-    return StoredTensors(tuple(refs + ([ray.put(bucket)] if bucket else [])), total)
+            bucket = []
+            size = 0
+    if bucket:
+        refs.append(ray.put(bucket))
+    return StoredTensors(tuple(refs), total)
 
 
 class StoreTransport:

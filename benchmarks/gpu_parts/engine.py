@@ -100,7 +100,7 @@ def _start_sampler(work: Path) -> Any:
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", HF_HUB_OFFLINE="1")
     import actors._sampler as sampler_of
 
-    sampler_of._export_stats = lambda engine: None  # it needs a cluster
+    sampler_of.export_stats = lambda engine: None  # it needs a cluster
     model = ModelConfig(path=str(work / "model"), dtype="bfloat16", lora=LoraConfig(rank=RANK, alpha=RANK))
     rollout = RolloutConfig(num_gpus=int(gpu), gpu_memory_utilization=0.7, sleep=gpu, max_num_seqs=256)
     return sampler_of.Sampler(str(work / "model"), model, rollout, 2048 if gpu else 64)

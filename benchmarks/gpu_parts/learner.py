@@ -80,7 +80,7 @@ def _join_alone() -> None:
     from actors.transport.group import free_address
 
     host, port = free_address()
-    _dist.join(host, port, 0, 1)
+    _dist.join_ranks(host, port, 0, 1)
 
 
 def _make_engine(work: Path, size: str, **fields: Any) -> Any:
@@ -103,11 +103,11 @@ def _train_step(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
     share = engine.share(sequences)
     count = float((sequences.lengths - sequences.prompt_lengths).sum())
 
-    def loss(packs: Any, weight: float) -> Any:
+    def loss(packs: Any) -> Any:
         now = engine.forward(pad(sequences, packs, engine.device))
-        return (now.logprobs * now.mask).sum() * sign / count
+        return (now.logprobs * now.mask).sum() * sign / count, None
 
-    return time_call(lambda: engine.step(share, loss))
+    return time_call(lambda: engine.step(share, loss)[0])
 
 
 def _measure_product() -> float:

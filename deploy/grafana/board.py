@@ -27,37 +27,60 @@ class Plot:
     about: str = ""
 
 
-def gauge(name: str) -> tuple[str, str]:
-    return f"ray_frpo_{name}{{{RUN}}}", "{{stage}}"
+def gauge_of(name: str, legend: str = "{{stage}}") -> tuple[str, str]:
+    return f"ray_frpo_{name}{{{RUN}}}", legend
 
 
-def phase(name: str) -> tuple[str, str]:
-    return f"rate(ray_frpo_{name}_s_total{{{RUN}}}[$__rate_interval])", name
+def rate_of(name: str, legend: str | None = None) -> tuple[str, str]:
+    """Of a counter; the legend of a phase, whose counter ends in _s, is its name."""
+    query = f"rate(ray_frpo_{name}_total{{{RUN}}}[$__rate_interval])"
+    return query, legend or name.removesuffix("_s")
 
 
 ROWS: dict[str, tuple[Plot, ...]] = {
     "Learning": (
-        Plot("Reward", "none", (gauge("reward"),), "Mean of each batch."),
-        Plot("KL to the reference", "none", (gauge("kl"),), "Nats per completion."),
-        Plot("Entropy", "none", (gauge("entropy"),), "Nats per token."),
-        Plot("Groups of equal rewards", "percentunit", (gauge("equal_groups"),), "They have no gradient."),
-        Plot("Completion length", "none", (gauge("length"),), "Tokens."),
-        Plot("Completions cut at the limit", "percentunit", (gauge("cut_share"),)),
+        Plot("Reward", "none", (gauge_of("reward"),), "Mean of each batch."),
+        Plot("KL to the reference", "none", (gauge_of("kl"),), "Nats per completion."),
+        Plot("Entropy", "none", (gauge_of("entropy"),), "Nats per token."),
+        Plot("Groups of equal rewards", "percentunit", (gauge_of("equal_groups"),), "They have no gradient."),
+        Plot("Completion length", "none", (gauge_of("length"),), "Tokens."),
+        Plot("Completions cut at the limit", "percentunit", (gauge_of("cut_share"),)),
     ),
     "Is it sound": (
-        Plot("Mismatch KL", "none", (gauge("mismatch_kl"),), "Between the engines' and the learner's log-probs: near 0, or the engines run other weights."),
-        Plot("Failed rewards", "none", (gauge("failed_rewards"),), "Of a step; None, never 0."),
-        Plot("Gradient norm", "none", (gauge("grad_norm"),)),
-        Plot("Clipped tokens", "percentunit", (gauge("clip_share"),)),
+        Plot(
+            "Mismatch KL",
+            "none",
+            (gauge_of("mismatch_kl"),),
+            "Between the engines' and the learner's log-probs: near 0, or the engines run other weights.",
+        ),
+        Plot("Failed rewards", "none", (gauge_of("failed_rewards"),), "Of a step; None, never 0."),
+        Plot("Gradient norm", "none", (gauge_of("grad_norm"),)),
+        Plot("Clipped tokens", "percentunit", (gauge_of("clip_share"),)),
     ),
     "Where the time goes": (
-        Plot("Step", "none", ((f"ray_frpo_step{{{RUN}}}", "{{stage}}"),)),
-        Plot("Seconds of each phase per second", "s", tuple(map(phase, ("generate", "score", "update", "publish"))), "What is missing to 1 is evaluation and checkpoints."),
-        Plot("Tokens drawn per second", "none", ((f"rate(ray_frpo_num_tokens_total{{{RUN}}}[$__rate_interval])", "{{stage}}"),)),
-        Plot("Groups that wait when generation ends", "none", ((f"ray_frpo_waiting_rewards{{{RUN}}}", "for rewards"), (f"ray_frpo_waiting_reference{{{RUN}}}", "for the reference"))),
+        Plot("Step", "none", (gauge_of("step"),)),
+        Plot(
+            "Seconds of each phase per second",
+            "s",
+            (rate_of("generate_s"), rate_of("score_s"), rate_of("update_s"), rate_of("publish_s")),
+            "What is missing to 1 is evaluation and checkpoints.",
+        ),
+        Plot("Tokens drawn per second", "none", (rate_of("num_tokens", "{{stage}}"),)),
+        Plot(
+            "Groups that wait when generation ends",
+            "none",
+            (gauge_of("waiting_rewards", "for rewards"), gauge_of("waiting_reference", "for the reference")),
+        ),
     ),
     "vLLM": (
-        Plot("Requests", "none", (("sum(ray_vllm_num_requests_running)", "running"), ("sum(ray_vllm_num_requests_waiting)", "waiting"))),
+        Plot(
+            "Requests",
+            "none",
+            (
+                ("sum(ray_vllm_num_requests_running)", "running"),
+                ("sum(ray_vllm_num_requests_waiting)", "waiting"),
+            ),
+        ),
         Plot("KV cache in use", "percentunit", (("max(ray_vllm_kv_cache_usage_perc)", "fullest engine"),)),
     ),
     "Ray": (
@@ -65,12 +88,17 @@ ROWS: dict[str, tuple[Plot, ...]] = {
         Plot("Memory", "bytes", (("ray_node_mem_used", "{{instance}}"),)),
         Plot("Object store", "bytes", (("sum(ray_object_store_memory)", "used"),)),
         Plot("Actors", "none", (("sum by (State) (ray_actors)", "{{State}}"),)),
-        Plot("GPUs", "percent", (("ray_node_gpus_utilization", "{{instance}} {{GpuIndex}}"),), "Empty without GPUs."),
+        Plot(
+            "GPUs",
+            "percent",
+            (("ray_node_gpus_utilization", "{{instance}} {{GpuIndex}}"),),
+            "Empty without GPUs.",
+        ),
     ),
-}  # fmt: skip
+}
 
 
-def panel(plot: Plot) -> timeseries.Panel:
+def panel_of(plot: Plot) -> timeseries.Panel:
     built = (
         timeseries.Panel()
         .title(plot.title)
@@ -92,7 +120,7 @@ def panel(plot: Plot) -> timeseries.Panel:
     return built
 
 
-def board() -> str:
+def board_json() -> str:
     built = (
         dashboard.Dashboard("frpo")
         .uid("frpo")
@@ -112,9 +140,9 @@ def board() -> str:
     for title, plots in ROWS.items():
         built.with_row(dashboard.Row(title))
         for plot in plots:
-            built.with_panel(panel(plot))
+            built.with_panel(panel_of(plot))
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build())
 
 
 if __name__ == "__main__":
-    print(board())
+    print(board_json())

@@ -294,7 +294,7 @@ def test_a_service_takes_nothing_from_another(
 ) -> None:
     import deploy.service
 
-    monkeypatch.setattr(deploy.service, "running", lambda: None if apps is None else Cluster(*apps))
+    monkeypatch.setattr(deploy.service, "serve_client", lambda: None if apps is None else Cluster(*apps))
     rewards = [{"kind": "function", "name": "brief", "function": "frpo.rewards:length"}]
     config = ServiceConfig.model_validate({"rewards": rewards, **fields})
     if said is None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors._sampler import environment
+from actors._vllm import environment
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport.store import StoreTransport

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from actors._sampler import environment
+from actors._vllm import environment
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import Transport

@@ -15,7 +15,7 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
-from actors._sampler import environment
+from actors._vllm import environment
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import group
 from actors.transport.group import Announced

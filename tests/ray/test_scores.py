@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from actors._scoring import sequences_of
+from actors._blocks import sequences_of
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool, ReferenceWorker

@@ -27,7 +27,7 @@ def adapted(base: Path, start: Path | None = None) -> Any:
     """A policy in training, float32 for exact comparisons, with a trained adapter that does something."""
     policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     policy = PeftModel.from_pretrained(policy, start, START) if start else policy
-    policy = _adapters.add(policy, MODEL, base).eval()
+    policy = _adapters.add_adapter(policy, MODEL, base).eval()
     torch.manual_seed(2)
     with torch.no_grad():
         for _, layer in _adapters.layers_of(policy):
@@ -69,7 +69,7 @@ def test_both_are_one_adapter_where_they_are_saved_and_one_weight_where_they_are
     named = dict(plain.named_parameters())
     with torch.no_grad():
         for at, layer in _adapters.layers_of(policy):
-            named[at.removeprefix("base_model.model.") + ".weight"].copy_(_adapters.merged(layer))
+            named[at.removeprefix("base_model.model.") + ".weight"].copy_(_adapters.merged_weight(layer))
     torch.testing.assert_close(logprobs(plain), truth, atol=1e-5, rtol=0)
     alone = logprobs(
         PeftModel.from_pretrained(

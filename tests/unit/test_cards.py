@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from actors import _sampler, reference
-from actors._host import frozen
+from actors import _vllm
+from actors._calls import Actors
+from actors._host import Host, frozen_tensors
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool
 from frpo.cluster import take_turns
@@ -72,26 +73,26 @@ def test_whoever_is_called_next_has_the_card_and_all_others_have_left_it() -> No
 def test_an_engine_that_is_restarted_waits_until_its_card_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10, 40, 72])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free) << 30, 80 << 30))
-    monkeypatch.setattr(_sampler.time, "sleep", lambda seconds: None)
-    _sampler.wait_for_memory(0.9)
+    monkeypatch.setattr(_vllm.time, "sleep", lambda seconds: None)
+    _vllm.wait_for_memory(0.9)
     assert list(free) == []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 << 30, 80 << 30))
-    monkeypatch.setattr(_sampler, "MEMORY_LIMIT_S", 0.0)
+    monkeypatch.setattr(_vllm, "MEMORY_LIMIT_S", 0.0)
     with pytest.raises(
         RuntimeError,
         match=r"10.0 of 80.0 GiB of the GPU were free, and an engine takes 90% of it; "
         r"lower rollout.gpu_memory",
     ):
-        _sampler.wait_for_memory(0.9)
+        _vllm.wait_for_memory(0.9)
 
 
 def test_the_bits_are_asked_for_of_engines_on_cards_alone() -> None:
     """Of all others by torch, in their own process."""
     for sets, there in ((("rollout.num_gpus=1",), True), ((), False)):
         assert (
-            "VLLM_BATCH_INVARIANT" in _sampler.environment(config(*sets, "model.deterministic=true"))
+            "VLLM_BATCH_INVARIANT" in _vllm.environment(config(*sets, "model.deterministic=true"))
         ) == there
-    assert "VLLM_BATCH_INVARIANT" not in _sampler.environment(config("rollout.num_gpus=1"))
+    assert "VLLM_BATCH_INVARIANT" not in _vllm.environment(config("rollout.num_gpus=1"))
 
 
 def test_a_role_without_gpus_never_takes_the_card() -> None:
@@ -108,12 +109,12 @@ def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(
 ) -> None:
     asked: list[tuple[int, list[int]]] = []
 
-    def call(self: Any, worker: int, method: str, *args: Any) -> Now:
-        blocks = args[-1][worker::2] if method == "score_together" else args[-1]
+    def call(self: Any, worker: int, method: Any, *args: Any) -> Now:
+        blocks = args[-1][worker::2] if method.__name__ == "score_together" else args[-1]
         asked.append((worker, [g.index for block in blocks for g in block]))
         return Now([[(g.index,) for g in block] for block in blocks])
 
-    monkeypatch.setattr(reference._calls.Actors, "call", call)
+    monkeypatch.setattr(Actors, "call", call)
     nobody: Any = None
     reference_pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
     learner = LearnerPool([nobody, nobody], timeout_s=1)
@@ -143,14 +144,15 @@ def test_frozen_weights_leave_and_come_back_and_the_trained_stay() -> None:
     model[0].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = model[0].bias.data_ptr()
-    held = frozen(model, torch.device("cpu"))
-    assert len(held.tensors) == 4  # a matrix, and the norm's statistics
+    frozen = frozen_tensors(model)
+    assert len(frozen) == 4  # a matrix, and the norm's statistics
+    host = Host(torch.device("cpu"), frozen=True)
     for _ in range(2):
         where = model[0].weight.data_ptr()
-        held.leave()
+        host.take(frozen)
         assert model[0].weight.data_ptr() != where
-        held.come()
+        host.give()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model[0].bias.data_ptr() == trained
-    assert len(held.kept.host) == 4
+    assert len(host.host) == 4
     np.testing.assert_array_equal(model(torch.ones(2, 4)).detach().shape, (2, 4))

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from actors._engine import without_dropout
+from actors._trainable import without_dropout
 from frpo.logprobs import Scorer
 from frpo.packing import pad
 from tests.support.models import sequences

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors._engine import norm_of
-from actors._optimizer import adamw, decay_groups
+from actors._optimizer import adamw_of, decay_groups
 from frpo.config import LearnerConfig
 
 
@@ -24,7 +24,7 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     mine = parameters()
     before = [p.detach().clone() for p in mine]
-    optimizer = adamw(mine, LearnerConfig(num_steps=1, learning_rate=0.5, weight_decay=0.1))
+    optimizer = adamw_of(mine, LearnerConfig(num_steps=1, learning_rate=0.5, weight_decay=0.1))
     for p in mine:
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -20,8 +20,10 @@ def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_write = threading.Event()
-    write = _writer.write
-    monkeypatch.setattr(_writer, "write", lambda state, path: (may_write.wait(60), write(state, path))[1])
+    write = _writer.write_hashed
+    monkeypatch.setattr(
+        _writer, "write_hashed", lambda state, path: (may_write.wait(60), write(state, path))[1]
+    )
     writer, weights = Writer(), torch.arange(6.0)
     writer.create(None)  # type: ignore[arg-type]
     writer.save({"weights": weights, "step": 3}, str(tmp_path / "a"))

@@ -1,0 +1,83 @@
+"""The policy of an engine on its way out: its weights under their Hugging Face names, and what is written of
+them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors import _adapters
+from actors._adapters import Adapter
+from frpo import saved
+from frpo.logprobs import Scorer
+
+
+@torch.no_grad()
+def named_weights(scorer: Scorer, *, sharded: bool) -> Iterator[tuple[str, Tensor]]:
+    """Merged weights. `sharded` over ranks (ZeRO-3) every rank must iterate to the end; the tensors of rank 0
+    count."""
+    import deepspeed
+
+    done: set[int] = set()
+    for name, layer in _adapters.layers_of(scorer):
+        matrices = _adapters.matrices_of(layer)
+        with deepspeed.zero.GatheredParameters(matrices, enabled=sharded):
+            yield _plain_name(name) + ".weight", _adapters.merged_weight(layer)
+        done |= {id(matrix) for matrix in matrices}
+    for name, parameter in scorer.named_parameters():
+        if id(parameter) not in done:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                whole = parameter.detach()
+                yield _plain_name(name), whole.clone() if sharded else whole
+
+
+@torch.no_grad()
+def adapter_in(scorer: Scorer, stands_on: Path, *, sharded: bool, rank: int) -> Adapter | None:
+    """The adapter in training, on the policy saved in `stands_on`. `sharded` over ranks (ZeRO-3) every rank
+    must call it; rank 0 has the answer."""
+    import deepspeed
+
+    weights: list[Tensor] = []
+    for _, layer in _adapters.layers_of(scorer.model):
+        weights += _adapters.matrices_of(layer)[1:]
+    with deepspeed.zero.GatheredParameters(weights, enabled=sharded):
+        return _adapters.as_saved(scorer.model, stands_on) if rank == 0 else None
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """A PEFT folder."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / saved.ADAPTER).write_text(adapter.config, encoding="utf-8")
+    weights = {name: tensor.cpu().contiguous() for name, tensor in adapter.weights.items()}
+    save_file(weights, folder / saved.WEIGHTS, metadata={"format": "pt"})
+
+
+def write_whole(scorer: Scorer, state: Mapping[str, Tensor], folder: Path, read_from: Path) -> None:
+    """A Hugging Face folder of the weights in `state`, with the generation_config.json that the model came
+    with, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence
+    tokens."""
+    from transformers import GenerationConfig
+
+    causal: Any = scorer.causal()
+    if scorer.model is not causal:  # adapters stand on it: a model without them, and without weights
+        with torch.device("meta"):
+            causal = type(causal)(causal.config)
+    causal.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
+    causal.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    own = saved.base(read_from) / "generation_config.json"
+    written = folder / "generation_config.json"
+    written.unlink(missing_ok=True)
+    if own.is_file():
+        shutil.copyfile(own, written)
+
+
+def _plain_name(name: str) -> str:
+    """Name in the transformers model of a parameter of Scorer(model) or Scorer(PeftModel(model))."""
+    return name.removeprefix("model.").removeprefix("base_model.model.").replace(".base_layer.", ".")

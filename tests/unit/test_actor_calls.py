@@ -1,0 +1,105 @@
+"""Calls of actors that die, come back, fail or do not answer, on a Ray that gives what it is told to."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+
+from actors import _calls
+from actors._calls import Actors
+from frpo.config import ConfigError
+from frpo.roles import WorkerFailed
+
+KILLED = ActorUnavailableError("killed", b"0" * 16)
+PONG = 0
+
+
+class Adder:
+    def ping(self) -> int:
+        return PONG
+
+    def add(self, left: int, right: int = 1) -> int:
+        return left + right
+
+
+class FakeRay:
+    """References are the answers themselves, or the errors that they end in."""
+
+    def get(self, reference: Any, timeout: float) -> Any:
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+
+class Handle:
+    """Answers one call after the other, whatever is asked, and keeps what was."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[Any] = []
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=partial(self._answer, method))
+
+    def _answer(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.asked.append((method, *args, *kwargs.items()))
+        return self.answers.pop(0)
+
+
+@pytest.fixture(autouse=True)
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_calls, "ray", FakeRay())
+
+
+def adders(*handles: Any, restarts: int = 0) -> Actors[Adder]:
+    return Actors("adder", handles, timeout_s=2, restarts=restarts)
+
+
+def test_all_are_asked_for_the_method_that_is_named_and_answer_in_order() -> None:
+    first, second = Handle(5), Handle(6)
+    assert adders(first, second).call_all(Adder.add, 2, right=3) == [5, 6]
+    assert first.asked == second.asked == [("add", 2, ("right", 3))]
+
+
+def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again() -> None:
+    handle = Handle(KILLED, PONG, 5)
+    actors = adders(handle, restarts=1)
+    actors.when_back = lambda: handle.asked.append("when_back")
+    assert actors.call(0, Adder.add, 2).result() == 5
+    assert handle.asked == [("add", 2), ("ping",), "when_back", ("add", 2)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "restarts", "said"),
+    [
+        ([KILLED], 0, "adder worker 0 died during add(): The actor"),
+        ([ActorDiedError()], 3, "adder worker 0 died during add(): The actor died unexpectedly"),
+        ([KILLED, PONG, KILLED, PONG, 5], 1, "adder worker 0 died 2 times during add(); see cluster.max_restarts."),
+        ([KILLED, ActorDiedError()], 1, "adder worker 0 died during restart(): The actor died unexpectedly"),
+        ([GetTimeoutError()], 3, "adder worker 0 did not answer add() within 2 s."),
+        ([RayTaskError("add", "traceback", ValueError("odd"))], 3, "adder worker 0 failed in add(): ValueError: odd"),
+    ],
+)  # fmt: skip
+def test_who_failed_and_in_what_is_said(answers: list[Any], restarts: int, said: str) -> None:
+    call = adders(Handle(*answers), restarts=restarts).call(0, Adder.add, 2)
+    with pytest.raises(WorkerFailed) as error:
+        call.result()
+    assert str(error.value).startswith(said)
+
+
+def test_a_mistake_of_the_users_stays_one() -> None:
+    mistake = RayTaskError("add", "traceback", ConfigError("model.path: no such folder"))
+    with pytest.raises(ConfigError, match=r"^model\.path: no such folder$"):
+        adders(Handle(mistake)).call(0, Adder.add, 2).result()
+
+
+def test_a_call_takes_the_card_and_a_call_beside_does_not() -> None:
+    actors, turns = adders(Handle(5, PONG)), []
+    actors.turn = lambda: turns.append("turn")
+    assert actors.call(0, Adder.add, 2).result() == 5
+    assert actors.call_beside(0, Adder.ping, timeout_s=1).result() == PONG
+    assert turns == ["turn"]
