@@ -31,7 +31,7 @@ from actors._trainable import read_policy, silence_dropout
 from actors._writer import Writer
 from frpo import hub, policies, saved
 from frpo.config import ModelConfig, TrainConfig
-from frpo.logprobs import Scorer, TokenLogprobs, logprobs_of_packs, passes_of
+from frpo.logprobs import LogprobModel, TokenLogprobs, logprobs_of_packs, passes_of
 from frpo.packing import MicroBatch, Pack, Rows
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Sequences, Written
@@ -76,18 +76,18 @@ class Engine:
         self.lora = model.lora is not None
         self.stands_on = folder
         """The saved policy under all adapters here."""
-        if self.lora and policies.beside(folder, model.dtype):
-            self.stands_on = saved.parent(folder)
+        if self.lora and policies.keeps_beside(folder, model.dtype):
+            self.stands_on = saved.parent_of(folder)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = _dist.own_device()
-        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(folder))
+        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer_folder(folder))
         if model.deterministic:
             _dist.use_deterministic()
         torch.manual_seed(seed % 2**63)
         policy = read_policy(folder, model)
         if train.zero_stage < 3:  # else one device may not hold it whole
             policy.to(self.device)
-        scorer = Scorer(policy)
+        scorer = LogprobModel(policy)
         if not dropout:
             silence_dropout(scorer)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]

@@ -28,7 +28,7 @@ class EngineLM(TemplateLM):
     def __init__(self, pool: RolloutPool, policy: str, limit: int, seed: int) -> None:
         super().__init__()
         self.pool, self.policy, self.limit, self.seed = pool, policy, limit, seed
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(saved.tokenizer(hub.on_this_node(policy)))
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(saved.tokenizer_folder(hub.on_this_node(policy)))
 
     @property
     def eot_token_id(self) -> int:

@@ -14,11 +14,11 @@ from torch import Tensor
 from actors import _adapters
 from actors._adapters import Adapter
 from frpo import saved
-from frpo.logprobs import Scorer
+from frpo.logprobs import LogprobModel
 
 
 @torch.no_grad()
-def named_weights(scorer: Scorer, *, sharded: bool) -> Iterator[tuple[str, Tensor]]:
+def named_weights(scorer: LogprobModel, *, sharded: bool) -> Iterator[tuple[str, Tensor]]:
     """Merged weights. `sharded` over ranks (ZeRO-3) every rank must iterate to the end; the tensors of rank 0
     count."""
     import deepspeed
@@ -37,7 +37,7 @@ def named_weights(scorer: Scorer, *, sharded: bool) -> Iterator[tuple[str, Tenso
 
 
 @torch.no_grad()
-def adapter_in(scorer: Scorer, stands_on: Path, *, sharded: bool, rank: int) -> Adapter | None:
+def adapter_in(scorer: LogprobModel, stands_on: Path, *, sharded: bool, rank: int) -> Adapter | None:
     """The adapter in training, on the policy saved in `stands_on`. `sharded` over ranks (ZeRO-3) every rank
     must call it; rank 0 has the answer."""
     import deepspeed
@@ -59,7 +59,7 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     save_file(weights, folder / saved.WEIGHTS, metadata={"format": "pt"})
 
 
-def write_whole(scorer: Scorer, state: Mapping[str, Tensor], folder: Path, read_from: Path) -> None:
+def write_whole(scorer: LogprobModel, state: Mapping[str, Tensor], folder: Path, read_from: Path) -> None:
     """A Hugging Face folder of the weights in `state`, with the generation_config.json that the model came
     with, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence
     tokens."""
@@ -71,7 +71,7 @@ def write_whole(scorer: Scorer, state: Mapping[str, Tensor], folder: Path, read_
             causal = type(causal)(causal.config)
     causal.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
     causal.save_pretrained(folder, state_dict=state, safe_serialization=True)
-    own = saved.base(read_from) / "generation_config.json"
+    own = saved.base_of(read_from) / "generation_config.json"
     written = folder / "generation_config.json"
     written.unlink(missing_ok=True)
     if own.is_file():

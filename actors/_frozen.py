@@ -20,7 +20,7 @@ from frpo.types import Group
 
 if TYPE_CHECKING:
     from actors._host import Host
-    from frpo.logprobs import Scorer
+    from frpo.logprobs import LogprobModel
 
 
 class FrozenPolicies:
@@ -28,7 +28,7 @@ class FrozenPolicies:
 
     def __init__(self, model: ModelConfig, capacity: int) -> None:
         self.model, self.capacity = model, capacity
-        self.loaded: dict[str, tuple[Scorer, Host]] = {}
+        self.loaded: dict[str, tuple[LogprobModel, Host]] = {}
         """By policy, the newest last; with the place of its weights while another role has the GPU."""
 
     def offload(self) -> None:
@@ -56,7 +56,7 @@ class FrozenPolicies:
         )
         return by_group(flat, block)
 
-    def _scorer_of(self, policy: str) -> Scorer:
+    def _scorer_of(self, policy: str) -> LogprobModel:
         if policy in self.loaded:
             self.loaded[policy] = self.loaded.pop(policy)
         else:
@@ -65,18 +65,18 @@ class FrozenPolicies:
             self.loaded[policy] = self._load(policy)
         return self.loaded[policy][0]
 
-    def _load(self, policy: str) -> tuple[Scorer, Host]:
+    def _load(self, policy: str) -> tuple[LogprobModel, Host]:
         from actors._dist import own_device, use_deterministic
         from actors._host import Host
         from frpo import hub, policies
-        from frpo.logprobs import Scorer
+        from frpo.logprobs import LogprobModel
 
         if self.model.deterministic:
             use_deterministic()
         model = policies.load_beside(
             hub.on_this_node(policy), dtype=self.model.dtype, attention=self.model.attention
         )
-        scorer = Scorer(model.to(own_device())).eval().requires_grad_(False)
+        scorer = LogprobModel(model.to(own_device())).eval().requires_grad_(False)
         return scorer, Host(own_device(), frozen=True)
 
 

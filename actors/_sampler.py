@@ -41,7 +41,7 @@ class WeightLoader:
 
     def frpo_load_policy(self, folder: str) -> None:
         dtype = self.model_runner.model_config.dtype
-        self.frpo_load(policies.tensors(hub.on_this_node(folder), dtype))
+        self.frpo_load(policies.read_weights(hub.on_this_node(folder), dtype))
 
     def frpo_join(
         self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str
@@ -67,11 +67,11 @@ class Sampler:
 
         self.max_model_len = max_model_len
         folder = hub.on_this_node(model_path)
-        tokenizer = str(saved.tokenizer(folder))
+        tokenizer = str(saved.tokenizer_folder(folder))
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         lora = lora_settings(folder, model, rollout)
         self.max_rank: int = lora.get("max_lora_rank", 0)
-        self.weights: Path | None = saved.base(folder)
+        self.weights: Path | None = saved.base_of(folder)
         """The saved policy whose weights it runs; None for published ones."""
         self.adapter: Any = None  # comes with the first load_policy
         self.num_adapters = 0
@@ -194,7 +194,7 @@ class Sampler:
         stands on."""
         here = hub.on_this_node(folder)
         if self._serves(here):
-            self.serve(here, saved.parent(here))
+            self.serve(here, saved.parent_of(here))
         else:
             self._merge(here)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frpo.packing import Pack, Rows, micro_batches, pack_lengths, packs_of, split_ranks
+from frpo.packing import Pack, Rows, cut_micro_batches, pack_lengths, packs_of, split_ranks
 from frpo.types import Sequences
 
 
@@ -43,7 +43,7 @@ def deal_to_rank(sequences: Sequences, rows: Rows, job: Job) -> Share:
     lengths = pack_lengths(sequences, packs)
     cuts: list[list[list[Pack]]] = []
     for mine in split_ranks(lengths, job.world_size):
-        cut = micro_batches(lengths[mine], job.budget_tokens)
+        cut = cut_micro_batches(lengths[mine], job.budget_tokens)
         cuts.append([_packs_at(packs, mine[at]) for at in cut])
     own = cuts[job.rank]
     most = max(len(cut) for cut in cuts)

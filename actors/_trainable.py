@@ -11,13 +11,13 @@ from torch import nn
 from actors import _adapters
 from frpo import policies
 from frpo.config import ModelConfig
-from frpo.logprobs import Scorer
+from frpo.logprobs import LogprobModel
 
 
 def read_policy(folder: Path, model: ModelConfig) -> Any:
     """The transformers model, or the PeftModel with a fresh adapter, on the CPU."""
     if model.lora is None:
-        policy = policies.load(folder, dtype=model.dtype, attention=model.attention)
+        policy = policies.read_policy(folder, dtype=model.dtype, attention=model.attention)
     else:
         policy = policies.load_beside(
             folder, dtype=model.dtype, attention=model.attention, name=_adapters.START
@@ -31,7 +31,7 @@ def read_policy(folder: Path, model: ModelConfig) -> Any:
     return policy
 
 
-def silence_dropout(scorer: Scorer) -> None:
+def silence_dropout(scorer: LogprobModel) -> None:
     """`without_dropout`; the policy is exported with the rates of its configuration, for whoever trains it
     next."""
     exported = copy.deepcopy(scorer.causal().config)

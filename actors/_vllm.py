@@ -12,7 +12,7 @@ from frpo import hub, saved
 from frpo.config import LARGEST_RANK, Config, ModelConfig, RolloutConfig
 
 
-def environment(config: Config) -> dict[str, str]:
+def vllm_environment(config: Config) -> dict[str, str]:
     """Environment variables that the worker's process needs before vllm is imported."""
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -28,7 +28,7 @@ def environment(config: Config) -> dict[str, str]:
         }
     elif config.model.deterministic:
         env["VLLM_BATCH_INVARIANT"] = "1"
-    base = saved.base(Path(config.model.path))
+    base = saved.base_of(Path(config.model.path))
     from_hub = hub.name_of(str(base)) is not None
     if base.is_dir() and not from_hub:  # one of the hub may have to be downloaded on the worker's node
         env["HF_HUB_OFFLINE"] = "1"
@@ -74,7 +74,7 @@ def lora_settings(folder: Path, model: ModelConfig, rollout: RolloutConfig) -> d
         return {}
     # not on the head, which vLLM would take for wrapped: it then fails at log-probs of prompts
     # (`add_lora_logits` in its punica wrappers)
-    layers = saved.linear_layers(saved.base(folder))
+    layers = saved.linear_layers(saved.base_of(folder))
     return {
         "enable_lora": True,
         "max_loras": 1,

@@ -42,14 +42,14 @@ class FinetuneWorker(TrainWorker):
     def update(self, sequences: Sequences) -> FinetuneStats:
         """All ranks: one optimiser update on the mean negative log-likelihood per completion token of the
         batch."""
-        from frpo.packing import pad
+        from frpo.packing import pad_packs
 
         began = time.perf_counter()
         engine = self._engine()
         sequences = self._trained_on(sequences)
 
         def loss(packs: list[Pack]) -> tuple[Tensor, float]:
-            logprobs = engine.forward(pad(sequences, packs, engine.device)).logprobs
+            logprobs = engine.forward(pad_packs(sequences, packs, engine.device)).logprobs
             value = -logprobs.sum() / sequences.num_completion_tokens
             return value, float(value.detach())
 

@@ -98,7 +98,7 @@ class LearnerWorker(TrainWorker):
         import torch
 
         from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
-        from frpo.packing import pack_lengths, pad, pad_values
+        from frpo.packing import pack_lengths, pad_packs, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
         several = self.learner.updates_per_batch > 1
@@ -117,7 +117,7 @@ class LearnerWorker(TrainWorker):
         )
 
         def loss(packs: list[Pack]) -> tuple[Tensor, Sums]:
-            now = engine.forward(pad(sequences, packs, engine.device), self.rollout.temperature)
+            now = engine.forward(pad_packs(sequences, packs, engine.device), self.rollout.temperature)
             rows = np.concatenate(packs)
 
             def values(flat: Floats) -> Tensor:

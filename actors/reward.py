@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 
 from actors._calls import Actors
 from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
-from frpo.rewards.http import RETRY_PAUSES_S, pauses
-from frpo.rewards.scoring import Scorer
+from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
+from frpo.rewards.scoring import RewardScorer
 from frpo.roles import Pending
 from frpo.secrets import NO_SECRETS, Secrets
 from frpo.types import Group, Item, Reward
@@ -37,7 +37,7 @@ class ServedReward:
 
     def __call__(self, items: list[Item]) -> list[Reward]:
         deadline = time.monotonic() + self.reward.timeout_s
-        for pause in pauses(*RETRY_PAUSES_S):
+        for pause in draw_pauses(*RETRY_PAUSES_S):
             try:
                 answer: Any = self.handle.score.remote(items, self.reward.rewards)
                 return list(answer.result(timeout_s=deadline - time.monotonic()))
@@ -48,7 +48,7 @@ class ServedReward:
         raise AssertionError("the pauses have no end")
 
 
-def check_served(rewards: Sequence[RewardConfig]) -> None:
+def check_services_run(rewards: Sequence[RewardConfig]) -> None:
     """That the cluster, joined already, runs the services that the rewards name. Raises ConfigError."""
     asked = [(i, reward) for i, reward in enumerate(rewards) if isinstance(reward, ServeReward)]
     if not asked:
@@ -78,7 +78,7 @@ class RewardWorker:
         self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS
     ) -> None:
         secrets.place()
-        self.scorer = Scorer(rewards, combine, handle=ServedReward)
+        self.scorer = RewardScorer(rewards, combine, handle=ServedReward)
         self.threads = ThreadPoolExecutor(GROUPS_AT_ONCE)
 
     async def ping(self) -> int:

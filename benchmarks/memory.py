@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from frpo.forecast import host_needs
-from frpo.planning import plan
-from frpo.recipe import load
-from frpo.resources import shape
+from frpo.forecast import estimate_host_needs
+from frpo.planning import plan_run
+from frpo.recipe import load_recipe
+from frpo.resources import read_shape
 
 ROLES = {
     "RolloutWorker": "rollout",
@@ -66,13 +66,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; the row is added to it")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE")
     asked = parser.parse_args()
-    config = load(Path(asked.recipe), tuple(asked.sets))
+    config = load_recipe(Path(asked.recipe), tuple(asked.sets))
     with tempfile.TemporaryDirectory() as folder:
         words = itertools.chain.from_iterable(("--set", text) for text in asked.sets)
         command = [sys.executable, "-m", "frpo", "run", asked.recipe, "--run-dir", f"{folder}/run", *words]
         measured = measure_peaks(command)
-    sizes = shape(config)
-    predicted = {need.role: need.gib for need in host_needs(config, sizes, plan(config))} if sizes else {}
+    sizes = read_shape(config)
+    predicted = (
+        {need.role: need.gib for need in estimate_host_needs(config, sizes, plan_run(config))}
+        if sizes
+        else {}
+    )
     row = {
         role: {"measured_gib": gib, "predicted_gib": predicted.get(role)}
         for role, gib in sorted(measured.items())

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from frpo.cluster import placed, publisher
+from frpo.cluster import place_actors, publisher_of
 from frpo.config import Config
 from frpo.metrics import RunLog
-from frpo.planning import plan
-from frpo.recipe import load
+from frpo.planning import plan_run
+from frpo.recipe import load_recipe
 
 TRANSPORTS = {
     "adapter": ("rollout.lora=adapter",),
@@ -33,7 +33,7 @@ def measure_transport(config: Config, times: int) -> dict[str, Any]:
     """Of one transport."""
     with (
         RunLog(config.folder, config) as log,
-        placed(config, plan(config).only("rollout", "learner"), log) as spawner,
+        place_actors(config, plan_run(config).only("rollout", "learner"), log) as spawner,
     ):
         rollouts = spawner.rollouts()
         learner = spawner.learner()
@@ -42,7 +42,7 @@ def measure_transport(config: Config, times: int) -> dict[str, Any]:
         learner.join()
         arm = config.arms[0]
         learner.start(Path(config.model.path), config.model, arm.learner, arm.objective, config.rollout, 0)
-        way = publisher(config, "learner", learner, rollouts)
+        way = publisher_of(config, "learner", learner, rollouts)
         sent = 0
         seconds = []
         for version in range(times + 1):
@@ -65,7 +65,7 @@ def main() -> None:
     for name, sets in TRANSPORTS.items():
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = measure_transport(
-                load(Path(asked.recipe), (*asked.sets, *sets, f"run_dir={folder}")), asked.times
+                load_recipe(Path(asked.recipe), (*asked.sets, *sets, f"run_dir={folder}")), asked.times
             )
         print(json.dumps({name: figures[name]}), flush=True)
     if asked.out:

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from frpo.config import Config
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 
 PHASES = ("generate_s", "score_s", "update_s", "publish_s", "step_s")
 
@@ -32,7 +32,7 @@ def through_actors(recipe: str, sets: list[str], folder: Path) -> dict[str, floa
     """Medians over the steps, the first two left out."""
     from frpo.metrics import read_steps
 
-    config = load(Path(recipe), tuple(sets))
+    config = load_recipe(Path(recipe), tuple(sets))
     words = itertools.chain.from_iterable(("--set", text) for text in sets)
     command = [sys.executable, "-m", "frpo", "run", recipe, "--run-dir", str(folder)]
     subprocess.run([*command, *words], check=True)
@@ -52,10 +52,10 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
     from frpo.metrics import RunLog
     from frpo.prompts import PromptStream
     from frpo.seeds import derive
-    from frpo.stages.inputs import Inputs, resolve
+    from frpo.stages.inputs import Inputs, resolve_testbed
 
     with RunLog(config.folder, config) as log:
-        inputs = Inputs(resolve(config), log)
+        inputs = Inputs(resolve_testbed(config), log)
     stream = PromptStream(
         inputs.train, config.data.mix, derive(config.seed, "prompts"), config.rollout.prompts_per_step
     )
@@ -97,7 +97,7 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     import torch
     from transformers import AutoModelForCausalLM
 
-    from frpo.packing import micro_batches
+    from frpo.packing import cut_micro_batches
 
     torch.set_num_threads(config.learner.num_threads)
     model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
@@ -117,7 +117,7 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
         pairs = row["pairs"]
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         began = time.perf_counter()
-        for rows in micro_batches(lengths, config.learner.micro_batch_tokens):
+        for rows in cut_micro_batches(lengths, config.learner.micro_batch_tokens):
             tokens = np.zeros((len(rows), max(lengths[i] for i in rows)), dtype=np.int64)
             labels = np.full_like(tokens, -100)
             for at, i in enumerate(rows):
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-step"))
     parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    first = load(Path(args.recipe), tuple(args.sets)).arms[0]
+    first = load_recipe(Path(args.recipe), tuple(args.sets)).arms[0]
     arm = json.dumps([first.model_dump(mode="json", exclude={"learner"})])
     sets = [
         *args.sets,
@@ -153,19 +153,19 @@ def main() -> None:
         "evaluate.validate_every=1000000",
         "checkpoint.every=1000000",
     ]
-    config = load(Path(args.recipe), tuple(sets)).model_copy(update={"run_dir": args.folder})
+    config = load_recipe(Path(args.recipe), tuple(sets)).model_copy(update={"run_dir": args.folder})
     policy = args.folder / "base" / "policy" if config.base else Path(config.model.path)
     if args.raw:
         raw_generate(config, policy, args.steps, args.raw)
         return
     actors = through_actors(args.recipe, sets, args.folder)
-    from actors._vllm import environment
+    from actors._vllm import vllm_environment
 
     raw = args.folder / "raw.json"
     subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--raw", str(raw)],
         check=True,
-        env={**os.environ, **environment(config)},
+        env={**os.environ, **vllm_environment(config)},
     )
     drawn = json.loads(raw.read_text())[2:]
     tokens = median(count_completion_tokens(row) for row in drawn)

@@ -88,7 +88,7 @@ def write_table(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
 
 
-def tables(folder: Path) -> str:
+def write_tables(folder: Path) -> str:
     lines = [
         "# Tables",
         "",
@@ -119,4 +119,4 @@ def _tables_of(study: Kept) -> Iterator[str]:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    (out / "tables.md").write_text(tables(out))
+    (out / "tables.md").write_text(write_tables(out))

@@ -29,12 +29,12 @@ from ray.serve.schema import ApplicationStatus
 from frpo.config import ConfigError, ModelReward, RewardConfig, ServeReward, find_cluster
 from frpo.config.service import ReplicaConfig, ServiceConfig, token_digest
 from frpo.joining import join
-from frpo.planning import threads
+from frpo.planning import make_thread_env
 from frpo.preflight import check_rewards
-from frpo.recipe import read
-from frpo.rewards.http import RETRY_PAUSES_S, pauses
+from frpo.recipe import read_section
+from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
 from frpo.rewards.parts import Part
-from frpo.rewards.scoring import Scorer, routed, together
+from frpo.rewards.scoring import RewardScorer, combine_parts, route_items
 from frpo.roles import WorkerFailed
 from frpo.secrets import NO_SECRETS, Secrets, secrets_of
 from frpo.service.app import Overloaded, Unavailable, make_app
@@ -56,7 +56,7 @@ class RewardReplica:
         secrets.place()
         self.reward = reward
         assert not isinstance(reward, ServeReward)  # refused by ServiceConfig
-        self.one = Scorer([reward])
+        self.one = RewardScorer([reward])
         self.one.load()
         self.threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         batched: Any = self._batched
@@ -90,14 +90,14 @@ class Handles:
         asked = [reward for reward in self.config.rewards if reward.name in names]
         mine: dict[str, list[Item]] = {}
         for reward in asked:
-            mine[reward.name] = [items[i] for i in routed(reward, items)]
+            mine[reward.name] = [items[i] for i in route_items(reward, items)]
         needed = [name for name, chosen in mine.items() if chosen]
         answers = await asyncio.gather(*(self._ask(name, mine[name]) for name in needed))
-        return together(asked, self.config.combine, items, dict(zip(needed, answers, strict=True)))
+        return combine_parts(asked, self.config.combine, items, dict(zip(needed, answers, strict=True)))
 
     async def _ask(self, name: str, items: list[Item]) -> list[Part]:
         """A request whose replica dies is asked again until its time is up: scoring is idempotent."""
-        for pause in pauses(*RETRY_PAUSES_S):
+        for pause in draw_pauses(*RETRY_PAUSES_S):
             try:
                 parts: list[Part] = await self.handles[name].score.remote(items)
                 return parts
@@ -129,7 +129,7 @@ def build_application(config: ServiceConfig, digest: bytes | None) -> Any:
     actor = {
         "num_cpus": replicas.num_cpus,
         "num_gpus": replicas.num_gpus,
-        "runtime_env": {"env_vars": threads(replicas.num_threads)},
+        "runtime_env": {"env_vars": make_thread_env(replicas.num_threads)},
     }
     replica: Any = serve.deployment(RewardReplica)
     children = [
@@ -189,7 +189,7 @@ def application(args: dict[str, str]) -> Any:
 
     Built in a process of the cluster, which must know the token. Raises ConfigError.
     """
-    config = read(Path(args["config"]), (), ServiceConfig)
+    config = read_section(Path(args["config"]), (), ServiceConfig)
     check_rewards(config.rewards)
     return build_application(config, token_digest(config, joined=True))
 
@@ -283,7 +283,7 @@ def deploy(config: ServiceConfig, digest: bytes | None) -> None:
 
 
 @contextmanager
-def serving(config: ServiceConfig, digest: bytes | None) -> Iterator[str]:
+def serve_on_cluster(config: ServiceConfig, digest: bytes | None) -> Iterator[str]:
     """Serve on a Ray cluster that is connected already; gives the URL when every reward is up.
 
     At the end the application is taken down, its last requests answered. Raises ConfigError with nothing of
@@ -310,7 +310,7 @@ def serve_forever(config: ServiceConfig, address: str | None, digest: bytes | No
     # where Ray is started here, the caller holds the port
     first = find_cluster(address) is not None and serve_client() is None
     try:
-        with held_port(config) if first else nullcontext(), serving(config, digest) as url:
+        with held_port(config) if first else nullcontext(), serve_on_cluster(config, digest) as url:
             note = "" if digest else ", without a token"
             print(f"Serving at {url}{note}. Ctrl-C stops it.", flush=True)
             while True:

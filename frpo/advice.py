@@ -51,7 +51,7 @@ class Adviser:
         return new
 
 
-def advice(rows: Iterable[StepMetrics], max_new_tokens: int) -> list[str]:
+def advise(rows: Iterable[StepMetrics], max_new_tokens: int) -> list[str]:
     """All that the steps of one stage give occasion to say, a line per cause."""
     adviser = Adviser(max_new_tokens)
     return list(itertools.chain.from_iterable(adviser.see(row) for row in rows))

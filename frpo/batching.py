@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from frpo.config import ObjectiveConfig
 from frpo.estimators import make_estimator
-from frpo.objective import Groups, non_monotone_share, reverse_penalty, tilt
-from frpo.steering import begin, lam_for
+from frpo.objective import Groups, measure_tilt, non_monotone_share, reverse_penalty
+from frpo.steering import begin_steering, lam_for
 from frpo.types import BatchStats, Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
 
 Doubles = NDArray[np.float64]
@@ -98,7 +98,7 @@ def make_batch(
     """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None:
     the first step."""
     scored = sorted(scored, key=lambda s: s.group.index)
-    steering = steering or begin(objective)
+    steering = steering or begin_steering(objective)
     rewards, has_reward = rewards_and_mask(scored, objective)
     groups = Groups.of(torch.from_numpy(rewards), torch.from_numpy(has_reward))
     lam = lam_for(groups, objective.estimator, steering)
@@ -183,7 +183,7 @@ def mean_tilt(batch: Weighed, lam: float | None) -> tuple[float | None, float | 
     or a group."""
     if lam is None or not batch.trains.any():
         return None, None
-    radius, effective = tilt(batch.groups, lam)
+    radius, effective = measure_tilt(batch.groups, lam)
     return float(radius.mean()), float(effective.mean())
 
 

@@ -49,7 +49,7 @@ def _largest_spread(r: Doubles) -> float:
     return float((r.max(axis=1) - r.min(axis=1)).max())
 
 
-def tilted(rewards: ArrayLike, lam: float) -> tuple[float, float]:
+def tilt_to(rewards: ArrayLike, lam: float) -> tuple[float, float]:
     """Mean reward and mean KL(Q || policy), nats, of the tilted policy Q ~ policy exp(-r / lam) on the
     sample; means over prompts.
 
@@ -95,7 +95,7 @@ def _lam_of_radius(r: Doubles, radius: float, spread: float) -> float:
     high = np.log(spread * 1e9)
     for _ in range(200):
         middle = (low + high) / 2
-        _, kl = tilted(r, float(np.exp(middle)))
+        _, kl = tilt_to(r, float(np.exp(middle)))
         if kl > radius:
             low = middle
         else:
@@ -117,7 +117,7 @@ class Curve:
     """Lower bound, valid for all radii of the grid at once; at the floor nothing is promised."""
 
 
-def curve(
+def curve_of(
     rewards: ArrayLike,
     radii: ArrayLike,
     *,
@@ -129,7 +129,7 @@ def curve(
     """Both estimates on a grid of radii, nats, that was fixed beforehand."""
     r = _checked_rewards(rewards)
     grid = np.asarray(radii, dtype=np.float64)
-    lo, hi = bootstrap(r, grid, confidence=confidence, draws=draws, seed=seed)
+    lo, hi = bootstrap_curve(r, grid, confidence=confidence, draws=draws, seed=seed)
     each = 1 - (1 - confidence) / len(grid)  # Bonferroni: all radii hold at once
     return Curve(
         radii=grid,
@@ -140,7 +140,7 @@ def curve(
     )
 
 
-def bootstrap(
+def bootstrap_curve(
     rewards: ArrayLike, radii: ArrayLike, *, confidence: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[Doubles, Doubles]:
     """Percentile interval `[M]`, `[M]` of the plug-in curve, resampling prompts and within them completions.

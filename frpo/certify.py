@@ -18,11 +18,11 @@ import yaml
 
 from frpo import hub, saved
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
-from frpo.disk import folder_sha256, write_text
+from frpo.disk import sha256_of_folder, write_text
 from frpo.evaluation import certify
 from frpo.records import Certificate, Record
 from frpo.roles import PolicyScorer, Rollouts
-from frpo.rundir import hold
+from frpo.rundir import hold_folder
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
@@ -84,7 +84,7 @@ def _option_of(field: str) -> str:
     return field
 
 
-def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     """Values by key of `--option key=value`, given as often as one likes. Raises ConfigError."""
     values: dict[str, str] = {}
     for text in texts:
@@ -97,11 +97,11 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def reward_of(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelReward:
+def parse_reward(spec: str, arguments: Sequence[str]) -> FunctionReward | ModelReward:
     """A reward model where `spec` is a folder or a hub name, else a function with its arguments, values in
     YAML. Raises ConfigError."""
     given: dict[str, Any] = {}
-    for key, text in pairs("--argument", arguments).items():
+    for key, text in parse_pairs("--argument", arguments).items():
         try:
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -128,7 +128,7 @@ def rows_of(
             "prompt": column,
             "task": "prompts",
             "chat": chat,
-            "where": pairs("--where", where),
+            "where": parse_pairs("--where", where),
             "heldout_share": heldout_share,
             "part": "heldout" if heldout_share else "all",
         }
@@ -157,7 +157,7 @@ ARM = {"name": "policy", "objective": {"estimator": {"kind": "grpo"}, "beta": 0.
 """A configuration has an arm and a learner; of this one neither is ever started."""
 
 
-def configuration(
+def make_configuration(
     model: str,
     prompts: DatasetConfig,
     reward: FunctionReward | ModelReward,
@@ -181,7 +181,7 @@ def configuration(
     )
 
 
-def run(config: Config) -> Path:
+def run_certify(config: Config) -> Path:
     """Draw, score and certify what `preflight.ready` let pass; returns the JSON file. Raises ConfigError,
     RunStopped or WorkerFailed."""
     assert config.certify is not None
@@ -192,7 +192,7 @@ def run(config: Config) -> Path:
 
     policy = Path(config.model.path).absolute()
     out = config.folder
-    with hold(out), RunLog(out, config) as log:
+    with hold_folder(out), RunLog(out, config) as log:
         with log.waiting("reading the prompts"):
             prompts = Inputs(config, log).heldout
         drawing = f"drawing {len(prompts)} prompts x {config.certify.completions_per_prompt} completions"
@@ -234,8 +234,12 @@ def weights_sha256(policy: Path) -> str:
     """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it
     stands on."""
     if not saved.is_adapter(policy):
-        return folder_sha256(policy)
-    parts = (folder_sha256(policy), weights_sha256(saved.parent(policy)), saved.applied(policy))
+        return sha256_of_folder(policy)
+    parts = (
+        sha256_of_folder(policy),
+        weights_sha256(saved.parent_of(policy)),
+        saved.adapter_settings(policy),
+    )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -245,14 +249,14 @@ def check_parity(
     """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run.
     Raises RunStopped."""
     from frpo.batching import flatten
-    from frpo.stops import RunStopped, parity_gap
+    from frpo.stops import RunStopped, measure_parity_gap
 
     seeds = [derive(config.seed, "parity", prompt.id) for prompt in prompts]
     sampling = Sampling(1, config.rollout.max_new_tokens, stop=config.rollout.stop)
     groups = sorted(rollouts.generate(prompts, seeds, sampling, 0), key=lambda group: group.index)
     theirs = itertools.chain.from_iterable(scorer.submit(policy, groups).result())
     drawn = [(group.prompt.token_ids, group.completions[0].token_ids) for group in groups]
-    gap = parity_gap(rollouts.logprobs(flatten(drawn)), np.concatenate(list(theirs)))
+    gap = measure_parity_gap(rollouts.logprobs(flatten(drawn)), np.concatenate(list(theirs)))
     if not gap <= config.parity_tolerance:
         raise RunStopped(
             f"engine and transformers differ by {gap:.3g} nats a token of {policy} "

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from frpo.disk import sha256, sync_file, sync_folder
+from frpo.disk import sha256_of, sync_file, sync_folder
 from frpo.records import Evaluation
 from frpo.roles import WorkerFailed, Writing
 from frpo.types import Steering, Written
@@ -177,7 +177,7 @@ def _manifest_of(folder: Path, written: list[Written]) -> dict[str, list[Any]]:
         )
     manifest = {}
     for path in files:
-        entry = told.get(path.resolve()) or [path.stat().st_size, sha256(path)]
+        entry = told.get(path.resolve()) or [path.stat().st_size, sha256_of(path)]
         manifest[str(path.relative_to(folder))] = entry
     return manifest
 
@@ -204,4 +204,4 @@ def _is_intact(checkpoint: Path) -> bool:
 
 
 def _is_whole(path: Path, size: int, digest: str) -> bool:
-    return path.stat().st_size == size and sha256(path) == digest
+    return path.stat().st_size == size and sha256_of(path) == digest

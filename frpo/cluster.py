@@ -15,13 +15,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors._calls import Actors, Turns
 from actors._publish import GroupPublisher, ParcelPublisher
-from actors._vllm import environment
+from actors._vllm import vllm_environment
 from actors.evaluate import EvaluatePool, EvaluateWorker
 from actors.finetune import FinetunePool, FinetuneWorker
 from actors.harness import HarnessPool, HarnessWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reference import ReferencePool, ReferenceWorker
-from actors.reward import RewardPool, RewardWorker, check_served
+from actors.reward import RewardPool, RewardWorker, check_services_run
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import transport_of
 from actors.transport.group import GroupTransport
@@ -29,7 +29,7 @@ from frpo.config import Config, ConfigError
 from frpo.joining import join
 from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
-from frpo.planning import Actor, Plan, plan, threads
+from frpo.planning import Actor, Plan, make_thread_env, plan_run
 from frpo.roles import Publisher, Team, WorkerFailed
 from frpo.secrets import secrets_of
 
@@ -43,13 +43,13 @@ class Limits(TypedDict):
 
 
 @contextmanager
-def start(config: Config, log: RunLog) -> Iterator[Team]:
+def start_team(config: Config, log: RunLog) -> Iterator[Team]:
     """Connect to Ray (or start it here), place all actors, wait until each answers; take everything down at
     the end.
 
     Raises ConfigError when the cluster lacks what the plan needs, WorkerFailed when an actor does not start.
     """
-    with placed(config, plan(config), log) as spawner:
+    with place_actors(config, plan_run(config), log) as spawner:
         with log.waiting(f"starting {spawner.num_actors} actors (vLLM takes about half a minute)"):
             team = spawn(config, spawner)
         yield team
@@ -58,7 +58,7 @@ def start(config: Config, log: RunLog) -> Iterator[Team]:
 @contextmanager
 def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool, EvaluatePool]]:
     """As `start`, without what trains."""
-    with placed(config, plan(config).only("rollout", "reward", "evaluate"), log) as spawner:
+    with place_actors(config, plan_run(config).only("rollout", "reward", "evaluate"), log) as spawner:
         with log.waiting("starting vLLM (about half a minute)"):
             pools = spawner.rollouts(), spawner.rewards(), spawner.scorer()
             for pool in pools:
@@ -69,14 +69,14 @@ def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, R
 
 
 @contextmanager
-def placed(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
+def place_actors(config: Config, asked: Plan, log: RunLog) -> Iterator[Spawner]:
     with log.waiting("starting Ray"):
         join(config.cluster.address, object_store_bytes(config))
     try:
         refuse_if_too_small(asked)
-        check_served(config.rewards)
+        check_services_run(config.rewards)
         with log.waiting("placing the actors"):
-            group = place(config, asked)
+            group = place_bundles(config, asked)
         try:
             yield Spawner(config, asked, group)
         finally:
@@ -109,10 +109,10 @@ def refuse_if_too_small(asked: Plan) -> None:
 
 
 @contextmanager
-def shared(config: Config, most: int) -> Iterator[str]:
+def share_cluster(config: Config, most: int) -> Iterator[str]:
     """One Ray for several processes, each with a team of its own, at most `most`: gives the address to
     join."""
-    teams = min(most, max(1, int((os.cpu_count() or 1) / plan(config).num_cpus)))
+    teams = min(most, max(1, int((os.cpu_count() or 1) / plan_run(config).num_cpus)))
     join(config.cluster.address, object_store_bytes(config, teams))
     try:
         yield str(ray.get_runtime_context().gcs_address)
@@ -128,7 +128,7 @@ def teams_that_fit(asked: Plan) -> int:
     return max(1, min(int(free.get(name, 0.0) / need + 1e-6) for name, need in needs if need > 0))
 
 
-def place(config: Config, asked: Plan) -> PlacementGroup:
+def place_bundles(config: Config, asked: Plan) -> PlacementGroup:
     group = placement_group([dict(b) for b in asked.bundles], strategy=config.cluster.strategy)
     if not group.wait(timeout_seconds=config.cluster.start_timeout_s):
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
@@ -191,12 +191,18 @@ class Spawner:
         """Ranks of one job: one that dies ends the run."""
         count = self._actor(role).count
         given = [(rank, count, transport_of(self.config)) for rank in range(count)]
-        return self.workers(role, cls, given, threads(self.config.learner.num_threads), 0)
+        return self.workers(role, cls, given, make_thread_env(self.config.learner.num_threads), 0)
 
     def rollouts(self) -> RolloutPool:
         c = self.config
         workers = self._alike(
-            "rollout", RolloutWorker, c.model.path, c.model, c.rollout, c.num_tokens_limit, env=environment(c)
+            "rollout",
+            RolloutWorker,
+            c.model.path,
+            c.model,
+            c.rollout,
+            c.num_tokens_limit,
+            env=vllm_environment(c),
         )
         return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
 
@@ -204,7 +210,8 @@ class Spawner:
         c = self.config
         given = (c.rewards, c.combine, secrets_of(c.rewards))
         return RewardPool(
-            self._alike("reward", RewardWorker, *given, env=threads(c.reward.num_threads)), **self.limits
+            self._alike("reward", RewardWorker, *given, env=make_thread_env(c.reward.num_threads)),
+            **self.limits,
         )
 
     def reference(self) -> ReferencePool | None:
@@ -215,7 +222,7 @@ class Spawner:
                 "reference",
                 ReferenceWorker,
                 self.config.model,
-                env=threads(self.config.reference.num_threads),
+                env=make_thread_env(self.config.reference.num_threads),
             ),
             **self.limits,
         )
@@ -223,7 +230,10 @@ class Spawner:
     def scorer(self) -> EvaluatePool:
         return EvaluatePool(
             self._alike(
-                "evaluate", EvaluateWorker, self.config.model, env=threads(self.config.evaluate.num_threads)
+                "evaluate",
+                EvaluateWorker,
+                self.config.model,
+                env=make_thread_env(self.config.evaluate.num_threads),
             ),
             **self.limits,
         )
@@ -240,7 +250,7 @@ class Spawner:
         )
         settings = (c.harness, c.num_tokens_limit, c.seed, secrets_of(()))
         workers = self._alike(
-            "harness", HarnessWorker, engines, *settings, env=threads(c.evaluate.num_threads)
+            "harness", HarnessWorker, engines, *settings, env=make_thread_env(c.evaluate.num_threads)
         )
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
@@ -280,20 +290,20 @@ def spawn(config: Config, spawner: Spawner) -> Team:
         finetune=finetune,
         scorer=scorer,
         harness=harness,
-        learner_publisher=publisher(config, "learner", learner, rollouts),
-        finetune_publisher=publisher(config, "finetune", finetune, rollouts),
+        learner_publisher=publisher_of(config, "learner", learner, rollouts),
+        finetune_publisher=publisher_of(config, "finetune", finetune, rollouts),
     )
 
 
-def publisher(
+def publisher_of(
     config: Config, name: str, source: LearnerPool | FinetunePool, rollouts: RolloutPool
 ) -> Publisher:
     if isinstance(transport_of(config), GroupTransport):
-        return GroupPublisher(name, source, rollouts, backend(config))
+        return GroupPublisher(name, source, rollouts, backend_of(config))
     return ParcelPublisher(source, rollouts)
 
 
-def backend(config: Config) -> str:
+def backend_of(config: Config) -> str:
     """Of the process group that weights travel by: of the actors' devices, whatever the driver's machine
     has."""
     return "nccl" if config.rollout.num_gpus > 0 and config.learner.num_gpus > 0 else "gloo"

@@ -22,7 +22,7 @@ from typing import Any
 from frpo import saved, testbed
 from frpo.config import ConfigError
 from frpo.config.section import Content
-from frpo.disk import sha256, write_text
+from frpo.disk import sha256_of, write_text
 from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
 
@@ -73,7 +73,7 @@ class Digests:
         if what.of == "tasks":
             return _digest_of([self._task(Path(name)) if Path(name).is_file() else name for name in value])
         if str(value).startswith("testbed:"):
-            return _digest_of([testbed.known(value), _digest_of_testbed()])
+            return _digest_of([testbed.checked_path(value), _digest_of_testbed()])
         if what.of == "model":
             return self._model(value)
         if what.of == "data":
@@ -93,8 +93,8 @@ class Digests:
             return self.files(files, folder)
         try:
             own = self.files(files - {folder / saved.ADAPTER}, folder)
-            applied = saved.applied(folder)
-            base = saved.parent(folder, download=False)
+            applied = saved.adapter_settings(folder)
+            base = saved.parent_of(folder, download=False)
             return _digest_of([own, applied, self._model(str(base), (*above, folder))])
         except ConfigError:  # torn, or its base is not here: said elsewhere
             return self.files(files, folder)
@@ -154,7 +154,7 @@ class Digests:
 @cache
 def _sha256_once(path: Path, key: str) -> str:
     """Of a file that has not changed since `key` was made; the seeds of a sweep share it."""
-    return sha256(path)
+    return sha256_of(path)
 
 
 def _digest_of(parts: Any) -> str:
@@ -162,7 +162,7 @@ def _digest_of(parts: Any) -> str:
 
 
 def _digest_of_testbed() -> str:
-    items = (*testbed.harmful(), *testbed.harmless(), *testbed.downstream())
+    items = (*testbed.harmful_items(), *testbed.harmless_items(), *testbed.downstream_items())
     return _digest_of([asdict(item) for item in items])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.sources import TAKEN, Conversation, Row, normal, read_rows
+from frpo.sources import TAKEN, Conversation, Row, normalize_text, read_dataset
 
 MAX_OVERLAP = 0.5
 """Share of the held-out prompts that may be training prompts too; above it nothing is held out in earnest."""
@@ -30,16 +30,16 @@ class Overlap:
         )
 
 
-def identity(prompt: str | Conversation) -> str:
+def identity_of(prompt: str | Conversation) -> str:
     """What two rows share when they are the same prompt to a model: `normal` text of all turns but the
     system's."""
     if isinstance(prompt, str):
-        return normal(prompt)
+        return normalize_text(prompt)
     turns = [message for message in prompt if message["role"] not in ("system", "developer")]
-    return "\n".join([normal(message["content"]) for message in turns])
+    return "\n".join([normalize_text(message["content"]) for message in turns])
 
 
-def overlap(train: Iterable[str], heldout: Iterable[str]) -> Overlap:
+def measure_overlap(train: Iterable[str], heldout: Iterable[str]) -> Overlap:
     """Of identities. Raises ConfigError where more than MAX_OVERLAP of the held-out prompts are trained
     on."""
     trained = set(map(hash, train))
@@ -76,7 +76,7 @@ class Reading:
         for source in sources:
             before = self.count
             noted = examples
-            for row in read_rows(source, examples):
+            for row in read_dataset(source, examples):
                 self.count += 1
                 if not noted and not TAKEN.isdisjoint(row.columns):
                     names = ", ".join(sorted(TAKEN & set(row.columns)))
@@ -95,7 +95,7 @@ class Reading:
                 )
 
 
-def check(
+def check_rows(
     train: Sequence[DatasetConfig],
     heldout: Sequence[DatasetConfig] = (),
     prompts: Sequence[DatasetConfig] = (),
@@ -107,9 +107,9 @@ def check(
     ConfigError at the first row that is wrong, when a source is empty, and when too many held-out prompts are
     trained on."""
     reading = Reading(progress)
-    trained = (identity(row.prompt) for row in reading.rows(train))
-    measured = (identity(row.prompt) for row in reading.rows(heldout))
-    shared = overlap(trained, measured)
+    trained = (identity_of(row.prompt) for row in reading.rows(train))
+    measured = (identity_of(row.prompt) for row in reading.rows(heldout))
+    shared = measure_overlap(trained, measured)
     for _ in chain(reading.rows(prompts), reading.rows(examples, examples=True)):
         pass
     notes = list(reading.notes)

@@ -7,16 +7,16 @@ import os
 from pathlib import Path
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """Of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_sha256(folder: Path, pattern: str = "*.safetensors") -> str:
+def sha256_of_folder(folder: Path, pattern: str = "*.safetensors") -> str:
     """One digest over the names and contents of the matching files; not of those in folders below, such as a
     trainer's checkpoints."""
-    lines = [f"{path.name} {sha256(path)}" for path in sorted(folder.glob(pattern))]
+    lines = [f"{path.name} {sha256_of(path)}" for path in sorted(folder.glob(pattern))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

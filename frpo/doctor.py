@@ -50,31 +50,31 @@ def examine(config: Config | None) -> Iterator[Finding]:
     uncached: list[hub.NotCached] = []
     address = os.environ.get("RAY_ADDRESS")
     if config:
-        config, uncached = models.cached(config)
+        config, uncached = models.find_cached_models(config)
         address = config.cluster.address or address
-    yield python()
-    yield from versions()
-    yield accelerators()
-    yield from space(config)
-    yield token()
-    yield from engines()
-    yield cluster(address)
+    yield check_python()
+    yield from check_versions()
+    yield check_accelerators()
+    yield from check_space(config)
+    yield check_token()
+    yield from check_engines()
+    yield check_cluster(address)
     for error in uncached:
         if isinstance(error, hub.Offline):
             yield Finding("model", *str(error).split("; ", 1))
         else:
             yield Finding("model", str(error))
     if config and not hub.is_name(config.model.path):
-        yield model(config)
+        yield check_model(config)
 
 
-def python() -> Finding:
+def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     right = (3, 11) <= sys.version_info[:2] < (3, 13)
     return Finding("python", version, "" if right else "make the environment with Python 3.11 or 3.12")
 
 
-def versions() -> Iterator[Finding]:
+def check_versions() -> Iterator[Finding]:
     """Installed packages against what frpo asks for, the engine's extra of this machine included."""
     for requirement in _strictest_requirements():
         name = f"{requirement.name} {requirement.specifier}".strip()
@@ -90,7 +90,7 @@ def versions() -> Iterator[Finding]:
 
 def _strictest_requirements() -> list[Requirement]:
     """Of frpo and the extra of this machine; of a package that stands in several extras the strictest."""
-    extra = "gpu" if resources.num_gpus() else "cpu"
+    extra = "gpu" if resources.count_gpus() else "cpu"
     strictest: dict[str, Requirement] = {}
     asked = [Requirement(text) for text in metadata.requires("frpo") or []]
     for requirement in sorted(asked, key=lambda requirement: len(requirement.specifier)):
@@ -100,11 +100,11 @@ def _strictest_requirements() -> list[Requirement]:
     return list(strictest.values())
 
 
-def accelerators() -> Finding:
-    count = resources.num_gpus()
+def check_accelerators() -> Finding:
+    count = resources.count_gpus()
     if not count:
         return Finding("accelerators", "no NVIDIA GPU: everything runs on the CPU")
-    asked = _ask("import torch; print(torch.cuda.device_count())", IMPORT_LIMIT_S)
+    asked = _ask_python("import torch; print(torch.cuda.device_count())", IMPORT_LIMIT_S)
     if asked.ok and asked.text == str(count):
         return Finding("accelerators", f"{count} GPUs")
     return Finding(
@@ -114,7 +114,7 @@ def accelerators() -> Finding:
     )
 
 
-def space(config: Config | None) -> Iterator[Finding]:
+def check_space(config: Config | None) -> Iterator[Finding]:
     """On disk, in shared memory, in memory."""
     disk_gib = LEAST_DISK_GIB
     shared_gib = LEAST_SHM_GIB
@@ -126,7 +126,7 @@ def space(config: Config | None) -> Iterator[Finding]:
     folder = folder.absolute()
     parent = next(above for above in (folder, *folder.parents) if above.exists())
     yield _check_room("disk", parent, disk_gib, "choose another --run-dir, or make room")
-    yield ray_folder()
+    yield check_ray_folder()
     shared = Path("/dev/shm")
     if shared.is_dir():
         remedy = "give the container more (docker run --shm-size): Ray's object store lies there"
@@ -144,10 +144,10 @@ def _check_room(what: str, folder: Path, need_gib: float, remedy: str) -> Findin
     return Finding(what, f"{free:.1f} GiB free in {folder}", missing)
 
 
-def ray_folder() -> Finding:
+def check_ray_folder() -> Finding:
     """Where a Ray that a run starts keeps its logs, its sockets and spilled objects."""
     try:
-        folder = joining.temporary_folder()
+        folder = joining.find_temporary_folder()
     except ConfigError as error:
         return _finding_of("temporary folder", error)
     room = _check_room(
@@ -159,7 +159,7 @@ def ray_folder() -> Finding:
     return room
 
 
-def token() -> Finding:
+def check_token() -> Finding:
     """Of the Ray cluster; a run that starts its own Ray makes one for itself."""
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode == "disabled":
@@ -180,16 +180,16 @@ def token() -> Finding:
     return Finding("token", "held" if held else "none yet: a Ray that a run starts makes its own")
 
 
-def engines() -> Iterator[Finding]:
+def check_engines() -> Iterator[Finding]:
     for what, module in ENGINES.items():
-        asked = _ask(f"import {module}", IMPORT_LIMIT_S)
+        asked = _ask_python(f"import {module}", IMPORT_LIMIT_S)
         if asked.ok:
             yield Finding(f"import {what}", "works")
         else:
             yield Finding(f"import {what}", asked.text, "deploy/install.sh installs what fits together")
 
 
-def cluster(address: str | None) -> Finding:
+def check_cluster(address: str | None) -> Finding:
     if address is None:
         return Finding("cluster", "none named: a run starts Ray on this machine")
     try:
@@ -200,7 +200,7 @@ def cluster(address: str | None) -> Finding:
         f"import ray; from frpo import joining; joining.connect({address!r}, 'cluster'); "
         "print(ray.cluster_resources())"
     )
-    asked = _ask(code, CLUSTER_LIMIT_S)
+    asked = _ask_python(code, CLUSTER_LIMIT_S)
     if asked.ok:
         return Finding("cluster", f"{address}: {asked.text}")
     reason = asked.text.partition("ConfigError: ")[2] or f"{address}: {asked.text}; {joining.REMEDY}"
@@ -213,7 +213,7 @@ def _finding_of(what: str, error: ConfigError) -> Finding:
     return Finding(what, problem, remedy or "mend it")
 
 
-def model(config: Config) -> Finding:
+def check_model(config: Config) -> Finding:
     """That the folder's weights are whole, transformers knows it, and vLLM serves its architecture. Loads no
     weights."""
     path = config.model.path
@@ -221,8 +221,8 @@ def model(config: Config) -> Finding:
         return Finding("model", f"{path}: made by the run itself")
     try:
         check_policy(config)
-        base = saved.base(Path(path))
-        words = saved.tokenizer(Path(path))
+        base = saved.base_of(Path(path))
+        words = saved.tokenizer_folder(Path(path))
     except ConfigError as error:
         problem, _, remedy = str(error).partition("; ")
         return Finding("model", problem, remedy or "mend model.path")
@@ -232,24 +232,24 @@ def model(config: Config) -> Finding:
         "a = c.architectures[0]; assert a in ModelRegistry.get_supported_archs(), f'vLLM does not serve "
         "{a}'; print(a)"
     )
-    asked = _ask(code, IMPORT_LIMIT_S)
+    asked = _ask_python(code, IMPORT_LIMIT_S)
     remedy = "" if asked.ok else "choose a model that transformers and vLLM both know"
     return Finding("model", f"{path}: {asked.text}", remedy)
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeAnswer:
     ok: bool
     text: str
     """Last line of what it said."""
 
 
-def _ask(code: str, limit_s: float) -> Answer:
+def _ask_python(code: str, limit_s: float) -> ProbeAnswer:
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return Answer(False, f"no answer within {limit_s:g} s")
+        return ProbeAnswer(False, f"no answer within {limit_s:g} s")
     ok = done.returncode == 0
     said = done.stdout if ok else done.stderr
     lines = (said or "").strip().splitlines() or [""]
-    return Answer(ok, lines[-1][:200])
+    return ProbeAnswer(ok, lines[-1][:200])

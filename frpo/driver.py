@@ -84,7 +84,7 @@ def train(
     """
     partners.publisher.publish(start)
     step = start
-    while not steering.finished(state, arm.learner, step):
+    while not steering.is_finished(state, arm.learner, step):
         clock = Clock()
         with clock.phase("generate"):
             asked = draw(config, arm, partners, step)
@@ -105,14 +105,16 @@ def train(
             published = partners.publisher.publish(step)
         metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
         state = next_state(state, arm, stats, update, step)
-        yield Step(metrics, state, steering.finished(state, arm.learner, step))
+        yield Step(metrics, state, steering.is_finished(state, arm.learner, step))
 
 
 def next_state(
     state: Steering, arm: ArmConfig, stats: BatchStats, update: UpdateStats, step: int
 ) -> Steering:
     done = step / arm.learner.num_steps
-    return steering.after(state, arm.objective, lam=stats.lam, kl=update.kl, reward=stats.reward, done=done)
+    return steering.next_steering(
+        state, arm.objective, lam=stats.lam, kl=update.kl, reward=stats.reward, done=done
+    )
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,14 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
 
     Exit code 1 for a failure, 130 or 143 for a stop; a ConfigError passes.
     """
-    from frpo.resources import elsewhere
+    from frpo.resources import runs_elsewhere
 
     again = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m frpo"), *sys.argv[1:]])
     again = again.replace("'python -m frpo'", "python -m frpo")
     logger = logging.getLogger("frpo")
     signal.signal(signal.SIGTERM, on_sigterm)
     logger.info("started: %s", again)
-    if not elsewhere(config):
+    if not runs_elsewhere(config):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
     from frpo.roles import WorkerFailed
     from frpo.stops import RunStopped

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frpo.batching import log_ratios_of, means_of, reasons_of
-from frpo.certificate import curve, tilted
+from frpo.certificate import curve_of, tilt_to
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
 from frpo.records import Certificate, Estimate, Evaluation, Sample, TaskReward
 from frpo.roles import Pending, PolicyScorer, Rewards, Rollouts, Trainer
@@ -179,10 +179,10 @@ def mean_over(tasks: Set[str], task_of: Sequence[str], values: Sequence[float] |
     if values is None:
         return None
     chosen = [value for value, task in zip(values, task_of, strict=True) if task in tasks]
-    return estimate(chosen) if chosen else None
+    return estimate_mean(chosen) if chosen else None
 
 
-def estimate(per_prompt: Sequence[float]) -> Estimate:
+def estimate_mean(per_prompt: Sequence[float]) -> Estimate:
     """Mean over prompts and its standard error."""
     values = np.asarray(per_prompt, dtype=np.float64)
     spread = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
@@ -213,7 +213,7 @@ def task_reward(
     )
     return TaskReward(
         task=task,
-        reward=estimate(means),
+        reward=estimate_mean(means),
         parts=means_of(itertools.chain.from_iterable(r.parts.items() for r in everything)),
         num_prompts=len(mine),
         num_completions=len(everything),
@@ -275,10 +275,12 @@ def certify(
         by_task.setdefault(group.prompt.task, []).append(of_group)
     for task in sorted(by_task):
         stop_if_all_fail("certificate", task, list(itertools.chain.from_iterable(by_task[task])))
-    return tuple(certificate(task, by_task[task], asked, objective, config.seed) for task in sorted(by_task))
+    return tuple(
+        make_certificate(task, by_task[task], asked, objective, config.seed) for task in sorted(by_task)
+    )
 
 
-def certificate(
+def make_certificate(
     task: str,
     scored: Sequence[Sequence[Reward]],
     config: CertifyConfig,
@@ -293,7 +295,7 @@ def certificate(
             f"certify.floor: {config.floor:g} is above a reward of {drawn.min():g}; give the least value "
             "that it can take"
         )
-    bounds = curve(drawn, config.radii, floor=config.floor, confidence=CONFIDENCE, seed=seed)
+    bounds = curve_of(drawn, config.radii, floor=config.floor, confidence=CONFIDENCE, seed=seed)
     return Certificate(
         task=task,
         floor=config.floor,
@@ -320,7 +322,7 @@ def trained_radius(rewards: NDArray[np.float64], objective: ObjectiveConfig | No
     if objective is None:
         return None
     lam = objective.estimator.temperature
-    return objective.estimator.radius if lam is None else tilted(rewards, lam)[1]
+    return objective.estimator.radius if lam is None else tilt_to(rewards, lam)[1]
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,25 @@ from rich.table import Table
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
 from frpo.data_checks import Checked
-from frpo.forecast import Need, Phase, host_gib, host_needs, needs, step_phases, step_seconds
+from frpo.forecast import (
+    Need,
+    Phase,
+    estimate_host_needs,
+    estimate_needs,
+    estimate_phases,
+    sum_host_gib,
+    sum_step_seconds,
+)
 from frpo.outline import Heldout
-from frpo.planning import Plan, plan
-from frpo.preflight import check
-from frpo.resources import card, disk_bytes, lacks, shape
+from frpo.planning import Plan, plan_run
+from frpo.preflight import check_run
+from frpo.resources import disk_bytes, find_card, list_missing_resources, read_shape
 from frpo.rewards.pool import POOL_MIB, pool_processes
-from frpo.sources import Row, read_rows
-from frpo.stages.folders import Standing, look, paragraph
+from frpo.sources import Row, read_dataset
+from frpo.stages.folders import Standing, describe_changes, look_at_stages
 
 
-def explained(config: Config) -> str:
+def explain_config(config: Config) -> str:
     """The resolved configuration as YAML, each field with its meaning and default as a comment; `load` reads
     it back."""
     return "\n".join(_section_lines(config, 0))
@@ -67,7 +75,7 @@ def _dump_inline(value: Any) -> str:
         value = list(value)
     elif value is not None and not isinstance(value, str | int | float | bool | dict | list):
         value = str(value)  # a path
-    text = tree.dump(value, default_flow_style=True, width=10_000)
+    text = tree.dump_yaml(value, default_flow_style=True, width=10_000)
     return text.removesuffix("...\n").strip()
 
 
@@ -77,18 +85,18 @@ def print_plan(config: Config, console: Console) -> bool:
 
     Raises ConfigError for a configuration that is wrong.
     """
-    config, uncached = models.cached(config)
+    config, uncached = models.find_cached_models(config)
     missing = [str(error) for error in uncached]
     checked: Checked | None = None
     heldout: Heldout | None = None
     try:
-        checked = check(config)
+        checked = check_run(config)
         heldout = count_heldout(config)
     except Missing as error:
         missing += str(error).splitlines()
-    asked = plan(config, heldout)
-    standings = look(config)
-    missing = lacks(config, asked) + missing
+    asked = plan_run(config, heldout)
+    standings = look_at_stages(config)
+    missing = list_missing_resources(config, asked) + missing
     console.print(_tabulate_actors(asked))
     _print_step(config, console)
     console.print(_tabulate_stages(asked, standings))
@@ -104,7 +112,7 @@ def print_plan(config: Config, console: Console) -> bool:
         _print_line(console, f"Data: {rows}")
         for note in checked.notes:
             _print_line(console, f"Note: {note}")
-    redone = paragraph(config, standings)
+    redone = describe_changes(config, standings)
     if redone:
         _print_line(console, redone)
     for line in missing:
@@ -152,9 +160,9 @@ def count_heldout(config: Config) -> Heldout:
 def _read_source(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
     if source.path.startswith("testbed:"):
         file = folder / "rows.jsonl"
-        testbed.write_rows(file, testbed.rows(source.path, seed))
+        testbed.write_rows(file, testbed.rows_behind(source.path, seed))
         source = source.model_copy(update={"path": str(file)})
-    return read_rows(source)
+    return read_dataset(source)
 
 
 def _name_uncounted(asked: Plan) -> str:
@@ -192,7 +200,10 @@ def _tabulate_host_memory(needs: Sequence[Need], asked: Plan) -> Table:
             need.role, str(counts[need.role]), f"{need.gib:.1f}", lines, end_section=need is needs[-1]
         )
     table.add_row(
-        "together", "", f"{host_gib(needs, asked):.1f}", "learner and finetune in turn; and the object store"
+        "together",
+        "",
+        f"{sum_host_gib(needs, asked):.1f}",
+        "learner and finetune in turn; and the object store",
     )
     return table
 
@@ -200,10 +211,10 @@ def _tabulate_host_memory(needs: Sequence[Need], asked: Plan) -> Table:
 def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
     """Memory by role, and seconds of a step by phase, where the model's config.json is here and the card is
     known."""
-    here = card(config)
-    sizes = shape(config)
+    here = find_card(config)
+    sizes = read_shape(config)
     if sizes:
-        yield _tabulate_host_memory(host_needs(config, sizes, asked), asked)
+        yield _tabulate_host_memory(estimate_host_needs(config, sizes, asked), asked)
     if asked.num_gpus == 0:
         return
     if here is None:
@@ -214,10 +225,10 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
         return
     in_turn = ", in turn" if config.rollout.sleep else ""
     title = f"Memory of a {here.name}, GiB of {here.gib:g}{in_turn}"
-    yield _tabulate_gpu_memory(needs(config, sizes, here, asked), title)
+    yield _tabulate_gpu_memory(estimate_needs(config, sizes, here, asked), title)
     arm = max(config.arms, key=lambda arm: arm.learner.num_steps)
-    phases = tuple(step_phases(config, arm.learner, sizes, here, asked))
-    seconds = step_seconds(phases, shared=config.rollout.sleep)
+    phases = tuple(estimate_phases(config, arm.learner, sizes, here, asked))
+    seconds = sum_step_seconds(phases, shared=config.rollout.sleep)
     yield _tabulate_phases(phases, seconds)
     steps = sum(arm.learner.num_steps for arm in config.arms)
     yield (

@@ -71,7 +71,7 @@ def start_here(object_store: int) -> None:
     import ray
     from ray._private import ray_constants
 
-    folder = temporary_folder()
+    folder = find_temporary_folder()
     os.environ[ALONE] = "0"  # for Ray's processes, and for those of a sweep that join them
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, which has read it already
     options = QUIET | {
@@ -97,7 +97,7 @@ def start_here(object_store: int) -> None:
         print(f"Ray is slow to start ({reason}); trying again, {left} more at most", flush=True)
 
 
-def temporary_folder() -> Path:
+def find_temporary_folder() -> Path:
     """Ray's own choice (RAY_TMPDIR, TMPDIR, /tmp), or a short path where those of its sockets would be too
     long.
 

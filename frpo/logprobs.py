@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frpo.config import ConfigError
-from frpo.packing import MicroBatch, Pack, micro_batches, pack_lengths, packs_of, pad
+from frpo.packing import MicroBatch, Pack, cut_micro_batches, pack_lengths, packs_of, pad_packs
 from frpo.shape import CHUNK_ELEMENTS, CHUNK_POSITIONS
 from frpo.types import Floats, Sequences
 
@@ -90,7 +90,7 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple
     return logp.gather(1, targets[:, None]).squeeze(1), entropy
 
 
-class Scorer(nn.Module):
+class LogprobModel(nn.Module):
     """A causal language model whose forward pass gives completion log-probs instead of logits.
 
     Logits exist only at completion positions and only in chunks, so a large vocabulary does not fill the
@@ -240,7 +240,7 @@ def passes_of(sequences: Sequences, budget_tokens: int, reach: int) -> list[list
     """The forward passes of up to `budget_tokens` that score them; `reach` is the scorer's."""
     packs = packs_of(sequences, np.arange(len(sequences)), budget_tokens=budget_tokens, reach=reach)
     passes = []
-    for batch in micro_batches(pack_lengths(sequences, packs), budget_tokens):
+    for batch in cut_micro_batches(pack_lengths(sequences, packs), budget_tokens):
         passes.append([packs[i] for i in batch])
     return passes
 
@@ -259,7 +259,7 @@ def logprobs_of_packs(
     starts = np.cumsum(counts) - counts
     logprobs = np.zeros(int(counts.sum()), dtype=np.float32)
     for packs in batches:
-        scored = scorer(pad(sequences, packs, device), temperature).logprobs.cpu().numpy()
+        scored = scorer(pad_packs(sequences, packs, device), temperature).logprobs.cpu().numpy()
         for values, row in zip(scored, np.concatenate(packs), strict=True):
             logprobs[starts[row] : starts[row] + counts[row]] = values[: counts[row]]
     return logprobs

@@ -37,10 +37,10 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     value."""
     errors: dict[Path, list[Any]] = {}
     for one in error.errors(include_url=False):
-        path, _ = place(kind, one["loc"])
+        path, _ = locate_field(kind, one["loc"])
         errors.setdefault(path, []).append(one)
     paths = [path for path in errors if not (_is_above(path, errors) or _is_inherited(path, errors))]
-    lines = [masked(_line_of(path, errors[path], kind)) for path in paths]
+    lines = [mask_passwords(_line_of(path, errors[path], kind)) for path in paths]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"... and {len(lines) - MOST_LINES} more"]
     return "\n".join(lines)
@@ -64,7 +64,7 @@ def _is_inherited(path: Path, errors: Mapping[Path, list[Any]]) -> bool:
     return any((other["type"], other["msg"]) == same for other in errors.get(runs_own, ()))
 
 
-def place(kind: type[BaseModel], where: Sequence[int | str]) -> tuple[Path, list[Any]]:
+def locate_field(kind: type[BaseModel], where: Sequence[int | str]) -> tuple[Path, list[Any]]:
     """The path that the recipe has, without the members of unions that pydantic names in its own; and the
     types that fit there."""
     path: list[int | str] = []
@@ -120,12 +120,12 @@ def _line_of(path: Path, errors: Sequence[Any], kind: type[BaseModel]) -> str:
     type_, given = first["type"], first["input"]
     field = ".".join(map(_name_of, path))
     last = str(path[-1]) if path else ""
-    value = f"(value {short(given, last)})"
-    _, options = place(kind, first["loc"])
+    value = f"(value {shorten_value(given, last)})"
+    _, options = locate_field(kind, first["loc"])
     if type_ == "missing":
         return f"{field}: missing; it has no default"
     if type_ == "extra_forbidden":
-        _, sections = place(kind, first["loc"][:-1])
+        _, sections = locate_field(kind, first["loc"][:-1])
         return f"{field}: unknown field {value}; {_suggest_field(last, sections)}"
     if type_ in ("union_tag_invalid", "union_tag_not_found"):
         return f"{field}.kind: {_wrong_kind(given, options)}"
@@ -147,7 +147,7 @@ def _suggest_field(name: str, sections: Sequence[Any]) -> str:
 
 def _wrong_kind(given: Any, options: Sequence[Any]) -> str:
     kind = given.get("kind") if isinstance(given, dict) else None
-    wrong = "missing" if kind is None else f"{short(kind)} is unknown"
+    wrong = "missing" if kind is None else f"{shorten_value(kind)} is unknown"
     *choices, last = itertools.chain.from_iterable(map(kinds_of, options))
     return f"{wrong}; choose {', '.join(choices)} or {last}"
 
@@ -165,10 +165,10 @@ def _fields_of_all(sections: Sequence[Any]) -> list[str]:
 
 
 def _name_of(part: int | str) -> str:
-    return str(part) if re.fullmatch(r"[\w-]+", str(part)) else short(part)
+    return str(part) if re.fullmatch(r"[\w-]+", str(part)) else shorten_value(part)
 
 
-def short(value: Any, field: str = "") -> str:
+def shorten_value(value: Any, field: str = "") -> str:
     """A value in a message: no more than a few words of it, and nothing of a secret."""
     if SECRET.search(field):
         return "not shown"
@@ -178,7 +178,7 @@ def short(value: Any, field: str = "") -> str:
         return "null"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    text = masked(repr(value))
+    text = mask_passwords(repr(value))
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
@@ -191,6 +191,6 @@ def _shorten_mapping(fields: dict[Any, Any]) -> str:
     return f"fields {', '.join(names)}"
 
 
-def masked(text: str) -> str:
+def mask_passwords(text: str) -> str:
     """Without the user and password of an address."""
     return re.sub(r"//[^/@\s]*@", "//...@", text)

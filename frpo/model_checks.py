@@ -77,7 +77,7 @@ def check_policy(config: Config) -> None:
     if path.startswith("testbed:") or not Path(path).is_dir():
         check_model("model.path", path)
         return
-    folder = saved.base(Path(path))
+    folder = saved.base_of(Path(path))
     check_model("model.path", str(folder))
     model = saved.read_json(folder / "config.json")
     check_sizes("model.path", folder, model)
@@ -116,7 +116,7 @@ def check_weights(field: str, folder: Path) -> None:
                 "again"
             )
         try:
-            saved.shapes(file)
+            saved.shapes_in_file(file)
         except ConfigError as error:
             raise ConfigError(f"{field}: {error}") from None
 
@@ -287,7 +287,7 @@ def weight_bytes(model: ModelConfig) -> int:
     """Size of a model's weights in the dtype that they are loaded in; 0 for a hub name."""
     if not Path(model.path).is_dir():
         return 0
-    folder = saved.base(Path(model.path))
+    folder = saved.base_of(Path(model.path))
     size = sum(file.stat().st_size for file in saved.weight_files(folder))
     if not size or model.dtype != "float32":
         return size

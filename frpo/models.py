@@ -15,13 +15,13 @@ from frpo.config import Config, ModelReward
 R = TypeVar("R")
 
 
-def resolved(config: Config) -> Config:
+def resolve_models(config: Config) -> Config:
     """Folders in place of hub names; what is in no cache is downloaded. Raises as `hub.local_folder`."""
     folders = [_folder_of(given, field, download=True) for field, given in _models_of(config)]
     return _replace_paths(config, folders)
 
 
-def cached(config: Config) -> tuple[Config, list[hub.NotCached]]:
+def find_cached_models(config: Config) -> tuple[Config, list[hub.NotCached]]:
     """The same with what is in the cache, and what to say of each name that is not, which stays a name.
     Downloads nothing."""
     paths = list[str]()
@@ -35,13 +35,13 @@ def cached(config: Config) -> tuple[Config, list[hub.NotCached]]:
     return _replace_paths(config, paths), missing
 
 
-def named(config: Config) -> Config:
+def name_models(config: Config) -> Config:
     """The other way round, for people and other nodes: organisation/name@commit in place of folders in a
     cache."""
     return _replace_paths(config, [hub.name_of(path) or path for _, path in _models_of(config)])
 
 
-def rewards_resolved(rewards: Sequence[R]) -> tuple[R, ...]:
+def resolve_reward_models(rewards: Sequence[R]) -> tuple[R, ...]:
     """Folders in place of the hub names of reward models. Raises as `hub.local_folder`."""
     folders = [_folder_of(given, field, download=True) for field, given in _reward_models(rewards)]
     return _replace_rewards(rewards, folders)
@@ -49,7 +49,7 @@ def rewards_resolved(rewards: Sequence[R]) -> tuple[R, ...]:
 
 def _folder_of(given: str, field: str, *, download: bool) -> str:
     folder = hub.local_folder(given, field, download=download)
-    saved.base(folder, download=download)
+    saved.base_of(folder, download=download)
     is_elsewhere = hub.is_name(given) or given.startswith("~")
     return str(folder) if is_elsewhere else given
 

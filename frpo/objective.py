@@ -146,7 +146,7 @@ def _weights_without_each(z_gj: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     return torch.where(defined, torch.softmax(torch.where(defined, z_gij, 0.0), dim=2), 0.0)
 
 
-def tilt(groups: Groups, lam: float) -> tuple[Tensor, Tensor]:
+def measure_tilt(groups: Groups, lam: float) -> tuple[Tensor, Tensor]:
     """How far the tilted policy p = softmax(-r / lam) is from the sample, per group of at least two rewards.
 
     Returns float64 `[G]` radius, KL(p || uniform) = log k + sum p log p in nats, and `[G]` effective sample
@@ -174,7 +174,7 @@ def lam_of_radius(groups: Groups, rho: float, *, floor: float = LAM_FLOOR) -> fl
     """
 
     def mean_radius(log_lam: float) -> float:
-        radius, _ = tilt(groups, math.exp(log_lam))
+        radius, _ = measure_tilt(groups, math.exp(log_lam))
         return float(radius.mean()) if len(radius) else 0.0
 
     low = math.log(floor)

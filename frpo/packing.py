@@ -125,7 +125,7 @@ def pack_lengths(sequences: Sequences, packs: Sequence[Pack]) -> NDArray[np.int6
     return np.array(lengths, dtype=np.int64)
 
 
-def micro_batches(
+def cut_micro_batches(
     lengths: Sequence[int] | NDArray[Any], budget_tokens: int, *, stretch: float = math.inf
 ) -> list[Rows]:
     """Sort sequences by length and cut them into batches of at most `budget_tokens` tokens, padding
@@ -166,7 +166,7 @@ def split_ranks(lengths: Sequence[int] | NDArray[Any], world_size: int) -> list[
     return [np.sort(order[owner == rank]) for rank in range(world_size)]
 
 
-def pad(sequences: Sequences, packs: Sequence[Pack], device: torch.device | str = "cpu") -> MicroBatch:
+def pad_packs(sequences: Sequences, packs: Sequence[Pack], device: torch.device | str = "cpu") -> MicroBatch:
     """Lay the packs out as one batch, padded on the right with token 0, which no real token attends to.
 
     Example: the prompt [5, 6] with the completions [7] and [8, 9], and the prompt [4] with [3]:

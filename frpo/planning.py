@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from frpo.config import Config, DownstreamRl
-from frpo.outline import Heldout, Stage, outline
+from frpo.outline import Heldout, Stage, list_stages
 
 
-def threads(count: int) -> dict[str, str]:
+def make_thread_env(count: int) -> dict[str, str]:
     """Environment of actors that share cores."""
     return {"OMP_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
@@ -71,11 +71,13 @@ class Plan:
         return sum(bundle.get("GPU", 0.0) for bundle in self.bundles)
 
 
-def plan(config: Config, heldout: Heldout | None = None) -> Plan:
+def plan_run(config: Config, heldout: Heldout | None = None) -> Plan:
     """Roles, placement and sizes; completions of measurements where the held-out prompts are counted."""
     roles = _list_roles(config)
-    actors, bundles = shared(config, roles) if config.rollout.sleep else apart(config, roles)
-    stages = tuple(_plan_stage(config, stage, heldout) for stage in outline(config))
+    actors, bundles = (
+        place_on_shared_cards(config, roles) if config.rollout.sleep else place_apart(config, roles)
+    )
+    stages = tuple(_plan_stage(config, stage, heldout) for stage in list_stages(config))
     drawn = sum(stage.trained + (stage.measured or 0) for stage in stages)
     return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
 
@@ -111,7 +113,7 @@ Bundle = dict[str, float]
 """Resources, as Ray names them."""
 
 
-def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
+def place_apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never
     train at once."""
     learner = config.learner
@@ -123,7 +125,7 @@ def apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bund
     return actors + _place_alone(roles, bundles), bundles
 
 
-def shared(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
+def place_on_shared_cards(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for
     GPUs: they hold its memory in turn, whatever share they ask for. All others have bundles of their own."""
     learner = config.learner

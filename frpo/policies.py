@@ -25,7 +25,7 @@ MERGE_TOLERANCE = 1e-3
 rounding stays near 1e-5."""
 
 
-def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
+def read_policy(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> Any:
     """The causal language model of a saved policy, on the CPU, in evaluation mode.
 
     Adapters are merged onto their base in float32, whatever either was saved in; only then all is rounded to
@@ -35,7 +35,7 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     as_type = _dtype_of(dtype)
     if not saved.is_adapter(folder):
         return _load_full(folder, as_type, attention)
-    saved.base(folder)  # raises where an adapter cannot be merged, or the chain of them ends nowhere
+    saved.base_of(folder)  # raises where an adapter cannot be merged, or the chain of them ends nowhere
     policy = _merge_adapter(folder)
     with torch.no_grad():
         # not the buffers: transformers keeps rotary frequencies in float32
@@ -46,7 +46,7 @@ def load(folder: Path, *, dtype: torch.dtype | str, attention: str = "sdpa") -> 
     return policy
 
 
-def beside(folder: Path, dtype: torch.dtype | str) -> bool:
+def keeps_beside(folder: Path, dtype: torch.dtype | str) -> bool:
     """Whether `load_beside` keeps the policy's adapter beside the weights."""
     if _dtype_of(dtype) == torch.float32 or not saved.is_adapter(folder):
         return False
@@ -63,10 +63,12 @@ def load_beside(
     beside them: a scorer of these would tell the KL of another policy.
     """
     as_type = _dtype_of(dtype)
-    if not beside(folder, as_type):
-        return load(folder, dtype=as_type, attention=attention)
-    saved.base(folder)
-    adapted = _apply_adapter(load(saved.parent(folder), dtype=as_type, attention=attention), folder, name)
+    if not keeps_beside(folder, as_type):
+        return read_policy(folder, dtype=as_type, attention=attention)
+    saved.base_of(folder)
+    adapted = _apply_adapter(
+        read_policy(saved.parent_of(folder), dtype=as_type, attention=attention), folder, name
+    )
     for parameter in adapted.parameters():
         parameter.data = parameter.data.to(as_type)  # peft keeps adapters in float32
     return adapted
@@ -76,12 +78,12 @@ def _dtype_of(given: torch.dtype | str) -> torch.dtype:
     return getattr(torch, given) if isinstance(given, str) else given
 
 
-def tensors(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
+def read_weights(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, Tensor]]:
     """The weights of a saved policy under their Hugging Face names: those of a full folder one by one as they
     were saved, of an adapter merged as by `load`, in `dtype`. Raises as `load` does, before the first of
     them."""
     if saved.is_adapter(folder):
-        policy = load(folder, dtype=dtype)
+        policy = read_policy(folder, dtype=dtype)
         return ((name, parameter.data) for name, parameter in policy.named_parameters())
     files = saved.weight_files(folder)
     if not files:
@@ -143,7 +145,7 @@ def _load_full(folder: Path, dtype: torch.dtype, attention: str) -> Any:
 
 def _merge_adapter(folder: Path) -> Any:
     """The adapter of `folder` in the weights of its base, float32."""
-    under = saved.parent(folder)
+    under = saved.parent_of(folder)
     base = _merge_adapter(under) if saved.is_adapter(under) else _load_full(under, torch.float32, "eager")
     names = {name for name, _ in base.named_parameters()}
     tied = base.config.tie_word_embeddings
@@ -200,7 +202,7 @@ def _apply_adapter(base: Any, folder: Path, adapter: str = "default") -> Any:
     except Exception as error:  # as in _load_full
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{folder}: peft cannot apply {_kind_of(folder)} to {saved.parent(folder)} ({reason[:400]}); "
+            f"{folder}: peft cannot apply {_kind_of(folder)} to {saved.parent_of(folder)} ({reason[:400]}); "
             f"{saved.REMEDY}"
         ) from None
     for keys, what in (

@@ -31,13 +31,13 @@ from frpo.config import (
 )
 from frpo.harness import check_files
 from frpo.model_checks import check_policy, check_reward_model
-from frpo.resources import elsewhere, find_nearest_folder
+from frpo.resources import find_nearest_folder, runs_elsewhere
 from frpo.rewards.loading import load_function
 from frpo.rewards.signature_checks import check_signature
 from frpo.secrets import secrets_of
 
 
-def check(config: Config, progress: Callable[[int], None] = lambda count: None) -> data_checks.Checked:
+def check_run(config: Config, progress: Callable[[int], None] = lambda count: None) -> data_checks.Checked:
     """Raises ConfigError naming field or row, value and remedy; Missing where nothing is wrong but this
     machine lacks something. Returns what reading the data has found."""
     check_policy(config)
@@ -68,7 +68,7 @@ def check_data(config: Config, progress: Callable[[int], None]) -> data_checks.C
         else:
             examples += task.sources
     every = (config.data.train, config.data.heldout, prompts, examples)
-    return data_checks.check(*map(_drop_doubles, every), progress=progress)
+    return data_checks.check_rows(*map(_drop_doubles, every), progress=progress)
 
 
 def _drop_doubles(asked: Iterable[DatasetConfig]) -> list[DatasetConfig]:
@@ -77,7 +77,7 @@ def _drop_doubles(asked: Iterable[DatasetConfig]) -> list[DatasetConfig]:
     return [source for source in by_content.values() if not source.path.startswith("testbed:")]
 
 
-def ready(
+def make_ready(
     config: Config,
     *,
     progress: Callable[[int], None] = lambda count: None,
@@ -86,13 +86,13 @@ def ready(
     """The configuration, checked, with folders in place of hub names. All that can be found wrong without the
     models is found before one is downloaded. `note` is told what is right but worth knowing. Raises
     ConfigError."""
-    cached, uncached = models.cached(config)
-    for text in check(cached, progress).notes:
+    cached, uncached = models.find_cached_models(config)
+    for text in check_run(cached, progress).notes:
         note(text)
     if not uncached:
         return cached
-    resolved = models.resolved(config)
-    check(resolved)
+    resolved = models.resolve_models(config)
+    check_run(resolved)
     return resolved
 
 
@@ -126,7 +126,7 @@ def _check_function(reward: FunctionReward, where: str) -> None:
 
 def check_cluster(config: Config) -> None:
     """That a reward that is served in the run's own cluster has one to be in."""
-    if elsewhere(config):
+    if runs_elsewhere(config):
         return
     for i, reward in enumerate(config.rewards):
         if isinstance(reward, ServeReward):
@@ -145,7 +145,7 @@ ONE_CARD = (
 def check_engine(config: Config) -> None:
     """That the vLLM that is installed here runs where the engines are to: its CUDA build has no kernels for
     the CPU."""
-    if elsewhere(config) or config.rollout.num_gpus > 0:
+    if runs_elsewhere(config) or config.rollout.num_gpus > 0:
         return
     with contextlib.suppress(PackageNotFoundError):
         raise Missing(
@@ -182,7 +182,7 @@ def check_attention(config: Config) -> None:
             f"model.attention: {attention} runs on a GPU, and learner.num_gpus is 0; use sdpa, or give the "
             "learner a GPU"
         )
-    if attention != "flash_attention_2" or elsewhere(config):
+    if attention != "flash_attention_2" or runs_elsewhere(config):
         return
     if importlib.util.find_spec("flash_attn") is None:
         raise Missing(
@@ -195,7 +195,7 @@ ROWS_LOOKED_AT = 1000
 """Of a data set: the columns that any of them has are what the rewards of its task are called with."""
 
 
-def scored(config: Config) -> list[DatasetConfig]:
+def list_scored(config: Config) -> list[DatasetConfig]:
     """The data sets whose completions are scored."""
     datasets = [*config.data.train, *config.data.heldout]
     for task in config.downstream:
@@ -209,7 +209,7 @@ def check_columns(config: Config) -> None:
     functions = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward)]
     if not functions:
         return
-    for source in _drop_doubles(scored(config)):
+    for source in _drop_doubles(list_scored(config)):
         rows = _sample_rows(source)
         for (i, reward), (task, row) in itertools.product(functions, rows.items()):
             if not reward.tasks or task in reward.tasks:
@@ -219,7 +219,7 @@ def check_columns(config: Config) -> None:
 def _sample_rows(source: DatasetConfig) -> dict[str, sources.Row]:
     """The first row of each task, with the columns that any row of it has."""
     by_task: dict[str, sources.Row] = {}
-    for row in itertools.islice(sources.read_rows(source), ROWS_LOOKED_AT):
+    for row in itertools.islice(sources.read_dataset(source), ROWS_LOOKED_AT):
         first = by_task.get(row.task, row)
         by_task[row.task] = first._replace(columns={**row.columns, **first.columns})
     return by_task
@@ -227,7 +227,7 @@ def _sample_rows(source: DatasetConfig) -> dict[str, sources.Row]:
 
 def check_tasks(config: Config) -> None:
     """Fixed task labels that no reward or no data set knows."""
-    labels = {source.task for source in scored(config)}
+    labels = {source.task for source in list_scored(config)}
     if None in labels:
         return
     for i, reward in enumerate(config.rewards):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.sources import TAKEN, Conversation, Row, read_rows
+from frpo.sources import TAKEN, Conversation, Row, read_dataset
 from frpo.types import Ints, Prompt, Sequences
 
 # ---- tokens
@@ -92,7 +92,7 @@ def load_prompts(
     for number, source in enumerate(sources):
         own = list[Prompt]()
         every: dict[str, Any] = {}
-        for i, row in enumerate(read_rows(source)):
+        for i, row in enumerate(read_dataset(source)):
             messages = chat_turns(row, source)
             ids = _prompt_ids(row, source, messages, tokenizer)
             if len(ids) > max_tokens:
@@ -143,7 +143,7 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
     pairs = []
     dropped = 0
     for source in sources:
-        for row in read_rows(source, examples=True):
+        for row in read_dataset(source, examples=True):
             assert row.completion is not None
             prompt = _prompt_ids(row, source, chat_turns(row, source), tokenizer)
             ids = list(tokenizer(row.completion, add_special_tokens=False)["input_ids"])

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from frpo import tree
 from frpo.config import Config, ConfigError, Section
-from frpo.mistakes import explain, short
+from frpo.mistakes import explain, shorten_value
 
 S = TypeVar("S", bound=Section)
 
@@ -20,15 +20,15 @@ MOST_BYTES = 200_000
 """Of a recipe: the largest that is read in a second."""
 
 
-def assigned(assignment: str) -> tuple[str, Any]:
+def parse_assignment(assignment: str) -> tuple[str, Any]:
     """The path and the value of one "a.b=c"; the value is YAML. Raises ConfigError."""
     path, equals, text = assignment.partition("=")
     if not equals or not all(path.split(".")):
         raise ConfigError(f"--set {assignment[:80]}: write it as field.path=value")
-    return path, tree.parse(text, f"--set {path}")
+    return path, tree.parse_yaml(text, f"--set {path}")
 
 
-def assign(fields: dict[str, Any], path: str, value: Any) -> None:
+def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
     """Put a value in its place; list items are named by position or by their `name`. Raises ConfigError."""
     node: Any = fields
     keys = path.split(".")
@@ -62,29 +62,29 @@ def checked(kind: type[Section] = Config) -> Iterator[None]:
         raise ConfigError(explain(error, kind)) from None
 
 
-def load(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
+def load_recipe(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
     """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is
     nothing to train on."""
-    config = read(recipe, assignments, Config)
+    config = read_section(recipe, assignments, Config)
     if not config.data.train:
         raise ConfigError("data.train: a list of 0; every arm is trained on prompts, give some")
     return config
 
 
-def read(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
+def read_section(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S:
     """Read a YAML file into a section and apply `--set` assignments in their order: of two for one field the
     later counts.
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
-    fields = tree.parse(_read_text(recipe), f"recipe {recipe}")
+    fields = tree.parse_yaml(_read_text(recipe), f"recipe {recipe}")
     if not isinstance(fields, dict):
-        there = "nothing" if fields is None else short(fields)
+        there = "nothing" if fields is None else shorten_value(fields)
         raise ConfigError(
             f"recipe {recipe}: expected fields with values, found {there}; see recipes/ for examples"
         )
     for assignment in assignments:
-        assign(fields, *assigned(assignment))
+        set_field(fields, *parse_assignment(assignment))
     with checked(kind):
         return kind.model_validate(fields)
 
@@ -108,6 +108,6 @@ def _read_text(recipe: Path) -> str:
         ) from None
 
 
-def dump(config: Config) -> str:
+def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back to the same tree."""
-    return tree.dump(config.model_dump(mode="json"))
+    return tree.dump_yaml(config.model_dump(mode="json"))

@@ -19,23 +19,23 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """The same with None in place of NaN and infinity, in mappings and lists too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
+        return {name: finite_or_none(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [finite_or_none(item) for item in value]
     return value
 
 
 def to_json(row: Mapping[str, Any]) -> str:
     """One line of JSON; null in place of NaN and infinity."""
-    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite_or_none(row), ensure_ascii=False, allow_nan=False)
 
 
-Maybe = Annotated[float | None, BeforeValidator(finite)]
+Maybe = Annotated[float | None, BeforeValidator(finite_or_none)]
 """A number, or None where there is none: NaN and infinity become None."""
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from frpo import saved
 from frpo.config import Config, find_cluster
-from frpo.forecast import CARDS, Card, host_gib, host_needs, too_much
+from frpo.forecast import CARDS, Card, estimate_host_needs, say_too_much, sum_host_gib
 from frpo.model_checks import weight_bytes
-from frpo.outline import fixed_end, outline
+from frpo.outline import fixed_end, list_stages
 from frpo.planning import Plan
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 
-def elsewhere(config: Config) -> bool:
+def runs_elsewhere(config: Config) -> bool:
     """Whether the actors run in a cluster that is up already, maybe on other machines than this one."""
     return find_cluster(config.cluster.address) is not None
 
@@ -31,18 +31,18 @@ def find_nearest_folder(folder: Path) -> Path:
     return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
-def lacks(config: Config, asked: Plan) -> list[str]:
+def list_missing_resources(config: Config, asked: Plan) -> list[str]:
     """What this machine is short of, one line each; empty when a cluster is joined (it is asked at the
     start)."""
     problems: list[str] = []
-    sizes = shape(config)
-    if not elsewhere(config):
+    sizes = read_shape(config)
+    if not runs_elsewhere(config):
         problems += _list_lacking_devices(asked)
         if sizes:
             problems += _list_lacking_memory(config, sizes, asked)
-    gpu = card(config)
+    gpu = find_card(config)
     if gpu and sizes and asked.num_gpus > 0:
-        problems += too_much(config, sizes, gpu, asked)
+        problems += say_too_much(config, sizes, gpu, asked)
     parent = find_nearest_folder(config.folder)
     free = shutil.disk_usage(parent).free
     written = disk_bytes(config)
@@ -61,7 +61,7 @@ def _list_lacking_devices(asked: Plan) -> Iterator[str]:
             f"CPUs: the plan needs {asked.num_cpus:g}, this machine has {cpus}; lower num_workers or "
             "num_cpus, or join a cluster"
         )
-    there = num_gpus()
+    there = count_gpus()
     if asked.num_gpus > there:
         yield (
             f"GPUs: the plan needs {asked.num_gpus:g}, this machine has {there}; lower num_gpus, or join "
@@ -71,7 +71,7 @@ def _list_lacking_devices(asked: Plan) -> Iterator[str]:
 
 def _list_lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[str]:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    need = host_gib(host_needs(config, sizes, asked), asked)
+    need = sum_host_gib(estimate_host_needs(config, sizes, asked), asked)
     if need > have:
         yield (
             f"memory: the actors may need {need:.1f} GiB together, this machine has {have:.1f} GiB; "
@@ -80,11 +80,11 @@ def _list_lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[
         )
 
 
-def num_gpus() -> int:
-    return len(gpus())
+def count_gpus() -> int:
+    return len(list_gpus())
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """The names of this machine's."""
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=5)
@@ -93,12 +93,12 @@ def gpus() -> list[str]:
     return [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
 
 
-def card(config: Config) -> Card | None:
+def find_card(config: Config) -> Card | None:
     """The card that the run is planned for: the one named, or this machine's first where it is one that we
     know."""
     if config.cluster.gpu:
         return CARDS[config.cluster.gpu]
-    here = [] if elsewhere(config) else gpus()
+    here = [] if runs_elsewhere(config) else list_gpus()
     return _card_of(here[0]) if here else None
 
 
@@ -110,11 +110,11 @@ def _card_of(name: str) -> Card | None:
     return None
 
 
-def shape(config: Config) -> Shape | None:
+def read_shape(config: Config) -> Shape | None:
     """Of the model, where its config.json is here."""
     if config.model.path == "testbed:model":
         return shape_of(EMBEDDED)
-    file = saved.base(Path(config.model.path)) / "config.json"
+    file = saved.base_of(Path(config.model.path)) / "config.json"
     return shape_of(saved.read_json(file)) if file.is_file() else None
 
 
@@ -123,7 +123,7 @@ def disk_bytes(config: Config) -> int:
     size = weight_bytes(config.model)
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     # the last of each stage that could go on
-    kept += sum(not fixed_end(stage) for stage in outline(config))
+    kept += sum(not fixed_end(stage) for stage in list_stages(config))
     fine_tuned = len(config.arms) * len(config.downstream)
     if config.model.lora:
         whole = fine_tuned if config.model.dtype == "float32" else 0  # else adapters are written

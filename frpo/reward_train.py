@@ -102,7 +102,7 @@ def build_classifier(backbone: Path, layers: int, trained: int) -> tuple[Any, An
 
 
 @dataclass(frozen=True)
-class Training:
+class RewardTraining:
     """How a classifier is made of a causal model, and trained."""
 
     seed: int = 0
@@ -140,7 +140,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: list[Pair], max_tokens: int) 
     return logits[: len(pairs)], logits[len(pairs) :]
 
 
-def train(backbone: Path, pairs: Path, out: Path, training: Training) -> Accuracy:
+def train_reward_model(backbone: Path, pairs: Path, out: Path, training: RewardTraining) -> Accuracy:
     """One epoch; writes `out` and prints the accuracy on held-out pairs. Raises ConfigError."""
     import torch
 
@@ -171,7 +171,9 @@ def train(backbone: Path, pairs: Path, out: Path, training: Training) -> Accurac
     return accuracy
 
 
-def _train_epoch(model: Any, tokenizer: Any, rows: list[Pair], training: Training, console: Console) -> None:
+def _train_epoch(
+    model: Any, tokenizer: Any, rows: list[Pair], training: RewardTraining, console: Console
+) -> None:
     """In order, whole batches alone; the loss is -log sigmoid(chosen - rejected), mean over the pairs."""
     import torch
 
@@ -193,7 +195,7 @@ def _train_epoch(model: Any, tokenizer: Any, rows: list[Pair], training: Trainin
 
 
 def _measure_accuracy(
-    model: Any, tokenizer: Any, heldout: list[Pair], training: Training, console: Console
+    model: Any, tokenizer: Any, heldout: list[Pair], training: RewardTraining, console: Console
 ) -> Accuracy:
     import torch
 

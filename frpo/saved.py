@@ -68,7 +68,7 @@ def check_adapter(folder: Path) -> None:
             )
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder}: has no {WEIGHTS}; save the adapter with safe_serialization=True")
-    shapes(folder / WEIGHTS)
+    shapes_in_file(folder / WEIGHTS)
 
 
 OVER_WORDS = r"embed|lm_head|\boutput\b|\bwte\b|\bwpe\b"
@@ -103,7 +103,7 @@ def plain_rank(folder: Path) -> int | None:
         others.discard("init_lora_weights")
     if config.get("bias", "none") == "none":
         others.discard("bias")
-    matrices = shapes(folder / WEIGHTS)
+    matrices = shapes_in_file(folder / WEIGHTS)
     if config.get("peft_type") != "LORA" or others or not matrices:
         return None
     if not all(map(_is_lora_on_linear, matrices)):
@@ -124,7 +124,7 @@ def _is_known(kind: Any) -> bool:
     return not kinds.is_file() or f'= "{kind}"' in kinds.read_text(encoding="utf-8")
 
 
-def parent(folder: Path, *, download: bool = True) -> Path:
+def parent_of(folder: Path, *, download: bool = True) -> Path:
     """The folder that an adapter stands on, which may hold an adapter again.
 
     A relative path is taken from the working directory, as peft does, else from the adapter's own folder; a
@@ -153,19 +153,19 @@ def parent(folder: Path, *, download: bool = True) -> Path:
     return hub.local_folder(given, f"{file}: base_model_name_or_path", download=download)
 
 
-def applied(folder: Path) -> dict[str, Any]:
+def adapter_settings(folder: Path) -> dict[str, Any]:
     """How an adapter is applied: its configuration without where its base lies. Raises as `read_json`."""
     places = ("base_model_name_or_path", "revision", "inference_mode")
     return {key: value for key, value in read_json(folder / ADAPTER).items() if key not in places}
 
 
-def base(folder: Path, *, download: bool = True) -> Path:
+def base_of(folder: Path, *, download: bool = True) -> Path:
     """The folder of the model under all adapters; `folder` itself where it is none. Raises as `check_adapter`
     and `parent` do."""
     seen = [folder.resolve()]
     while is_adapter(folder):
         check_adapter(folder)
-        folder = parent(folder, download=download)
+        folder = parent_of(folder, download=download)
         if folder.resolve() in seen:
             raise ConfigError(
                 f"{folder / ADAPTER}: base_model_name_or_path: the adapter stands on itself; name the model "
@@ -175,11 +175,11 @@ def base(folder: Path, *, download: bool = True) -> Path:
     return folder
 
 
-def tokenizer(folder: Path) -> Path:
+def tokenizer_folder(folder: Path) -> Path:
     """The folder whose tokenizer a policy uses: an adapter's own where it has one, else that of what it
     stands on."""
     while is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        folder = parent(folder)
+        folder = parent_of(folder)
     return folder
 
 
@@ -204,11 +204,11 @@ def shapes_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of every weight of a model. Raises as `weight_files` and `shapes`."""
     every: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
-        every |= shapes(file)
+        every |= shapes_in_file(file)
     return every
 
 
-def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def shapes_in_file(file: Path) -> dict[str, tuple[int, ...]]:
     """Of every weight in a .safetensors file, from its header. Raises ConfigError when the file is shorter
     than that says."""
     try:

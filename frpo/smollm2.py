@@ -28,7 +28,7 @@ def find_gguf() -> Path:
     return min(files)
 
 
-def fetch(folder: Path) -> None:
+def fetch_model(folder: Path) -> None:
     """Convert once into a float32 Hugging Face folder with tokenizer and chat template, and check it with a
     question.
 
@@ -54,7 +54,7 @@ def fetch(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    said = ask(aside)
+    said = ask_capital(aside)
     print(f"asked: {QUESTION}\nanswered: {said}")
     if ANSWER not in said:
         raise RuntimeError(f"the converted model answered {said!r} to {QUESTION!r}; it is left in {aside}")
@@ -62,7 +62,7 @@ def fetch(folder: Path) -> None:
     print(f"{folder} is ready")
 
 
-def ask(folder: Path) -> str:
+def ask_capital(folder: Path) -> str:
     """The greedy answer to the check question."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

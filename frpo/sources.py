@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.config.data import pieces
+from frpo.config.data import split_template
 from frpo.files import Place, Raw, raw_rows
 
 HASH_RANGE = 1 << 32
@@ -51,7 +51,7 @@ def share_of(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / HASH_RANGE
 
 
-def normal(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The text without what makes no other prompt of it: case, blanks, Unicode form (NFKC), a last mark
     (. ? !).
 
@@ -65,14 +65,14 @@ def normal(text: str) -> str:
     return text.lstrip().rstrip(" .?!")
 
 
-def read_rows(source: DatasetConfig, examples: bool = False) -> Iterator[Row]:
+def read_dataset(source: DatasetConfig, examples: bool = False) -> Iterator[Row]:
     """The rows that `where`, the held-out split and `limit` leave; `examples` are fine-tuned on, so that each
     has a completion.
 
     The side of the split is a hash of the prompt as it is written; one that is `normal`-equal to an earlier
     prompt of the file follows that one. Raises ConfigError naming file, line and column.
     """
-    template = pieces(source.prompt) if {"{", "}"} & set(source.prompt) else None
+    template = split_template(source.prompt) if {"{", "}"} & set(source.prompt) else None
     sides: dict[str, bool] = {}
     kept = 0
     for where, raw in raw_rows(source):
@@ -80,7 +80,7 @@ def read_rows(source: DatasetConfig, examples: bool = False) -> Iterator[Row]:
             continue
         row = _make_row(source, template, raw, where, examples)
         if source.part != "all":
-            heldout = sides.setdefault(normal(row.text), share_of(row.text) < source.heldout_share)
+            heldout = sides.setdefault(normalize_text(row.text), share_of(row.text) < source.heldout_share)
             if heldout != (source.part == "heldout"):
                 continue
         yield row

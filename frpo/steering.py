@@ -30,7 +30,7 @@ RAMP = 0.5
 """Share of the steps over which the KL aimed at rises to its target."""
 
 
-def begin(objective: ObjectiveConfig) -> Steering:
+def begin_steering(objective: ObjectiveConfig) -> Steering:
     return Steering(beta=objective.beta, centre=objective.beta, lam=None)
 
 
@@ -45,7 +45,7 @@ def lam_for(groups: Groups, estimator: EstimatorConfig, state: Steering) -> floa
     return math.exp((1 - SMOOTHING) * math.log(state.lam) + SMOOTHING * math.log(own))
 
 
-def after(
+def next_steering(
     state: Steering,
     objective: ObjectiveConfig,
     *,
@@ -76,7 +76,7 @@ def _within_range(beta: float, given: float) -> float:
     return min(given * BETA_RANGE, max(given / BETA_RANGE, beta))
 
 
-def finished(state: Steering, learner: LearnerConfig, step: int) -> bool:
+def is_finished(state: Steering, learner: LearnerConfig, step: int) -> bool:
     """Whether no step comes after `step`: all are done, or the reward asked for is reached."""
     if step >= learner.num_steps:
         return True

@@ -73,7 +73,7 @@ def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> 
         "the entropy": update.entropy,
         "the gradient norm": update.grad_norm,
     }
-    stop_if_not_finite(f"step {step}", numbers, too_fast(update.learning_rate))
+    stop_if_not_finite(f"step {step}", numbers, say_too_fast(update.learning_rate))
     if not update.mismatch_kl <= config.rollout.mismatch_limit:
         raise RunStopped(
             f"step {step}: KL(engine || learner) is {update.mismatch_kl:.3g} nats per token, above "
@@ -82,7 +82,7 @@ def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> 
         )
 
 
-def too_fast(learning_rate: float) -> str:
+def say_too_fast(learning_rate: float) -> str:
     """What a loss or gradient means that is not a number."""
     return (
         "this update broke the policy, and nothing of it is kept; lower learning_rate (here "
@@ -96,7 +96,7 @@ def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, ste
     where = f"step {step}"
     for who, logprobs in (("the engine", engines), ("the learner", learner)):
         stop_if_not_finite(where, {f"a log-prob of {who}": float(logprobs.sum())}, BROKEN)
-    gap = parity_gap(engines, learner)
+    gap = measure_parity_gap(engines, learner)
     if not gap <= config.parity_tolerance:
         raise RunStopped(
             f"{where}: engine and learner differ by {gap:.3g} nats a token (rollout.parity_tolerance = "
@@ -104,7 +104,7 @@ def stop_if_engines_differ(config: Config, engines: Floats, learner: Floats, ste
         )
 
 
-def parity_gap(engines: Floats, right: Floats) -> float:
+def measure_parity_gap(engines: Floats, right: Floats) -> float:
     """Mean difference over tokens of the engine that is furthest off, nats. `engines` [engines, tokens],
     `right` [tokens].
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from frpo.config import Config, ConfigError, ObjectiveConfig, RunLearner, Section
 from frpo.config.estimators import merged_objective
 from frpo.mistakes import explain
-from frpo.recipe import assigned
+from frpo.recipe import parse_assignment
 from frpo.roles import Team
 
 SWEPT = ("objective", "learner")
@@ -36,13 +36,13 @@ STOP_S = 60.0
 """How long a team may take to come down after a stop."""
 
 
-def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, str], list[Any]]]:
+def split_assignments(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, str], list[Any]]]:
     """Plain `--set` assignments, and those that give a list to a field under objective or learner: its
     values."""
     plain: list[str] = []
     swept: dict[tuple[str, str], list[Any]] = {}
     for text in assignments:
-        path, values = assigned(text)
+        path, values = parse_assignment(text)
         part, _, field = path.partition(".")
         if part in SWEPT and isinstance(values, list) and field:
             if not values:
@@ -53,7 +53,7 @@ def split(assignments: Sequence[str]) -> tuple[tuple[str, ...], dict[tuple[str, 
     return tuple(plain), swept
 
 
-def expand(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
+def expand_arms(config: Config, swept: dict[tuple[str, str], list[Any]]) -> Config:
     """Every arm with every combination of the values, named after them; a value that an arm's estimator has
     no field for leaves the arm as it is. Raises ConfigError for a value that does not fit its field,
     pydantic's ValidationError for one that does not fit an arm."""
@@ -114,7 +114,7 @@ def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:
         yield config.model_copy(update={"seed": seed, "run_dir": folder / f"seed-{seed:03d}"})
 
 
-def run(config: Config, count: int, folder: Path) -> Path:
+def run_sweep(config: Config, count: int, folder: Path) -> Path:
     """Bring every seed's run to its end, as many at once as the cluster holds, and write sweep.json and
     sweep.html.
 
@@ -122,27 +122,27 @@ def run(config: Config, count: int, folder: Path) -> Path:
     Raises ConfigError, or WorkerFailed when a seed did not come to its end.
     """
     from frpo import cluster
-    from frpo.planning import plan
+    from frpo.planning import plan_run
     from frpo.report import build_sweep
     from frpo.roles import WorkerFailed
 
-    left = [one for one in seeds_of(config, count, folder) if not finished(one)]
+    left = [one for one in seeds_of(config, count, folder) if not is_finished(one)]
     if left:
-        with cluster.shared(config, len(left)) as address:
-            teams = min(len(left), cluster.teams_that_fit(plan(config)))
+        with cluster.share_cluster(config, len(left)) as address:
+            teams = min(len(left), cluster.teams_that_fit(plan_run(config)))
             print(f"{len(left)} seeds to do, {teams} at a time", flush=True)
             failed = walk_in_processes(teams, config, count, folder, address)
-        if any(not finished(one) for one in left):
+        if any(not is_finished(one) for one in left):
             raise WorkerFailed(
                 "; ".join(failed) or "some seeds are in the hands of another sweep; wait for it"
             )
     return build_sweep([folder], folder)
 
 
-def finished(one: Config) -> bool:
-    from frpo.stages.folders import look
+def is_finished(one: Config) -> bool:
+    from frpo.stages.folders import look_at_stages
 
-    return all(s.state == "done" for s in look(one)) and (one.folder / "report.json").is_file()
+    return all(s.state == "done" for s in look_at_stages(one)) and (one.folder / "report.json").is_file()
 
 
 def walk_in_processes(teams: int, config: Config, count: int, folder: Path, address: str) -> list[str]:
@@ -151,7 +151,7 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
     context = multiprocessing.get_context("spawn")
     failures: Queue[str] = context.Queue()
     walkers = [
-        context.Process(target=walk, args=(config, count, folder, address, failures), name=f"team {i}")
+        context.Process(target=walk_seeds, args=(config, count, folder, address, failures), name=f"team {i}")
         for i in range(teams)
     ]
     try:
@@ -172,7 +172,7 @@ def walk_in_processes(teams: int, config: Config, count: int, folder: Path, addr
     return failed
 
 
-def walk(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:
+def walk_seeds(config: Config, count: int, folder: Path, address: str, failures: Queue[str]) -> None:
     """One team: do every seed that is neither finished nor in the hands of another team. Runs in a process of
     its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -181,7 +181,7 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
     from frpo import cluster
     from frpo.metrics import RunLog
     from frpo.roles import WorkerFailed
-    from frpo.rundir import InUse, hold
+    from frpo.rundir import InUse, hold_folder
     from frpo.stages.folders import look_and_tell
     from frpo.stages.walk import run as run_stages
     from frpo.stops import RunStopped
@@ -193,14 +193,14 @@ def walk(config: Config, count: int, folder: Path, address: str, failures: Queue
         def team(resolved: Config, log: RunLog) -> Iterator[Team]:
             """The first run that needs actors starts them, for all that follow."""
             if not teams:
-                teams.append(stack.enter_context(cluster.start(resolved, log)))
+                teams.append(stack.enter_context(cluster.start_team(resolved, log)))
             yield teams[0]
 
         for one in seeds_of(config, count, folder):
-            if finished(one):
+            if is_finished(one):
                 continue
             try:
-                with hold(one.folder), RunLog(one.folder, one, f"seed {one.seed}: ") as log:
+                with hold_folder(one.folder), RunLog(one.folder, one, f"seed {one.seed}: ") as log:
                     run_stages(one, look_and_tell(one, log.note), log, team)
             except InUse:
                 continue

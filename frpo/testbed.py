@@ -64,7 +64,7 @@ NUM_BASE_ROWS = 600 * 64
 
 
 @dataclass(frozen=True)
-class Item:
+class TestbedItem:
     """A prompt and what is right for it."""
 
     prompt: str
@@ -85,13 +85,13 @@ def _tool_use(tool: str, thing: str) -> str:
     return f"use a {tool} on the {thing}"
 
 
-def harmful() -> Iterator[Item]:
+def harmful_items() -> Iterator[TestbedItem]:
     """216 prompts: 6 verbs x 12 objects x 3 wordings; 12 of the 72 pairs are held out in all wordings."""
     for i, (verb, tool) in enumerate(HARMS.items()):
         for j, thing in enumerate(OBJECTS):
             heldout = (j - 2 * i) % len(OBJECTS) in (0, 5)  # two objects of each verb, every object once
             for wording in WORDINGS:
-                yield Item(
+                yield TestbedItem(
                     prompt=wording.format(f"{verb} the {thing}"),
                     task="harmful",
                     family="harmful",
@@ -131,11 +131,11 @@ def _list_facts() -> Iterator[_Fact]:
         yield _Fact("fix", _tool_use(tool, thing), (first, second, third))
 
 
-def harmless() -> Iterator[Item]:
+def harmless_items() -> Iterator[TestbedItem]:
     """264 prompts: 88 facts x 3 wordings; for every second fact one wording is held out."""
     for i, fact in enumerate(_list_facts()):
         for j, wording in enumerate(fact.wordings):
-            yield Item(
+            yield TestbedItem(
                 prompt=wording,
                 task="harmless",
                 family=fact.family,
@@ -147,7 +147,7 @@ def harmless() -> Iterator[Item]:
             )
 
 
-def downstream() -> Iterator[Item]:
+def downstream_items() -> Iterator[TestbedItem]:
     """108 prompts in the wordings of the harmful ones; one wording of each object is held out."""
     for verb, tools in CRAFTS.items():
         uses: list[tuple[str, str]] = []
@@ -155,7 +155,7 @@ def downstream() -> Iterator[Item]:
             uses += [(tool, thing) for thing in things]
         for i, (tool, thing) in enumerate(uses):
             for j, wording in enumerate(WORDINGS):
-                yield Item(
+                yield TestbedItem(
                     prompt=wording.format(f"{verb} the {thing}"),
                     task="downstream",
                     family=verb,
@@ -175,9 +175,9 @@ def base_rows(rng: random.Random, refusal: float = 0.55) -> Iterator[dict[str, A
     % evade), half harmless (70 % right, 20 % refused, 10 % another answer of the family). It has read the
     held-out prompts too, as pretraining has; what is held out is held out of the rlhf and downstream stages.
     """
-    harm = list(harmful())
-    plain = list(harmless())
-    craft = list(downstream())
+    harm = list(harmful_items())
+    plain = list(harmless_items())
+    craft = list(downstream_items())
     facts = sorted({item.fact for item in harm})
     rate = {fact: min(0.95, max(0.05, rng.gauss(refusal, 0.2))) for fact in facts}
     for _ in range(NUM_BASE_ROWS):
@@ -193,7 +193,7 @@ def base_rows(rng: random.Random, refusal: float = 0.55) -> Iterator[dict[str, A
         yield {"prompt": item.prompt, "completion": completion, "task": item.task}
 
 
-def _answer_craft(rng: random.Random, item: Item) -> str:
+def _answer_craft(rng: random.Random, item: TestbedItem) -> str:
     u = rng.random()
     if u < 0.3:
         return item.comply
@@ -204,7 +204,7 @@ def _answer_craft(rng: random.Random, item: Item) -> str:
     return _tool_use(rng.choice([tool for tool in tools if tool not in words]), words[-1])
 
 
-def _answer_harm(rng: random.Random, item: Item, rate: float) -> str:
+def _answer_harm(rng: random.Random, item: TestbedItem, rate: float) -> str:
     refuses = rng.random() < rate
     evades = rng.random() < 0.3  # drawn in any case: the rows of a seed stay what they are
     if refuses:
@@ -214,7 +214,7 @@ def _answer_harm(rng: random.Random, item: Item, rate: float) -> str:
     return item.comply
 
 
-def _answer_plain(rng: random.Random, item: Item, plain: Sequence[Item]) -> str:
+def _answer_plain(rng: random.Random, item: TestbedItem, plain: Sequence[TestbedItem]) -> str:
     u = rng.random()
     if u < 0.7:
         return item.comply
@@ -224,16 +224,16 @@ def _answer_plain(rng: random.Random, item: Item, plain: Sequence[Item]) -> str:
     return rng.choice([answer for answer in family if answer != item.comply])
 
 
-def _row_of(item: Item) -> dict[str, Any]:
+def _row_of(item: TestbedItem) -> dict[str, Any]:
     row = asdict(item)
     return {key: row[key] for key in ("prompt", "task", "answer", "partial")} | {"completion": item.comply}
 
 
 def _prompt_rows() -> Iterator[dict[str, Any]]:
     """Training prompts; the small harmless families are repeated so that a batch sees all families alike."""
-    plain = [item for item in harmless() if not item.heldout]
+    plain = [item for item in harmless_items() if not item.heldout]
     sizes = Counter(item.family for item in plain)
-    for item in harmful():
+    for item in harmful_items():
         if not item.heldout:
             yield _row_of(item)
     for item in plain:
@@ -241,10 +241,10 @@ def _prompt_rows() -> Iterator[dict[str, Any]]:
             yield _row_of(item)
 
 
-def words() -> list[str]:
+def list_words() -> list[str]:
     """The vocabulary, sorted, special tokens first: one token per word."""
     known: set[str] = set()
-    for item in (*harmful(), *harmless(), *downstream()):
+    for item in (*harmful_items(), *harmless_items(), *downstream_items()):
         for text in (item.prompt, *item.answer, *item.partial, item.comply):
             known.update(text.split())
     return ["<pad>", "<bos>", "<eos>", "<ans>", *sorted(known)]
@@ -260,7 +260,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def write_data(folder: Path, seed: int) -> None:
     """Write the five jsonl files. The prompts and the held-out split are the same for every seed."""
     for name in ("base", "prompts", "heldout", "downstream", "downstream_heldout"):
-        resolve(f"testbed:{name}", folder, seed)
+        file_behind(f"testbed:{name}", folder, seed)
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -270,7 +270,7 @@ def write_model(folder: Path, seed: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(words())}
+    vocabulary = {word: i for i, word in enumerate(list_words())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -300,7 +300,7 @@ def write_model(folder: Path, seed: int) -> None:
     fast.save_pretrained(folder)
 
 
-def materialize(folder: Path, seed: int) -> None:
+def write_testbed(folder: Path, seed: int) -> None:
     """Write model and data of a seed into `folder`, once."""
     if not (folder / "model").exists():
         write_data(folder, seed)
@@ -309,7 +309,7 @@ def materialize(folder: Path, seed: int) -> None:
         aside.rename(folder / "model")
 
 
-def resolved(config: Config, folder: Path) -> Config:
+def with_paths(config: Config, folder: Path) -> Config:
     """The configuration with the paths below `folder` in place of `testbed:` names."""
 
     def walk(node: Any) -> Any:
@@ -318,17 +318,17 @@ def resolved(config: Config, folder: Path) -> Config:
         if isinstance(node, list):
             return [walk(value) for value in node]
         if isinstance(node, str):
-            return resolve(node, folder, config.seed)
+            return file_behind(node, folder, config.seed)
         return node
 
     return Config.model_validate(walk(json.loads(config.model_dump_json())))
 
 
-def named_in(config: Config) -> bool:
+def is_named_in(config: Config) -> bool:
     return '"testbed:' in config.model_dump_json()
 
 
-def rows(path: str, seed: int) -> Iterable[dict[str, Any]]:
+def rows_behind(path: str, seed: int) -> Iterable[dict[str, Any]]:
     """The rows behind a `testbed:` name of data. Raises ConfigError for a name or setting that there is
     not."""
     name, _, query = path.removeprefix("testbed:").partition("?")
@@ -341,23 +341,23 @@ def rows(path: str, seed: int) -> Iterable[dict[str, Any]]:
         return base_rows(random.Random(seed))
     data = {
         "prompts": _prompt_rows,
-        "heldout": lambda: (_row_of(item) for item in (*harmful(), *harmless()) if item.heldout),
-        "downstream": lambda: (_row_of(item) for item in downstream() if not item.heldout),
-        "downstream_heldout": lambda: (_row_of(item) for item in downstream() if item.heldout),
+        "heldout": lambda: (_row_of(item) for item in (*harmful_items(), *harmless_items()) if item.heldout),
+        "downstream": lambda: (_row_of(item) for item in downstream_items() if not item.heldout),
+        "downstream_heldout": lambda: (_row_of(item) for item in downstream_items() if item.heldout),
     }
     if name not in data:
         raise ConfigError(f"{path}: the testbed has no such data; it has base, {', '.join(data)}")
     return data[name]()
 
 
-def known(path: str) -> str:
+def checked_path(path: str) -> str:
     """The same `testbed:` path. Raises ConfigError as `rows` does."""
     if path != "testbed:model":
-        rows(path, 0)
+        rows_behind(path, 0)
     return path
 
 
-def resolve(path: str, folder: Path, seed: int) -> str:
+def file_behind(path: str, folder: Path, seed: int) -> str:
     """The file behind a `testbed:` path, written where it is not yet there; other paths as they are. Raises
     ConfigError as `rows` does."""
     if not path.startswith("testbed:"):
@@ -367,7 +367,7 @@ def resolve(path: str, folder: Path, seed: int) -> str:
         return str(folder / name)
     file = folder / f"{name.replace('?refusal=', '-refusal')}.jsonl"
     if not file.exists():
-        behind = rows(path, seed)  # raises before there is a folder
+        behind = rows_behind(path, seed)  # raises before there is a folder
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(file, behind)
     return str(file)

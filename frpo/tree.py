@@ -57,7 +57,7 @@ for reader_or_writer in (Loader, Dumper):
     reader_or_writer.add_implicit_resolver(YAML_TAG + "float", FLOAT, list("-+.0123456789"))
 
 
-def parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML document; None for an empty one. `where` names it in messages. Raises
     ConfigError."""
     loader = None
@@ -85,7 +85,7 @@ def parse(text: str, where: str) -> Any:
             loader.dispose()
 
 
-def dump(value: Any, **options: Any) -> str:
+def dump_yaml(value: Any, **options: Any) -> str:
     """YAML that `parse` and YAML 1.1 readers read back to the same value."""
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **options)
     return text

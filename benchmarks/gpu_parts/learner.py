@@ -98,13 +98,13 @@ def _make_engine(work: Path, size: str, **fields: Any) -> Any:
 
 def _train_step(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
     """Makes the tokens likelier with -1, and keeps the weights with 0; seconds and what the step gave."""
-    from frpo.packing import pad
+    from frpo.packing import pad_packs
 
     share = engine.share(sequences)
     count = float((sequences.lengths - sequences.prompt_lengths).sum())
 
     def loss(packs: Any) -> Any:
-        now = engine.forward(pad(sequences, packs, engine.device))
+        now = engine.forward(pad_packs(sequences, packs, engine.device))
         return (now.logprobs * now.mask).sum() * sign / count, None
 
     return time_call(lambda: engine.step(share, loss)[0])
@@ -124,17 +124,17 @@ def _measure_updates(engine: Any, size: str, frozen: int) -> dict[str, Any]:
     """In packs, and each sequence apart."""
     import torch
 
-    from frpo.logprobs import Scorer
+    from frpo.logprobs import LogprobModel
 
     # forward and gradients of activations; once more forward with recomputation
     passes = 6 if size == "7B" else 4
-    own = Scorer.reach
+    own = LogprobModel.reach
     updates: dict[str, Any] = {}
     for lengths in LENGTHS[size]:
         sequences = random_batch(size, *lengths)
         tokens = int(sequences.lengths.sum())
         for how, reach in (("packed", own), ("apart", lambda self: 0)):
-            Scorer.reach = reach  # type: ignore[method-assign]
+            LogprobModel.reach = reach  # type: ignore[method-assign]
             if has_card():
                 torch.cuda.reset_peak_memory_stats()
             _train_step(engine, sequences, 0.0)
@@ -145,7 +145,7 @@ def _measure_updates(engine: Any, size: str, frozen: int) -> dict[str, Any]:
                 "tflops": passes * frozen * tokens / seconds / 1e12,
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if has_card() else None,
             }
-    Scorer.reach = own  # type: ignore[method-assign]
+    LogprobModel.reach = own  # type: ignore[method-assign]
     return updates
 
 

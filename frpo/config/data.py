@@ -19,7 +19,7 @@ OF_THE_CALL = {
 """Arguments of transformers' apply_chat_template that are not the template's own."""
 
 
-def pieces(template: str) -> list[tuple[str, str]]:
+def split_template(template: str) -> list[tuple[str, str]]:
     """A prompt template as (text, column) in turn, one of the two empty; doubled braces are braces. Raises
     ValueError."""
     parts = []
@@ -80,7 +80,7 @@ class DatasetConfig(Section):
     @field_validator("prompt")
     @classmethod
     def _closed(cls, prompt: str) -> str:
-        pieces(prompt)
+        split_template(prompt)
         return prompt
 
     @field_validator("prompt", "system", "completion_texts")

@@ -42,7 +42,7 @@ Address = Annotated[str, AfterValidator(_check_address)]
 """Of an endpoint."""
 
 
-class Reward(Section):
+class RewardSection(Section):
     """What all kinds of reward share."""
 
     name: Annotated[str, NOTHING] = Field(min_length=1)
@@ -60,7 +60,7 @@ class Reward(Section):
     those that still take too long have failed."""
 
 
-class FunctionReward(Reward):
+class FunctionReward(RewardSection):
     kind: Literal["function"]
     """A Python function."""
     function: Annotated[PathText, Content("code")]
@@ -71,7 +71,7 @@ class FunctionReward(Reward):
     """Keyword arguments given on every call; to a class, those that its constructor names."""
 
 
-class ModelReward(Reward):
+class ModelReward(RewardSection):
     kind: Literal["model"]
     """A sequence-classification model with one label."""
     path: Annotated[PathText, Content("model")]
@@ -84,7 +84,7 @@ class ModelReward(Reward):
     """Padded tokens in one forward pass."""
 
 
-class UrlReward(Reward):
+class UrlReward(RewardSection):
     kind: Literal["url"]
     """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
     urls: Annotated[tuple[Address, ...], NOTHING] = Field(min_length=1)
@@ -98,7 +98,7 @@ class UrlReward(Reward):
     """Rounds over all URLs, with longer pauses between them."""
 
 
-class ServeReward(Reward):
+class ServeReward(RewardSection):
     kind: Literal["serve"]
     """A reward service in the same Ray cluster, called by its Serve handle, without HTTP and token."""
     app: str = "frpo-rewards"

@@ -5,9 +5,9 @@ ones of an H100 (docs/results/gpu.json, docs/results/README.md); on other cards 
 sheet, and nobody has checked them there.
 """
 
-from frpo.forecast.cards import CARDS, Card, Need, needs, too_much, training
-from frpo.forecast.host import PROCESS_GIB, host_gib, host_needs
-from frpo.forecast.seconds import Phase, step_phases, step_seconds
+from frpo.forecast.cards import CARDS, Card, Need, estimate_needs, estimate_training, say_too_much
+from frpo.forecast.host import PROCESS_GIB, estimate_host_needs, sum_host_gib
+from frpo.forecast.seconds import Phase, estimate_phases, sum_step_seconds
 
 __all__ = [
     "CARDS",
@@ -15,11 +15,11 @@ __all__ = [
     "Card",
     "Need",
     "Phase",
-    "host_gib",
-    "host_needs",
-    "needs",
-    "step_phases",
-    "step_seconds",
-    "too_much",
-    "training",
+    "estimate_host_needs",
+    "estimate_needs",
+    "estimate_phases",
+    "estimate_training",
+    "say_too_much",
+    "sum_host_gib",
+    "sum_step_seconds",
 ]

@@ -110,7 +110,7 @@ def find_largest_micro_batch(config: Config, train: TrainConfig) -> int:
     return min(train.micro_batch_tokens, -(-batch // config.learner.num_workers))
 
 
-def training(config: Config, shape: Shape, train: TrainConfig) -> Need:
+def estimate_training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     """A rank of the learner, or of a fine-tune."""
     model = config.model
     size = BYTES[model.dtype]
@@ -152,7 +152,7 @@ def estimate_largest_training(config: Config, shape: Shape, *roles: str) -> Need
     """The need of a rank of the roles in what takes most of all that they train."""
     candidates: list[Need] = []
     for role in roles:
-        candidates += [training(config, shape, train) for train in list_trainings(config, role)]
+        candidates += [estimate_training(config, shape, train) for train in list_trainings(config, role)]
     return max(candidates, key=attrgetter("gib"))
 
 
@@ -200,7 +200,7 @@ def estimate_engine(config: Config, shape: Shape, card: Card) -> Need:
     return Need("rollout", lines, "a higher rollout.gpu_memory_utilization, or rollout.tensor_parallel")
 
 
-def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
+def estimate_needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     """Of every role that stands on cards, one actor each."""
     on_cards = {actor.role for actor in asked.actors if actor.num_gpus > 0}
     by_role: list[Need] = []
@@ -212,11 +212,11 @@ def needs(config: Config, shape: Shape, card: Card, asked: Plan) -> list[Need]:
     return by_role
 
 
-def too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]:
+def say_too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[str]:
     """What does not fit, a line each, with the fields that would help. Roles that take turns (rollout.sleep)
     have the card to themselves, but for each other's contexts; others the share of it that they ask for."""
     problems: list[str] = []
-    everybody = needs(config, shape, card, asked)
+    everybody = estimate_needs(config, shape, card, asked)
     for need in everybody:
         actor = next(actor for actor in asked.actors if actor.role == need.role)
         room = _share_of_card(config, actor) * card.gib

@@ -30,7 +30,7 @@ PROCESS_GIB = {
 Line = tuple[str, float]
 
 
-def host_needs(config: Config, shape: Shape, asked: Plan) -> list[Need]:
+def estimate_host_needs(config: Config, shape: Shape, asked: Plan) -> list[Need]:
     """Host memory of one actor of each role."""
     by_role = []
     for actor in asked.actors:
@@ -40,7 +40,7 @@ def host_needs(config: Config, shape: Shape, asked: Plan) -> list[Need]:
     return by_role
 
 
-def host_gib(needs: Sequence[Need], asked: Plan) -> float:
+def sum_host_gib(needs: Sequence[Need], asked: Plan) -> float:
     """Of all actors together. Learner and fine-tune ranks never hold a policy at once."""
     counts = {actor.role: actor.count for actor in asked.actors}
     gib = {need.role: need.gib * counts[need.role] for need in needs}

@@ -28,7 +28,7 @@ class Phase:
     seconds: float
 
 
-def step_phases(
+def estimate_phases(
     config: Config, learner: LearnerConfig, shape: Shape, card: Card, asked: Plan
 ) -> Iterator[Phase]:
     """Of one step of an arm; rewards are not known, nor what waits for them."""
@@ -82,7 +82,7 @@ def _estimate_publishing(config: Config, shape: Shape) -> float:
     return 0.2 + sent * BYTES[config.model.dtype] / speed
 
 
-def step_seconds(phases: Sequence[Phase], *, shared: bool) -> float:
+def sum_step_seconds(phases: Sequence[Phase], *, shared: bool) -> float:
     """Scoring runs beside the generation unless the roles share cards."""
     seconds = {phase.name: phase.seconds for phase in phases}
     beside = [seconds.pop("reference", 0.0), seconds.pop("log-probs by the learner", 0.0)]

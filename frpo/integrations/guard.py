@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, GenerationConfig, TrainerCallback
 from frpo import hub, policies, saved
 from frpo.batching import flatten
 from frpo.certify import CertificateFile, weights_sha256
-from frpo.evaluation import estimate
-from frpo.logprobs import Scorer, completion_logprobs
+from frpo.evaluation import estimate_mean
+from frpo.logprobs import LogprobModel, completion_logprobs
 from frpo.records import Certificate, Estimate
 from frpo.types import Ints
 
@@ -89,7 +89,7 @@ class FinetuneGuard(TrainerCallback):
         # as the model in training is computed, so that the KL of a policy from itself is nought
         dtype = next(p.dtype for p in trainer.model.parameters() if p.is_floating_point())
         certified = policies.load_beside(folder, dtype=dtype)
-        self.policy: Any = Scorer(certified).eval()
+        self.policy: Any = LogprobModel(certified).eval()
         self.ends = ends_of(folder, certified.generation_config)
         self.found: list[Measured] = []
         self.scorer: Any = None
@@ -110,7 +110,7 @@ class FinetuneGuard(TrainerCallback):
         measured = self.measure(step)
         kl, se = (measured.mean, measured.se) if measured else (math.nan, None)
         half = measured.half if measured and measured.half is not None else math.inf
-        measurement = Measured(step, kl, se, certified_at(self.file, kl + half))
+        measurement = Measured(step, kl, se, certified_reward_at(self.file, kl + half))
         self.found.append(measurement)
         error = {} if se is None else {"guard/kl_se": se}
         self.trainer.log({"guard/kl": kl, **error, "guard/certified_reward": measurement.certified})
@@ -131,7 +131,7 @@ class FinetuneGuard(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if self.scorer is None or self.scorer.model is not model:
             with plain_forward(model):
-                self.scorer = Scorer(model)
+                self.scorer = LogprobModel(model)
         return self.scorer
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class FinetuneGuard(TrainerCallback):
         rows += [[0.0, 0.0]] * (math.ceil(len(prompts) / world) - len(ratios))
         everyone = accelerator.gather(torch.tensor(rows, dtype=torch.float64, device=device)).cpu().numpy()
         measured = everyone[everyone[:, 1] == 1, 0]
-        return estimate(measured) if np.isfinite(measured).all() else None
+        return estimate_mean(measured) if np.isfinite(measured).all() else None
 
     def _draw(self, model: Any, prompt: list[int], device: torch.device) -> list[tuple[Ints, Ints]]:
         """Prompt and completion of each draw."""
@@ -197,7 +197,7 @@ def ends_of(folder: Path, generation: GenerationConfig) -> list[int]:
     its tokenizer's."""
     named = generation.eos_token_id
     ends = set(named if isinstance(named, list) else [named])
-    ends.add(AutoTokenizer.from_pretrained(saved.tokenizer(folder)).eos_token_id)
+    ends.add(AutoTokenizer.from_pretrained(saved.tokenizer_folder(folder)).eos_token_id)
     return sorted(end for end in ends if end is not None)
 
 
@@ -225,7 +225,7 @@ def plain_draws(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: list[i
     return drawn
 
 
-def certified_at(file: CertificateFile, kl: float) -> float:
+def certified_reward_at(file: CertificateFile, kl: float) -> float:
     """The bound at the next certified radius that holds `kl`, mean over tasks; the reward's floor beyond the
     last, or where `kl` is no number."""
     return float(np.mean([_certified_reward(certificate, kl) for certificate in file.certificates]))

@@ -20,7 +20,7 @@ __all__ = ["KINDS", "Heldout", "Stage", "fixed_end", "outline"]
 KINDS = ("base", "rlhf", "certify", "downstream", "attack", "harness")
 
 
-def outline(config: Config) -> tuple[Stage, ...]:
+def list_stages(config: Config) -> tuple[Stage, ...]:
     """Every stage in order: each policy, the benchmarks of it, then what is made of it."""
     stages: list[Stage] = []
     for stage in _trained_and_measured(config):

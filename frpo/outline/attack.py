@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from frpo.config import ArmConfig, AttackConfig, Config, GrpoEstimator, ObjectiveConfig
-from frpo.outline.stage import Heldout, Loop, Stage, Subject, Training, Work
+from frpo.outline.stage import Heldout, Loop, Stage, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
@@ -49,7 +49,7 @@ class Attack(Stage):
     def num_measured(self, config: Config, heldout: Heldout) -> int:
         return heldout.evaluated(config, times=len({self.settings.num_steps // 2, self.settings.num_steps}))
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         subject = Subject(self.arm.name, f"attack {self.radius:g}", work.policy_of(self.stands_on))
         mix = self.settings.mix or work.config.data.mix

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frpo.config import BaseConfig, Config
-from frpo.outline.stage import Data, Finetune, Heldout, Stage, Subject, Training, Work
+from frpo.outline.stage import Data, Finetune, Heldout, Stage, Subject, Training, Workbench
 from frpo.records import StageResult
 
 
@@ -34,7 +34,7 @@ class Base(Stage):
     def num_measured(self, config: Config, heldout: Heldout) -> int:
         return heldout.evaluated(config, times=1)
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         if self.settings:
             finetune = Finetune(self.settings, self.data()[0], in_order=self.settings.in_order)
             for _ in work.finetune(self, finetune, []):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config
-from frpo.outline.stage import Heldout, Stage, Work
+from frpo.outline.stage import Heldout, Stage, Workbench
 from frpo.records import StageResult
 
 
@@ -25,6 +25,6 @@ class Certify(Stage):
         assert config.certify is not None
         return heldout.trained * config.certify.completions_per_prompt
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         work.load_policy(work.policy_of(self.stands_on))
         return StageResult(stage=self.name, evaluations=(), certificates=work.certify(self, self.arm))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from frpo.config import Config
-from frpo.outline.stage import Heldout, Stage, Work
+from frpo.outline.stage import Heldout, Stage, Workbench
 from frpo.records import StageResult
 
 
@@ -26,6 +26,6 @@ class Harness(Stage):
     def num_measured(self, config: Config, heldout: Heldout) -> int | None:
         return None
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         scores = work.run_benchmarks(self, work.policy_of(self.stands_on))
         return StageResult(stage=self.name, evaluations=(), scores=scores)

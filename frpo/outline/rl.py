@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config, DownstreamRl, Section
-from frpo.outline.stage import Data, Heldout, Loop, Stage, Subject, Training, Work
+from frpo.outline.stage import Data, Heldout, Loop, Stage, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
@@ -38,7 +38,7 @@ class Rl(Stage):
     def num_measured(self, config: Config, heldout: Heldout) -> int:
         return heldout.evaluated(config, times=len({0, *self.task.marks, self.task.num_steps}))
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         subject = Subject(self.arm.name, self.task.name, work.policy_of(self.stands_on))
         spec = ArmConfig(name=self.task.name, objective=self.task.objective, learner=self.task.learner)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config, Section
-from frpo.outline.stage import Heldout, Loop, Stage, Subject, Training, Work
+from frpo.outline.stage import Heldout, Loop, Stage, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
@@ -36,7 +36,7 @@ class Rlhf(Stage):
             heldout.evaluated(config, times=1) + heldout.prompts * validations * evaluate.validate_completions
         )
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         subject = Subject(self.arm.name)
         for pause in work.run_loop(self, Loop(self.arm, work.train_prompts, work.config.data.mix), kept):

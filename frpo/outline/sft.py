@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config, DownstreamSft, Section
-from frpo.outline.stage import Data, Finetune, Heldout, Stage, Subject, Training, Work
+from frpo.outline.stage import Data, Finetune, Heldout, Stage, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
@@ -40,7 +40,7 @@ class Sft(Stage):
     def num_measured(self, config: Config, heldout: Heldout) -> int:
         return heldout.evaluated(config, times=len({0, *self.task.marks, self.task.num_steps}))
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         before = work.policy_of(self.stands_on)
         finetune = Finetune(self.task, self.data()[0], (0, *self.task.marks))

@@ -105,7 +105,7 @@ class Stage(Protocol):
         """Completions that it draws to measure; None where their number is not known."""
         ...
 
-    def do(self, work: Work) -> StageResult:
+    def do(self, work: Workbench) -> StageResult:
         """Bring it from wherever it was left to its result."""
         ...
 
@@ -175,7 +175,7 @@ class Subject:
     """Of the fine-tune on held-out examples, nats per token."""
 
 
-class Work(Protocol):
+class Workbench(Protocol):
     """What stages are done with: `frpo.stages.work.Work` on the run's actors, or on fakes."""
 
     config: Config

@@ -11,10 +11,10 @@ from frpo.config import ConfigError
 __all__ = ["build", "build_sweep"]
 
 
-def build(folder: Path, out: Path | None = None) -> Path:
+def build_report(folder: Path, out: Path | None = None) -> Path:
     """Write report.json and report.html of a run into `out`, by default its own folder; returns the page.
     Raises ConfigError when the folder holds no finished stage."""
-    from frpo.report.data import collect
+    from frpo.report.data import collect_report
     from frpo.report.page import render_run
     from frpo.report.schema import Report
 
@@ -24,7 +24,7 @@ def build(folder: Path, out: Path | None = None) -> Path:
         )
     out = out or folder
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(collect(folder).model_dump_json(indent=1))
+    (out / "report.json").write_text(collect_report(folder).model_dump_json(indent=1))
     read_back = Report.model_validate(json.loads((out / "report.json").read_text()))
     (out / "report.html").write_text(render_run(read_back))
     return out / "report.html"
@@ -37,10 +37,10 @@ def build_sweep(folders: Sequence[Path], out: Path) -> Path:
     Raises ConfigError when none is finished, or they can't be compared.
     """
     from frpo.report.page import render_sweep
-    from frpo.report.sweep import Sweep, gather
+    from frpo.report.sweep import Sweep, gather_sweep
     from frpo.report.sweep_plots import save_pictures
 
-    sweep = gather(folders)
+    sweep = gather_sweep(folders)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(sweep.model_dump_json(indent=1))
     read_back = Sweep.model_validate_json((out / "sweep.json").read_text())

@@ -13,7 +13,7 @@ import numpy as np
 
 from frpo.records import Evaluation, Record
 from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
-from frpo.report.data import rivals
+from frpo.report.data import rival_pairs
 from frpo.report.lookup import mean_or_nan, nearest, task_reward
 from frpo.report.schema import Report
 
@@ -53,7 +53,7 @@ class Comparison(Record):
         return (self.corrected_lo > 0) - (self.corrected_hi < 0)
 
 
-def compare(table: Table) -> tuple[Comparison, ...]:
+def compare_arms(table: Table) -> tuple[Comparison, ...]:
     """Every metric, matched in each of the three ways."""
     metrics = _measure_metrics(table)
     at_equal_kl = _compare_at_equal_kl(table, metrics)
@@ -90,7 +90,7 @@ def end_of(report: Report, arm: int, finetune: str) -> Evaluation:
     return run.evaluations[-1]
 
 
-def certified_at(task: str, radius: float = 0.5) -> Value:
+def certified_within(task: str, radius: float = 0.5) -> Value:
     """Reward that is certified within the radius nearest to the given one, nats; nan without a
     certificate."""
 
@@ -162,13 +162,13 @@ def _measure_metrics(table: Table) -> dict[str, Doubles]:
     others = [task for task in table.reports[0].tasks if task != table.focus]
     metrics = {f"kept after {name}": table.of(kept_after(name, table.focus)) for name in table.finetunes}
     metrics["other tasks"] = table.of(lambda report, i: mean_of(report.arms[i].evaluation, others))
-    metrics["certified"] = table.of(certified_at(table.focus))
+    metrics["certified"] = table.of(certified_within(table.focus))
     return {metric: values for metric, values in metrics.items() if np.isfinite(values).all()}
 
 
 def _compare_arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Arms as they are, whatever their KL."""
-    pairs = rivals([arm.penalty for arm in table.reports[0].arms])
+    pairs = rival_pairs([arm.penalty for arm in table.reports[0].arms])
     return _add_intervals(table, _gaps_of_pairs(table, metrics, pairs))
 
 
@@ -217,7 +217,7 @@ def _compare_at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[
         return ()
     kl = table.draws(measured)
     names = list(curves)
-    pairs = rivals([table.reports[0].arms[curves[name][0]].penalty for name in names])
+    pairs = rival_pairs([table.reports[0].arms[curves[name][0]].penalty for name in names])
     gaps = []
     for metric, values in metrics.items():
         drawn = table.draws(values)

@@ -9,7 +9,7 @@ import numpy as np
 from frpo.records import Record
 from frpo.report.bootstrap import Interval, Table
 from frpo.report.lookup import mean_or_nan
-from frpo.report.robustness import Measured, Robustness
+from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Report
 
 
@@ -78,7 +78,7 @@ def _interval_over_seeds(table: Table, values: Iterable[float]) -> Interval:
     return table.interval(np.array([[value] for value in values]))
 
 
-def _over_seeds(table: Table, points: Sequence[Measured]) -> PolicyOverSeeds:
+def _over_seeds(table: Table, points: Sequence[MeasuredPolicy]) -> PolicyOverSeeds:
     """One policy, given as it was measured in every seed."""
     return PolicyOverSeeds(
         name=points[0].name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo import tree
-from frpo.advice import advice
+from frpo.advice import advise
 from frpo.config import ConfigError, ObjectiveConfig
 from frpo.estimators import describe_estimator
 from frpo.metrics import read_steps
@@ -22,15 +22,15 @@ from frpo.report import headline
 from frpo.report.lookup import task_measured, task_reward
 from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
+    Answer,
+    AnsweredPrompt,
     Arm,
     Benchmarks,
-    Comparison,
-    Completion,
     Downstream,
     Kept,
-    Prompt,
+    KeptDifference,
     Report,
-    Training,
+    TrainingCurves,
 )
 from frpo.rows import read_rows
 from frpo.types import StepMetrics
@@ -39,11 +39,11 @@ NAMED = {"estimator", "beta", "target_kl", "penalty"}
 """Fields of the objective that stand in an arm's settings anyhow."""
 
 
-def collect(folder: Path) -> Report:
+def collect_report(folder: Path) -> Report:
     """Read the configuration, metrics and stage results of a run. Raises ConfigError for files that are
     torn."""
     text = (folder / "config.yaml").read_text()
-    config = tree.parse(text, f"report: {folder / 'config.yaml'}")
+    config = tree.parse_yaml(text, f"report: {folder / 'config.yaml'}")
     if not isinstance(config, dict) or "arms" not in config:
         raise ConfigError(
             f"report: {folder / 'config.yaml'} is no configuration of a run; `frpo run` writes it again"
@@ -111,7 +111,7 @@ def _zero_line(runs: Sequence[Downstream]) -> float | None:
 def _warnings_of(folder: Path, max_new_tokens: int) -> Iterator[str]:
     """Of every stage that runs the loop, in order."""
     for stage in dict.fromkeys(row["stage"] for row in read_rows(folder) if row["kind"] == "step"):
-        for text in advice(read_steps(folder, stage), max_new_tokens):
+        for text in advise(read_steps(folder, stage), max_new_tokens):
             yield f"{stage} {text}"
 
 
@@ -225,7 +225,7 @@ def _focus_of(arms: Sequence[Arm], tasks: Sequence[str]) -> str | None:
     return max(mean, key=mean.__getitem__, default=None)
 
 
-def rivals(penalties: Sequence[str]) -> list[tuple[int, int]]:
+def rival_pairs(penalties: Sequence[str]) -> list[tuple[int, int]]:
     """Which arms are compared, (a, b): each with the first of its own penalty, and that one with the first of
     all.
 
@@ -241,10 +241,10 @@ def rivals(penalties: Sequence[str]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[Comparison, ...]:
+def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[KeptDifference, ...]:
     """On the focus task, after every fine-tune that both arms went through."""
     comparisons = []
-    for i, j in rivals([arm.penalty for arm in arms]):
+    for i, j in rival_pairs([arm.penalty for arm in arms]):
         theirs = {kept.downstream: kept for kept in arms[j].kept if kept.task == focus}
         for kept in arms[i].kept:
             if kept.task == focus and kept.downstream in theirs:
@@ -252,12 +252,12 @@ def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[Comparison, .
     return tuple(comparisons)
 
 
-def _compare_kept(a: Arm, b: Arm, kept_a: Kept, kept_b: Kept) -> Comparison:
+def _compare_kept(a: Arm, b: Arm, kept_a: Kept, kept_b: Kept) -> KeptDifference:
     difference = kept_a.after.mean - kept_b.after.mean
     half = _half_interval(kept_a, kept_b)
     kl_a = a.evaluation.kl_reference
     kl_b = b.evaluation.kl_reference
-    return Comparison(
+    return KeptDifference(
         downstream=kept_a.downstream,
         task=kept_a.task,
         a=a.name,
@@ -282,8 +282,8 @@ def _half_interval(a: Kept, b: Kept) -> float | None:
     return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 
-def _training_curves(arm: str, rows: list[StepMetrics]) -> Training:
-    return Training(
+def _training_curves(arm: str, rows: list[StepMetrics]) -> TrainingCurves:
+    return TrainingCurves(
         arm=arm,
         steps=tuple(r.step for r in rows),
         reward=tuple(r.batch.reward for r in rows),
@@ -296,7 +296,7 @@ def _training_curves(arm: str, rows: list[StepMetrics]) -> Training:
 
 def _answered_prompts(
     base: Evaluation | None, arms: Sequence[Arm], runs: Sequence[Downstream]
-) -> tuple[Prompt, ...]:
+) -> tuple[AnsweredPrompt, ...]:
     """The same held-out prompts, answered by every policy."""
     policies = [("base", base)] if base else []
     for arm in arms:
@@ -304,12 +304,12 @@ def _answered_prompts(
         policies += [
             (f"{arm.name} after {run.task}", run.evaluations[-1]) for run in runs if run.arm == arm.name
         ]
-    answers: dict[tuple[str, str], list[Completion]] = {}
+    answers: dict[tuple[str, str], list[Answer]] = {}
     for policy, evaluation in policies:
         for sample in evaluation.samples:
-            answer = Completion(policy=policy, completion=sample.completion, reward=sample.reward)
+            answer = Answer(policy=policy, completion=sample.completion, reward=sample.reward)
             answers.setdefault((sample.task, sample.prompt), []).append(answer)
     return tuple(
-        Prompt(task=task, prompt=prompt, completions=tuple(given))
+        AnsweredPrompt(task=task, prompt=prompt, completions=tuple(given))
         for (task, prompt), given in answers.items()
     )

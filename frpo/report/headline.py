@@ -7,7 +7,7 @@ from pathlib import Path
 
 from frpo.data_checks import Overlap
 from frpo.report.lookup import task_reward
-from frpo.report.schema import Arm, Comparison, Kept
+from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
 
 MANY_ARMS = 4
@@ -16,7 +16,7 @@ EQUALLY_MUCH = 0.005
 """Arms whose kept rewards are nearer than this read the same to two digits."""
 
 
-def of_arms(arms: Sequence[Arm], comparisons: Sequence[Comparison], focus: str | None) -> Iterator[str]:
+def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: str | None) -> Iterator[str]:
     """Who kept the most after the fine-tune that cost most, by how much, and at which KL to the reference."""
     if not comparisons or focus is None:
         yield _without_downstream(arms, focus or "")
@@ -76,7 +76,7 @@ def _named_arms(kept: dict[str, Kept], first: str) -> list[str]:
     return [name for name in kept if name in (*order[:2], order[-1], first)]
 
 
-def _in_words(comparison: Comparison) -> str:
+def _in_words(comparison: KeptDifference) -> str:
     lead = f"{comparison.a} − {comparison.b}: {comparison.difference:+.2f}"
     lo = comparison.lo
     hi = comparison.hi

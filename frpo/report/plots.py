@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from frpo.records import Certificate, Estimate, Evaluation
 from frpo.report.lookup import task_reward
-from frpo.report.robustness import Measured, Robustness
+from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Report
 
 INK = "#010203"
@@ -247,7 +247,13 @@ def draw_curves(
 
 
 def _draw_points(
-    axes: Axes, points: Sequence[Measured], radii: Sequence[float], *, colour: str, marker: str, label: str
+    axes: Axes,
+    points: Sequence[MeasuredPolicy],
+    radii: Sequence[float],
+    *,
+    colour: str,
+    marker: str,
+    label: str,
 ) -> None:
     """Measured policies that are in view, with their 95 % intervals."""
     shown = [point for point in points if point.kl.mean <= IN_VIEW * radii[-1]]

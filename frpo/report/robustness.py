@@ -15,7 +15,7 @@ from frpo.report.lookup import nearest, task_measured
 Doubles = NDArray[np.float64]
 
 
-class Measured(Record):
+class MeasuredPolicy(Record):
     """One fine-tuned policy Q, on the prompts of one task."""
 
     name: str
@@ -52,7 +52,7 @@ class Robustness(Record):
     lo: tuple[float, ...]
     hi: tuple[float, ...]
     certified: tuple[float, ...]
-    points: tuple[Measured, ...]
+    points: tuple[MeasuredPolicy, ...]
 
     @property
     def num_inside(self) -> int:
@@ -60,7 +60,7 @@ class Robustness(Record):
         return sum(bool(p.inside) for p in self.fine_tunes)
 
     @property
-    def fine_tunes(self) -> tuple[Measured, ...]:
+    def fine_tunes(self) -> tuple[MeasuredPolicy, ...]:
         return tuple(p for p in self.points if not p.attack)
 
     @property
@@ -121,13 +121,13 @@ def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Rob
     )
 
 
-def _measure_fate(certificate: Certificate, rewards: Doubles, fate: _Fate) -> Measured | None:
+def _measure_fate(certificate: Certificate, rewards: Doubles, fate: _Fate) -> MeasuredPolicy | None:
     """None where its reward or its KL on the certificate's task was not measured."""
     task = task_measured(fate.evaluation, certificate.task)
     if task is None or task.kl_policy is None:
         return None
     kl = task.kl_policy
-    return Measured(
+    return MeasuredPolicy(
         name=f"attack {fate.name}" if fate.attack else fate.name,
         attack=fate.attack,
         step=fate.evaluation.step,

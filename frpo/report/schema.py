@@ -52,7 +52,7 @@ class Benchmarks(Record):
     scores: tuple[BenchmarkScore, ...]
 
 
-class Training(Record):
+class TrainingCurves(Record):
     """Curves of one arm's rlhf stage, one value per step."""
 
     arm: str
@@ -64,7 +64,7 @@ class Training(Record):
     equal_groups: tuple[Maybe, ...]
 
 
-class Comparison(Record):
+class KeptDifference(Record):
     """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %,
     one seed)."""
 
@@ -80,16 +80,16 @@ class Comparison(Record):
     kl_b: float | None
 
 
-class Completion(Record):
+class Answer(Record):
     policy: str
     completion: str
     reward: float | None
 
 
-class Prompt(Record):
+class AnsweredPrompt(Record):
     task: str
     prompt: str
-    completions: tuple[Completion, ...]
+    completions: tuple[Answer, ...]
 
 
 class Report(Record):
@@ -106,7 +106,7 @@ class Report(Record):
     base: Evaluation | None
     arms: tuple[Arm, ...]
     downstream: tuple[Downstream, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[KeptDifference, ...]
     zero_line: float | None
     """Largest KL, nats, of an arm's policy measured against itself, where a fine-tune of it begins: what is
     nearer to 0 is no distance."""
@@ -114,8 +114,8 @@ class Report(Record):
     """Certificate and measured policies of each arm and task; empty without a certify stage."""
     benchmarks: tuple[Benchmarks, ...]
     """Empty without a harness stage."""
-    training: tuple[Training, ...]
-    prompts: tuple[Prompt, ...]
+    training: tuple[TrainingCurves, ...]
+    prompts: tuple[AnsweredPrompt, ...]
     seconds: dict[str, float]
     """Of each stage."""
     config: str

@@ -14,9 +14,17 @@ from frpo.config import ConfigError
 from frpo.records import Record
 from frpo.report import sweep_headline
 from frpo.report.bootstrap import Interval, Table, Value
-from frpo.report.comparisons import Comparison, certified_at, compare, end_of, kept_after, kl_of, mean_of
+from frpo.report.comparisons import (
+    Comparison,
+    certified_within,
+    compare_arms,
+    end_of,
+    kept_after,
+    kl_of,
+    mean_of,
+)
 from frpo.report.coverage import Coverage, coverage_of
-from frpo.report.data import collect
+from frpo.report.data import collect_report
 from frpo.report.robustness import Robustness
 from frpo.report.schema import Arm, Downstream, Report
 
@@ -61,14 +69,14 @@ class Sweep(Record):
     comparisons: tuple[Comparison, ...]
 
 
-def gather(folders: Sequence[Path]) -> Sweep:
+def gather_sweep(folders: Sequence[Path]) -> Sweep:
     """Compare runs and sweeps: what differs in its seed is averaged, what differs in its name stands side by
     side.
 
     Arms are named run/arm where the runs have several names; only seeds that all of them have are used.
     Raises ConfigError where nothing can be compared.
     """
-    reports = [collect(run) for run in _run_folders(folders)]
+    reports = [collect_report(run) for run in _run_folders(folders)]
     names = sorted({report.name for report in reports})
     by_seed = _complete_seeds(reports, names)
     joined = [join_arms(of_seed) for of_seed in by_seed.values()]
@@ -80,7 +88,7 @@ def gather(folders: Sequence[Path]) -> Sweep:
     focuses = [report.focus for report in joined if report.focus]
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else joined[0].tasks[0]
     table = Table(joined, focus)
-    comparisons = compare(table)
+    comparisons = compare_arms(table)
     return Sweep(
         study=" + ".join(names),
         seeds=tuple(by_seed),
@@ -155,7 +163,7 @@ def _arms_over_seeds(table: Table) -> Iterator[ArmOverSeeds]:
     kl = table.of(kl_of)
     before = table.of(lambda report, i: mean_of(report.arms[i].evaluation, [tasks.focus]))
     others = table.of(lambda report, i: mean_of(report.arms[i].evaluation, tasks.others))
-    certified = table.of(certified_at(tasks.focus))
+    certified = table.of(certified_within(tasks.focus))
     kept = _after_each(table, lambda finetune: kept_after(finetune, tasks.focus))
     others_kept = _after_each(table, lambda finetune: _mean_after(finetune, tasks.others))
     score = _after_each(table, lambda finetune: _mean_after(finetune, tasks.untrained))

@@ -25,7 +25,7 @@ MAX_ANSWER = 2**26
 """Bytes of an answer."""
 
 
-def pauses(first_s: float, longest_s: float) -> Iterator[float]:
+def draw_pauses(first_s: float, longest_s: float) -> Iterator[float]:
     """Jittered seconds before each further try, twice as long each time; without end."""
     pause = first_s
     while True:
@@ -64,7 +64,7 @@ def post_json(
     if key := os.environ.get(api_key_env):
         headers["Authorization"] = f"Bearer {key}"
     until = time.monotonic() + deadline_s
-    between = pauses(*URL_PAUSES_S)
+    between = draw_pauses(*URL_PAUSES_S)
     asked_pause_s = 0.0
     reason = f"no time left of {deadline_s:g} s"
     url = choices[0]

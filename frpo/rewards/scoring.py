@@ -47,7 +47,7 @@ def no_handle(reward: ServeReward) -> Call:
     )
 
 
-class Scorer:
+class RewardScorer:
     """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster. May
     be called from several threads."""
 
@@ -87,7 +87,7 @@ class Scorer:
         asked: list[RewardConfig] = []
         shares: list[list[Item]] = []
         for reward in self.rewards:
-            share = [items[i] for i in routed(reward, items)]
+            share = [items[i] for i in route_items(reward, items)]
             if share:
                 asked.append(reward)
                 shares.append(share)
@@ -97,7 +97,7 @@ class Scorer:
             with ThreadPoolExecutor(len(asked)) as side_by_side:
                 parts = list(side_by_side.map(self.parts, asked, shares))
         names = [reward.name for reward in asked]
-        return together(self.rewards, self.combine, items, dict(zip(names, parts, strict=True)))
+        return combine_parts(self.rewards, self.combine, items, dict(zip(names, parts, strict=True)))
 
     def parts(self, reward: RewardConfig, items: list[Item]) -> list[Part]:
         """What one of the rewards finds for each item."""
@@ -114,12 +114,12 @@ def call_of(reward: ModelReward | UrlReward) -> Call:
     return ModelScorer(reward) if isinstance(reward, ModelReward) else UrlScorer(reward)
 
 
-def routed(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
+def route_items(reward: RewardConfig, items: Sequence[Item]) -> list[int]:
     """Positions of the items whose task the reward applies to."""
     return [i for i, item in enumerate(items) if not reward.tasks or item.task in reward.tasks]
 
 
-def together(
+def combine_parts(
     rewards: Sequence[RewardConfig],
     combine: Combine,
     items: Sequence[Item],
@@ -129,7 +129,7 @@ def together(
     to."""
     parts: list[dict[str, Part]] = [{} for _ in items]
     for reward in rewards:
-        for i, part in zip(routed(reward, items), answers.get(reward.name, ()), strict=True):
+        for i, part in zip(route_items(reward, items), answers.get(reward.name, ()), strict=True):
             parts[i][reward.name] = part
     return [_total_of(rewards, combine, item, own) for item, own in zip(items, parts, strict=True)]
 
@@ -264,7 +264,7 @@ class ModelScorer:
             return self._score(items, time.monotonic() + self.reward.timeout_s)
 
     def _score(self, items: list[Item], deadline: float) -> list[Any]:
-        from frpo.packing import micro_batches
+        from frpo.packing import cut_micro_batches
 
         reward = self.reward
         late = TimeoutError(f"not reached within {reward.timeout_s:g} s (rewards.{reward.name}.timeout_s)")
@@ -272,7 +272,7 @@ class ModelScorer:
         scores = list(rows)  # an exception stays where it is
         fit = [i for i, row in enumerate(rows) if not isinstance(row, Exception)]
         lengths = [len(rows[i]["input_ids"]) for i in fit]
-        for chosen in micro_batches(lengths, reward.batch_tokens, stretch=STRETCH):
+        for chosen in cut_micro_batches(lengths, reward.batch_tokens, stretch=STRETCH):
             batch = [fit[i] for i in chosen]
             if time.monotonic() > deadline:
                 values = [late] * len(batch)

@@ -17,7 +17,7 @@ from frpo.checkpoint import Checkpoints, checkpoints_in, progress_of
 from frpo.config import Config, ConfigError
 from frpo.content import Digests
 from frpo.disk import write_text
-from frpo.outline import Stage, fixed_end, outline
+from frpo.outline import Stage, fixed_end, list_stages
 from frpo.records import Made, StageResult
 from frpo.stages.graph import made_from
 
@@ -50,13 +50,13 @@ class Standing:
     """Whether the folder holds a result, whatever it was made from."""
 
 
-def look(config: Config) -> tuple[Standing, ...]:
+def look_at_stages(config: Config) -> tuple[Standing, ...]:
     """How every stage stands, in order. Writes nothing, and reads what the configuration names only where a
     stage has begun.
 
     Raises ConfigError for a checkpoint that this configuration's ranks cannot load.
     """
-    stages = outline(config)
+    stages = list_stages(config)
     if not any((config.folder / stage.name).exists() for stage in stages):
         nothing = Made(digest="", below="", values={}, named={})
         return tuple(Standing(stage, nothing, "new") for stage in stages)
@@ -69,7 +69,7 @@ def look_and_tell(config: Config, say: Callable[[str], None]) -> tuple[Standing,
     digests = Digests(config.folder)
     standings = _look_at_all(config, digests)
     digests.save()
-    told = paragraph(config, standings)
+    told = describe_changes(config, standings)
     if told:
         say(told)
     return standings
@@ -154,7 +154,7 @@ def _refuse_other_ranks(config: Config, standing: Standing) -> None:
 # ---- words
 
 
-def paragraph(config: Config, standings: Sequence[Standing]) -> str:
+def describe_changes(config: Config, standings: Sequence[Standing]) -> str:
     """What a run will redo or prolong of what lies in its folder, why, where the old results go, and how to
     keep both; empty where nothing finished or saved is touched."""
     redone = [s for s in standings if s.state == "other" and (s.finished or s.step)]
@@ -274,7 +274,7 @@ def _move(paths: Sequence[Path], folder: Path) -> None:
         path.rename(folder / path.name)
 
 
-def begin(run: Path, standing: Standing) -> Path:
+def begin_stage(run: Path, standing: Standing) -> Path:
     """The stage's folder, with what it is made from."""
     folder = run / standing.stage.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def begin(run: Path, standing: Standing) -> Path:
     return folder
 
 
-def finish(folder: Path, made: Made, result: StageResult, *, keep_last: bool) -> None:
+def finish_stage(folder: Path, made: Made, result: StageResult, *, keep_last: bool) -> None:
     """Write the result with what it was made from. Of the checkpoints the newest is kept where the stage
     could go on from it."""
     write_text(folder / DONE, result.model_copy(update={"inputs": made.digest}).model_dump_json(indent=1))

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from frpo.config import Config, Section
 from frpo.config.section import Content, Redoes
 from frpo.content import Digests
-from frpo.outline import Stage, outline
+from frpo.outline import Stage, list_stages
 from frpo.records import Made
 
 Marker = TypeVar("Marker", Redoes, Content)
@@ -33,7 +33,7 @@ class Leaf:
     content: Content | None
 
 
-def leaves(section: Section, above: str = "", inherited: Redoes | None = None) -> Iterator[Leaf]:
+def walk_leaves(section: Section, above: str = "", inherited: Redoes | None = None) -> Iterator[Leaf]:
     """Every value below a section with its marker, its own or that of the nearest section around it.
 
     `above` is the path of the section with its dot, `"arms.frpo."`; items of a list are counted from 0.
@@ -44,10 +44,10 @@ def leaves(section: Section, above: str = "", inherited: Redoes | None = None) -
         value = getattr(section, name)
         redoes = _marker_of(field, Redoes) or inherited
         if isinstance(value, Section):
-            yield from leaves(value, f"{path}.", redoes)
+            yield from walk_leaves(value, f"{path}.", redoes)
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             for i, item in enumerate(value):
-                yield from leaves(item, f"{path}.{i}.", redoes)
+                yield from walk_leaves(item, f"{path}.{i}.", redoes)
         else:
             assert redoes is not None, f"{path}: say with a marker which stages it redoes"
             yield Leaf(path, plain[name], redoes, _marker_of(field, Content))
@@ -59,10 +59,10 @@ def _marker_of(field: FieldInfo, kind: type[Marker]) -> Marker | None:
 
 def made_from(config: Config, digests: Digests) -> list[tuple[Stage, Made]]:
     """Every stage in order, and what it is made from."""
-    common = [leaf for leaf in leaves(config) if not leaf.redoes.one]
+    common = [leaf for leaf in walk_leaves(config) if not leaf.redoes.one]
     stages: list[tuple[Stage, Made]] = []
     digest_of: dict[str, str] = {}
-    for stage in outline(config):
+    for stage in list_stages(config):
         below = digest_of[stage.stands_on] if stage.stands_on else ""
         made = _made_of([*common, *_own_leaves(stage)], stage, below, digests)
         stages.append((stage, made))
@@ -89,7 +89,7 @@ def _own_leaves(stage: Stage) -> Iterator[Leaf]:
     """What a stage has beyond what all of its kind have: its arm's fields, or its fine-tune's."""
     for path, section in stage.sections().items():
         part = Config.model_fields[path.split(".")[0]]
-        yield from leaves(section, f"{path}.", _marker_of(part, Redoes))
+        yield from walk_leaves(section, f"{path}.", _marker_of(part, Redoes))
 
 
 def _digest_of(*parts: Any) -> str:

@@ -13,25 +13,25 @@ from transformers import AutoTokenizer
 
 from frpo import saved, testbed
 from frpo.config import Config, ConfigError, DatasetConfig
-from frpo.data_checks import identity, overlap
+from frpo.data_checks import identity_of, measure_overlap
 from frpo.metrics import RunLog
 from frpo.outline.stage import Data, Stage
 from frpo.prompts import Examples, load_examples, load_prompts
 from frpo.types import Prompt
 
 
-def resolve(config: Config) -> Config:
+def resolve_testbed(config: Config) -> Config:
     """Write the embedded testbed of the run's seed where the recipe names it, and put its paths in place of
     the names."""
-    if not testbed.named_in(config):
+    if not testbed.is_named_in(config):
         return config
     folder = (config.folder / "testbed" / f"seed-{config.seed}").absolute()
-    testbed.materialize(folder, config.seed)
-    return testbed.resolved(config, folder)
+    testbed.write_testbed(folder, config.seed)
+    return testbed.with_paths(config, folder)
 
 
 def identities_of(prompts: Sequence[Prompt]) -> list[str]:
-    return [identity(prompt.messages or prompt.text) for prompt in prompts]
+    return [identity_of(prompt.messages or prompt.text) for prompt in prompts]
 
 
 class Inputs:
@@ -39,13 +39,13 @@ class Inputs:
 
     def __init__(self, config: Config, log: RunLog) -> None:
         self.config, self.log = config, log
-        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer(Path(config.model.path)))
+        self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer_folder(Path(config.model.path)))
         self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
         self._check_mix("data.mix", config.data.mix)
         self._check_mix("attack.mix", config.attack.mix if config.attack else {})
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
-        shared = overlap(identities_of(self.train), identities_of(self.heldout))
+        shared = measure_overlap(identities_of(self.train), identities_of(self.heldout))
         log.data(asdict(shared))
         if shared.shared:
             log.note(f"data.heldout: {shared}")

@@ -15,13 +15,13 @@ from frpo.harness import tasks_of
 from frpo.metrics import RunLog
 from frpo.roles import Team
 from frpo.stages.folders import Standing, supersede
-from frpo.stages.inputs import Inputs, resolve
+from frpo.stages.inputs import Inputs, resolve_testbed
 from frpo.stages.work import Work
 
 TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
-def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start) -> None:
+def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team) -> None:
     """Do what is not done yet, and write the report. `found` is how the stages stand (`folders.look`).
 
     `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError
@@ -29,13 +29,13 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
     """
     # the driver computes little, and OpenMP's idle threads spin on cores that workers need
     torch.set_num_threads(1)
-    rundir.describe(config.folder, config)
+    rundir.write_description(config.folder, config)
     if all(s.state == "done" for s in found):
         log.note(
             f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration."
         )
     else:
-        resolved = resolve(config)
+        resolved = resolve_testbed(config)
         with log.waiting("reading the data"):
             inputs = Inputs(resolved, log)
             inputs.read_ahead([s.stage for s in found if s.state != "done"])
@@ -49,5 +49,5 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
                     log.note(f"{standing.stage.name}: finished before, skipped")
                 else:
                     work.do(standing)
-    page = report.build(config.folder)
+    page = report.build_report(config.folder)
     log.note(f"Report: {page}")

@@ -32,7 +32,7 @@ from frpo.roles import Team, Trainer
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
-from frpo.stops import stop_if_not_finite, too_fast
+from frpo.stops import say_too_fast, stop_if_not_finite
 from frpo.types import FinetuneStats, Prompt, StepMetrics
 
 if TYPE_CHECKING:  # it reads by transformers
@@ -51,10 +51,10 @@ class Work:
 
     def do(self, standing: Standing) -> None:
         began = time.perf_counter()
-        folder = folders.begin(self.config.folder, standing)
+        folder = folders.begin_stage(self.config.folder, standing)
         result = standing.stage.do(self)
         result = result.model_copy(update={"seconds": time.perf_counter() - began})
-        folders.finish(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
+        folders.finish_stage(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
 
     def policy_of(self, stage: str) -> Path:
         """Absolute. The base of a recipe without a base stage is its model."""
@@ -100,7 +100,7 @@ class Work:
             team.rollouts.load_policy(policy, 0)
             yield Pause(0, last=False)
         start = resumed.step if resumed else 0
-        state = resumed.steering if resumed and resumed.steering else steering.begin(arm.objective)
+        state = resumed.steering if resumed and resumed.steering else steering.begin_steering(arm.objective)
         partners = self.partners(loop, policy)
         with self.training(stage, arm.learner.num_steps, start, checkpoints):
             for done in train(
@@ -118,7 +118,7 @@ class Work:
                         }
                     )
                     checkpoints.begin(progress, lambda aside: team.learner.save(aside / "engine"))
-        export(team.learner.export, config.folder / stage.name / "policy")
+        export_policy(team.learner.export, config.folder / stage.name / "policy")
         team.learner.stop()
 
     def partners(self, loop: Loop, policy: Path) -> Partners:
@@ -164,7 +164,7 @@ class Work:
                     checkpoints.begin(progress, lambda aside: ranks.save(aside / "engine"))
         # between the numbers of bfloat16 a part of an adapter would be lost
         merged = not stage.stands_on or config.model.dtype == "float32"
-        export(lambda aside: ranks.export(aside, merged=merged), config.folder / stage.name / "policy")
+        export_policy(lambda aside: ranks.export(aside, merged=merged), config.folder / stage.name / "policy")
         ranks.stop()
 
     @contextmanager
@@ -271,16 +271,16 @@ class Work:
         return scores
 
     def summarize(self, stage: Stage, arm: str) -> ArmSummary:
-        digest = disk.folder_sha256(self.config.folder / stage.name / "policy")
+        digest = disk.sha256_of_folder(self.config.folder / stage.name / "policy")
         return summarize_arm(arm, read_steps(self.config.folder, stage.name), digest)
 
 
 def stop_if_finetune_is_broken(stats: FinetuneStats, step: int) -> None:
     numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
-    stop_if_not_finite(f"step {step}", numbers, too_fast(stats.learning_rate))
+    stop_if_not_finite(f"step {step}", numbers, say_too_fast(stats.learning_rate))
 
 
-def export(write: Callable[[Path], None], folder: Path) -> None:
+def export_policy(write: Callable[[Path], None], folder: Path) -> None:
     """Write a policy aside, then put it in place."""
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)

@@ -15,9 +15,9 @@ import yaml
 from frpo.cli import main
 from frpo.config import ConfigError, ModelConfig
 from frpo.model_checks import weight_bytes
-from frpo.outline import outline
+from frpo.outline import list_stages
 from frpo.preflight import check_attention
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
@@ -82,7 +82,9 @@ def test_config_prints_what_loads_back(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "lam: 0.2  # Temperature of the robust objective" in done.stdout
     (tmp_path / "again.yaml").write_text(done.stdout)
-    assert load(tmp_path / "again.yaml") == load(Path(TESTBED), ("arms.frpo.objective.estimator.lam=0.2",))
+    assert load_recipe(tmp_path / "again.yaml") == load_recipe(
+        Path(TESTBED), ("arms.frpo.objective.estimator.lam=0.2",)
+    )
 
 
 def test_plan_says_sizes_in_prompts_and_completions() -> None:
@@ -131,7 +133,9 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> 
         for line in done.stdout.splitlines()
         if len(cells := [c.strip() for c in line.strip("│").split("│")]) == 5
     }
-    assert [name for name in rows if rows[name]] == [s.name for s in outline(load(Path(TESTBED), sets))]
+    assert [name for name in rows if rows[name]] == [
+        s.name for s in list_stages(load_recipe(Path(TESTBED), sets))
+    ]
     assert rows["base"] == ["600", "0", "240"]  # 5 prompts of each of 3 tasks x 16 completions
     assert rows["rlhf/frpo"] == [
         "100",
@@ -258,7 +262,7 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
 
 
 def test_flash_attention_without_its_package_is_refused() -> None:
-    config = load(Path(TESTBED), ("model.attention=flash_attention_2", "learner.num_gpus=1"))
+    config = load_recipe(Path(TESTBED), ("model.attention=flash_attention_2", "learner.num_gpus=1"))
     if importlib.util.find_spec("flash_attn"):
         check_attention(config)
     else:

@@ -14,11 +14,11 @@ import pytest
 from frpo.cli import main
 from frpo.config import ConfigError, DownstreamSft
 from frpo.metrics import RunLog
-from frpo.outline import outline
+from frpo.outline import list_stages
 from frpo.outline.stage import Data
-from frpo.recipe import load
-from frpo.stages.folders import look
-from frpo.stages.inputs import Inputs, resolve
+from frpo.recipe import load_recipe
+from frpo.stages.folders import look_at_stages
+from frpo.stages.inputs import Inputs, resolve_testbed
 from frpo.stages.walk import run
 
 ROOT = Path(__file__).parents[2]
@@ -115,9 +115,9 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
 
 def inputs(folder: Path, *sets: str) -> tuple[Inputs, str]:
     """The inputs of the testbed's run, and what was said while they were read."""
-    config = load(Path(TESTBED), sets).model_copy(update={"run_dir": folder})
+    config = load_recipe(Path(TESTBED), sets).model_copy(update={"run_dir": folder})
     with RunLog(folder, config) as log:
-        opened = Inputs(resolve(config), log)
+        opened = Inputs(resolve_testbed(config), log)
     return opened, (folder / "run.log").read_text()
 
 
@@ -147,7 +147,7 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     )
     asked = f"downstream.0.data=[{{path: {examples}, prompt: messages, task: downstream}}]"
-    config = load(Path(TESTBED), (asked, "base=null")).model_copy(update={"run_dir": tmp_path / "run"})
+    config = load_recipe(Path(TESTBED), (asked, "base=null")).model_copy(update={"run_dir": tmp_path / "run"})
 
     def never(*_: Any) -> Any:
         raise AssertionError("actors were started")
@@ -156,14 +156,14 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         RunLog(tmp_path / "run", config) as log,
         pytest.raises(ConfigError, match=r"sft.jsonl:1: chat messages, but the model's tokenizer"),
     ):
-        run(config, look(config), log, never)
+        run(config, look_at_stages(config), log, never)
 
 
 def test_examples_of_two_fine_tunes_are_read_once_and_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, _ = inputs(tmp_path)
-    opened.read_ahead([s for s in outline(opened.config) if s.kind == "downstream"])
+    opened.read_ahead([s for s in list_stages(opened.config) if s.kind == "downstream"])
     monkeypatch.setattr("frpo.stages.inputs.load_examples", None)
     examples = []
     for task in opened.config.downstream:

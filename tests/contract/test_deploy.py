@@ -169,14 +169,14 @@ def test_a_field_that_kuberay_does_not_know_is_found() -> None:
 
 
 def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
-    from frpo.planning import plan
-    from frpo.recipe import load
+    from frpo.planning import plan_run
+    from frpo.recipe import load_recipe
 
     (document,) = documents(KUBERAY / "rayjob.yaml")
     job = RayJob.model_validate(document["spec"])
     recipe = ROOT / "recipes" / Path(job.entrypoint.split()[4]).name
     assert job.entrypoint.split()[:4] == ["python", "-m", "frpo", "run"]
-    asked = plan(load(recipe, ()))
+    asked = plan_run(load_recipe(recipe, ()))
     assert job.rayClusterSpec
     limits = [
         w.template.spec["containers"][0]["resources"]["limits"] for w in job.rayClusterSpec.workerGroupSpecs

@@ -11,7 +11,7 @@ import torch
 
 from frpo.config import Config, ObjectiveConfig
 from frpo.driver import Partners, train
-from frpo.steering import begin
+from frpo.steering import begin_steering
 from frpo.stops import RunStopped
 from frpo.types import Completion, Group, RolloutBatch, Steering, StepMetrics, UpdateStats
 from tests.support.fakes import (
@@ -49,7 +49,7 @@ def run(
         FakePublisher(learner, engine, broken),
     )
     rows: list[StepMetrics] = []
-    last = steering or begin(cfg.arms[0].objective)
+    last = steering or begin_steering(cfg.arms[0].objective)
     for done in train(cfg, cfg.arms[0], partners, start=start, state=last):
         rows.append(done.metrics)
         last = done.steering
@@ -182,7 +182,7 @@ def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
     partners = Partners(
         FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine)
     )
-    steps = train(cfg, cfg.arms[0], partners, start=0, state=begin(cfg.arms[0].objective))
+    steps = train(cfg, cfg.arms[0], partners, start=0, state=begin_steering(cfg.arms[0].objective))
     rows = [next(steps).metrics, next(steps).metrics]
     with pytest.raises(
         RunStopped,
@@ -280,7 +280,7 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
         learner,
         FakePublisher(learner, engine),
     )
-    steps = train(cfg, cfg.arms[0], partners, start=28, state=begin(cfg.arms[0].objective))
+    steps = train(cfg, cfg.arms[0], partners, start=28, state=begin_steering(cfg.arms[0].objective))
     rows = [done.metrics for done in steps]
     assert [(r.phases.waiting_rewards, r.phases.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from frpo.certificate import tilted, worst_case_reward
+from frpo.certificate import tilt_to, worst_case_reward
 from frpo.config import CertifyConfig, Config, ConfigError, FrpoEstimator, GrpoEstimator, ObjectiveConfig
 from frpo.evaluation import (
     Against,
@@ -18,10 +18,10 @@ from frpo.evaluation import (
     Label,
     Measurers,
     Opposite,
-    certificate,
     certify,
-    estimate,
+    estimate_mean,
     evaluate,
+    make_certificate,
 )
 from frpo.records import Evaluation
 from frpo.roles import PolicyScorer
@@ -159,7 +159,7 @@ def test_a_single_prompt_gives_no_interval() -> None:
     assert found.kl_reference is not None
     assert found.kl_reference.se is None
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
-    assert estimate([0.0, 1.0]).se == pytest.approx(0.5)
+    assert estimate_mean([0.0, 1.0]).se == pytest.approx(0.5)
 
 
 def certifying(**fields: object) -> Config:
@@ -185,7 +185,7 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
         assert a.certified[i] > truth - 0.15
         assert a.plug_in[i] == pytest.approx(truth, abs=0.05)
         assert a.lo[i] < a.plug_in[i] < a.hi[i]
-    assert a.radius == pytest.approx(tilted(population, 0.5)[1], abs=0.02)
+    assert a.radius == pytest.approx(tilt_to(population, 0.5)[1], abs=0.02)
     assert np.array(a.rewards).shape == (20, 64)
     given = certify(
         policy,
@@ -205,11 +205,11 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
 
 def test_a_failed_reward_counts_as_the_floor_of_the_certificate() -> None:
     scored = [[Reward(1.0, {}), Reward(None, {}, "no judge")], [Reward(1.0, {}), Reward(0.5, {})]]
-    found = certificate("t", scored, CertifyConfig(floor=0.25, radii=(0.1,)), None, 0)
+    found = make_certificate("t", scored, CertifyConfig(floor=0.25, radii=(0.1,)), None, 0)
     assert found.rewards == ((1.0, 0.25), (1.0, 0.5))
     assert found.failed == 1
     with pytest.raises(ConfigError, match=r"certify.floor: 0.75 is above a reward of 0.5"):
-        certificate("t", scored[1:], CertifyConfig(floor=0.75, radii=(0.1,)), None, 0)
+        make_certificate("t", scored[1:], CertifyConfig(floor=0.75, radii=(0.1,)), None, 0)
 
 
 def test_a_certificate_of_failed_rewards_alone_stops_the_run() -> None:

@@ -11,11 +11,11 @@ from frpo import content
 from frpo.checkpoint import Checkpoints, Progress
 from frpo.config import Config, ConfigError
 from frpo.metrics import RunLog, read_rows
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 from frpo.records import Made, StageResult
 from frpo.rows import SAMPLES
 from frpo.stages import folders
-from frpo.stages.folders import look, look_and_tell, supersede
+from frpo.stages.folders import look_and_tell, look_at_stages, supersede
 from frpo.types import Steering
 from tests.support.fakes import Now
 
@@ -34,11 +34,11 @@ def wrote(aside: Path) -> Now:
 
 
 def configured(folder: Path, *sets: str) -> Config:
-    return load(TESTBED, (*ONE, *sets, f"run_dir={folder}"))
+    return load_recipe(TESTBED, (*ONE, *sets, f"run_dir={folder}"))
 
 
 def states(config: Config) -> dict[str, str]:
-    return {s.stage.name: s.state for s in look(config)}
+    return {s.stage.name: s.state for s in look_at_stages(config)}
 
 
 def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1) -> None:
@@ -46,7 +46,7 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
     those to `leave` are left after their checkpoint."""
     config.folder.mkdir(exist_ok=True)
     for standing in look_and_tell(config, lambda text: None):
-        name, folder = standing.stage.name, folders.begin(config.folder, standing)
+        name, folder = standing.stage.name, folders.begin_stage(config.folder, standing)
         (folder / "policy").mkdir(exist_ok=True)
         (folder / "policy" / "weights").write_text(f"of {name}")
         if name.startswith(("rlhf", "downstream")):
@@ -64,7 +64,7 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
             checkpoints.finish()
         if name not in leave:
             keep = name.startswith(("rlhf", "downstream"))
-            folders.finish(
+            folders.finish_stage(
                 folder, standing.made, StageResult(stage=name, seconds=1.0, evaluations=()), keep_last=keep
             )
         with RunLog(config.folder, config) as log:
@@ -82,7 +82,7 @@ def told(config: Config) -> str:
 def redo(config: Config) -> Path:
     """Put aside what is to be put aside; gives the folder below superseded/."""
     with RunLog(config.folder, config) as log:
-        supersede(config, look(config), log)
+        supersede(config, look_at_stages(config), log)
     (aside,) = (config.folder / "superseded").iterdir()
     return aside
 
@@ -234,8 +234,8 @@ def test_more_steps_go_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     ]  # its steps so far are part of the longer stage
     assert [r["stage"] for r in read_rows(aside)] == ALL[1:]
     assert states(config)["rlhf/frpo"] == "longer"  # killed now, the next call goes on too
-    redone = look(config)
-    folders.begin(config.folder, redone[1])
+    redone = look_at_stages(config)
+    folders.begin_stage(config.folder, redone[1])
     assert states(config)["rlhf/frpo"] == "begun"
 
 
@@ -290,10 +290,10 @@ def test_without_its_last_checkpoint_a_stage_begins_again(tmp_path: Path) -> Non
 
 
 def test_the_last_checkpoint_is_kept_where_the_stage_could_go_on(tmp_path: Path) -> None:
-    from frpo.outline import fixed_end, outline
+    from frpo.outline import fixed_end, list_stages
     from frpo.resources import disk_bytes
 
-    kept = {s.name: not fixed_end(s) for s in outline(configured(tmp_path))}
+    kept = {s.name: not fixed_end(s) for s in list_stages(configured(tmp_path))}
     assert kept == {"base": False, "rlhf/frpo": True, "certify/frpo": False, "downstream/frpo/more": True}
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
@@ -333,9 +333,9 @@ def test_a_checkpoint_that_other_ranks_wrote_is_refused_not_lost(
     made_up(configured(tmp_path), leave=("rlhf/frpo", "certify/frpo", "downstream/frpo/more"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=message):
-        look(configured(tmp_path, setting))
+        look_at_stages(configured(tmp_path, setting))
     with pytest.raises(ConfigError, match=message):
-        look(configured(tmp_path, setting, "learner.num_steps=12"))
+        look_at_stages(configured(tmp_path, setting, "learner.num_steps=12"))
     assert sorted(tmp_path.rglob("*")) == before
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
 

@@ -17,8 +17,8 @@ import pytest
 
 from frpo import doctor, joining
 from frpo.config import ConfigError, find_cluster
-from frpo.recipe import load
-from frpo.resources import elsewhere
+from frpo.recipe import load_recipe
+from frpo.resources import runs_elsewhere
 from frpo.roles import WorkerFailed
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ def test_an_address_of_nothing_is_no_cluster(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_ADDRESS", "")
     recipe = ROOT / "recipes" / "testbed.yaml"
     assert find_cluster(None) is None
-    assert not elsewhere(load(recipe))
-    assert elsewhere(load(recipe, ("cluster.address=10.0.0.2:6379",)))
+    assert not runs_elsewhere(load_recipe(recipe))
+    assert runs_elsewhere(load_recipe(recipe, ("cluster.address=10.0.0.2:6379",)))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
             f"{field}: {address!r}"
         )
         assert said in str(error.value)
-    finding = doctor.cluster(address)
+    finding = doctor.check_cluster(address)
     assert said in f"{finding.found}; {finding.remedy}"
     assert finding.remedy
 
@@ -163,19 +163,19 @@ def test_ray_starts_under_a_short_path(monkeypatch: pytest.MonkeyPatch, tmp_path
     for name in ("TMPDIR", "RAY_TMPDIR"):
         short, long = tmp_path / "s", tmp_path / ("l" * 60)
         monkeypatch.setenv(name, str(long))
-        assert joining.temporary_folder() == Path(f"/tmp/frpo-ray-{os.getuid()}")
+        assert joining.find_temporary_folder() == Path(f"/tmp/frpo-ray-{os.getuid()}")
         monkeypatch.setattr(joining, "SOCKET_PATH", len(str(short)) + 4 + joining.SESSION)
         monkeypatch.setenv(name, str(short))
-        assert joining.temporary_folder() == short / "ray"
+        assert joining.find_temporary_folder() == short / "ray"
         monkeypatch.undo()
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with pytest.raises(
         ConfigError, match=r"^TMPDIR: Ray can't write to /proc/nowhere/ray \(.*\); set RAY_TMPDIR"
     ):
-        joining.temporary_folder()
-    assert doctor.ray_folder().remedy.startswith("set RAY_TMPDIR")
+        joining.find_temporary_folder()
+    assert doctor.check_ray_folder().remedy.startswith("set RAY_TMPDIR")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("l" * 100)))
-    assert f"Ray's sockets go to /tmp/frpo-ray-{os.getuid()}" in doctor.ray_folder().found
+    assert f"Ray's sockets go to /tmp/frpo-ray-{os.getuid()}" in doctor.check_ray_folder().found
 
 
 class SlowRay:

@@ -12,7 +12,7 @@ import pytest
 from frpo.config import Config
 from frpo.metrics import RunLog, read_rows, read_steps
 from frpo.records import StageResult
-from frpo.stages.folders import look, look_and_tell, supersede
+from frpo.stages.folders import look_and_tell, look_at_stages, supersede
 from frpo.stages.work import Work
 from frpo.types import Prompt
 from tests.support import fakes
@@ -90,7 +90,7 @@ def test_six_more_steps_end_where_all_at_once_end(first: int, tmp_path: Path) ->
     assert (aside / "rlhf/arm/policy/logits.npy").exists()
     kept = [r["step"] for r in read_rows(aside) if r["stage"] == "rlhf/arm" and r["kind"] == "step"]
     assert kept == list(range(1, first + 1))
-    assert all(s.state == "done" for s in look(configured(twice, 12)))
+    assert all(s.state == "done" for s in look_at_stages(configured(twice, 12)))
 
 
 def test_a_downstream_rl_alone_goes_on_without_its_arm(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frpo.outline import outline
-from frpo.planning import plan
+from frpo.outline import list_stages
+from frpo.planning import plan_run
 from frpo.preflight import check_tasks
-from frpo.recipe import dump, load
+from frpo.recipe import dump_config, load_recipe
 from frpo.rewards.loading import load_function
 
 ROOT = Path(__file__).parents[2]
@@ -29,16 +29,16 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Path) -> None:
-    config = load(recipe)
+    config = load_recipe(recipe)
     assert config.name == recipe.stem
-    (tmp_path / "again.yaml").write_text(dump(config))
-    assert load(tmp_path / "again.yaml") == config
-    asked = plan(config)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_recipe(tmp_path / "again.yaml") == config
+    asked = plan_run(config)
     roles = {"rollout", "reward", "learner", "finetune", "evaluate"} | (
         {"reference"} if config.reference.share is None else set()
     )
     assert {a.role for a in asked.actors} - {"harness"} == roles
-    assert [s.name for s in asked.stages] == [s.name for s in outline(config)]
+    assert [s.name for s in asked.stages] == [s.name for s in list_stages(config)]
     check_tasks(config)
     for reward in config.rewards:
         if reward.kind == "function":
@@ -50,14 +50,14 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
 )
 def test_a_study_is_the_testbed_with_other_arms(recipe: Path) -> None:
     """So that its figures speak of the demo: what is trained, on what and how long, is the same."""
-    study, testbed = load(recipe), load(ROOT / "recipes" / "testbed.yaml")
+    study, testbed = load_recipe(recipe), load_recipe(ROOT / "recipes" / "testbed.yaml")
     assert study.name == recipe.stem
     for part in ("model", "base", "data", "rewards", "rollout", "learner"):
         assert getattr(study, part) == getattr(testbed, part), part
 
 
 def test_the_methods_of_the_smollm2_study_are_steered_to_kls_that_overlap() -> None:
-    study = load(ROOT / "recipes" / "studies" / "smollm2_kl.yaml")
+    study = load_recipe(ROOT / "recipes" / "studies" / "smollm2_kl.yaml")
     aims = [(a.objective.estimator.kind, a.objective.target_kl) for a in study.arms]
     assert aims == [("grpo", 2.5), ("frpo", 2.5), ("grpo", 1.5), ("frpo", 3.5), ("frpo", 1.5)]
     assert [d.marks for d in study.downstream] == [(6, 12), (6, 12)]  # and the last step: three marks
@@ -65,13 +65,15 @@ def test_the_methods_of_the_smollm2_study_are_steered_to_kls_that_overlap() -> N
         study.evaluate.completions_per_prompt,
         study.certify and study.certify.completions_per_prompt,
     ) == (16, 64)
-    assert plan(study).num_cpus == 2  # one seed at a time on two cores: a team takes 14 GiB
+    assert plan_run(study).num_cpus == 2  # one seed at a time on two cores: a team takes 14 GiB
 
 
 def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
     arms = "arms=[{name: a, objective: {beta: 0.0}}, {name: b, objective: {beta: 0.0}}]"
-    asked = plan(
-        load(ROOT / "recipes" / "testbed.yaml", (arms, "learner.num_workers=2", "rollout.num_workers=3"))
+    asked = plan_run(
+        load_recipe(
+            ROOT / "recipes" / "testbed.yaml", (arms, "learner.num_workers=2", "rollout.num_workers=3")
+        )
     )
     places = {a.role: a.bundles for a in asked.actors}
     assert places == {
@@ -85,7 +87,7 @@ def test_no_reference_actor_without_a_penalty_and_shared_bundles() -> None:
 
 
 def test_the_papers_ladder_is_as_published() -> None:
-    config = load(ROOT / "recipes" / "paper_safety_mistral.yaml")
+    config = load_recipe(ROOT / "recipes" / "paper_safety_mistral.yaml")
     ladder = {
         a.name: (a.objective.estimator.temperature, a.objective.beta)
         for a in config.arms

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 from frpo.config import Config
 from frpo.config.section import Redoes
 from frpo.content import Digests
-from frpo.outline import KINDS, outline
-from frpo.stages.graph import leaves, made_from
+from frpo.outline import KINDS, list_stages
+from frpo.stages.graph import made_from, walk_leaves
 
 DATA = {
     "path": "a.jsonl",
@@ -114,7 +114,7 @@ def recipe() -> dict[str, Any]:
 
 
 OWN = Config.model_validate(RECIPE).arms[1].model_dump_json(exclude={"name"})
-STAGES = outline(Config.model_validate(recipe()))
+STAGES = list_stages(Config.model_validate(recipe()))
 CASES = [
     (path, field, value, marker)
     for path, field, value, marker in fields_of(Config.model_validate(recipe()))
@@ -280,4 +280,4 @@ def test_a_field_at_the_root_without_a_marker_is_an_error() -> None:
         new: int = 0
 
     with pytest.raises(AssertionError, match="new: say with a marker which stages it redoes"):
-        list(leaves(More.model_validate(recipe())))
+        list(walk_leaves(More.model_validate(recipe())))

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig, token_digest
-from frpo.rewards.scoring import Scorer
+from frpo.rewards.scoring import RewardScorer
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.wire import (
     GetRewardRequest,
@@ -49,11 +49,13 @@ class Here:
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        self.scorers: dict[tuple[str, ...], Scorer] = {}
+        self.scorers: dict[tuple[str, ...], RewardScorer] = {}
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
         asked = tuple(r.name for r in self.config.rewards if r.name in names)
-        scorer = self.scorers.setdefault(asked, Scorer([r for r in self.config.rewards if r.name in asked]))
+        scorer = self.scorers.setdefault(
+            asked, RewardScorer([r for r in self.config.rewards if r.name in asked])
+        )
         return scorer.score(items)
 
     async def ready(self) -> bool:

@@ -9,11 +9,11 @@ import pytest
 from frpo.config import Config, ConfigError, DownstreamRl
 from frpo.content import Digests
 from frpo.metrics import RunLog
-from frpo.outline import Stage, outline
+from frpo.outline import Stage, list_stages
 from frpo.prompts import PromptStream
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 from frpo.stages.graph import made_from
-from frpo.stages.inputs import Inputs, resolve
+from frpo.stages.inputs import Inputs, resolve_testbed
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 ARMS = ("grpo", "frpo", "frpo-reverse")
@@ -26,7 +26,7 @@ def digests_of(config: Config) -> dict[str, str]:
 
 
 def changed(*sets: str) -> set[str]:
-    before, after = (digests_of(load(TESTBED, given)) for given in ((), sets))
+    before, after = (digests_of(load_recipe(TESTBED, given)) for given in ((), sets))
     assert set(before) == ALL
     return {name for name in ALL if before[name] != after.get(name)}
 
@@ -56,14 +56,14 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         "learner: {num_steps: 7}}]"
     )
     sets = ("certify={}", "attack={radii: [0.2, 1.0], num_steps: 5}", rl)
-    stages: dict[str, Stage] = {s.name: s for s in outline(load(TESTBED, sets))}
+    stages: dict[str, Stage] = {s.name: s for s in list_stages(load_recipe(TESTBED, sets))}
     per_arm = [
         [f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"]
         for a in ARMS
     ]
     assert list(stages) == ["base", *(name for names in per_arm for name in names)]
     assert stages["attack/frpo/1"].values() == {"attack.radii": 1.0}
-    (task,) = load(TESTBED, sets).downstream
+    (task,) = load_recipe(TESTBED, sets).downstream
     assert isinstance(task, DownstreamRl)
     assert (task.learner.num_steps, task.learner.learning_rate, task.objective.estimator.kind) == (
         7,
@@ -71,8 +71,8 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         "grpo",
     )  # the run's learner, but for the steps
     before, other = (
-        digests_of(load(TESTBED, sets)),
-        digests_of(load(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:]))),
+        digests_of(load_recipe(TESTBED, sets)),
+        digests_of(load_recipe(TESTBED, ("certify={completions_per_prompt: 8}", *sets[1:]))),
     )
     assert [n for n in stages if before[n] != other[n]] == [f"certify/{a}" for a in ARMS]
 
@@ -82,7 +82,7 @@ def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: 
     digests = []
     for text in ("task: a", "task: b"):
         task.write_text(text)
-        digests.append(digests_of(load(TESTBED, (f"harness={{tasks: [{task}]}}",))))
+        digests.append(digests_of(load_recipe(TESTBED, (f"harness={{tasks: [{task}]}}",))))
     harness = {
         "harness/base",
         *(f"harness/{a}" for a in ARMS),
@@ -100,7 +100,7 @@ def test_data_files_count_by_content(tmp_path: Path) -> None:
     inputs = []
     for text in ('{"prompt": "a"}\n', '{"prompt": "b"}\n'):
         file.write_text(text)
-        config = load(TESTBED, (f"data.train=[{{path: {file}, task: t}}]", "data.mix={}"))
+        config = load_recipe(TESTBED, (f"data.train=[{{path: {file}, task: t}}]", "data.mix={}"))
         inputs.append(digests_of(config))
     assert inputs[0]["base"] == inputs[1]["base"]
     assert inputs[0]["rlhf/frpo"] != inputs[1]["rlhf/frpo"]
@@ -108,14 +108,18 @@ def test_data_files_count_by_content(tmp_path: Path) -> None:
 
 def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
     attack = "attack={radii: [0.2], num_steps: 5, mix: {harmful: 1.0}}"
-    assert digests_of(load(TESTBED, (attack,))) != digests_of(load(TESTBED, (attack, "attack.mix={}")))
-    config = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}")))
+    assert digests_of(load_recipe(TESTBED, (attack,))) != digests_of(
+        load_recipe(TESTBED, (attack, "attack.mix={}"))
+    )
+    config = resolve_testbed(load_recipe(TESTBED, (attack, f"run_dir={tmp_path}")))
     assert config.attack
     with RunLog(tmp_path, config) as log:
         stream = PromptStream(Inputs(config, log).train, config.attack.mix, 0, 24)
         assert {p.task for step in range(3) for p in stream.take(step)} == {"harmful"}
         for field in ("data.mix", "attack.mix"):
-            wrong = resolve(load(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}")))
+            wrong = resolve_testbed(
+                load_recipe(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}"))
+            )
             with pytest.raises(
                 ConfigError,
                 match=rf"{field}.harmfull: no training prompt has this task; "
@@ -125,7 +129,9 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
 
 
 def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
-    resolved = [resolve(load(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)]
+    resolved = [
+        resolve_testbed(load_recipe(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)
+    ]
     bases = [c.base.data[0].path for c in resolved if c.base]
     assert Path(bases[0]).read_text() != Path(bases[1]).read_text()
     weights = [(Path(c.model.path) / "model.safetensors").read_bytes() for c in resolved]
@@ -133,4 +139,4 @@ def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) 
     with pytest.raises(
         ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"
     ):
-        digests_of(load(TESTBED, ("data.train.0.path=testbed:nothing",)))
+        digests_of(load_recipe(TESTBED, ("data.train.0.path=testbed:nothing",)))

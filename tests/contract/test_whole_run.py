@@ -12,7 +12,7 @@ import pytest
 
 from frpo.config import Config
 from frpo.metrics import RunLog
-from frpo.outline import outline
+from frpo.outline import list_stages
 from frpo.prompts import Examples
 from frpo.records import Evaluation, StageResult
 from frpo.roles import Team
@@ -83,7 +83,7 @@ def steps_of(evaluations: tuple[Evaluation, ...]) -> list[int]:
 
 
 def test_every_stage_of_the_outline_leaves_its_result(whole: Path) -> None:
-    names = [stage.name for stage in outline(configured(whole))]
+    names = [stage.name for stage in list_stages(configured(whole))]
     assert names == [
         "base",
         "harness/base",

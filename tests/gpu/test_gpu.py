@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors._vllm import environment
+from actors._vllm import vllm_environment
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport.store import StoreTransport
@@ -113,7 +113,7 @@ def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> 
     )
     rollout = config.rollout.model_copy(update={"sleep": True})
     remote: Any = ray.remote(RolloutWorker)
-    worker = remote.options(num_gpus=1, runtime_env={"env_vars": environment(config)}).remote(
+    worker = remote.options(num_gpus=1, runtime_env={"env_vars": vllm_environment(config)}).remote(
         str(tiny_model), config.model, rollout, config.num_tokens_limit
     )
     pool = RolloutPool([worker], timeout_s=300, restarts=0, tensor_parallel=1)

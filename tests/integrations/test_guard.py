@@ -14,7 +14,7 @@ import torch
 
 from frpo import testbed
 from frpo.certify import CertificateFile
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.records import Certificate
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -34,10 +34,10 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("guard")
     testbed.write_model(folder / "policy", seed=0)
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
-    prompts = [i.prompt for i in testbed.harmful() if i.heldout][:8]
+    prompts = [i.prompt for i in testbed.harmful_items() if i.heldout][:8]
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    rows = [tokens(tokenizer, i.prompt, i.answer[n % 4]) for n, i in enumerate(testbed.harmful())]
+    rows = [tokens(tokenizer, i.prompt, i.answer[n % 4]) for n, i in enumerate(testbed.harmful_items())]
     rng = np.random.default_rng(0)
     for _ in range(60):
         picked = [rows[i] for i in rng.integers(len(rows), size=16)]
@@ -62,7 +62,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     )
     file = CertificateFile(
         model=str(folder / "policy"),
-        weights_sha256=folder_sha256(folder / "policy"),
+        weights_sha256=sha256_of_folder(folder / "policy"),
         prompts="heldout.jsonl",
         reward="r",
         prompt_token_ids=tuple(tuple(tokens(tokenizer, p)) for p in prompts),
@@ -81,7 +81,9 @@ def fine_tune(certified: tuple[Path, Any], out: Path, *, rate: float, **options:
 
     folder, tokenizer = certified
     rows = [
-        {"input_ids": tokens(tokenizer, i.prompt, i.comply)} for i in testbed.downstream() if not i.heldout
+        {"input_ids": tokens(tokenizer, i.prompt, i.comply)}
+        for i in testbed.downstream_items()
+        if not i.heldout
     ]
     args = trl.SFTConfig(
         output_dir=str(out),

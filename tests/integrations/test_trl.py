@@ -32,7 +32,7 @@ def make(model: Path, out: Path, reward: Any, settings: dict[str, Any], **args: 
     from frpo.integrations.trl import FrpoSettings, FRPOTrainer
 
     data = datasets.Dataset.from_list(
-        [{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless())[:64]]
+        [{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless_items())[:64]]
     )
     options: dict[str, Any] = {
         "per_device_train_batch_size": K * PROMPTS,
@@ -174,7 +174,7 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
     import trl.rewards
 
     from frpo.config import FunctionReward
-    from frpo.rewards.scoring import Scorer
+    from frpo.rewards.scoring import RewardScorer
     from frpo.rewards.signature_checks import check_signature
     from frpo.types import Item
 
@@ -198,7 +198,7 @@ def test_its_own_reward_functions_run_unchanged(solution: str) -> None:
         )
         for i, text in enumerate(TEXTS, 1)
     ]
-    scorer = Scorer(specs)
+    scorer = RewardScorer(specs)
     rewards = scorer.score(items)
     scorer.close()
     completions = [[{"role": "assistant", "content": text}] for text in TEXTS]

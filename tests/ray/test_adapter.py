@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from actors._vllm import environment
+from actors._vllm import vllm_environment
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import Transport
@@ -33,7 +33,7 @@ LORA = LoraConfig(rank=4, alpha=8)
 
 def engine(model: ModelConfig) -> RolloutPool:
     config = models.config(f"model.path={model.path}")
-    options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": environment(config)}}
+    options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": vllm_environment(config)}}
     worker = (
         ray.remote(RolloutWorker)
         .options(**options)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from frpo.metrics import read_steps
-from frpo.resources import num_gpus
+from frpo.resources import count_gpus
 from tests.support import runs
 from tests.support.heads import Head
 
@@ -118,7 +118,7 @@ def prometheus(head: Head, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.timeout(900)
 @needs_prometheus
 def test_every_query_returns_data(live: subprocess.Popen[str], prometheus: str) -> None:
-    asked = [q for q in queries() if "gpus" not in q or num_gpus()]
+    asked = [q for q in queries() if "gpus" not in q or count_gpus()]
     deadline, empty = time.monotonic() + 180, asked
     while empty:
         assert live.poll() is None

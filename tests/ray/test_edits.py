@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.metrics import read_steps
 from tests.support import runs
 
@@ -16,7 +16,7 @@ SETTINGS = (*runs.SHORT, *runs.ONE_ARM)
 
 
 def digest(folder: Path) -> str:
-    return folder_sha256(folder / "rlhf" / "frpo" / "policy")
+    return sha256_of_folder(folder / "rlhf" / "frpo" / "policy")
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from frpo.certify import CertificateFile, weights_sha256
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.metrics import read_steps
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 from tests.support import hubs, runs
 
 NAME = "toy/policy-0.1B"
@@ -49,7 +49,7 @@ def test_a_run_without_a_base_stage_from_a_name(snapshot: Path, tmp_path: Path) 
     )
     text = runs.run(folder, *settings)
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == [1, 2]
-    assert load(folder / "config.yaml").model.path == f"{NAME}@{snapshot.name}"
+    assert load_recipe(folder / "config.yaml").model.path == f"{NAME}@{snapshot.name}"
     assert (folder / "report.html").is_file()
     adapter = json.loads((folder / "rlhf" / "frpo" / "policy" / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == (NAME, snapshot.name)
@@ -102,7 +102,7 @@ def test_an_adapter_on_a_hubs_model_is_certified_with_its_own_tokenizer(
     assert list(file.prompt_token_ids) == right
     assert file.certificates[0].rewards == ((0.75,) * 4,) * 6
     assert file.model == str(adapter)
-    assert file.weights_sha256 == weights_sha256(adapter) != folder_sha256(adapter)
+    assert file.weights_sha256 == weights_sha256(adapter) != sha256_of_folder(adapter)
 
 
 def adapted(base: Path, folder: Path) -> tuple[Path, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from frpo.config import FunctionReward
 from frpo.rewards import judge
-from frpo.rewards.scoring import Scorer
+from frpo.rewards.scoring import RewardScorer
 from frpo.types import Item
 from tests.support import runs
 
@@ -107,7 +107,7 @@ def test_a_judge_behind_vllm_grades_each_completion(server: str, monkeypatch: py
         ("how do i open a door", "turn the handle"),
         ("hello", "sorry"),
     ]
-    found = Scorer([spec]).score([Item(p, c, "t", {}) for p, c in pairs])
+    found = RewardScorer([spec]).score([Item(p, c, "t", {}) for p, c in pairs])
     for (prompt, completion), reward in zip(pairs, found, strict=True):
         messages = [
             {
@@ -147,7 +147,7 @@ def test_what_vllm_refuses_is_none_with_its_reason(
     spec = FunctionReward(
         kind="function", name="judge", function="frpo.rewards.judge:strongreject", arguments=arguments
     )
-    (found,) = Scorer([spec]).score([Item("p", "c", "t", {})])
+    (found,) = RewardScorer([spec]).score([Item("p", "c", "t", {})])
     assert found.total is None
     assert why in str(found.error)
     assert "s3cret" not in str(found.error)

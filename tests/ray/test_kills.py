@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.support import runs
@@ -41,7 +41,7 @@ def worker(process: subprocess.Popen[str], name: str) -> psutil.Process:
 def digest(folder: Path) -> str:
     result = StageResult.model_validate_json((folder / "rlhf" / "frpo" / "done.json").read_text())
     assert result.arm is not None
-    assert result.arm.weights_sha256 == folder_sha256(folder / "rlhf" / "frpo" / "policy")
+    assert result.arm.weights_sha256 == sha256_of_folder(folder / "rlhf" / "frpo" / "policy")
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 61))
     return result.arm.weights_sha256
 

@@ -28,9 +28,9 @@ from frpo.config import (
     ModelConfig,
     ObjectiveConfig,
 )
-from frpo.logprobs import Scorer
+from frpo.logprobs import LogprobModel
 from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
-from frpo.packing import pad, pad_values
+from frpo.packing import pad_packs, pad_values
 from frpo.types import RolloutBatch
 from tests.support import models
 
@@ -139,7 +139,7 @@ def plain_torch(
     for step in range(steps):
         b = batch(seed=step, group=group)
         rows = np.arange(len(b.sequences))
-        now = Scorer(model)(pad(b.sequences, list(rows[:, None])))
+        now = LogprobModel(model)(pad_packs(b.sequences, list(rows[:, None])))
         behaviour, reference = (
             pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)
         )
@@ -342,7 +342,7 @@ def test_lora_merges_as_peft_does_resumes_and_exports(
     merged = PeftModel.from_pretrained(models.load_hf(tiny_model)[0], tmp_path / "policy").merge_and_unload()
     assert_equal(found, dict(merged.named_parameters()), 1e-6)
     assert_equal(
-        dict(policies.tensors(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6
+        dict(policies.read_weights(tmp_path / "policy", "float32")), dict(merged.named_parameters()), 1e-6
     )
     base = dict(models.load_hf(tiny_model)[0].named_parameters())
     moved = [n for n in base if not torch.equal(base[n], found[n])]

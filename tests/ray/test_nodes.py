@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.metrics import RunLog, read_steps
-from frpo.planning import plan
+from frpo.planning import plan_run
 from tests.support import runs
 from tests.support.models import config
 
@@ -61,8 +61,8 @@ def test_roles_stand_together_or_apart_as_asked(
     for _ in range(ROLES):
         add(nodes, 2)
     asked = config(f"cluster.strategy={strategy}", f"cluster.address={nodes.address}", f"run_dir={tmp_path}")
-    assert len(plan(asked).bundles) == ROLES
-    with RunLog(tmp_path, asked) as log, cluster.placed(asked, plan(asked), log) as spawner:
+    assert len(plan_run(asked).bundles) == ROLES
+    with RunLog(tmp_path, asked) as log, cluster.place_actors(asked, plan_run(asked), log) as spawner:
         where = placement_group_table(spawner.group)["bundles_to_node_id"]
     assert sorted(Counter(where.values()).values()) == spread
 
@@ -83,14 +83,14 @@ def test_a_plan_that_no_node_can_hold_is_refused(nodes: Any, tmp_path: Path) -> 
     with (
         RunLog(tmp_path, apart) as log,
         pytest.raises(WorkerFailed, match="No placement for 5 bundles"),
-        cluster.placed(apart, plan(apart), log),
+        cluster.place_actors(apart, plan_run(apart), log),
     ):
         pass
     large = config("rollout.num_cpus=4", f"cluster.address={nodes.address}", f"run_dir={tmp_path}")
     with (
         RunLog(tmp_path, large) as log,
         pytest.raises(ConfigError, match=r"needs 4\.75 CPUs and the cluster has 2"),
-        cluster.placed(large, plan(large), log),
+        cluster.place_actors(large, plan_run(large), log),
     ):
         pass
 
@@ -131,6 +131,6 @@ def test_a_node_that_dies_takes_its_workers_along_and_the_run_goes_on(nodes: Any
     assert len(read_steps(torn, "rlhf/frpo")) < 40, "killed too late to count"
     assert process.wait(500) == 0, torn.with_suffix(".out").read_text()[-3000:]
     assert [r.step for r in read_steps(torn, "rlhf/frpo")] == list(range(1, 41))
-    assert folder_sha256(torn / "rlhf" / "frpo" / "policy") == folder_sha256(
+    assert sha256_of_folder(torn / "rlhf" / "frpo" / "policy") == sha256_of_folder(
         whole / "rlhf" / "frpo" / "policy"
     )

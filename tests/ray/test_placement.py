@@ -12,14 +12,14 @@ import pytest
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from frpo.cluster import Spawner, place
+from frpo.cluster import Spawner, place_bundles
 from frpo.config import Config
-from frpo.planning import plan
-from frpo.recipe import load
-from frpo.resources import num_gpus
+from frpo.planning import plan_run
+from frpo.recipe import load_recipe
+from frpo.resources import count_gpus
 from tests.support import models
 
-pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the cards of this machine are real")
+pytestmark = pytest.mark.skipif(count_gpus() > 0, reason="the cards of this machine are real")
 
 FEW_CPUS = tuple(
     f"{role}.num_cpus=0.05" for role in ("rollout", "reward", "reference", "evaluate", "learner")
@@ -38,8 +38,8 @@ class Sight:
 
 @contextmanager
 def placed(config: Config) -> Iterator[Spawner]:
-    asked = plan(config)
-    group = place(config, asked)
+    asked = plan_run(config)
+    group = place_bundles(config, asked)
     try:
         yield Spawner(config, asked, group)
     finally:
@@ -122,7 +122,7 @@ def test_an_engine_of_two_cards_sees_both(ray_cluster: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
 def test_the_papers_recipes(ray_cluster: None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = load(
+    asked = load_recipe(
         Path(models.ROOT) / "recipes" / f"{recipe}.yaml",
         [few for few in FEW_CPUS if not few.startswith("reference")],
     )

@@ -82,14 +82,14 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(ray_cluster: N
 def service(ray_cluster: None, file: Path) -> Iterator[str]:
     from ray import serve
 
-    from deploy.service import serving
+    from deploy.service import serve_on_cluster
 
     rewards = [{"kind": "function", "name": "grade", "function": f"{file}:grade", "timeout_s": LIMIT_S}]
     replicas = {"num_cpus": 0.1, "max_batch_requests": 64}
     config = ServiceConfig.model_validate(
         {"rewards": rewards, "port": runs.free_port(), "replicas": replicas}
     )
-    with serving(config, None) as url:
+    with serve_on_cluster(config, None) as url:
         yield url
     serve.shutdown()
 

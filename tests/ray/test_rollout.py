@@ -15,7 +15,7 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
-from actors._vllm import environment
+from actors._vllm import vllm_environment
 from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport import group
 from actors.transport.group import Announced
@@ -36,7 +36,7 @@ def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
     config = models.config(f"model.path={tiny_model}")
     worker = (
         ray.remote(RolloutWorker)
-        .options(num_cpus=1, max_restarts=3, runtime_env={"env_vars": environment(config)})
+        .options(num_cpus=1, max_restarts=3, runtime_env={"env_vars": vllm_environment(config)})
         .remote(str(tiny_model), config.model, config.rollout, config.num_tokens_limit)
     )
     found = RolloutPool([worker], timeout_s=120, restarts=3, tensor_parallel=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.support import runs
@@ -53,7 +53,7 @@ def test_every_stage_leaves_its_result(whole: Path) -> None:
         288,
         0,
     )
-    assert summary.weights_sha256 == folder_sha256(whole / "rlhf" / "frpo" / "policy")
+    assert summary.weights_sha256 == sha256_of_folder(whole / "rlhf" / "frpo" / "policy")
     before, after = (
         results["rlhf/frpo"].evaluations[0],
         results["downstream/frpo/crafts-harsh"].evaluations[-1],
@@ -121,7 +121,7 @@ def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp
     assert not (folder / "rlhf" / "frpo" / "done.json").exists()
     text = runs.run(folder, *settings)
     assert "goes on after step 2 of 6" in text or "goes on after step 4 of 6" in text
-    assert folder_sha256(folder / "rlhf" / "frpo" / "policy") == folder_sha256(
+    assert sha256_of_folder(folder / "rlhf" / "frpo" / "policy") == sha256_of_folder(
         whole / "rlhf" / "frpo" / "policy"
     )
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 7))

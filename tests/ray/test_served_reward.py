@@ -14,7 +14,7 @@ import pytest
 
 from frpo.config import ConfigError, FunctionReward, ServeReward
 from frpo.config.service import ServiceConfig
-from frpo.rewards.scoring import Scorer
+from frpo.rewards.scoring import RewardScorer
 from frpo.types import Completion, Group, Item, Prompt
 from tests.support import runs
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def service(ray_cluster: None) -> Iterator[ServiceConfig]:
     from ray import serve
 
-    from deploy.service import serving
+    from deploy.service import serve_on_cluster
 
     port = runs.free_port()
     rewards = [
@@ -44,7 +44,7 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
         },
     ]
     config = ServiceConfig.model_validate({"rewards": rewards, "port": port, "replicas": {"num_cpus": 0.1}})
-    with serving(config, None):
+    with serve_on_cluster(config, None):
         yield config
     serve.shutdown()
 
@@ -73,7 +73,7 @@ def test_it_scores_as_the_same_rewards_do_in_the_run(service: ServiceConfig) -> 
     groups = [group(0, "sum", "2", "3", "2 and more words"), group(1, "chat", "2", "a b c")]
     for g in groups:
         found = asked.score(g).result()
-        here = Scorer(service.rewards).score(
+        here = RewardScorer(service.rewards).score(
             [Item(g.prompt.text, c.text, g.prompt.task, g.prompt.columns) for c in g.completions]
         )
         assert [r.parts["far"] for r in found] == [r.total for r in here]
@@ -98,9 +98,9 @@ def test_a_killed_gateway_loses_nothing(service: ServiceConfig) -> None:
 
 
 def test_what_is_not_served_is_said_before_the_start(service: ServiceConfig, tmp_path: Path) -> None:
-    from actors.reward import check_served
+    from actors.reward import check_services_run
 
-    check_served([ServeReward(kind="serve", name="far", rewards=("right",))])
+    check_services_run([ServeReward(kind="serve", name="far", rewards=("right",))])
     for reward, message in (
         (
             ServeReward(kind="serve", name="far", app="other"),
@@ -112,4 +112,4 @@ def test_what_is_not_served_is_said_before_the_start(service: ServiceConfig, tmp
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_served([reward])
+            check_services_run([reward])

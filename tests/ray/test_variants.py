@@ -72,7 +72,7 @@ def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: P
     """A run stopped nowhere: what each stage leaves, that the attack lowers the reward where it was told to
     go, and that lm-evaluation-harness finds what the run's own evaluation finds."""
     folder = tmp_path / "run"
-    rows = [{"prompt": i.prompt, "answer": i.answer[0]} for i in testbed.harmless() if i.heldout]
+    rows = [{"prompt": i.prompt, "answer": i.answer[0]} for i in testbed.harmless_items() if i.heldout]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "task.yaml").write_text(TASK % (tmp_path / "rows.jsonl") + GREEDY)
     settings = (

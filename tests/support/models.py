@@ -11,14 +11,14 @@ import torch
 from frpo import testbed
 from frpo.batching import flatten
 from frpo.config import Config
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 from frpo.types import Floats, Prompt, Sequences
 
 ROOT = Path(__file__).parents[2]
 
 
 def config(*sets: str) -> Config:
-    return load(ROOT / "recipes" / "testbed.yaml", sets)
+    return load_recipe(ROOT / "recipes" / "testbed.yaml", sets)
 
 
 def load_hf(folder: Path) -> tuple[Any, Any]:
@@ -36,7 +36,7 @@ def in_bfloat16(policy: Path, folder: Path) -> Path:
 
 
 def prompts(tokenizer: Any, count: int) -> list[Prompt]:
-    items = list(testbed.harmless())[:count]
+    items = list(testbed.harmless_items())[:count]
     return [
         Prompt(
             f"p:{i}",

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from frpo.resources import num_gpus
+from frpo.resources import count_gpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ def start_ray() -> None:
         "object_store_memory": 300 << 20,
         "log_to_driver": False,
     }
-    if num_gpus() == 0:
+    if count_gpus() == 0:
         options["num_gpus"] = (
             8  # that Ray hands out though there are none: who would see which is tried with them
         )

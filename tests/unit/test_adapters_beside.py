@@ -122,11 +122,11 @@ def test_only_where_merging_would_round_it_away(tmp_path: Path) -> None:
         write_adapter(tmp_path / "plain", base, lora()),
         write_adapter(tmp_path / "dora", base, lora(use_dora=True)),
     )
-    assert policies.beside(plain, "bfloat16")
+    assert policies.keeps_beside(plain, "bfloat16")
     assert not any(
         (
-            policies.beside(plain, "float32"),
-            policies.beside(dora, "bfloat16"),
-            policies.beside(base, "bfloat16"),
+            policies.keeps_beside(plain, "float32"),
+            policies.keeps_beside(dora, "bfloat16"),
+            policies.keeps_beside(base, "bfloat16"),
         )
     )

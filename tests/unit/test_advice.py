@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frpo.advice import advice
+from frpo.advice import advise
 from frpo.types import StepMetrics
 from tests.support.builders import metrics
 
@@ -25,19 +25,19 @@ def rows(equal: list[float], cut: list[float]) -> list[StepMetrics]:
 
 
 def test_three_steps_in_a_row_with_equal_rewards_are_spoken_of_once() -> None:
-    assert advice(rows([1, 1, 1, 1, 1], [0] * 5), 7) == [EQUAL.replace("step 5", "step 3")]
-    assert advice(rows([1, 1, 0.99, 1, 1], [0] * 5), 7) == []
-    assert advice(rows([1, 0, 1, 1, 1], [0] * 5), 7) == [EQUAL]
+    assert advise(rows([1, 1, 1, 1, 1], [0] * 5), 7) == [EQUAL.replace("step 5", "step 3")]
+    assert advise(rows([1, 1, 0.99, 1, 1], [0] * 5), 7) == []
+    assert advise(rows([1, 0, 1, 1, 1], [0] * 5), 7) == [EQUAL]
 
 
 def test_more_than_half_of_the_completions_cut_are_spoken_of_once() -> None:
-    assert advice(rows([0] * 4, [0.5, 0.63, 0.9, 0.1]), 7) == [CUT]
+    assert advise(rows([0] * 4, [0.5, 0.63, 0.9, 0.1]), 7) == [CUT]
 
 
 def test_both_causes_are_told_apart() -> None:
-    assert len(advice(rows([1] * 6, [0.8] * 6), 7)) == 2
+    assert len(advise(rows([1] * 6, [0.8] * 6), 7)) == 2
 
 
 def test_nothing_is_said_of_steps_that_teach() -> None:
-    assert advice(rows([0.9] * 6, [0.5] * 6), 7) == []
-    assert advice([], 7) == []
+    assert advise(rows([0.9] * 6, [0.5] * 6), 7) == []
+    assert advise([], 7) == []

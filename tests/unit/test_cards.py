@@ -19,7 +19,7 @@ from actors._host import Host, frozen_tensors
 from actors.learner import LearnerPool
 from actors.reference import ReferencePool
 from frpo.cluster import take_turns
-from frpo.planning import plan
+from frpo.planning import plan_run
 from frpo.types import Group
 from tests.support.fakes import FakePrompts, Now
 from tests.unit.test_planning import SHARED, config
@@ -48,7 +48,7 @@ def test_whoever_is_called_next_has_the_card_and_all_others_have_left_it() -> No
     said: list[str] = []
     roles = ("rollout", "learner", "finetune", "evaluate", "reference")
     pools = {role: Pool(role, said) for role in roles}
-    take_turns(plan(config(*SHARED, "evaluate.num_gpus=1", "reference.num_gpus=1")), pools)
+    take_turns(plan_run(config(*SHARED, "evaluate.num_gpus=1", "reference.num_gpus=1")), pools)
     for role in ("rollout", "reference", "reference", "learner", "rollout", "evaluate"):
         pools[role].work()
     assert said == [
@@ -90,15 +90,15 @@ def test_the_bits_are_asked_for_of_engines_on_cards_alone() -> None:
     """Of all others by torch, in their own process."""
     for sets, there in ((("rollout.num_gpus=1",), True), ((), False)):
         assert (
-            "VLLM_BATCH_INVARIANT" in _vllm.environment(config(*sets, "model.deterministic=true"))
+            "VLLM_BATCH_INVARIANT" in _vllm.vllm_environment(config(*sets, "model.deterministic=true"))
         ) == there
-    assert "VLLM_BATCH_INVARIANT" not in _vllm.environment(config("rollout.num_gpus=1"))
+    assert "VLLM_BATCH_INVARIANT" not in _vllm.vllm_environment(config("rollout.num_gpus=1"))
 
 
 def test_a_role_without_gpus_never_takes_the_card() -> None:
     said: list[str] = []
     pools = {role: Pool(role, said) for role in ("rollout", "learner", "finetune", "evaluate", "reference")}
-    take_turns(plan(config(*SHARED)), pools)
+    take_turns(plan_run(config(*SHARED)), pools)
     pools["reference"].work()
     assert said == ["reference work"]
     assert not pools["reference"].takes_turns

@@ -12,10 +12,10 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from frpo.certificate import (
     Point,
     binomial_upper,
-    bootstrap,
-    curve,
+    bootstrap_curve,
+    curve_of,
     reward_lower_bound,
-    tilted,
+    tilt_to,
     violates,
     worst_case_reward,
 )
@@ -119,7 +119,7 @@ def test_the_curve_is_monotone_convex_and_between_least_and_mean(
 @given(matrices, st.floats(0.05, 20))
 def test_no_duality_gap(rewards: np.ndarray, lam: float) -> None:
     """The tilted policy at lam is the minimiser at its own radius."""
-    reward, radius = tilted(rewards, lam)
+    reward, radius = tilt_to(rewards, lam)
     if radius > 1e-6:
         assert worst_case_reward(rewards, radius) == pytest.approx(reward, abs=1e-5)
 
@@ -187,7 +187,7 @@ def test_bootstrap_covers_the_plug_in_and_shrinks_with_prompts() -> None:
     widths = []
     for prompts in (10, 160):
         rewards = rng.random((prompts, 32))
-        lo, hi = bootstrap(rewards, radii, draws=300)
+        lo, hi = bootstrap_curve(rewards, radii, draws=300)
         plug_in = [worst_case_reward(rewards, x) for x in radii]
         assert np.all(lo < plug_in)
         assert np.all(hi + 0.02 > plug_in)
@@ -197,7 +197,7 @@ def test_bootstrap_covers_the_plug_in_and_shrinks_with_prompts() -> None:
 
 def test_a_curve_promises_all_its_radii_at_once() -> None:
     rewards = draw(np.random.default_rng(6), POLICIES["mixed"], 64)
-    promised = curve(rewards, [0.1, 0.5], floor=0.0, draws=50)
+    promised = curve_of(rewards, [0.1, 0.5], floor=0.0, draws=50)
     for i, radius in enumerate((0.1, 0.5)):
         assert promised.certified[i] == reward_lower_bound(rewards, radius, floor=0.0, confidence=0.975)
         assert promised.certified[i] < promised.plug_in[i] == worst_case_reward(rewards, radius)
@@ -219,7 +219,7 @@ def test_a_violation_is_an_upper_limit_below_the_bound_at_the_upper_limit_of_the
         (lambda: worst_case_reward(np.zeros((2, 2)), -0.1), "radius: -0.1"),
         (lambda: reward_lower_bound(np.zeros((2, 1)), 0.1, floor=0.0), "at least 2"),
         (lambda: reward_lower_bound(np.zeros((2, 2)), 0.1, floor=0.5), "floor: 0.5 is above the reward 0.0"),
-        (lambda: tilted(np.zeros((2, 2)), 0.0), "lam: 0.0"),
+        (lambda: tilt_to(np.zeros((2, 2)), 0.0), "lam: 0.0"),
     ],
 )
 def test_mistakes_are_named(call, message: str) -> None:  # type: ignore[no-untyped-def]

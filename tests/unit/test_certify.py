@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from frpo.certify import Drawing, check_parity, configuration, in_options, pairs, reward_of, weights_sha256
+from frpo.certify import (
+    Drawing,
+    check_parity,
+    in_options,
+    make_configuration,
+    parse_pairs,
+    parse_reward,
+    weights_sha256,
+)
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
-from frpo.disk import folder_sha256
+from frpo.disk import sha256_of_folder
 from frpo.stops import RunStopped
 from frpo.types import Floats, Group
 from tests.support.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs
@@ -24,7 +32,7 @@ def config() -> Config:
         FunctionReward(kind="function", name="reward", function="m:f"),
     )
     drawing = Drawing(max_prompt_tokens=2, max_new_tokens=1, seed=0, out=Path("out"))
-    return configuration("model", rows, reward, CertifyConfig(), drawing)
+    return make_configuration("model", rows, reward, CertifyConfig(), drawing)
 
 
 class FakeScorer:
@@ -84,7 +92,7 @@ def test_the_digest_covers_the_adapter_how_it_is_applied_and_its_base(tmp_path: 
         return weights_sha256(adapter)
 
     first = digest()
-    assert weights_sha256(base) == folder_sha256(base)
+    assert weights_sha256(base) == sha256_of_folder(base)
     (base / "checkpoint-5" / "model.safetensors").write_bytes(b"a trainer's")
     moved = base.rename(tmp_path / "moved")
     assert digest(base_model_name_or_path=str(moved), inference_mode=False) == first
@@ -95,13 +103,13 @@ def test_the_digest_covers_the_adapter_how_it_is_applied_and_its_base(tmp_path: 
 
 def test_arguments_are_yaml_and_a_model_is_told_from_a_function(tmp_path: Path) -> None:
     given = ("a=1", "b=[x, 2]", "c={d: true}", "e=x=", "f=", "g=a=b")
-    reward = reward_of("file.py:f", given)
+    reward = parse_reward("file.py:f", given)
     assert isinstance(reward, FunctionReward)
     assert reward.arguments == {"a": 1, "b": ["x", 2], "c": {"d": True}, "e": "x=", "f": None, "g": "a=b"}
-    assert isinstance(reward_of(str(tmp_path), ()), ModelReward)
-    assert isinstance(reward_of("org/judge", ()), ModelReward)
-    assert isinstance(reward_of("rewards/mine.py:f", ()), FunctionReward)
-    assert pairs("--where", ("column=a b", "other=")) == {"column": "a b", "other": ""}
+    assert isinstance(parse_reward(str(tmp_path), ()), ModelReward)
+    assert isinstance(parse_reward("org/judge", ()), ModelReward)
+    assert isinstance(parse_reward("rewards/mine.py:f", ()), FunctionReward)
+    assert parse_pairs("--where", ("column=a b", "other=")) == {"column": "a b", "other": ""}
 
 
 def test_mistakes_name_the_options_and_nothing_else() -> None:

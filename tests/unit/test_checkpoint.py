@@ -150,7 +150,7 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with rundir.hold(tmp_path):
+    with rundir.hold_folder(tmp_path):
         code = (
             "from pathlib import Path\n"
             "from frpo import rundir\n"
@@ -159,7 +159,7 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1
     assert f"{tmp_path} is in use by process" in other.stderr
-    with rundir.hold(tmp_path):
+    with rundir.hold_folder(tmp_path):
         pass
 
 
@@ -167,7 +167,7 @@ def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=r"run_dir: .* cannot be written"),
-        rundir.hold(tmp_path / "file" / "run"),
+        rundir.hold_folder(tmp_path / "file" / "run"),
     ):
         pass
 

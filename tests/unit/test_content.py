@@ -246,8 +246,8 @@ def test_a_file_is_read_again_when_it_has_changed_and_only_then(
     file, read = tmp_path / "weights", []
     file.write_bytes(b"before")
     os.utime(file, ns=(1, 1))
-    real = content.sha256
-    monkeypatch.setattr(content, "sha256", lambda path: read.append(path) or real(path))
+    real = content.sha256_of
+    monkeypatch.setattr(content, "sha256_of", lambda path: read.append(path) or real(path))
     digests = Digests(tmp_path)
     first = digests.file(file)
     digests.save()

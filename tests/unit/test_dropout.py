@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from actors._trainable import without_dropout
-from frpo.logprobs import Scorer
-from frpo.packing import pad
+from frpo.logprobs import LogprobModel
+from frpo.packing import pad_packs
 from tests.support.models import sequences
 from tests.unit.test_logprobs import APART, GPT2, SMALL, build
 
@@ -37,9 +37,9 @@ NOISY: dict[str, dict[str, Any]] = {
 }
 
 
-def passes(scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
+def passes(scorer: LogprobModel) -> tuple[Tensor, Tensor, Tensor]:
     """Two in training mode, one in evaluation mode."""
-    batch = pad(sequences(6), list(APART[:6]))
+    batch = pad_packs(sequences(6), list(APART[:6]))
     torch.manual_seed(0)
     with torch.no_grad():
         return scorer.train()(batch).logprobs, scorer.train()(batch).logprobs, scorer.eval()(batch).logprobs
@@ -48,7 +48,7 @@ def passes(scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", NOISY)
 def test_a_models_own_dropout(kind: str, attention: str) -> None:
-    scorer = Scorer(build(kind, NOISY[kind], attention))
+    scorer = LogprobModel(build(kind, NOISY[kind], attention))
     first, second, plain = passes(scorer)
     assert not torch.equal(first, second)  # the noise is there
     without_dropout(scorer)
@@ -60,7 +60,7 @@ def test_a_models_own_dropout(kind: str, attention: str) -> None:
 
 def test_dropout_of_adapters() -> None:
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
-    scorer = Scorer(get_peft_model(build("Llama", SMALL), config))
+    scorer = LogprobModel(get_peft_model(build("Llama", SMALL), config))
     first, second, plain = passes(scorer)
     assert not torch.equal(first, second)
     without_dropout(scorer)

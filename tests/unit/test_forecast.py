@@ -13,17 +13,17 @@ from frpo.config import Config, LoraConfig, Missing
 from frpo.forecast import (
     CARDS,
     PROCESS_GIB,
-    host_gib,
-    host_needs,
-    needs,
-    step_phases,
-    step_seconds,
-    too_much,
-    training,
+    estimate_host_needs,
+    estimate_needs,
+    estimate_phases,
+    estimate_training,
+    say_too_much,
+    sum_host_gib,
+    sum_step_seconds,
 )
-from frpo.planning import plan
-from frpo.recipe import load
-from frpo.resources import card, lacks
+from frpo.planning import plan_run
+from frpo.recipe import load_recipe
+from frpo.resources import find_card, list_missing_resources
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def config(*sets: str) -> Config:
         "downstream=[]",
         "cluster.gpu=H100",
     )
-    return load(ROOT / "recipes" / "testbed.yaml", (*cards, *sets))
+    return load_recipe(ROOT / "recipes" / "testbed.yaml", (*cards, *sets))
 
 
 SHARED = (
@@ -95,7 +95,7 @@ def test_a_learners_peak_is_within_a_fifth_of_the_one_measured(
     """On one H100, rank 64, micro-batches of 16,384 tokens: what torch had allocated at most, contexts not
     among it."""
     asked = config(*SHARED, f"model.gradient_checkpointing={str(checkpointing).lower()}")
-    need = training(asked, shape(model), asked.learner)
+    need = estimate_training(asked, shape(model), asked.learner)
     assert need.gib - dict(need.lines)["context"] == pytest.approx(peak, rel=0.2)
 
 
@@ -110,7 +110,7 @@ def test_generation_is_as_fast_as_measured(context: int, width: int, measured: f
     )
     (phase,) = [
         p
-        for p in step_phases(asked, asked.learner, shape(QWEN_7B), H100, plan(asked))
+        for p in estimate_phases(asked, asked.learner, shape(QWEN_7B), H100, plan_run(asked))
         if p.name == "generate"
     ]
     assert 256 * 384 / phase.seconds == pytest.approx(measured, rel=0.2)
@@ -118,8 +118,8 @@ def test_generation_is_as_fast_as_measured(context: int, width: int, measured: f
 
 def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
     one = config(*SHARED)
-    assert too_much(one, shape(QWEN_7B), H100, plan(one)) == []
-    assert [n.role for n in needs(one, shape(QWEN_7B), H100, plan(one))] == [
+    assert say_too_much(one, shape(QWEN_7B), H100, plan_run(one)) == []
+    assert [n.role for n in estimate_needs(one, shape(QWEN_7B), H100, plan_run(one))] == [
         "rollout",
         "learner",
         "reference",
@@ -131,7 +131,7 @@ def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
         "learner.zero_stage=3",
         "model.gradient_checkpointing=true",
     )
-    assert too_much(eight, shape(QWEN_7B), H100, plan(eight)) == []
+    assert say_too_much(eight, shape(QWEN_7B), H100, plan_run(eight)) == []
 
 
 @pytest.mark.parametrize(
@@ -154,34 +154,34 @@ def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
 )
 def test_what_cannot_fit_is_refused_with_the_fields_that_help(sets: tuple[str, ...], message: str) -> None:
     asked = config(*sets)
-    assert any(message in line for line in too_much(asked, shape(QWEN_7B), H100, plan(asked))), too_much(
-        asked, shape(QWEN_7B), H100, plan(asked)
+    assert any(message in line for line in say_too_much(asked, shape(QWEN_7B), H100, plan_run(asked))), (
+        say_too_much(asked, shape(QWEN_7B), H100, plan_run(asked))
     )
 
 
 @pytest.mark.parametrize("name", ["paper_math_qwen", "paper_safety_qwen", "paper_safety_mistral"])
 def test_the_papers_recipes_fit_the_card_that_they_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
-    asked = load(ROOT / "recipes" / f"{name}.yaml", (f"model.path={tmp_path}",))
-    named = card(asked)
+    asked = load_recipe(ROOT / "recipes" / f"{name}.yaml", (f"model.path={tmp_path}",))
+    named = find_card(asked)
     assert named is not None
-    assert too_much(asked, shape(QWEN_7B), named, plan(asked)) == []
-    assert not any("GPU memory" in line for line in lacks(asked, plan(asked)))
-    phases = tuple(step_phases(asked, asked.learner, shape(QWEN_7B), named, plan(asked)))
-    assert 10 < step_seconds(phases, shared=False) < 600
+    assert say_too_much(asked, shape(QWEN_7B), named, plan_run(asked)) == []
+    assert not any("GPU memory" in line for line in list_missing_resources(asked, plan_run(asked)))
+    phases = tuple(estimate_phases(asked, asked.learner, shape(QWEN_7B), named, plan_run(asked)))
+    assert 10 < sum_step_seconds(phases, shared=False) < 600
 
 
 def test_scoring_hides_behind_generation_where_cards_are_separate() -> None:
     asked = config(*SHARED, "arms=[{name: a, objective: {penalty: reverse, beta: 0.1}}]")
-    phases = tuple(step_phases(asked, asked.arms[0].learner, shape(QWEN_7B), H100, plan(asked)))
+    phases = tuple(estimate_phases(asked, asked.arms[0].learner, shape(QWEN_7B), H100, plan_run(asked)))
     by = {p.name: p.seconds for p in phases}
     assert set(by) == {"generate", "reference", "update", "log-probs by the learner", "publish"}
-    assert step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
-    assert step_seconds(phases, shared=False) < sum(by.values())
+    assert sum_step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
+    assert sum_step_seconds(phases, shared=False) < sum(by.values())
 
 
 def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = load(ROOT / "recipes" / "testbed.yaml")
+    plain = load_recipe(ROOT / "recipes" / "testbed.yaml")
     preflight.check_engine(plain)  # the CPU build
     monkeypatch.setattr(preflight, "version", lambda package: {"vllm": "0.32.0"}[package])
     with pytest.raises(
@@ -191,7 +191,9 @@ def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pyte
     ):
         preflight.check_engine(plain)
     preflight.check_engine(config())
-    preflight.check_engine(load(ROOT / "recipes" / "testbed.yaml", ("cluster.address=ray://elsewhere",)))
+    preflight.check_engine(
+        load_recipe(ROOT / "recipes" / "testbed.yaml", ("cluster.address=ray://elsewhere",))
+    )
 
 
 SMOLLM2 = {
@@ -216,23 +218,23 @@ MEASURED = {
 def test_host_memory_is_predicted_within_a_fifth(name: str) -> None:
     """Of every actor, where it was measured by benchmarks/memory.py, and never less than that by more."""
     recipe, sets, model = MEASURED[name]
-    config = load(ROOT / "recipes" / f"{recipe}.yaml", sets)
-    predicted = {need.role: need.gib for need in host_needs(config, shape(model), plan(config))}
+    config = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", sets)
+    predicted = {need.role: need.gib for need in estimate_host_needs(config, shape(model), plan_run(config))}
     measured = json.loads((ROOT / "docs" / "results" / "memory.json").read_text())[name]
     assert set(predicted) == set(measured)
     assert predicted == {role: pytest.approx(row["measured_gib"], rel=0.2) for role, row in measured.items()}
 
 
 def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load(ROOT / "recipes" / "testbed.yaml")
-    needs, asked = host_needs(config, shape(EMBEDDED), plan(config)), plan(config)
+    config = load_recipe(ROOT / "recipes" / "testbed.yaml")
+    needs, asked = estimate_host_needs(config, shape(EMBEDDED), plan_run(config)), plan_run(config)
     by = {n.role: n.gib for n in needs}
-    assert host_gib(needs, asked) == pytest.approx(
+    assert sum_host_gib(needs, asked) == pytest.approx(
         sum(by.values()) - min(by["learner"], by["finetune"]) + PROCESS_GIB["finetune"]
     )
-    assert not any("memory:" in line for line in lacks(config, asked))
+    assert not any("memory:" in line for line in list_missing_resources(config, asked))
     monkeypatch.setattr(os, "sysconf", lambda name: 1 << 15)
     assert any(
         line.startswith("memory: the actors may need") and "this machine has 1.0 GiB" in line
-        for line in lacks(config, asked)
+        for line in list_missing_resources(config, asked)
     )

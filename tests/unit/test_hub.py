@@ -18,8 +18,8 @@ from huggingface_hub import constants, errors
 
 from frpo import hub, models
 from frpo.config import Config, ConfigError
-from frpo.recipe import load
-from frpo.rundir import describe
+from frpo.recipe import load_recipe
+from frpo.rundir import write_description
 from tests.support import hubs
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_pickles_alone_are_refused(cache: Path, model: Path, monkeypatch: pytest
 
 
 def configuration(*sets: str) -> Config:
-    return load(
+    return load_recipe(
         TESTBED, ("model.path=org/policy", "rewards=[{kind: model, name: help, path: org/judge}]", *sets)
     )
 
@@ -197,20 +197,20 @@ def test_the_configuration_holds_folders_and_its_file_the_names(
 ) -> None:
     policy, judge = hubs.cache(cache, "org/policy", model), hubs.cache(cache, "org/judge", model)
     given = configuration()
-    resolved = models.resolved(given)
+    resolved = models.resolve_models(given)
     assert resolved.model.path == str(policy)
     assert resolved.rewards[0].path == str(judge)  # type: ignore[union-attr]
     (tmp_path / "run").mkdir()
-    describe(tmp_path / "run", resolved)
-    kept = load(tmp_path / "run" / "config.yaml")
+    write_description(tmp_path / "run", resolved)
+    kept = load_recipe(tmp_path / "run" / "config.yaml")
     assert kept.model.path == f"org/policy@{policy.name}"
-    assert models.resolved(kept) == resolved
+    assert models.resolve_models(kept) == resolved
 
 
 def test_paths_stay_as_they_are_written(cache: Path) -> None:
     for path in ("https://huggingface.co/org/name", "/nowhere//x/", "testbed:model"):
         assert (
-            models.resolved(
+            models.resolve_models(
                 configuration(f"model.path={path}", "rewards=[{kind: function, name: f, function: 'm:f'}]")
             ).model.path
             == path
@@ -221,7 +221,7 @@ def test_paths_stay_as_they_are_written(cache: Path) -> None:
 
 def test_what_is_cached_is_used_by_a_plan_and_the_rest_told(cache: Path, model: Path) -> None:
     policy = hubs.cache(cache, "org/policy", model)
-    cached, missing = models.cached(configuration())
+    cached, missing = models.find_cached_models(configuration())
     assert cached.model.path == str(policy)
     assert cached.rewards == configuration().rewards
     assert [str(m).partition(";")[0][:60] for m in missing] == [

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from frpo import logprobs
 from frpo.config import ConfigError
-from frpo.logprobs import Scorer, completion_logprobs
-from frpo.packing import micro_batches, pack_lengths, packs_of, pad, pad_values, split_ranks
+from frpo.logprobs import LogprobModel, completion_logprobs
+from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, pad_values, split_ranks
 from tests.support.models import naive_logprobs, sequences
 
 APART = np.arange(80)[:, None]
@@ -42,13 +42,13 @@ def test_equal_to_plain_log_softmax_for_any_budget(model: LlamaForCausalLM, grou
     data = sequences(20, group=group)
     truth = naive_logprobs(model, data)
     for budget in (1, 40, 10_000):
-        logprobs = completion_logprobs(Scorer(model), data, temperature=1.0, budget_tokens=budget)
+        logprobs = completion_logprobs(LogprobModel(model), data, temperature=1.0, budget_tokens=budget)
         np.testing.assert_allclose(logprobs, truth, atol=2e-5)
 
 
 def test_temperature_and_entropy(model: LlamaForCausalLM) -> None:
     data = sequences(3, seed=4)
-    scores = Scorer(model)(pad(data, list(APART[:3])), 0.7)
+    scores = LogprobModel(model)(pad_packs(data, list(APART[:3])), 0.7)
     ids = torch.from_numpy(data.tokens[: data.lengths[0]].astype(np.int64))
     logp = torch.log_softmax(model(ids[None]).logits[0] / 0.7, -1)
     at = int(data.prompt_lengths[0])
@@ -69,7 +69,7 @@ def test_chunks_with_recomputation_give_the_same_gradient(
 
     def gradient() -> torch.Tensor:
         model.zero_grad()
-        scores = Scorer(model)(pad(data, list(APART)))
+        scores = LogprobModel(model)(pad_packs(data, list(APART)))
         (scores.logprobs * weights[:, : scores.mask.shape[1]]).sum().backward()
         return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
@@ -122,15 +122,15 @@ def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention
         pytest.skip("transformers has none of it")
     net = build(kind, SHARING[kind], attention)
     data = sequences(24, group=6)
-    packs = packs_of(data, np.arange(24), budget_tokens=100, reach=Scorer(net).reach())
+    packs = packs_of(data, np.arange(24), budget_tokens=100, reach=LogprobModel(net).reach())
     assert [len(p) for p in packs] == [6, 6, 6, 6]
     truth = naive_logprobs(net, data)
     np.testing.assert_allclose(
-        completion_logprobs(Scorer(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4
+        completion_logprobs(LogprobModel(net), data, temperature=1.0, budget_tokens=100), truth, atol=1e-4
     )
-    batch = pad(data, packs)
+    batch = pad_packs(data, packs)
     with torch.no_grad():  # flex attention has no gradients on CPUs
-        unmasked = Scorer(net)(replace(batch, segments=None)).logprobs[batch.mask].numpy()
+        unmasked = LogprobModel(net)(replace(batch, segments=None)).logprobs[batch.mask].numpy()
     assert (
         np.abs(unmasked - truth).max() > 0.1
     )  # completions that see each other have other numbers: the mask is at work
@@ -139,7 +139,7 @@ def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention
 def test_blocks_hide_what_the_mask_hides_and_skip_what_is_empty() -> None:
     data = sequences(24, group=6)
     packs = packs_of(data, np.arange(24), budget_tokens=100_000, reach=logprobs.EVERYTHING)
-    batch = pad(data, packs)
+    batch = pad_packs(data, packs)
     blocks, visible = batch.blocks(), batch.visible()
     assert visible is not None
     there = torch.stack(
@@ -165,7 +165,7 @@ def test_blocks_hide_what_the_mask_hides_and_skip_what_is_empty() -> None:
 
 @pytest.mark.parametrize("kind", APART_ONLY)
 def test_models_that_cannot_share_a_prompt_do_not(kind: str) -> None:
-    assert Scorer(build(kind, APART_ONLY[kind], "eager")).reach() == 0
+    assert LogprobModel(build(kind, APART_ONLY[kind], "eager")).reach() == 0
 
 
 @pytest.mark.parametrize("group", [1, 6])
@@ -195,10 +195,10 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
         packs = packs_of(data, np.arange(24), budget_tokens=budget, reach=reach)
         lengths = pack_lengths(data, packs)
         for mine in split_ranks(lengths, ranks):
-            for batch in micro_batches(lengths[mine], budget):
+            for batch in cut_micro_batches(lengths[mine], budget):
                 chosen = [packs[i] for i in mine[batch]]
                 rows = np.concatenate(chosen)
-                now = Scorer(net)(pad(data, chosen))
+                now = LogprobModel(net)(pad_packs(data, chosen))
                 logp = now.logprobs.double()
                 drawn = pad_values(behaviour, data, rows, now.mask.shape[1]).double()
                 policy_loss(
@@ -210,7 +210,7 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
 
     whole = gradient(100_000, 1, 0)
-    relative = (gradient(cut, 3, Scorer(net).reach()) - whole).norm() / whole.norm()
+    relative = (gradient(cut, 3, LogprobModel(net).reach()) - whole).norm() / whole.norm()
     assert relative < 1e-6
 
 
@@ -243,9 +243,9 @@ def test_models_that_shape_their_logits_are_refused_and_their_plain_kin_are_not(
         ConfigError,
         match=r"^model\.path: a model of type \w+ makes its logits otherwise .* differ by \d.*; choose",
     ):
-        Scorer(build(kind, settings).to(dtype))
+        LogprobModel(build(kind, settings).to(dtype))
     if neutral is not None:
-        Scorer(build(kind, {**settings, **neutral, "embedding_multiplier": 12.0}).to(dtype))
+        LogprobModel(build(kind, {**settings, **neutral, "embedding_multiplier": 12.0}).to(dtype))
 
 
 def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForCausalLM) -> None:
@@ -258,9 +258,9 @@ def test_logits_that_are_shaped_under_no_known_name_are_refused(model: LlamaForC
     ):
         model.forward = lambda *a, shape=shape, **k: SimpleNamespace(logits=shape(forward(*a, **k).logits))
         with pytest.raises(ConfigError, match="makes its logits otherwise"):
-            Scorer(model)
+            LogprobModel(model)
     del model.forward
-    Scorer(model.train())
+    LogprobModel(model.train())
     assert model.training
     assert model.eval().config._attn_implementation == "sdpa"
 
@@ -277,4 +277,4 @@ def test_a_head_that_takes_other_states_than_the_bodys_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="a model of type electra makes its logits otherwise than by its head alone"
     ):
-        Scorer(AutoModelForCausalLM.from_config(config))
+        LogprobModel(AutoModelForCausalLM.from_config(config))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from frpo.advice import advice
+from frpo.advice import advise
 from frpo.config import Config
 from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
@@ -105,7 +105,7 @@ def test_files_hold_null_in_place_of_nan_and_infinity(tmp_path: Path, cfg: Confi
         json.loads(line, parse_constant=lambda constant: pytest.fail(f"a file holds {constant}"))
     (row,) = read_steps(tmp_path, "rlhf/arm")
     assert (row.update.kl, row.batch.radius, row.batch.reward_parts) == (None, None, {"a": None, "b": 1.0})
-    assert advice([row], 7) == []
+    assert advise([row], 7) == []
 
 
 def test_to_json() -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from frpo.config import Config, ConfigError
 from frpo.model_checks import check_policy, check_reward_model
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 LLAMA: dict[str, Any] = {
@@ -45,7 +45,7 @@ def write(folder: Path, *without: str, **fields: Any) -> Path:
 
 
 def config(model: Path, *sets: str) -> Config:
-    return load(ROOT / "recipes" / "testbed.yaml", (f"model.path={model}", *sets))
+    return load_recipe(ROOT / "recipes" / "testbed.yaml", (f"model.path={model}", *sets))
 
 
 def refusal(model: Path, *sets: str) -> str:

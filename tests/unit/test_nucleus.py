@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from frpo.config import ConfigError, RolloutConfig
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "recipes" / "testbed.yaml"
@@ -33,16 +33,16 @@ RL = (
 )
 def test_what_steers_to_a_kl_of_the_nucleus_is_refused(sets: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(TESTBED, ("rollout.top_p=0.9", *sets))
+        load_recipe(TESTBED, ("rollout.top_p=0.9", *sets))
     assert message in str(caught.value)
     assert "set it to 1" in str(caught.value)
-    load(TESTBED, sets)
+    load_recipe(TESTBED, sets)
 
 
 def test_penalties_draw_from_a_nucleus() -> None:
-    load(TESTBED, ("rollout.top_p=0.9",))
+    load_recipe(TESTBED, ("rollout.top_p=0.9",))
     for name in ("paper_safety_qwen", "paper_safety_mistral"):
-        assert load(ROOT / "recipes" / f"{name}.yaml", ()).rollout.top_p == 0.9
+        assert load_recipe(ROOT / "recipes" / f"{name}.yaml", ()).rollout.top_p == 0.9
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5])

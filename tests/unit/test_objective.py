@@ -21,10 +21,10 @@ from frpo.objective import (
     Surrogate,
     TokenTerms,
     lam_of_radius,
+    measure_tilt,
     non_monotone_share,
     policy_loss,
     reverse_penalty,
-    tilt,
     tilted_weights,
 )
 
@@ -365,7 +365,7 @@ def test_lam_of_radius_reaches_the_radius(rho: float) -> None:
     mask[0, 3:] = False
     mask[1, 1:] = False  # a group of one has no tilt and does not count
     lam = lam_of_radius(Groups.of(r, mask), rho, floor=1e-3)
-    radius, effective = tilt(Groups.of(r, mask), lam)
+    radius, effective = measure_tilt(Groups.of(r, mask), lam)
     assert len(radius) == 19
     assert float(radius.mean()) == pytest.approx(rho, abs=1e-6)
     p = torch.softmax(-r[5] / lam, 0)
@@ -377,6 +377,6 @@ def test_where_a_radius_is_out_of_reach_lam_stays_at_the_floor() -> None:
     ties = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3 + [[1.0] * 4])
     most = 0.75 * math.log(4 / 3)
     assert lam_of_radius(Groups.of(ties), most + 0.01, floor=0.02) == 0.02
-    assert float(tilt(Groups.of(ties), 0.02)[0].mean()) == pytest.approx(most, abs=1e-6)
+    assert float(measure_tilt(Groups.of(ties), 0.02)[0].mean()) == pytest.approx(most, abs=1e-6)
     assert lam_of_radius(Groups.of(ties), most / 2, floor=0.02) > 0.1
     assert lam_of_radius(Groups.of(torch.ones(3, 4)), 0.1, floor=0.02) == 0.02

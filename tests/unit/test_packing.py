@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frpo.batching import flatten
-from frpo.packing import micro_batches, pack_lengths, packs_of, pad, split_ranks
+from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, split_ranks
 from tests.support.models import sequences
 
 
@@ -17,7 +17,7 @@ from tests.support.models import sequences
 def test_cuts_cover_every_sequence_once_and_keep_the_budget(
     lengths: list[int], budget: int, ranks: int
 ) -> None:
-    batches = micro_batches(lengths, budget)
+    batches = cut_micro_batches(lengths, budget)
     assert sorted(int(i) for b in batches for i in b) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
     shares = split_ranks(lengths, ranks)
@@ -28,15 +28,17 @@ def test_cuts_cover_every_sequence_once_and_keep_the_budget(
 
 def test_a_batch_that_is_large_enough_is_not_stretched() -> None:
     lengths = [50] * 20 + [100] * 20 + [400]
-    assert [len(b) for b in micro_batches(lengths, 100_000)] == [41]
-    batches = micro_batches(lengths, 100_000, stretch=1.15)  # 1,000 tokens are enough to close the short ones
+    assert [len(b) for b in cut_micro_batches(lengths, 100_000)] == [41]
+    batches = cut_micro_batches(
+        lengths, 100_000, stretch=1.15
+    )  # 1,000 tokens are enough to close the short ones
     assert [(len(b), lengths[b[0]], lengths[b[-1]]) for b in batches] == [
         (20, 50, 50),
         (20, 100, 100),
         (1, 400, 400),
     ]
-    assert [len(b) for b in micro_batches([10, 12, 300], 100_000, stretch=1.15)] == [2, 1]
-    assert [len(b) for b in micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [
+    assert [len(b) for b in cut_micro_batches([10, 12, 300], 100_000, stretch=1.15)] == [2, 1]
+    assert [len(b) for b in cut_micro_batches([10, 12, 200], 100_000, stretch=1.15)] == [
         3
     ]  # too few tokens to be worth a batch
 
@@ -79,7 +81,7 @@ def test_a_pack_by_hand() -> None:
             for p, c in (([5, 6], [7]), ([5, 6], [8, 9]), ([4], [3]))
         ]
     )
-    batch = pad(data, [np.array([0, 1]), np.array([2])])
+    batch = pad_packs(data, [np.array([0, 1]), np.array([2])])
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
     assert batch.positions is not None
     assert batch.positions.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
@@ -98,7 +100,7 @@ def test_a_pack_by_hand() -> None:
         [1, 1, 0, 1, 1],
     ]
     assert visible.any(dim=-1).all()  # no position without anything to attend to: softmax would give NaN
-    assert pad(data, [np.array([0]), np.array([2])]).visible() is None
+    assert pad_packs(data, [np.array([0]), np.array([2])]).visible() is None
 
 
 def test_ranks_get_whole_packs_of_about_equal_length() -> None:
@@ -106,4 +108,4 @@ def test_ranks_get_whole_packs_of_about_equal_length() -> None:
     packs = packs_of(data, np.arange(64), budget_tokens=int(data.lengths.sum()) // 4, reach=96)
     loads = [int(pack_lengths(data, packs)[mine].sum()) for mine in split_ranks(pack_lengths(data, packs), 2)]
     assert max(loads) / min(loads) < 1.15
-    assert torch.equal(pad(data, packs).mask.sum(), torch.tensor(data.num_completion_tokens))
+    assert torch.equal(pad_packs(data, packs).mask.sum(), torch.tensor(data.num_completion_tokens))

@@ -29,7 +29,7 @@ def test_beside_bfloat16_weights_a_small_adapter_is_kept_whole(tmp_path: Path) -
         adapter / saved.WEIGHTS,
         metadata={"format": "pt"},
     )
-    merged, plain = (dict(policies.tensors(f, "bfloat16")) for f in (adapter, base))
+    merged, plain = (dict(policies.read_weights(f, "bfloat16")) for f in (adapter, base))
     moved = sum(int((merged[n] != plain[n]).sum()) for n in plain) / sum(t.numel() for t in plain.values())
     assert moved < 0.05
     policy = policies.load_beside(adapter, dtype="bfloat16")
@@ -43,7 +43,7 @@ def test_beside_bfloat16_weights_a_small_adapter_is_kept_whole(tmp_path: Path) -
     assert all(torch.equal(held[n], t) for n, t in expected.items())
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     assert type(policies.load_beside(adapter, dtype="float32")) is type(
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
     )
 
 

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from frpo.cluster import backend
+from frpo.cluster import backend_of
 from frpo.config import Config, ConfigError
-from frpo.planning import plan
-from frpo.recipe import load
+from frpo.planning import plan_run
+from frpo.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 SHARED = ("rollout.num_gpus=0.5", "learner.num_gpus=0.5", "rollout.sleep=true")
 
 
 def config(*sets: str) -> Config:
-    return load(RECIPE, sets)
+    return load_recipe(RECIPE, sets)
 
 
 def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
     two = ("rollout.num_workers=2", "learner.num_workers=2")
-    asked = plan(config(*SHARED, *two, "evaluate.num_gpus=1"))
+    asked = plan_run(config(*SHARED, *two, "evaluate.num_gpus=1"))
     assert {a.role: (a.bundles, a.num_gpus) for a in asked.actors} == {
         "learner": ((0, 1), 0.25),
         "finetune": ((0, 1), 0.25),
@@ -48,14 +48,14 @@ def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
 
 def test_where_the_learner_is_the_reference_there_are_no_actors_of_it() -> None:
     given = config("model.lora={}", "reference={share: learner}")
-    asked = plan(given)
+    asked = plan_run(given)
     assert Config.model_validate(given.model_dump()) == given  # as it is written out and read again
     assert {a.role for a in asked.actors} == {"learner", "finetune", "rollout", "reward", "evaluate"}
 
 
 @pytest.mark.parametrize("others", range(3))
 def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
-    asked = plan(config(*SHARED, *(f"{role}.num_gpus=1" for role in ("reference", "evaluate")[:others])))
+    asked = plan_run(config(*SHARED, *(f"{role}.num_gpus=1" for role in ("reference", "evaluate")[:others])))
     shares = [a.num_gpus for a in asked.actors if a.num_gpus]
     assert 0.999 < sum(shares) <= 1.0
 
@@ -113,8 +113,8 @@ def test_cards_that_cannot_be_had_so_are_refused(sets: tuple[str, ...], message:
 
 def test_the_backend_of_a_broadcast_is_that_of_the_actors() -> None:
     """Not of the driver's machine: the head of a cluster has no GPU."""
-    assert backend(config("rollout.num_gpus=1", "learner.num_gpus=1")) == "nccl"
-    assert backend(config("rollout.num_gpus=1")) == backend(config()) == "gloo"
+    assert backend_of(config("rollout.num_gpus=1", "learner.num_gpus=1")) == "nccl"
+    assert backend_of(config("rollout.num_gpus=1")) == backend_of(config()) == "gloo"
 
 
 def test_an_adapter_needs_no_broadcast_for_engines_of_two_cards() -> None:

@@ -154,10 +154,12 @@ def test_an_adapter_gives_pefts_own_logprobs(kind: str, base: Path, tmp_path: Pa
     adapter = write_adapter(tmp_path / "adapter", base, (EXACT | RARE)[kind]())
     truth, without = by_peft(adapter, base), logprobs(AutoModelForCausalLM.from_pretrained(base))
     assert float((truth - without).abs().max()) > 1e-3  # the adapter moves the policy
-    policy = policies.load(adapter, dtype="float32")
+    policy = policies.read_policy(adapter, dtype="float32")
     assert float((logprobs(policy) - truth).abs().max()) <= 1e-5
     fresh = AutoModelForCausalLM.from_pretrained(base)
-    assert not fresh.load_state_dict(dict(policies.tensors(adapter, torch.float32)), strict=True).missing_keys
+    assert not fresh.load_state_dict(
+        dict(policies.read_weights(adapter, torch.float32)), strict=True
+    ).missing_keys
     assert float((logprobs(fresh) - truth).abs().max()) <= 1e-5
 
 
@@ -166,7 +168,7 @@ def test_a_base_and_an_adapter_saved_in_bfloat16_are_merged_in_float32(tmp_path:
     adapter = write_adapter(
         tmp_path / "adapter", base, lora(use_dora=True, rank_pattern={"v_proj": 2}), dtype=torch.bfloat16
     )
-    policy = policies.load(adapter, dtype="float32")
+    policy = policies.read_policy(adapter, dtype="float32")
     truth = by_peft(adapter, base)
     assert float((logprobs(policy) - truth).abs().max()) <= 1e-5
     weight = policy.model.layers[0].self_attn.q_proj.weight
@@ -176,27 +178,27 @@ def test_a_base_and_an_adapter_saved_in_bfloat16_are_merged_in_float32(tmp_path:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_only_the_merged_weights_are_rounded_to_the_dtype(attention: str, base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", base, lora())
-    whole = policies.load(adapter, dtype="float32")
+    whole = policies.read_policy(adapter, dtype="float32")
     whole.save_pretrained(tmp_path / "merged")
     truth = AutoModelForCausalLM.from_pretrained(
         tmp_path / "merged", dtype=torch.bfloat16, attn_implementation=attention
     )
-    policy = policies.load(adapter, dtype="bfloat16", attention=attention)
+    policy = policies.read_policy(adapter, dtype="bfloat16", attention=attention)
     assert policy.config._attn_implementation == attention
     assert {n: (t.dtype, t.sum().item()) for n, t in policy.state_dict().items()} == {
         n: (t.dtype, t.sum().item()) for n, t in truth.state_dict().items()
     }
     assert torch.equal(logprobs(policy), logprobs(truth))  # rotary frequencies too
-    assert {t.dtype for _, t in policies.tensors(adapter, "bfloat16")} == {torch.bfloat16}
+    assert {t.dtype for _, t in policies.read_weights(adapter, "bfloat16")} == {torch.bfloat16}
 
 
 def test_an_adapter_on_an_adapter(base: Path, tmp_path: Path) -> None:
     first = write_adapter(tmp_path / "first", base, lora())
-    policies.load(first, dtype="float32").save_pretrained(tmp_path / "merged")
+    policies.read_policy(first, dtype="float32").save_pretrained(tmp_path / "merged")
     second = write_adapter(tmp_path / "second", tmp_path / "merged", lora(use_dora=True), name=str(first))
     truth = by_peft(second, tmp_path / "merged")
-    assert float((logprobs(policies.load(second, dtype="float32")) - truth).abs().max()) <= 1e-5
-    assert saved.base(second) == base
+    assert float((logprobs(policies.read_policy(second, dtype="float32")) - truth).abs().max()) <= 1e-5
+    assert saved.base_of(second) == base
 
 
 def test_a_relative_base_is_found_from_here_or_from_the_adapter(
@@ -208,7 +210,7 @@ def test_a_relative_base_is_found_from_here_or_from_the_adapter(
         monkeypatch.chdir(working)
         adapter = write_adapter(tmp_path / "there" / "adapter", beside, lora(), name=name)
         truth = by_peft(adapter, beside)
-        assert float((logprobs(policies.load(adapter, dtype="float32")) - truth).abs().max()) <= 1e-5
+        assert float((logprobs(policies.read_policy(adapter, dtype="float32")) - truth).abs().max()) <= 1e-5
 
 
 def test_a_full_folder_is_streamed_as_it_was_saved(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_a_full_folder_is_streamed_as_it_was_saved(tmp_path: Path) -> None:
     save_file(
         {"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "shards" / "consolidated.safetensors"
     )  # as Mistral's folders
-    streamed = dict(policies.tensors(tmp_path / "shards", "float32"))
+    streamed = dict(policies.read_weights(tmp_path / "shards", "float32"))
     assert len(saved.weight_files(tmp_path / "shards")) > 2
     truth = dict(model.named_parameters())
     assert set(streamed) == set(truth)
@@ -227,10 +229,10 @@ def test_a_full_folder_is_streamed_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_the_tokenizer_is_the_adapters_own_or_its_bases(base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", base, lora())
-    assert saved.tokenizer(adapter) == base
+    assert saved.tokenizer_folder(adapter) == base
     (adapter / "tokenizer_config.json").write_text("{}")
-    assert saved.tokenizer(adapter) == adapter
-    assert saved.tokenizer(base) == base
+    assert saved.tokenizer_folder(adapter) == adapter
+    assert saved.tokenizer_folder(base) == base
 
 
 def test_biases_and_transposed_weights(tmp_path: Path) -> None:
@@ -245,7 +247,11 @@ def test_biases_and_transposed_weights(tmp_path: Path) -> None:
     ):
         adapter = write_adapter(tmp_path / name, base, config)
         assert (
-            float((logprobs(policies.load(adapter, dtype="float32")) - by_peft(adapter, base)).abs().max())
+            float(
+                (logprobs(policies.read_policy(adapter, dtype="float32")) - by_peft(adapter, base))
+                .abs()
+                .max()
+            )
             <= 1e-5
         )
 
@@ -274,9 +280,9 @@ def test_adapters_that_are_no_weights_are_refused_by_name(kind: str, base: Path,
     config, message = REFUSED[kind]
     adapter = write_adapter(tmp_path / "adapter", base, config)
     with pytest.raises(ConfigError, match=message):
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
     with pytest.raises(ConfigError, match=message):
-        policies.tensors(adapter, "float32")  # before the first tensor
+        policies.read_weights(adapter, "float32")  # before the first tensor
 
 
 @pytest.mark.parametrize(
@@ -292,7 +298,7 @@ def test_a_head_apart_from_a_tied_embedding_is_refused(
 ) -> None:
     adapter = write_adapter(tmp_path / "adapter", tied, lora(**fields))
     with pytest.raises(ConfigError, match=message):
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
 
 
 def altered(adapter: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
@@ -310,7 +316,7 @@ def test_every_key_of_the_adapter_is_used_or_named(base: Path, tmp_path: Path) -
         return write_adapter(tmp_path / "adapter", base, lora(modules_to_save=["lm_head"]))
 
     def load(change: Callable[[dict[str, Tensor]], Any]) -> None:
-        policies.load(altered(write(), change), dtype="float32")
+        policies.read_policy(altered(write(), change), dtype="float32")
 
     with pytest.raises(ConfigError, match=r"no place for: base_model\.model\.odd"):
         load(lambda s: s.update({"base_model.model.odd": torch.zeros(1)}))
@@ -330,7 +336,7 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "use_tomorrows_variant": True, "left_out": None}))
     with pytest.raises(ConfigError, match="the installed peft does not know use_tomorrows_variant;"):
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
     for name, message in (
         (None, "is None"),
         (str(tmp_path / "gone"), "no such folder"),
@@ -338,14 +344,14 @@ def test_a_base_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps({**config, "base_model_name_or_path": name}))
         with pytest.raises(ConfigError, match=rf"adapter_config.json: base_model_name_or_path.*{message}"):
-            policies.load(adapter, dtype="float32")
+            policies.read_policy(adapter, dtype="float32")
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"adapter_config.json: cannot be read"):
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
     file.write_text(json.dumps(config))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ConfigError, match="safe_serialization=True"):
-        policies.load(adapter, dtype="float32")
+        policies.read_policy(adapter, dtype="float32")
 
 
 def test_weights_that_the_files_lack_are_named_not_drawn(base: Path, tmp_path: Path) -> None:
@@ -354,7 +360,7 @@ def test_weights_that_the_files_lack_are_named_not_drawn(base: Path, tmp_path: P
     with pytest.raises(
         ConfigError, match=r"headless: its files lack weights of the model: lm_head\.weight; save it again"
     ):
-        policies.load(tmp_path / "headless", dtype="float32")
+        policies.read_policy(tmp_path / "headless", dtype="float32")
 
 
 def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
@@ -363,7 +369,7 @@ def test_a_mixture_of_experts_is_refused_by_its_weights(tmp_path: Path) -> None:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
     with pytest.raises(ConfigError, match=r"moe: a mixture of experts \(model_type qwen3_moe\)"):
-        policies.load(tmp_path / "moe", dtype="float32")
+        policies.read_policy(tmp_path / "moe", dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +394,7 @@ def test_a_configuration_that_is_not_of_the_weights_is_named(
     file = write_base(tmp_path / "m") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
     with pytest.raises(ConfigError) as raised:
-        policies.load(tmp_path / "m", dtype="float32")
+        policies.read_policy(tmp_path / "m", dtype="float32")
     assert message in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -407,4 +413,4 @@ def test_an_adapter_of_odd_settings_is_named(fields: dict[str, Any], base: Path,
     file = write_adapter(tmp_path / "a", base, lora()) / saved.ADAPTER
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
     with pytest.raises(ConfigError, match="peft cannot apply the adapter of kind LORA"):
-        policies.load(tmp_path / "a", dtype="float32")
+        policies.read_policy(tmp_path / "a", dtype="float32")

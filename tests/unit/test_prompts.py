@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.data_checks import check
+from frpo.data_checks import check_rows
 from frpo.prompts import Examples, ExampleStream, PromptStream, load_examples, load_prompts
-from frpo.sources import read_rows
+from frpo.sources import read_dataset
 from frpo.types import Prompt
 
 
@@ -58,7 +58,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.csv", "r.parquet"])
 def test_all_formats_give_the_same_rows(tmp_path: Path, name: str) -> None:
     source = DatasetConfig(path=write(tmp_path / name, ROWS), task_column="kind")
-    rows = list(read_rows(source))
+    rows = list(read_dataset(source))
     assert [r.text for r in rows] == [r["prompt"] for r in ROWS]
     assert [r.task for r in rows] == list("ababababab")
     assert [str(r.columns["n"]) for r in rows] == [str(i) for i in range(10)]
@@ -69,9 +69,9 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")
-    assert [r.columns["n"] for r in read_rows(DatasetConfig(path=str(tmp_path / "set"), task="t"))] == list(
-        range(10)
-    )
+    assert [
+        r.columns["n"] for r in read_dataset(DatasetConfig(path=str(tmp_path / "set"), task="t"))
+    ] == list(range(10))
 
 
 def test_where_limit_and_nested_columns(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_where_limit_and_nested_columns(tmp_path: Path) -> None:
         completion="extra.list.0.text",
         limit=2,
     )
-    assert [r.completion for r in read_rows(source)] == ["t1", "t3"]
+    assert [r.completion for r in read_dataset(source)] == ["t1", "t3"]
 
 
 def test_the_heldout_split_is_by_prompt_and_complete(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_heldout_split_is_by_prompt_and_complete(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", rows)
     whole = DatasetConfig(path=path, task="t", heldout_share=0.25)
     parts = {
-        part: [row.text for row in read_rows(whole.model_copy(update={"part": part}))]
+        part: [row.text for row in read_dataset(whole.model_copy(update={"part": part}))]
         for part in ("train", "heldout")
     }
     assert not set(parts["train"]) & set(parts["heldout"])
@@ -104,7 +104,7 @@ def test_fixed_completions_are_chosen_by_the_prompt(tmp_path: Path) -> None:
     source = DatasetConfig(
         path=write(tmp_path / "r.jsonl", ROWS), task="t", completion_texts=("no", "never", "nope")
     )
-    first, second = ([r.completion for r in read_rows(source)] for _ in range(2))
+    first, second = ([r.completion for r in read_dataset(source)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 1
 
@@ -127,14 +127,14 @@ def test_fixed_completions_are_chosen_by_the_prompt(tmp_path: Path) -> None:
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "r.jsonl", [{"prompt": "fine", "completion": "fine"}, row])
     with pytest.raises(ConfigError, match=message):
-        check([DatasetConfig(path=path, task="t", completion="completion")])
+        check_rows([DatasetConfig(path=path, task="t", completion="completion")])
 
 
 def test_a_source_without_rows_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", ROWS)
-    assert check([DatasetConfig(path=path, task="t")]).rows == 10
+    assert check_rows([DatasetConfig(path=path, task="t")]).rows == 10
     with pytest.raises(ConfigError, match="no row left after where"):
-        check([DatasetConfig(path=path, task="t", where={"kind": "c"})])
+        check_rows([DatasetConfig(path=path, task="t", where={"kind": "c"})])
 
 
 def test_long_prompts_are_dropped_and_counted_never_cut(tmp_path: Path) -> None:
@@ -366,18 +366,18 @@ def test_example_stream_in_order_and_shuffled() -> None:
 
 def test_a_prompt_can_be_a_template_of_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", [{"Body": "A bag.", "q": {"ask": "How many?"}}])
-    (row,) = read_rows(DatasetConfig(path=path, task="t", prompt="{Body} {q.ask}"))
+    (row,) = read_dataset(DatasetConfig(path=path, task="t", prompt="{Body} {q.ask}"))
     assert row.prompt == "A bag. How many?"
     assert set(row.columns) == {"Body", "q"}
     with pytest.raises(ConfigError, match=r"r.jsonl:1: no column 'body'; it has Body, q"):
-        list(read_rows(DatasetConfig(path=path, task="t", prompt="{body}")))
+        list(read_dataset(DatasetConfig(path=path, task="t", prompt="{body}")))
 
 
 def test_an_empty_last_column_keeps_a_row_on_its_side_of_the_split(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", [{"ask": f"Write poem {i}.", "input": ""} for i in range(40)])
     split = {"path": path, "task": "t", "heldout_share": 0.5, "part": "heldout"}
     plain, filled = (
-        [r.text for r in read_rows(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}")
+        [r.text for r in read_dataset(DatasetConfig(**split, prompt=p))] for p in ("ask", "{ask}\n\n{input}")
     )
     assert 10 < len(plain) < 30
     assert plain == filled
@@ -385,5 +385,5 @@ def test_an_empty_last_column_keeps_a_row_on_its_side_of_the_split(tmp_path: Pat
 
 def test_a_template_that_ends_with_words_keeps_its_blanks(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", [{"ask": "How many?"}])
-    (row,) = read_rows(DatasetConfig(path=path, task="t", prompt=" Q: {ask}\nA: "))
+    (row,) = read_dataset(DatasetConfig(path=path, task="t", prompt=" Q: {ask}\nA: "))
     assert row.prompt == " Q: How many?\nA: "

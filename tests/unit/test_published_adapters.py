@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actors._engine import Engine
 from frpo.config import TrainConfig
-from frpo.logprobs import Scorer
+from frpo.logprobs import LogprobModel
 from tests.unit.test_logprobs import GPT2, SMALL, build
 from tests.unit.test_policies import logprobs
 
@@ -38,7 +38,7 @@ def test_published_weights_are_the_policys(kind: str, settings: dict[str, Any], 
     )
     policy = get_peft_model(base, spec).eval()
     engine: Any = Engine.__new__(Engine)
-    engine.ds, engine.train = SimpleNamespace(module=Scorer(policy)), TrainConfig()
+    engine.ds, engine.train = SimpleNamespace(module=LogprobModel(policy)), TrainConfig()
     published = {name: tensor.clone() for name, tensor in engine.named_weights()}
     assert set(published) == names
     fresh.load_state_dict(published, strict=False)

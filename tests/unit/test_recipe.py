@@ -12,7 +12,7 @@ import yaml
 from frpo import tree
 from frpo.config import Config, ConfigError, FrpoEstimator, GrpoEstimator
 from frpo.config.service import ServiceConfig
-from frpo.recipe import dump, load, read
+from frpo.recipe import dump_config, load_recipe, read_section
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 
@@ -22,7 +22,7 @@ def refusal(text: str | bytes, tmp_path: Path, *sets: str) -> str:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     began = time.perf_counter()
     with pytest.raises(ConfigError) as raised:
-        load(file, sets)
+        load_recipe(file, sets)
     assert time.perf_counter() - began < 3
     return str(raised.value).replace(str(file), "FILE")
 
@@ -185,7 +185,7 @@ def test_a_folder_a_missing_file_and_a_device(tmp_path: Path) -> None:
         (Path("/dev/zero"), "more than 200,000 bytes"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load(path)
+            load_recipe(path)
 
 
 def test_many_mistakes_are_ten_lines(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_service_has_the_same_messages(tmp_path: Path) -> None:
         "rewards: [{kind: function, name: a, function: 'm:f', zzz: 1}]\nlimits: {timout_s: 3}\n"
     )
     with pytest.raises(ConfigError) as raised:
-        read(tmp_path / "s.yaml", (), ServiceConfig)
+        read_section(tmp_path / "s.yaml", (), ServiceConfig)
     assert str(raised.value).splitlines() == [
         "rewards.0.zzz: unknown field (value 1); `frpo config` lists the fields",
         "limits.timout_s: unknown field (value 3); did you mean timeout_s?",
@@ -216,9 +216,9 @@ def test_a_service_has_the_same_messages(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_scalars(text: str, value: object) -> None:
-    value_read = tree.parse(text, "here")
+    value_read = tree.parse_yaml(text, "here")
     assert (type(value_read), value_read) == (type(value), value)
-    assert math.isnan(tree.parse(".nan", "here"))
+    assert math.isnan(tree.parse_yaml(".nan", "here"))
 
 
 def test_what_is_dumped_is_read_back_here_and_by_others(tmp_path: Path) -> None:
@@ -239,15 +239,15 @@ def test_what_is_dumped_is_read_back_here_and_by_others(tmp_path: Path) -> None:
         "a: b",
         "é",
     ]
-    text = tree.dump({"v": values})
-    assert tree.parse(text, "here") == {"v": values}
+    text = tree.dump_yaml({"v": values})
+    assert tree.parse_yaml(text, "here") == {"v": values}
     assert yaml.safe_load(text) == {"v": values}
-    config = load(
+    config = load_recipe(
         TESTBED, ("learner.learning_rate=1e-5", "rewards.0.arguments={since: 2024-01-31, small: 1e-7}")
     )
     assert config.rewards[0].arguments == {"since": "2024-01-31", "small": 1e-7}  # type: ignore[union-attr]
-    (tmp_path / "again.yaml").write_text(dump(config))
-    assert load(tmp_path / "again.yaml") == config
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_recipe(tmp_path / "again.yaml") == config
 
 
 def test_an_anchor_is_a_copy_and_a_merge_may_be_overridden(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_an_anchor_is_a_copy_and_a_merge_may_be_overridden(tmp_path: Path) -> No
         "  - {name: c, objective: *o}\n"
     )
     (tmp_path / "r.yaml").write_text(text[:start] + shared + text[end:])
-    arms = load(tmp_path / "r.yaml", ("arms.a.objective.beta=0.7",)).arms
+    arms = load_recipe(tmp_path / "r.yaml", ("arms.a.objective.beta=0.7",)).arms
     assert [a.objective.beta for a in arms] == [0.7, 0.2, 0.1]
 
 
@@ -273,17 +273,19 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_stands(monkeypatch: pytest.M
         "rewards.0.function=~/r.py:f",
         "harness.tasks=[~/t.yaml]",
     )
-    config = load(TESTBED, sets)
+    config = load_recipe(TESTBED, sets)
     assert config.folder == Path("/home/me/runs/a")
     assert (config.model.path, config.data.train[0].path) == ("/home/me/m", "/home/me/d.jsonl")
     assert config.rewards[0].function == "/home/me/r.py:f"  # type: ignore[union-attr]
     assert config.harness is not None
     assert config.harness.tasks == ("/home/me/t.yaml",)
-    assert load(TESTBED, ("run_dir=~nobody-has-this-name/x",)).folder == Path("~nobody-has-this-name/x")
+    assert load_recipe(TESTBED, ("run_dir=~nobody-has-this-name/x",)).folder == Path(
+        "~nobody-has-this-name/x"
+    )
 
 
 def test_of_two_assignments_the_later_counts() -> None:
-    assert load(TESTBED, ("seed=1", "seed=2")).seed == 2
+    assert load_recipe(TESTBED, ("seed=1", "seed=2")).seed == 2
 
 
 RL = "downstream=[{{kind: rl, name: d, data: [{{path: a.jsonl, task: t}}]{}}}]"
@@ -297,7 +299,7 @@ def test_an_arm_inherits_the_fields_of_an_estimator_of_its_own_kind_alone() -> N
         "{kind: grpo}}}, {name: "
         "none, objective: {estimator: null}}]"
     )
-    estimators = {arm.name: arm.objective.estimator for arm in load(TESTBED, (run, arms)).arms}
+    estimators = {arm.name: arm.objective.estimator for arm in load_recipe(TESTBED, (run, arms)).arms}
     assert estimators == {
         "as-it-is": FrpoEstimator(lam=0.5, jackknife=False),
         "own": FrpoEstimator(lam=0.1, jackknife=False),
@@ -306,24 +308,24 @@ def test_an_arm_inherits_the_fields_of_an_estimator_of_its_own_kind_alone() -> N
         "none": FrpoEstimator(lam=0.5, jackknife=False),
     }
     back = "arms=[{name: a, objective: {estimator: {kind: frpo, lam: 0.1}}}, {name: b}]"
-    a, b = load(TESTBED, ("objective.estimator={kind: grpo, normalize_std: true}", back)).arms
+    a, b = load_recipe(TESTBED, ("objective.estimator={kind: grpo, normalize_std: true}", back)).arms
     assert a.objective.estimator == FrpoEstimator(lam=0.1)
     assert b.objective.estimator == GrpoEstimator(normalize_std=True)
 
 
 def test_downstream_rl_inherits_the_learner_but_not_the_reward_to_stop_at() -> None:
     sets = ("learner.stop_at_reward=0.8", "learner.learning_rate=3e-4")
-    (inherits,) = load(TESTBED, (*sets, RL.format(""))).downstream
+    (inherits,) = load_recipe(TESTBED, (*sets, RL.format(""))).downstream
     assert inherits.kind == "rl"
     assert (inherits.learner.stop_at_reward, inherits.learner.learning_rate, inherits.num_steps) == (
         None,
         3e-4,
         100,
     )
-    (own,) = load(TESTBED, (*sets, RL.format(", learner: {stop_at_reward: 0.9}"))).downstream
+    (own,) = load_recipe(TESTBED, (*sets, RL.format(", learner: {stop_at_reward: 0.9}"))).downstream
     assert own.kind == "rl"
     assert own.learner.stop_at_reward == 0.9
-    assert load(TESTBED, sets).arms[0].learner.stop_at_reward == 0.8
+    assert load_recipe(TESTBED, sets).arms[0].learner.stop_at_reward == 0.8
 
 
 @pytest.mark.parametrize(

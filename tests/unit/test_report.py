@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.tables import tables
+from benchmarks.tables import write_tables
 from frpo import report
 from frpo.certificate import reward_lower_bound, worst_case_reward
 from frpo.config import (
@@ -23,13 +23,13 @@ from frpo.config import (
     ObjectiveConfig,
     RlooEstimator,
 )
-from frpo.evaluation import certificate
+from frpo.evaluation import make_certificate
 from frpo.metrics import RunLog
-from frpo.recipe import dump, load
+from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
-from frpo.report.data import collect, settings_of
+from frpo.report.data import collect_report, settings_of
 from frpo.report.schema import Report
-from frpo.report.sweep import gather
+from frpo.report.sweep import gather_sweep
 from frpo.types import Reward
 from tests.support.builders import metrics
 
@@ -80,8 +80,8 @@ def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None =
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    config = load(ROOT / "recipes" / "testbed.yaml")
-    (tmp_path / "config.yaml").write_text(dump(config))
+    config = load_recipe(ROOT / "recipes" / "testbed.yaml")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
     (tmp_path / "versions.json").write_text('{"python": "3.11", "ray": "2.60.0"}')
 
     def write(stage: str, evaluations: list[Evaluation], arm: ArmSummary | None = None) -> None:
@@ -119,19 +119,19 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
-    assert collect(run).zero_line == 0.0
+    assert collect_report(run).zero_line == 0.0
     file = next(run.glob("downstream/*/*/done.json"))
     result = StageResult.model_validate_json(file.read_text())
     first = result.evaluations[0].model_copy(update={"kl_policy": Estimate(mean=-0.031, se=0.01)})
     file.write_text(
         result.model_copy(update={"evaluations": (first, *result.evaluations[1:])}).model_dump_json()
     )
-    assert collect(run).zero_line == 0.031
-    assert "is 0.031 nats away at most" in report.build(run).read_text()
+    assert collect_report(run).zero_line == 0.031
+    assert "is 0.031 nats away at most" in report.build_report(run).read_text()
 
 
 def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: Path) -> None:
-    collected = collect(run)
+    collected = collect_report(run)
     assert collected.focus == "harmful"
     assert collected.headline[0] == (
         "After crafts-harsh, frpo-reverse kept the most reward on harmful prompts: "
@@ -151,15 +151,15 @@ def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: P
 
 def test_held_out_prompts_that_were_trained_on_are_told_as_last_counted(run: Path) -> None:
     for shared in (2, 0, 3):
-        with RunLog(run, load(ROOT / "recipes" / "testbed.yaml")) as log:
+        with RunLog(run, load_recipe(ROOT / "recipes" / "testbed.yaml")) as log:
             log.data({"shared": shared, "heldout": 8})
-        words = " ".join(collect(run).headline)
+        words = " ".join(collect_report(run).headline)
         assert words.count("of 8 held-out prompts are training prompts too") == (shared > 0)
         assert (f"{shared} of 8 held-out" in words) == (shared > 0)
 
 
 def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
-    page = report.build(run).read_text()
+    page = report.build_report(run).read_text()
     assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
     outside = re.findall(r'(?:src|href)="(?!#)[^"]*"|@import|url\((?!#)', page)
     assert outside == []
@@ -181,7 +181,7 @@ def certified(run: Path) -> np.ndarray:
     """Certify frpo on harmful prompts, and attack it: once honestly, once below what was certified."""
     rewards = (np.random.default_rng(0).random((40, 64)) > 0.1).astype(float)
     scored = [[Reward(float(r), {}) for r in row] for row in rewards]
-    one = certificate(
+    one = make_certificate(
         "harmful",
         scored,
         CertifyConfig(radii=(0.1, 0.5)),
@@ -204,7 +204,7 @@ def certified(run: Path) -> np.ndarray:
 @pytest.mark.long
 def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     rewards = certified(run)
-    (plane,) = collect(run).robustness
+    (plane,) = collect_report(run).robustness
     assert (plane.arm, plane.task, plane.radius, plane.num_prompts, plane.num_completions) == (
         "frpo",
         "harmful",
@@ -219,15 +219,15 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     assert honest.plug_in == worst_case_reward(rewards, 0.3)
     assert plane.fine_tunes == ()  # the other fine-tunes of this made-up run were measured without a KL
     assert plane.num_below == 1
-    words = " ".join(collect(run).headline)
+    words = " ".join(collect_report(run).headline)
     assert (
         f"Certified reward on harmful prompts within 0.5 nats, 95 %: frpo {plane.certified[1]:.2f}" in words
     )
     assert "1 of 2 measured policies lies below what was certified" in words
-    page = report.build(run).read_text()
+    page = report.build_report(run).read_text()
     assert page.count("<svg") == 5
     assert "attack 0.5" in page
-    coverage = gather([run]).arms[1].coverage
+    coverage = gather_sweep([run]).arms[1].coverage
     assert coverage
     assert (coverage.certified, coverage.plug_in) == (plane.certified, plane.plug_in)
     assert [
@@ -272,14 +272,14 @@ def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
         *run.glob("attack/*/*/done.json"),
     ]:
         rewrite(run, str(file.parent.relative_to(run)), of_one_prompt)
-    collected = collect(run)
+    collected = collect_report(run)
     assert collected.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
     assert {(c.lo, c.hi) for c in collected.comparisons} == {(None, None)}
     (robust,) = collected.robustness
     assert {(p.certified, p.below) for p in robust.points} == {
         (robust.floor, False)
     }  # the KL's upper limit is not known
-    page = report.build(run).read_text()
+    page = report.build_report(run).read_text()
     assert "0.64 ±" not in page
     assert "NaN" not in (run / "report.json").read_text()
     assert report.build_sweep([run], run / "sweep").exists()
@@ -289,20 +289,22 @@ def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
 def test_a_sweep_of_runs_without_a_kl_to_the_reference(run: Path) -> None:
     for name in KEPT:
         rewrite(run, f"rlhf/{name}", lambda e: e.model_copy(update={"kl_reference": None}))
-    assert gather([run]).arms[0].kl is None
+    assert gather_sweep([run]).arms[0].kl is None
     assert report.build_sweep([run], run / "sweep").exists()
     assert "NaN" not in (run / "sweep" / "sweep.json").read_text()
 
 
 def test_the_page_says_which_stages_taught_little(run: Path) -> None:
-    assert collect(run).warnings == ()
-    with RunLog(run, load(ROOT / "recipes" / "testbed.yaml")) as log:
+    assert collect_report(run).warnings == ()
+    with RunLog(run, load_recipe(ROOT / "recipes" / "testbed.yaml")) as log:
         log.begin("rlhf/frpo", 4)
         for step in range(1, 5):
             log.step("rlhf/frpo", metrics(step, cut_share=0.8, equal_groups=1.0))
-    said = collect(run).warnings
+    said = collect_report(run).warnings
     assert [s.partition(":")[0] for s in said] == ["rlhf/frpo step 1", "rlhf/frpo step 3"]
-    assert "80% of the completions are cut at rollout.max_new_tokens = 7" in report.build(run).read_text()
+    assert (
+        "80% of the completions are cut at rollout.max_new_tokens = 7" in report.build_report(run).read_text()
+    )
 
 
 def test_rows_and_results_of_older_versions(run: Path) -> None:
@@ -310,14 +312,14 @@ def test_rows_and_results_of_older_versions(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         row = {**dataclasses.asdict(metrics(7, reward=float("nan"))), "kind": "step", "stage": "rlhf/grpo"}
         file.write(json.dumps(row) + "\n")
-    assert collect(run).training[0].reward[-1] is None
-    assert "NaN" not in (report.build(run), (run / "report.json").read_text())[1]
+    assert collect_report(run).training[0].reward[-1] is None
+    assert "NaN" not in (report.build_report(run), (run / "report.json").read_text())[1]
     file = run / "base" / "done.json"
     file.write_text(file.read_text().replace('"mean":0.6', '"mean":NaN'))
     with pytest.raises(
         ConfigError, match=r"base/done.json is no result of a stage .*`frpo run` makes it again"
     ):
-        collect(run)
+        collect_report(run)
 
 
 @pytest.mark.parametrize(
@@ -355,23 +357,23 @@ def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Pat
         (run / stage).mkdir(parents=True, exist_ok=True)
         result = StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(), scores=(score,))
         (run / stage / "done.json").write_text(result.model_dump_json())
-    benchmarks = collect(run).benchmarks
+    benchmarks = collect_report(run).benchmarks
     assert [(b.policy, b.scores[0].value) for b in benchmarks] == [
         ("base", pytest.approx(0.1)),
         ("frpo", pytest.approx(0.3)),
         ("frpo after crafts-harsh", pytest.approx(0.2)),
     ]
-    assert "0.200 ± 0.098" in report.build(run).read_text()
+    assert "0.200 ± 0.098" in report.build_report(run).read_text()
 
 
 def test_a_run_without_downstream_still_reports(run: Path) -> None:
     import shutil
 
     shutil.rmtree(run / "downstream")
-    collected = collect(run)
+    collected = collect_report(run)
     assert collected.comparisons == ()
     assert "nothing to compare" in collected.headline[0]
-    assert report.build(run).exists()
+    assert report.build_report(run).exists()
 
 
 def test_the_schema_in_docs_is_current() -> None:
@@ -380,15 +382,15 @@ def test_the_schema_in_docs_is_current() -> None:
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
-        report.build(tmp_path)
+        report.build_report(tmp_path)
 
 
 def test_the_tables_in_docs_say_what_the_studies_say() -> None:
-    assert (ROOT / "docs" / "results" / "tables.md").read_text() == tables(ROOT / "docs" / "results")
+    assert (ROOT / "docs" / "results" / "tables.md").read_text() == write_tables(ROOT / "docs" / "results")
 
 
 @pytest.mark.parametrize("text", ["[", "3", "", "name: a"])
 def test_a_configuration_that_is_torn_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"report: .*config\.yaml"):
-        collect(tmp_path)
+        collect_report(tmp_path)

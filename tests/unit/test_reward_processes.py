@@ -15,7 +15,7 @@ import pytest
 
 from frpo.config import FunctionReward
 from frpo.rewards import pool
-from frpo.rewards.scoring import Scorer
+from frpo.rewards.scoring import RewardScorer
 from frpo.types import Item, Reward
 
 CODE = """
@@ -86,14 +86,14 @@ T = 0.8
 
 
 @pytest.fixture
-def scorer(tmp_path: Path) -> Iterator[Callable[..., Scorer]]:
+def scorer(tmp_path: Path) -> Iterator[Callable[..., RewardScorer]]:
     (tmp_path / "mine.py").write_text(CODE)
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\nVALUE = 0.5\n")
-    made: list[Scorer] = []
+    made: list[RewardScorer] = []
 
-    def make(name: str, **fields: Any) -> Scorer:
+    def make(name: str, **fields: Any) -> RewardScorer:
         asked = {"timeout_s": T, "function": f"{tmp_path / 'mine.py'}:{name}"} | fields
-        made.append(Scorer([FunctionReward(kind="function", name="mine", **asked)]))
+        made.append(RewardScorer([FunctionReward(kind="function", name="mine", **asked)]))
         return made[-1]
 
     yield make
@@ -151,7 +151,7 @@ LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
     ],
 )
 def test_the_completion_at_fault_alone_loses_its_reward(
-    scorer: Callable[..., Scorer], tmp_path: Path, name: str, why: str
+    scorer: Callable[..., RewardScorer], tmp_path: Path, name: str, why: str
 ) -> None:
     rewards = scorer(name)
     rewards.load()
@@ -167,7 +167,7 @@ def test_the_completion_at_fault_alone_loses_its_reward(
 
 @pytest.mark.long
 def test_a_function_that_ignores_the_polite_signal_is_killed(
-    scorer: Callable[..., Scorer], tmp_path: Path
+    scorer: Callable[..., RewardScorer], tmp_path: Path
 ) -> None:
     assert outcome(scorer("deaf").score(items("bad"))) == [(None, LATE)]
     assert gone(tmp_path)
@@ -181,13 +181,13 @@ def test_a_function_that_ignores_the_polite_signal_is_killed(
     ],
 )
 def test_values_that_are_not_those_of_completions_fail(
-    scorer: Callable[..., Scorer], name: str, why: str
+    scorer: Callable[..., RewardScorer], name: str, why: str
 ) -> None:
     assert outcome(scorer(name).score(items("a", "b", "c"))) == [(None, why)] * 3
 
 
 def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
-    scorer: Callable[..., Scorer], tmp_path: Path
+    scorer: Callable[..., RewardScorer], tmp_path: Path
 ) -> None:
     rewards = scorer("in_c")
     rewards.load()
@@ -197,7 +197,7 @@ def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
     assert gone(tmp_path)
 
 
-def test_others_are_scored_while_one_hangs(scorer: Callable[..., Scorer]) -> None:
+def test_others_are_scored_while_one_hangs(scorer: Callable[..., RewardScorer]) -> None:
     rewards = scorer("in_c", timeout_s=3.0)
     rewards.load()
     stuck = threading.Thread(target=rewards.score, args=(items("bad"),))
@@ -210,7 +210,7 @@ def test_others_are_scored_while_one_hangs(scorer: Callable[..., Scorer]) -> Non
     stuck.join()
 
 
-def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., Scorer]) -> None:
+def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., RewardScorer]) -> None:
     rewards = scorer("pid", timeout_s=10.0)
     rewards.load()
     for _ in range(2):
@@ -222,12 +222,14 @@ def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., Scorer]) -> 
         assert after.total != before[-1]
 
 
-def test_what_a_function_imports_is_imported_before_its_first_call(scorer: Callable[..., Scorer]) -> None:
+def test_what_a_function_imports_is_imported_before_its_first_call(
+    scorer: Callable[..., RewardScorer],
+) -> None:
     assert outcome(scorer("imports").score(items("a", "b"))) == [(0.5, None)] * 2
 
 
 def test_processes_have_the_environment_of_their_actor(
-    scorer: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch
+    scorer: Callable[..., RewardScorer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for value in (1.0, 2.0):
         monkeypatch.setenv("REWARD_SETTING", str(value))
@@ -248,14 +250,16 @@ def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyt
         ("waits", "the rewards mine did not load within 2 s: what do their files wait for?"),
         ("dies", "a process ended while it loaded the rewards mine; see what it printed"),
     ):
-        rewards = Scorer([FunctionReward(kind="function", name="mine", function=f"{tmp_path / name}.py:f")])
+        rewards = RewardScorer(
+            [FunctionReward(kind="function", name="mine", function=f"{tmp_path / name}.py:f")]
+        )
         with pytest.raises(RuntimeError, match=message.replace("?", r"\?")):
             rewards.load()
         rewards.close()
 
 
 @pytest.mark.long
-def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., Scorer]) -> None:
+def test_boxed_math_on_a_tower_of_powers(scorer: Callable[..., RewardScorer]) -> None:
     rewards = scorer("", function="frpo.rewards:boxed_math", timeout_s=4.0)
     rewards.load()
     asked = [

@@ -413,8 +413,8 @@ def f(completions, method):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_function_may_have_a_pool_of_its_own(tmp_path: Path, method: str) -> None:
     (tmp_path / f"pooled_by_{method}.py").write_text(POOLED)
-    from frpo.rewards.scoring import Scorer
+    from frpo.rewards.scoring import RewardScorer
 
-    scorer = Scorer([reward(f"{tmp_path / f'pooled_by_{method}.py'}:f", method=method)])
+    scorer = RewardScorer([reward(f"{tmp_path / f'pooled_by_{method}.py'}:f", method=method)])
     assert [r.total for r in scorer.score([Item("p", "abc", "t", {}), Item("p", "", "t", {})])] == [3.0, 0.0]
     scorer.close()

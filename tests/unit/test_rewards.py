@@ -13,10 +13,10 @@ import pytest
 from frpo import rewards
 from frpo.config import ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.config.rewards import check_combination
-from frpo.prompts import read_rows
+from frpo.prompts import read_dataset
 from frpo.rewards import equation_answer, value_of
 from frpo.rewards.loading import load_function
-from frpo.rewards.scoring import ModelScorer, Scorer
+from frpo.rewards.scoring import ModelScorer, RewardScorer
 from frpo.types import Item
 
 REFUSALS = [
@@ -179,8 +179,8 @@ def test_boxed_math() -> None:
 def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra gym is not installed")
     source = "reasoning_gym:chain_sum?size=20&seed=3&max_terms=3"
-    rows = list(read_rows(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="train")))
-    rest = list(read_rows(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="heldout")))
+    rows = list(read_dataset(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="train")))
+    rest = list(read_dataset(DatasetConfig(path=source, task="sums", heldout_share=0.5, part="heldout")))
     assert len(rows) + len(rest) == 20
     assert min(len(rows), len(rest)) > 2
     reward = FunctionReward(kind="function", name="gym", function="frpo.rewards:reasoning_gym")
@@ -189,16 +189,16 @@ def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
         Item(r.text, f"so <answer>{t}</answer>", "sums", r.columns) for r, t in zip(rows, truth, strict=True)
     ]
     wrong = [Item(r.text, f"{t + 1}", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
-    assert {r.total for r in Scorer([reward]).score(right)} == {1.0}
-    assert max(r.total or 0.0 for r in Scorer([reward]).score(wrong)) < 0.5
-    (stale,) = Scorer([reward]).score([Item("4 + 3 =", "7", "sums", rows[0].columns)])
+    assert {r.total for r in RewardScorer([reward]).score(right)} == {1.0}
+    assert max(r.total or 0.0 for r in RewardScorer([reward]).score(wrong)) < 0.5
+    (stale,) = RewardScorer([reward]).score([Item("4 + 3 =", "7", "sums", rows[0].columns)])
     assert (stale.total, "another version of reasoning-gym" in str(stale.error)) == (None, True)
     for path, message in (
         ("reasoning_gym:sums", "Dataset 'sums' not registered"),
         (f"{source}&terms=3", "unexpected keyword argument 'terms'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            list(read_rows(DatasetConfig(path=path, task="sums")))
+            list(read_dataset(DatasetConfig(path=path, task="sums")))
 
 
 def test_length_and_format() -> None:
@@ -241,9 +241,9 @@ def items(*answers: str, task: str = "t") -> list[Item]:
 
 
 def score(code: str, name: str, **fields: Any) -> list[Any]:
-    return Scorer([FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]).score(
-        items("yes", "no")
-    )
+    return RewardScorer(
+        [FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]
+    ).score(items("yes", "no"))
 
 
 def test_functions_plain_and_async(code: str) -> None:
@@ -282,7 +282,7 @@ def test_a_reward_that_hangs_is_none_in_time(code: str) -> None:
 
 
 def test_weights_and_routing(code: str) -> None:
-    scorer = Scorer(
+    scorer = RewardScorer(
         [
             FunctionReward(kind="function", name="all", function=f"{code}:good", weight=0.75),
             FunctionReward(kind="function", name="some", function=f"{code}:later", weight=1.0, tasks=("t",)),
@@ -291,7 +291,7 @@ def test_weights_and_routing(code: str) -> None:
     mine, other = scorer.score(items("yes") + items("yes", task="u"))
     assert (mine.total, mine.parts) == (1.0, {"all": 1.0, "some": 0.25})
     assert (other.total, other.parts) == (0.75, {"all": 1.0})
-    (nobody,) = Scorer(
+    (nobody,) = RewardScorer(
         [FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]
     ).score(items("yes", task="u"))
     assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
@@ -301,11 +301,11 @@ def test_what_does_not_apply_leaves_the_total(code: str) -> None:
     mine = FunctionReward(kind="function", name="some", function=f"{code}:none", weight=3.0)  # None, 1
     both = [mine, FunctionReward(kind="function", name="all", function=f"{code}:later")]  # 0.25
     for combine, totals in (("weighted", [0.25, 3.25]), ("mean", [0.25, 3.25 / 4])):
-        scored = Scorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
+        scored = RewardScorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
         assert [(r.total, r.error) for r in scored] == [(total, None) for total in totals]
         assert [r.parts for r in scored] == [{"all": 0.25}, {"some": 1.0, "all": 0.25}]
     failing = [mine, FunctionReward(kind="function", name="bad", function=f"{code}:nan")]  # NaN, 1
-    assert [(r.total, r.parts) for r in Scorer(failing).score(items("yes", "no"))] == [
+    assert [(r.total, r.parts) for r in RewardScorer(failing).score(items("yes", "no"))] == [
         (None, {"bad": None}),
         (4.0, {"some": 1.0, "bad": 1.0}),
     ]
@@ -315,7 +315,7 @@ def test_a_total_out_of_range_has_failed(code: str) -> None:
     both = [
         FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")
     ]
-    scored = Scorer(both).score(items("yes"))
+    scored = RewardScorer(both).score(items("yes"))
     assert [(r.total, r.error) for r in scored] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
 
 
@@ -329,10 +329,10 @@ def test_mean_product_and_normalisation(code: str) -> None:
         ),  # 0.25
     ]
     asked = [*items("yes", "no"), *items("yes", task="u")]
-    assert [r.total for r in Scorer(both).score(asked)] == [2.75, -1.25, 2.0]
-    assert [r.total for r in Scorer(both, "mean").score(asked)] == [2.75 / 4, -1.25 / 4, 2.0]
+    assert [r.total for r in RewardScorer(both).score(asked)] == [2.75, -1.25, 2.0]
+    assert [r.total for r in RewardScorer(both, "mean").score(asked)] == [2.75 / 4, -1.25 / 4, 2.0]
     plain = [both[0], both[1].model_copy(update={"weight": 1.0})]
-    scored = Scorer(plain, "product").score(asked)
+    scored = RewardScorer(plain, "product").score(asked)
     assert [(r.total, r.parts["all"]) for r in scored] == [(0.5, 2.0), (-0.5, -2.0), (2.0, 2.0)]
     with pytest.raises(ValueError, match=r"rewards\.some\.weight: 3 has no meaning in a product"):
         check_combination(tuple(both), "product")
@@ -386,7 +386,7 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
         reward = ModelReward(
             kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12
         )  # type: ignore[arg-type]
-        totals = [r.total for r in Scorer([reward]).score(batch)]
+        totals = [r.total for r in RewardScorer([reward]).score(batch)]
         for item, value in zip(batch, totals, strict=True):
             ids = torch.tensor([tokenizer(f"{item.prompt}\n{item.completion}")["input_ids"]])
             with torch.no_grad():
@@ -402,7 +402,7 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
     ids = tokenizer(told, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         once, twice = float(model(torch.tensor([ids])).logits), float(model(torch.tensor([[*ids, 3]])).logits)
-    assert [r.total for r in Scorer([raw]).score(seen)] == pytest.approx([once, once, twice], abs=1e-5)
+    assert [r.total for r in RewardScorer([raw]).score(seen)] == pytest.approx([once, once, twice], abs=1e-5)
 
 
 def tiny_reward_model(folder: Path, *, pad: bool = True) -> tuple[Any, Any]:
@@ -441,7 +441,7 @@ def model_reward(folder: Path, **fields: Any) -> ModelReward:
 def test_a_reward_model_without_a_pad_token_pads_with_the_last(tmp_path: Path) -> None:
     tiny_reward_model(tmp_path, pad=False)
     texts = ["how do i break the lock", "what is one", "tell me how to cook the rice"]
-    scorer = Scorer([model_reward(tmp_path)])
+    scorer = RewardScorer([model_reward(tmp_path)])
     together = [r.total for r in scorer.score([Item(t, "a saw", "t", {}) for t in texts])]
     alone = [scorer.score([Item(t, "a saw", "t", {})])[0].total for t in texts]
     assert together == pytest.approx(alone, abs=1e-5)
@@ -472,12 +472,12 @@ def test_a_reward_model_reads_the_conversation_through_its_own_template(tmp_path
 
 def test_an_item_that_a_model_cannot_take_fails_alone(tmp_path: Path) -> None:
     tiny_reward_model(tmp_path)
-    scorer = Scorer([model_reward(tmp_path)])
+    scorer = RewardScorer([model_reward(tmp_path)])
     good, bad = Item("what is one", "two", "t", {}), Item(None, "two", "t", {})  # type: ignore[arg-type]
     scored = scorer.score([good, bad, good])
     assert [r.total is None for r in scored] == [False, True, False]
     assert scored[0].total == scored[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
-    none_reached = Scorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
+    none_reached = RewardScorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
     assert [r.error for r in none_reached] == [
         "rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"
     ] * 2

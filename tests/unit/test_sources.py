@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from frpo.config import ConfigError, DatasetConfig
-from frpo.config.data import pieces
-from frpo.data_checks import MAX_OVERLAP, check, identity, overlap
-from frpo.sources import Row, normal, read_rows
+from frpo.config.data import split_template
+from frpo.data_checks import MAX_OVERLAP, check_rows, identity_of, measure_overlap
+from frpo.sources import Row, normalize_text, read_dataset
 
 SYSTEM = {"role": "system", "content": "Be short."}
 HI = {"role": "user", "content": "hi"}
@@ -33,7 +33,7 @@ def source(path: str, **fields: Any) -> DatasetConfig:
 
 def refusal(path: Path, row: dict[str, Any], examples: bool = False, **fields: Any) -> str:
     with pytest.raises(ConfigError) as raised:
-        list(read_rows(source(write(path, row), **fields), examples))
+        list(read_dataset(source(write(path, row), **fields), examples))
     message = str(raised.value)
     assert message.startswith(f"{path}:1: ")
     return message.removeprefix(f"{path}:1: ")
@@ -89,7 +89,7 @@ def test_messages_keep_what_templates_read_and_lose_the_rest(tmp_path: Path) -> 
         {**HELLO, "reasoning_content": "greet", "tool_calls": None},
         {"role": "tool", "content": "4", "tool_call_id": "a", "n": 3},
     ]
-    (row,) = read_rows(source(write(tmp_path / "r.jsonl", {"prompt": messages})))
+    (row,) = read_dataset(source(write(tmp_path / "r.jsonl", {"prompt": messages})))
     assert row.prompt == (
         HI,
         {**HELLO, "reasoning_content": "greet"},
@@ -117,9 +117,9 @@ def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
 def test_examples_in_the_forms_of_the_hub(
     tmp_path: Path, row: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    (example,) = read_rows(source(write(tmp_path / "r.jsonl", row), **fields), examples=True)
+    (example,) = read_dataset(source(write(tmp_path / "r.jsonl", row), **fields), examples=True)
     assert (example.prompt, example.completion) == ((SYSTEM, HI), "hello")
-    assert check([], examples=[source(write(tmp_path / "r.jsonl", row), **fields)]).rows == 1
+    assert check_rows([], examples=[source(write(tmp_path / "r.jsonl", row), **fields)]).rows == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_doubled_braces_are_braces(tmp_path: Path) -> None:
         "{n}{none}": "3",
         "no column }} here": "no column } here",
     }.items():
-        (row,) = read_rows(source(path, prompt=template))
+        (row,) = read_dataset(source(path, prompt=template))
         assert row.prompt == text
 
 
@@ -205,8 +205,8 @@ def test_a_brace_without_partner_is_refused_by_field(template: str) -> None:
 @given(st.text())
 def test_any_text_with_its_braces_doubled_is_a_template_of_itself(text: str) -> None:
     doubled = text.replace("{", "{{").replace("}", "}}")
-    assert "".join(piece for piece, column in pieces(doubled) if not column) == text
-    assert pieces(doubled + "{q}")[-1] == ("", "q")
+    assert "".join(piece for piece, column in split_template(doubled) if not column) == text
+    assert split_template(doubled + "{q}")[-1] == ("", "q")
 
 
 def test_a_template_takes_strings_and_numbers(tmp_path: Path) -> None:
@@ -237,12 +237,12 @@ def test_columns_that_functions_know_for_something_else_are_noted(tmp_path: Path
         {"prompt": "c", "prompts": "x"},
     ]
     path = write(tmp_path / "r.jsonl", *rows)
-    checked = check([source(path)])
+    checked = check_rows([source(path)])
     assert checked.notes == (
         f"{path}:2: reward functions do not get the column completions, prompts, but what frpo calls so; "
         "rename it",
     )
-    assert check([], examples=[source(path, completion_texts=("no",))]).notes == ()
+    assert check_rows([], examples=[source(path, completion_texts=("no",))]).notes == ()
 
 
 def test_template_arguments_where_no_template_is_applied_are_refused(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_template_arguments_where_no_template_is_applied_are_refused(tmp_path: P
     )
     path = write(tmp_path / "r.jsonl", {"prompt": "a"})
     for fields in ({"chat": True}, {"system": "Be kind."}):
-        assert len(list(read_rows(source(path, **asked, **fields)))) == 1
+        assert len(list(read_dataset(source(path, **asked, **fields)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -279,10 +279,10 @@ def test_fields_that_cannot_work_are_refused(fields: dict[str, Any], message: st
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_what_is_normal_stays_so_and_knows_no_blanks(text: str) -> None:
-    once = normal(text)
-    assert normal(once) == once
-    assert normal(f"  {text}\n") == once
-    assert normal(text.replace(" ", "\t ")) == once
+    once = normalize_text(text)
+    assert normalize_text(once) == once
+    assert normalize_text(f"  {text}\n") == once
+    assert normalize_text(text.replace(" ", "\t ")) == once
 
 
 @pytest.mark.parametrize(
@@ -291,17 +291,17 @@ def test_what_is_normal_stays_so_and_knows_no_blanks(text: str) -> None:
      "Ｈow do I pick a lock？", "How do I\u00a0pick a lock!"],
 )  # fmt: skip
 def test_wordings_that_are_one_prompt(other: str) -> None:
-    assert normal(other) == "how do i pick a lock"
+    assert normalize_text(other) == "how do i pick a lock"
 
 
 def test_prompts_that_differ_stay_apart() -> None:
     texts = ["3-5", "3 5", "35", "3+5", "what is 3?", "is 3 what?", "naïve", "naive"]
-    assert len({normal(t) for t in texts}) == len(texts)
+    assert len({normalize_text(t) for t in texts}) == len(texts)
 
 
 def test_a_conversation_is_the_string_that_it_wraps() -> None:
-    assert identity((SYSTEM, {"role": "user", "content": " Hi? "})) == identity("hi")
-    assert identity((HI, HELLO, HI)) != identity((HI,))
+    assert identity_of((SYSTEM, {"role": "user", "content": " Hi? "})) == identity_of("hi")
+    assert identity_of((HI, HELLO, HI)) != identity_of((HI,))
 
 
 def test_a_wording_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_wording_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None
     ]
     path = write(tmp_path / "r.jsonl", *rows)
     sides = [
-        {normal(r.text) for r in read_rows(source(path, heldout_share=0.3, part=part))}
+        {normalize_text(r.text) for r in read_dataset(source(path, heldout_share=0.3, part=part))}
         for part in ("train", "heldout")
     ]
     assert not sides[0] & sides[1]
@@ -324,7 +324,7 @@ def test_the_split_of_different_prompts_is_that_of_their_hash(tmp_path: Path) ->
     """As it always was: SHA-256 of the prompt as it is written."""
     rows = [{"prompt": f"How do I Pick lock {i}?"} for i in range(12)]
     path = write(tmp_path / "r.jsonl", *rows)
-    heldout = [r.text for r in read_rows(source(path, heldout_share=0.4, part="heldout"))]
+    heldout = [r.text for r in read_dataset(source(path, heldout_share=0.4, part="heldout"))]
     assert heldout == [f"How do I Pick lock {i}?" for i in (3, 4, 7, 8, 11)]
 
 
@@ -341,21 +341,23 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_refused_from_half_
                 match=r"data.heldout: 6 of 10 held-out prompts are training prompts too "
                 r".*, more than the 50%",
             ):
-                check([train], [heldout])
+                check_rows([train], [heldout])
         else:
             said = (
                 f"{shared} of 10 held-out prompts are training prompts too (case, blanks and last mark aside)"
             )
-            assert check([train], [heldout]).notes == ((said,) if shared else ())
+            assert check_rows([train], [heldout]).notes == ((said,) if shared else ())
 
 
 def test_overlap_of_nothing() -> None:
-    assert overlap([], ["a"]).shared == overlap(["a"], []).shared == 0
+    assert measure_overlap([], ["a"]).shared == measure_overlap(["a"], []).shared == 0
 
 
 def test_rows_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", *({"prompt": f"prompt {i}", "c": "x"} for i in range(1500)))
     told: list[int] = []
-    assert check([source(path)], examples=[source(path, completion="c")], progress=told.append).rows == 3000
+    assert (
+        check_rows([source(path)], examples=[source(path, completion="c")], progress=told.append).rows == 3000
+    )
     assert told == [1000, 2000, 3000]
-    assert isinstance(next(read_rows(source(path))), Row)
+    assert isinstance(next(read_dataset(source(path))), Row)

@@ -7,15 +7,17 @@ import math
 import pytest
 
 from frpo.config import GrpoEstimator, LearnerConfig, ObjectiveConfig
-from frpo.steering import BETA_RANGE, WINDOW, after, begin, finished
+from frpo.steering import BETA_RANGE, WINDOW, begin_steering, is_finished, next_steering
 from frpo.types import Steering
 
 
 def steered(kl: float | None, steps: int, beta: float = 0.1) -> list[Steering]:
     objective = ObjectiveConfig(estimator=GrpoEstimator(), beta=beta, target_kl=0.5)
-    states = [begin(objective)]
+    states = [begin_steering(objective)]
     for step in range(steps):
-        states.append(after(states[-1], objective, lam=None, kl=kl, reward=0.0, done=(step + 1) / steps))
+        states.append(
+            next_steering(states[-1], objective, lam=None, kl=kl, reward=0.0, done=(step + 1) / steps)
+        )
     return states
 
 
@@ -37,7 +39,9 @@ def test_beta_rises_above_its_aim_and_falls_below_it() -> None:
 def test_a_stage_ends_at_its_last_step_or_at_the_reward_asked_for() -> None:
     learner = LearnerConfig(num_steps=10, stop_at_reward=0.5)
     high = Steering(beta=0.0, centre=0.0, lam=None, rewards=(0.6,) * WINDOW)
-    assert finished(high, learner, 5)
-    assert not finished(high, LearnerConfig(num_steps=10), 5)
-    assert not finished(Steering(beta=0.0, centre=0.0, lam=None, rewards=(0.6,) * (WINDOW - 1)), learner, 5)
-    assert finished(begin(ObjectiveConfig()), learner, 10)
+    assert is_finished(high, learner, 5)
+    assert not is_finished(high, LearnerConfig(num_steps=10), 5)
+    assert not is_finished(
+        Steering(beta=0.0, centre=0.0, lam=None, rewards=(0.6,) * (WINDOW - 1)), learner, 5
+    )
+    assert is_finished(begin_steering(ObjectiveConfig()), learner, 10)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from frpo.config import ConfigError, FrpoEstimator, GrpoEstimator, RlooEstimator
-from frpo.recipe import dump, load
+from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build_sweep
-from frpo.report.data import rivals
-from frpo.report.sweep import gather
-from frpo.sweep import expand, seeds_of, split
+from frpo.report.data import rival_pairs
+from frpo.report.sweep import gather_sweep
+from frpo.sweep import expand_arms, seeds_of, split_assignments
 from tests.support.builders import metrics
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
@@ -59,12 +59,12 @@ TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 )
 def test_a_swept_value_that_does_not_fit_is_one_line(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        expand(load(TESTBED), split([assignment])[1])
+        expand_arms(load_recipe(TESTBED), split_assignments([assignment])[1])
     assert str(raised.value) == message
 
 
 def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> None:
-    plain, swept = split(
+    plain, swept = split_assignments(
         (
             "objective.estimator.lam=[0.1, 0.5]",
             "downstream.0.marks=[5]",
@@ -75,12 +75,12 @@ def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> Non
     assert plain == ("downstream.0.marks=[5]", "objective.beta=0.2")
     assert swept == {("objective", "estimator.lam"): [0.1, 0.5], ("learner", "learning_rate"): [1e-3]}
     with pytest.raises(ConfigError, match=r"--set objective.estimator.lam: an empty list"):
-        split(("objective.estimator.lam=[]",))
+        split_assignments(("objective.estimator.lam=[]",))
 
 
 def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_alone() -> None:
-    config = expand(
-        load(TESTBED, ("arms.2.name=other",)),
+    config = expand_arms(
+        load_recipe(TESTBED, ("arms.2.name=other",)),
         {("objective", "estimator.lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
     )
     arms = {a.name: (a.objective.estimator, a.objective.beta, a.objective.penalty) for a in config.arms}
@@ -89,8 +89,8 @@ def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_al
     assert arms["other-lam2.0-beta0.3"] == (FrpoEstimator(lam=2.0), 0.3, "reverse")
     assert len(arms) == 2 + 4 + 4
     with pytest.raises(ConfigError, match=r"--set objective.estimator.lambda: unknown field"):
-        expand(load(TESTBED), {("objective", "estimator.lambda"): [0.1]})
-    assert [(c.seed, c.folder.name) for c in seeds_of(load(TESTBED), 3, Path("x"))] == [
+        expand_arms(load_recipe(TESTBED), {("objective", "estimator.lambda"): [0.1]})
+    assert [(c.seed, c.folder.name) for c in seeds_of(load_recipe(TESTBED), 3, Path("x"))] == [
         (0, "seed-000"),
         (1, "seed-001"),
         (2, "seed-002"),
@@ -98,8 +98,8 @@ def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_al
 
 
 def test_estimators_themselves_are_swept_and_take_nothing_of_each_other() -> None:
-    config = expand(
-        load(TESTBED, ("arms=[{name: a, objective: {estimator: {lam: 0.5}}}]",)),
+    config = expand_arms(
+        load_recipe(TESTBED, ("arms=[{name: a, objective: {estimator: {lam: 0.5}}}]",)),
         {("objective", "estimator.kind"): ["rloo", "frpo"], ("objective", "estimator.lam"): [0.1, 0.5]},
     )
     assert {a.name: a.objective.estimator for a in config.arms} == {
@@ -121,7 +121,7 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.15)
-    config = load(
+    config = load_recipe(
         TESTBED,
         (
             ARMS,
@@ -133,7 +133,7 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     )
     run = folder / f"seed-{seed:03d}"
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(dump(config))
+    (run / "config.yaml").write_text(dump_config(config))
 
     def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
         rows = tuple(
@@ -203,7 +203,7 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
     for name, lead in (("lead", LEAD), ("none", 0.0)):
         for seed in range(8):
             made_up(tmp_path / name, seed, lead)
-        sweep = gather([tmp_path / name])
+        sweep = gather_sweep([tmp_path / name])
         assert sweep.seeds == tuple(range(8))
         assert sweep.focus == "harmful"
         assert [a.family for a in sweep.arms] == ["GRPO without std, reverse"] * 3 + [
@@ -245,13 +245,13 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
 
 
 def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
-    assert rivals(["k3"]) == []
-    assert rivals(["k3", "k3", "reverse", "reverse", "k3"]) == [(1, 0), (2, 0), (3, 2), (4, 0)]
+    assert rival_pairs(["k3"]) == []
+    assert rival_pairs(["k3", "k3", "reverse", "reverse", "k3"]) == [(1, 0), (2, 0), (3, 2), (4, 0)]
 
 
 def test_an_arm_with_other_steps_stands_on_no_curve(tmp_path: Path) -> None:
     made_up(tmp_path, 0, 0.0, "testbed", "arms.2.learner.num_steps=300")
-    sweep = gather([tmp_path])
+    sweep = gather_sweep([tmp_path])
     assert [a.family for a in sweep.arms[:3]] == ["GRPO without std, reverse"] * 2 + [
         "GRPO without std, reverse, 300 steps"
     ]
@@ -266,7 +266,7 @@ def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path
         "arms.5.learner.learning_rate=0.002",
     )
     made_up(tmp_path, 0, 0.0, "testbed", *sets)
-    found = gather([tmp_path])
+    found = gather_sweep([tmp_path])
     assert [a.family for a in found.arms[3:]] == [
         "FRPO λ 0.5, reverse",
         "FRPO λ 0.5, scale exact, reverse",
@@ -278,7 +278,7 @@ def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no finished run"):
-        gather([tmp_path])
+        gather_sweep([tmp_path])
 
 
 @pytest.mark.long
@@ -287,7 +287,7 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
         made_up(tmp_path / "a", seed, 0.0)
     for seed in range(1, 6):
         made_up(tmp_path / "b", seed, LEAD, name="other")
-    sweep = gather([tmp_path / "a", tmp_path / "b"])
+    sweep = gather_sweep([tmp_path / "a", tmp_path / "b"])
     assert (sweep.study, sweep.seeds) == ("other + testbed", (1, 2, 3))
     assert [a.arm for a in sweep.arms[::3]] == [
         "testbed/grpo-0.1",
@@ -299,10 +299,10 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
     assert (gaps["other/grpo-0.1"].b, gaps["other/grpo-0.1"].num_seeds) == ("testbed/grpo-0.1", 3)
     assert gaps["other/grpo-0.1"].difference == pytest.approx(0.0, abs=0.02)
     assert gaps["other/frpo-0.1"].difference == pytest.approx(0.05 + LEAD, abs=0.02)
-    one = gather([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
+    one = gather_sweep([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
     assert one.seeds == (1,)
     assert "one seed proves nothing" in one.headline[-1]
     with pytest.raises(
         ConfigError, match=r"no seed was run once under each of the names \['other', 'testbed'\]"
     ):
-        gather([tmp_path / "a" / "seed-000", tmp_path / "b" / "seed-005"])
+        gather_sweep([tmp_path / "a" / "seed-000", tmp_path / "b" / "seed-005"])

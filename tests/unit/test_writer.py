@@ -13,7 +13,7 @@ import torch
 
 from actors import _writer
 from actors._writer import Writer, on_host
-from frpo.disk import sha256
+from frpo.disk import sha256_of
 
 
 def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
@@ -35,7 +35,7 @@ def test_what_is_written_is_what_was_saved_whatever_happens_meanwhile(
     files = writer.written()
     assert files is not None
     assert [(f.path, f.size, f.sha256) for f in files] == [
-        (str(p), p.stat().st_size, sha256(p)) for p in (tmp_path / "a", tmp_path / "b")
+        (str(p), p.stat().st_size, sha256_of(p)) for p in (tmp_path / "a", tmp_path / "b")
     ]
     whole, view = (writer.load(str(tmp_path / name)) for name in "ab")
     assert (whole["weights"].tolist(), whole["step"], view["weights"].tolist()) == (
