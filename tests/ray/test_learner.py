@@ -173,7 +173,7 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
         stats = [learner.update(batch(seed=s)) for s in range(2)]
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(learner), truth)
-    assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
+    assert stats[0].num_computed_tokens == int(batch().sequences.lengths.sum())
     now = models.naive_logprobs(models.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     k3 = lambda delta: float((np.exp(delta) - delta - 1).mean())  # noqa: E731
     assert stats[0].mismatch_kl == pytest.approx(k3(now - batch().behaviour), rel=1e-4)
@@ -193,7 +193,7 @@ def test_completions_that_share_a_prompt_equal_plain_torch(
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(two_ranks), truth)
     sequences = batch(group=6).sequences
-    assert stats[0].num_tokens < 0.7 * sequences.lengths.sum()
+    assert stats[0].num_computed_tokens < 0.7 * sequences.lengths.sum()
     found = two_ranks.logprobs(sequences)
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage))
     [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
@@ -209,7 +209,7 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(
     stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
     assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
     assert_equal(weights(two_ranks), truth)
-    assert stats[0].num_tokens == int(batch().sequences.lengths.sum())
+    assert stats[0].num_computed_tokens == int(batch().sequences.lengths.sum())
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
     for count in (23, 2, 1):  # each rank its share; none has one at last
         data = models.sequences(count, seed=4)
