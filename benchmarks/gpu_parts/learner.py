@@ -103,7 +103,7 @@ def _train_step(engine: Any, sequences: Any, sign: float) -> tuple[float, Any]:
     share = engine.share(sequences)
     count = float((sequences.lengths - sequences.prompt_lengths).sum())
 
-    def loss(packs: Any) -> Any:
+    def loss(packs: Any) -> tuple[Any, None]:
         now = engine.forward(pad_packs(sequences, packs, engine.device))
         return (now.logprobs * now.mask).sum() * sign / count, None
 
