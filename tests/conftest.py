@@ -1,8 +1,13 @@
-"""Environment of all tests: one thread, no hub, a Ray without token on this machine alone."""
+"""Environment of all tests: one thread, no hub, a Ray without token on this machine alone. And what the tests of
+actors share: one Ray cluster and one tiny tied model."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -10,3 +15,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    from tests.support import runs
+
+    runs.start_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained testbed model: 2 layers, head_dim 32, tied embeddings."""
+    from frpo import testbed
+
+    folder = tmp_path_factory.mktemp("model") / "model"
+    testbed.write_model(folder, seed=0)
+    return folder

@@ -19,7 +19,6 @@ from starlette.testclient import TestClient
 
 from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig, token_digest
-from frpo.rewards.scoring import RewardScorer
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.wire import (
     GetRewardRequest,
@@ -31,35 +30,7 @@ from frpo.service.wire import (
     items_of_score,
 )
 from frpo.types import Item, Reward
-
-REWARDS: list[dict[str, Any]] = [
-    {
-        "kind": "function",
-        "name": "right",
-        "function": "frpo.rewards:exact_answer",
-        "weight": 2.0,
-        "tasks": ["", "sum"],
-    },
-    {"kind": "function", "name": "short", "function": "frpo.rewards:length", "arguments": {"max_words": 2}},
-]
-
-
-class Here:
-    """The scoring classes in this process."""
-
-    def __init__(self, config: ServiceConfig) -> None:
-        self.config = config
-        self.scorers: dict[tuple[str, ...], RewardScorer] = {}
-
-    async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
-        asked = tuple(r.name for r in self.config.rewards if r.name in names)
-        scorer = self.scorers.setdefault(
-            asked, RewardScorer([r for r in self.config.rewards if r.name in asked])
-        )
-        return scorer.score(items)
-
-    async def ready(self) -> bool:
-        return True
+from tests.support.service import Here, config
 
 
 class Raising(Here):
@@ -74,10 +45,6 @@ class Raising(Here):
 
     async def ready(self) -> bool:
         return False
-
-
-def config(**fields: Any) -> ServiceConfig:
-    return ServiceConfig.model_validate({"rewards": REWARDS, **fields})
 
 
 def client(cfg: ServiceConfig | None = None, backend: Any = None, digest: bytes | None = None) -> TestClient:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from frpo.service.app import make_app
-from tests.contract.test_service import Here, config
+from tests.support.service import Here, config
 
 CONFIG = config(
     rewards=[{"kind": "function", "name": "short", "function": "frpo.rewards:length"}],

@@ -19,8 +19,8 @@ from actors.rollout import RolloutPool, RolloutWorker
 from actors.transport.store import StoreTransport
 from frpo.config import ModelConfig
 from frpo.metrics import read_steps
-from tests.ray.test_learner import OBJECTIVE, batch, digest, settings
 from tests.support import models, runs
+from tests.support.learners import OBJECTIVE, batch, digest, settings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

@@ -13,9 +13,9 @@ import torch
 from frpo import testbed
 from frpo.objective import Frpo, Groups, lam_of_radius
 
-trl = pytest.importorskip("trl", reason="trl is not installed")
+pytest.importorskip("trl", reason="trl is not installed")
 
-K, PROMPTS = 4, 4
+from tests.support.trainers import PROMPTS, K, make  # needs trl
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +23,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trl") / "model"
     testbed.write_model(folder, seed=0)
     return folder
-
-
-def make(model: Path, out: Path, reward: Any, settings: dict[str, Any], **args: Any) -> Any:
-    import datasets
-    from transformers import AutoTokenizer
-
-    from frpo.integrations.trl import FrpoSettings, FRPOTrainer
-
-    data = datasets.Dataset.from_list(
-        [{"prompt": i.prompt, "answer": list(i.answer)} for i in list(testbed.harmless_items())[:64]]
-    )
-    options: dict[str, Any] = {
-        "per_device_train_batch_size": K * PROMPTS,
-        "num_generations": K,
-        "max_completion_length": 7,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "report_to": [],
-        "use_cpu": True,
-        "beta": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "seed": 0,
-    } | args
-    return FRPOTrainer(
-        str(model),
-        reward,
-        args=trl.GRPOConfig(output_dir=str(out), **options),
-        train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(model),
-        frpo=FrpoSettings(**settings),
-    )
 
 
 def words(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
@@ -99,7 +67,7 @@ TWO = """
 import sys
 from pathlib import Path
 import torch
-from tests.integrations.test_trl import K, make
+from tests.support.trainers import K, make
 from frpo.objective import Frpo, Groups
 
 def marked(prompts, completions, **_):

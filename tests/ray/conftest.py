@@ -1,32 +1,36 @@
-"""One Ray cluster and one tiny tied model for all tests of actors."""
+"""Ranks that the tests of learning share, and a head as an operator starts it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from frpo import testbed
-from tests.support import runs
+from actors.finetune import FinetunePool, FinetuneWorker
+from actors.learner import LearnerPool, LearnerWorker
 from tests.support.heads import Head, started
+from tests.support.learners import SmallChunks, spawn, stop
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    import ray
-
-    runs.start_ray()
-    yield
-    ray.shutdown()
+def learner(ray_cluster: None) -> Iterator[LearnerPool]:
+    pool = spawn(LearnerWorker, LearnerPool, 1)
+    yield pool
+    stop(pool)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The untrained testbed model: 2 layers, head_dim 32, tied embeddings."""
-    folder = tmp_path_factory.mktemp("model") / "model"
-    testbed.write_model(folder, seed=0)
-    return folder
+def two_ranks(ray_cluster: None) -> Iterator[LearnerPool]:
+    pool = spawn(SmallChunks, LearnerPool, 2)
+    yield pool
+    stop(pool)
+
+
+@pytest.fixture(scope="session")
+def finetune(ray_cluster: None) -> Iterator[FinetunePool]:
+    pool = spawn(FinetuneWorker, FinetunePool, 1)
+    yield pool
+    stop(pool)
 
 
 @pytest.fixture(scope="session")

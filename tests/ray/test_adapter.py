@@ -16,32 +16,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from actors._vllm import vllm_environment
 from actors.learner import LearnerPool, LearnerWorker
-from actors.rollout import RolloutPool, RolloutWorker
+from actors.rollout import RolloutPool
 from actors.transport import Transport
 from actors.transport.adapter import AdapterTransport
 from actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
-from tests.ray.test_learner import ENV, OBJECTIVE, batch, settings
-from tests.ray.test_rollout import draw, largest_gap
 from tests.support import models
-from tests.unit.test_policies import lora, write_adapter
+from tests.support.engines import draw, engine, largest_gap
+from tests.support.learners import ENV, OBJECTIVE, batch, settings
+from tests.support.policies import lora, write_adapter
 
 LORA = LoraConfig(rank=4, alpha=8)
-
-
-def engine(model: ModelConfig) -> RolloutPool:
-    config = models.config(f"model.path={model.path}")
-    options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": vllm_environment(config)}}
-    worker = (
-        ray.remote(RolloutWorker)
-        .options(**options)
-        .remote(model.path, model, config.rollout, config.num_tokens_limit)
-    )
-    found = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
-    found.actors.wait_until_ready(300)
-    return found
 
 
 def rank(model: ModelConfig, transport: Transport, **fields: Any) -> LearnerPool:

@@ -3,166 +3,24 @@ resume, export."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
-from actors.finetune import FinetunePool, FinetuneWorker
-from actors.learner import LearnerPool, LearnerWorker
-from actors.transport.store import StoreTransport
+from actors.finetune import FinetunePool
+from actors.learner import LearnerPool
 from frpo.config import (
-    Config,
     ConfigError,
     FinetuneConfig,
-    GrpoEstimator,
-    LearnerConfig,
     LoraConfig,
     ModelConfig,
-    ObjectiveConfig,
 )
-from frpo.logprobs import LogprobModel
-from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
-from frpo.packing import pad_packs, pad_values
-from frpo.types import RolloutBatch
 from tests.support import models
-
-CONFIG: Config = models.config()
-ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-
-
-def spawn(cls: type, pool: Any, ranks: int) -> Any:
-    remote: Any = ray.remote(cls)
-    handles = [
-        remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks, StoreTransport())
-        for rank in range(ranks)
-    ]
-    found = pool(handles, timeout_s=200)
-    found.join()
-    return found
-
-
-def stop(pool: Any) -> None:
-    for handle in pool.actors.handles:
-        ray.kill(handle)
-
-
-@pytest.fixture(scope="module")
-def learner(ray_cluster: None) -> Iterator[LearnerPool]:
-    pool = spawn(LearnerWorker, LearnerPool, 1)
-    yield pool
-    stop(pool)
-
-
-class SmallChunks(LearnerWorker):
-    """Logits of five positions at a time, as those of a large vocabulary come: ranks differ in their number
-    of chunks."""
-
-    def __init__(self, rank: int, world_size: int, transport: StoreTransport) -> None:
-        super().__init__(rank, world_size, transport)
-        from frpo import logprobs
-
-        logprobs.CHUNK_ELEMENTS, logprobs.CHUNK_POSITIONS = 1, 5
-
-
-@pytest.fixture(scope="module")
-def two_ranks(ray_cluster: None) -> Iterator[LearnerPool]:
-    pool = spawn(SmallChunks, LearnerPool, 2)
-    yield pool
-    stop(pool)
-
-
-@pytest.fixture(scope="module")
-def finetune(ray_cluster: None) -> Iterator[FinetunePool]:
-    pool = spawn(FinetuneWorker, FinetunePool, 1)
-    yield pool
-    stop(pool)
-
-
-def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
-    """Uneven sequences, `group` to a prompt; behaviour and reference near a uniform policy."""
-    data, rng = models.sequences(count, seed, group=group), np.random.default_rng(seed)
-    tokens = data.num_completion_tokens
-    near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
-    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), None, near(), OBJECTIVE.beta)
-
-
-def settings(**fields: Any) -> LearnerConfig:
-    return LearnerConfig(
-        **{"num_steps": 4, "learning_rate": 1e-2, "grad_clip": 0.5, "weight_decay": 0.1, **fields}
-    )
-
-
-OBJECTIVE = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, penalty="k3", aggregation="completion")
-
-
-def start(
-    pool: LearnerPool,
-    policy: Path,
-    learner: LearnerConfig,
-    model: ModelConfig | None = None,
-    objective: ObjectiveConfig = OBJECTIVE,
-) -> None:
-    pool.start(policy, model or ModelConfig(path=str(policy)), learner, objective, CONFIG.rollout, 5)
-
-
-def weights(pool: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in pool.pack().result().read()}
-
-
-def digest(pool: Any) -> str:
-    return hashlib.sha256(
-        b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for _, t in sorted(weights(pool).items()))
-    ).hexdigest()
-
-
-def plain_torch(
-    policy: Path, learner: LearnerConfig, steps: int, group: int = 1
-) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch
-    clipping."""
-    model, _ = models.load_hf(policy)
-    model.train()
-    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": learner.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=learner.learning_rate,
-    )
-    norms = []
-    for step in range(steps):
-        b = batch(seed=step, group=group)
-        rows = np.arange(len(b.sequences))
-        now = LogprobModel(model)(pad_packs(b.sequences, list(rows[:, None])))
-        behaviour, reference = (
-            pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)
-        )
-        terms = policy_loss(
-            TokenTerms(now.logprobs, now.logprobs.detach(), behaviour, reference, now.mask),
-            torch.from_numpy(b.advantages),
-            Surrogate(0.1, "token", 0.2, 0.2, 2.0, "completion"),
-            Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
-        )
-        terms.loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.grad_clip)))
-        optimizer.step()
-        optimizer.zero_grad()
-    return {n: p.detach() for n, p in model.named_parameters()}, norms
-
-
-def assert_equal(
-    found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], tolerance: float = 1e-4
-) -> None:
-    assert set(found) == set(truth)
-    for name, tensor in truth.items():
-        gap = (found[name] - tensor).norm() / tensor.norm()
-        assert gap < tolerance, f"{name}: relative difference {gap:.2e}"
+from tests.support.learners import assert_equal, batch, digest, plain_torch, settings, start, weights
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
@@ -180,41 +38,6 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
     assert stats[0].penalty == pytest.approx(k3(batch().reference - now), rel=1e-4)
     assert 4.5 < stats[0].entropy < np.log(192)
     assert stats[0].clip_share == 0
-
-
-@pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_completions_that_share_a_prompt_equal_plain_torch(
-    two_ranks: LearnerPool, tiny_model: Path, zero_stage: int
-) -> None:
-    truth, norms = plain_torch(tiny_model, settings(), 2, group=6)
-    for budget in (60, 100_000):
-        start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
-        stats = [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
-        assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
-        assert_equal(weights(two_ranks), truth)
-    sequences = batch(group=6).sequences
-    assert stats[0].num_computed_tokens < 0.7 * sequences.lengths.sum()
-    found = two_ranks.logprobs(sequences)
-    start(two_ranks, tiny_model, settings(zero_stage=zero_stage))
-    [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
-    np.testing.assert_array_equal(two_ranks.logprobs(sequences), found)
-
-
-@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_two_ranks_with_uneven_shares_equal_plain_torch(
-    two_ranks: LearnerPool, tiny_model: Path, zero_stage: int
-) -> None:
-    truth, norms = plain_torch(tiny_model, settings(), 2)
-    start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
-    stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
-    assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
-    assert_equal(weights(two_ranks), truth)
-    assert stats[0].num_computed_tokens == int(batch().sequences.lengths.sum())
-    start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
-    for count in (23, 2, 1):  # each rank its share; none has one at last
-        data = models.sequences(count, seed=4)
-        naive = models.naive_logprobs(models.load_hf(tiny_model)[0], data)
-        np.testing.assert_allclose(two_ranks.logprobs(data), naive, atol=1e-5)
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -445,13 +268,3 @@ def test_every_full_folder_keeps_how_the_model_generates_and_is_spoken_to(
     start(learner, base, settings())
     learner.export(tmp_path / "without")
     assert not (tmp_path / "without" / "generation_config.json").exists()
-
-
-def test_a_dead_rank_is_named(ray_cluster: None, tiny_model: Path) -> None:
-    from frpo.roles import WorkerFailed
-
-    pool = spawn(LearnerWorker, LearnerPool, 1)
-    start(pool, tiny_model, settings())
-    ray.kill(pool.actors.handles[0])
-    with pytest.raises(WorkerFailed, match=r"learner worker 0 died during update\(\)"):
-        pool.update(batch())

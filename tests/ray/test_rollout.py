@@ -15,34 +15,25 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
-from actors._vllm import vllm_environment
-from actors.rollout import RolloutPool, RolloutWorker
+from actors.rollout import RolloutPool
 from actors.transport import group
 from actors.transport.group import Announced
 from actors.transport.store import put_tensors
 from frpo.batching import flatten
-from frpo.config import ConfigError
+from frpo.config import ConfigError, ModelConfig
 from frpo.roles import WorkerFailed
 from frpo.seeds import derive
-from frpo.types import Group, Prompt, Sampling
+from frpo.types import Group, Prompt
 from tests.support import models
-from tests.unit.test_policies import lora, write_adapter
-
-SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
+from tests.support.engines import SAMPLING, draw, engine, largest_gap
+from tests.support.policies import lora, write_adapter
 
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
-    config = models.config(f"model.path={tiny_model}")
-    worker = (
-        ray.remote(RolloutWorker)
-        .options(num_cpus=1, max_restarts=3, runtime_env={"env_vars": vllm_environment(config)})
-        .remote(str(tiny_model), config.model, config.rollout, config.num_tokens_limit)
-    )
-    found = RolloutPool([worker], timeout_s=120, restarts=3, tensor_parallel=1)
-    found.actors.wait_until_ready(200)
-    yield found
-    ray.kill(worker)
+    pool = engine(ModelConfig(path=str(tiny_model)))
+    yield pool
+    ray.kill(pool.actors.handles[0])
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +41,8 @@ def hf(tiny_model: Path) -> tuple[Any, Any]:
     return models.load_hf(tiny_model)
 
 
-def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
-    seeds = [derive(seed, i) for i in range(len(prompts))]
-    return sorted(pool.generate(prompts, seeds, SAMPLING, version), key=lambda g: g.index)
-
-
 def tokens(groups: list[Group]) -> list[list[int]]:
     return [c.token_ids.tolist() for g in groups for c in g.completions]
-
-
-def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
-    """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
-    check)."""
-    data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
-    truth = models.naive_logprobs(model, data)
-    decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
-    return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())
 
 
 def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:

@@ -19,11 +19,9 @@ from actors.reference import ReferencePool, ReferenceWorker
 from frpo import saved
 from frpo.config import LoraConfig, ModelConfig
 from frpo.types import Completion, Group, Prompt
-from tests.ray.test_learner import ENV, batch, learner, settings, start, stop, two_ranks
 from tests.support import models
-from tests.unit.test_policies import lora, write_adapter
-
-__all__ = ["learner", "two_ranks"]
+from tests.support.learners import ENV, batch, settings, start, stop
+from tests.support.policies import lora, write_adapter
 
 
 def groups(count: int = 7, k: int = 5) -> list[Group]:

@@ -12,7 +12,7 @@ from frpo import testbed
 from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.support import runs
-from tests.unit.test_harness import TASK
+from tests.support.harness import TASK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

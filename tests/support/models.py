@@ -10,15 +10,10 @@ import torch
 
 from frpo import testbed
 from frpo.batching import flatten
-from frpo.config import Config
-from frpo.recipe import load_recipe
 from frpo.types import Floats, Prompt, Sequences
+from tests.support.recipes import ROOT, config
 
-ROOT = Path(__file__).parents[2]
-
-
-def config(*sets: str) -> Config:
-    return load_recipe(ROOT / "recipes" / "testbed.yaml", sets)
+__all__ = ["ROOT", "config"]
 
 
 def load_hf(folder: Path) -> tuple[Any, Any]:

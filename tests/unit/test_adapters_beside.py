@@ -15,7 +15,7 @@ from actors import _adapters
 from actors._adapters import START, TRAINED
 from frpo import policies, saved
 from frpo.config import LoraConfig, ModelConfig
-from tests.unit.test_policies import logprobs, lora, write_adapter, write_base
+from tests.support.policies import logprobs, lora, write_adapter, write_base
 
 MODEL = ModelConfig(
     path="any", dtype="bfloat16", lora=LoraConfig(rank=3, alpha=7, targets=("v_proj", "up_proj"), dropout=0.5)

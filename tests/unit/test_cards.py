@@ -22,7 +22,7 @@ from frpo.cluster import take_turns
 from frpo.planning import plan_run
 from frpo.types import Group
 from tests.support.fakes import FakePrompts, Now
-from tests.unit.test_planning import SHARED, config
+from tests.support.recipes import SHARED, config
 
 
 @dataclass

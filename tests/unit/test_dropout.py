@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,8 +14,8 @@ from torch import Tensor
 from actors._trainable import without_dropout
 from frpo.logprobs import LogprobModel
 from frpo.packing import pad_packs
+from tests.support.architectures import GPT2, SMALL, build
 from tests.support.models import sequences
-from tests.unit.test_logprobs import APART, GPT2, SMALL, build
 
 NOISY: dict[str, dict[str, Any]] = {
     "Llama": {**SMALL, "attention_dropout": 0.5},
@@ -39,7 +40,7 @@ NOISY: dict[str, dict[str, Any]] = {
 
 def passes(scorer: LogprobModel) -> tuple[Tensor, Tensor, Tensor]:
     """Two in training mode, one in evaluation mode."""
-    batch = pad_packs(sequences(6), list(APART[:6]))
+    batch = pad_packs(sequences(6), list(np.arange(6)[:, None]))
     torch.manual_seed(0)
     with torch.no_grad():
         return scorer.train()(batch).logprobs, scorer.train()(batch).logprobs, scorer.eval()(batch).logprobs

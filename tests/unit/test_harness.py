@@ -10,15 +10,7 @@ from actors.harness import scores_of
 from frpo.config import ConfigError, HarnessConfig
 from frpo.harness import check_files, tasks_of
 from frpo.records import BenchmarkScore
-
-TASK = """task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{answer}}"
-"""
+from tests.support.harness import TASK
 
 
 def test_a_task_file_with_local_data(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from frpo import logprobs
 from frpo.config import ConfigError
 from frpo.logprobs import LogprobModel, completion_logprobs
 from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, pad_values, split_ranks
+from tests.support.architectures import GPT2, SMALL, build
 from tests.support.models import naive_logprobs, sequences
 
 APART = np.arange(80)[:, None]
@@ -78,15 +78,6 @@ def test_chunks_with_recomputation_give_the_same_gradient(
     torch.testing.assert_close(gradient(), whole, rtol=1e-4, atol=1e-5)
 
 
-SMALL = {
-    "vocab_size": 190,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-}
-GPT2 = {"vocab_size": 190, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 SHARING = {
     "Llama": SMALL,
     "Mistral": {**SMALL, "sliding_window": None},
@@ -103,16 +94,6 @@ APART_ONLY = {
     "Mamba": {"vocab_size": 190, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4},
     "Bloom": {"vocab_size": 190, "hidden_size": 32, "n_layer": 1, "n_head": 2},
 }
-
-
-def build(kind: str, settings: dict[str, Any], attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**settings)
-    net = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(4)  # so that what is attended to decides the numbers
-    return net
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])

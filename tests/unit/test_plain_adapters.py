@@ -11,7 +11,7 @@ from peft import LoHaConfig
 from safetensors.torch import load_file, save_file
 
 from frpo import policies, saved
-from tests.unit.test_policies import lora, write_adapter, write_base
+from tests.support.policies import lora, write_adapter, write_base
 
 
 @pytest.fixture(scope="module")

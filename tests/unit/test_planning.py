@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from frpo.cluster import backend_of
 from frpo.config import Config, ConfigError
 from frpo.planning import plan_run
-from frpo.recipe import load_recipe
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
-SHARED = ("rollout.num_gpus=0.5", "learner.num_gpus=0.5", "rollout.sleep=true")
-
-
-def config(*sets: str) -> Config:
-    return load_recipe(RECIPE, sets)
+from tests.support.recipes import SHARED, config
 
 
 def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from actors._engine import Engine
 from frpo.config import TrainConfig
 from frpo.logprobs import LogprobModel
-from tests.unit.test_logprobs import GPT2, SMALL, build
-from tests.unit.test_policies import logprobs
+from tests.support.architectures import GPT2, SMALL, build
+from tests.support.policies import logprobs
 
 
 @pytest.mark.parametrize(

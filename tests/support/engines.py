@@ -1,0 +1,45 @@
+"""Rollout workers on real vLLM, what they draw, and how far their log-probs are from transformers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors._vllm import vllm_environment
+from actors.rollout import RolloutPool, RolloutWorker
+from frpo.batching import flatten
+from frpo.config import ModelConfig
+from frpo.seeds import derive
+from frpo.types import Group, Prompt, Sampling
+from tests.support import models
+
+SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
+
+
+def engine(model: ModelConfig) -> RolloutPool:
+    config = models.config(f"model.path={model.path}")
+    options = {"num_cpus": 1, "max_restarts": 3, "runtime_env": {"env_vars": vllm_environment(config)}}
+    worker = (
+        ray.remote(RolloutWorker)
+        .options(**options)
+        .remote(model.path, model, config.rollout, config.num_tokens_limit)
+    )
+    found = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
+    found.actors.wait_until_ready(300)
+    return found
+
+
+def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
+    seeds = [derive(seed, i) for i in range(len(prompts))]
+    return sorted(pool.generate(prompts, seeds, SAMPLING, version), key=lambda g: g.index)
+
+
+def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
+    """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
+    check)."""
+    data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
+    truth = models.naive_logprobs(model, data)
+    decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
+    return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())
