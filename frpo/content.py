@@ -161,6 +161,7 @@ def _digest_of(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def _digest_of_testbed() -> str:
     items = (*testbed.harmful_items(), *testbed.harmless_items(), *testbed.downstream_items())
     return _digest_of([asdict(item) for item in items])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,40 +24,46 @@ TESTBED = str(ROOT / "recipes" / "testbed.yaml")
 HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "datasets", "ray"}
 
 
-def frpo(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "frpo", *args],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env=env,
-    )
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
 
 
-class Refusal:
-    """The command line in this process, for mistakes that it must find before anything starts."""
+class CommandLine:
+    """The command line in this process, for what it does before anything starts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         monkeypatch.chdir(ROOT)
         monkeypatch.setenv("COLUMNS", "200")
 
-    def __call__(self, *args: str) -> str:
-        """What it wrote to stderr. Asserts exit code 2 and no traceback."""
+    def __call__(self, *args: str) -> Ended:
         self.monkeypatch.setattr(sys, "argv", ["frpo", *args])
         with pytest.raises(SystemExit) as end:
             main()
         printed = self.capsys.readouterr()
-        assert end.value.code == 2, printed
         assert "Traceback" not in printed.err + printed.out
-        return printed.err
+        assert isinstance(end.value.code, int)
+        return Ended(end.value.code, printed.out, printed.err)
+
+    def refuses(self, *args: str) -> str:
+        """What it wrote to stderr with exit code 2."""
+        done = self(*args)
+        assert done.code == 2, done
+        return done.err
 
 
 @pytest.fixture
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    return Refusal(monkeypatch, capsys)
+def frpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(monkeypatch, capsys)
+
+
+def test_the_module_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "frpo", "run", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, "recipe nowhere.yaml: No such file" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["config", "plan"])
@@ -77,48 +83,52 @@ def test_config_and_plan_import_no_ml_library(command: str) -> None:
     )  # 0.8 s on an idle machine; the bound only catches a library that crept in
 
 
-def test_config_prints_what_loads_back(tmp_path: Path) -> None:
+def test_config_prints_what_loads_back(tmp_path: Path, frpo: CommandLine) -> None:
     done = frpo("config", TESTBED, "--set", "arms.frpo.objective.estimator.lam=0.2")
-    assert done.returncode == 0
-    assert "lam: 0.2  # Temperature of the robust objective" in done.stdout
-    (tmp_path / "again.yaml").write_text(done.stdout)
+    assert done.code == 0
+    assert "lam: 0.2  # Temperature of the robust objective" in done.out
+    (tmp_path / "again.yaml").write_text(done.out)
     assert load_recipe(tmp_path / "again.yaml") == load_recipe(
         Path(TESTBED), ("arms.frpo.objective.estimator.lam=0.2",)
     )
 
 
-def test_plan_says_sizes_in_prompts_and_completions() -> None:
+def test_plan_says_sizes_in_prompts_and_completions(frpo: CommandLine) -> None:
     done = frpo("plan", TESTBED)
-    assert done.returncode == 0
-    assert "24 prompts x 8 completions = 192 completions of at most 7 tokens" in done.stdout
-    assert "Nothing is missing" in done.stdout
+    assert done.code == 0
+    assert "24 prompts x 8 completions = 192 completions of at most 7 tokens" in done.out
+    assert "Nothing is missing" in done.out
 
 
-def test_a_valid_recipe_that_cannot_run_here_exits_3_from_plan_and_2_from_run(tmp_path: Path) -> None:
+def test_a_valid_recipe_that_cannot_run_here_exits_3_from_plan_and_2_from_run(
+    tmp_path: Path, frpo: CommandLine
+) -> None:
     big = ("--set", "rollout.num_workers=64")
     done = frpo("plan", TESTBED, *big)
-    assert done.returncode == 3
-    assert "Missing CPUs: the plan needs 16.75" in done.stdout
-    assert "Nothing is missing" not in done.stdout
+    assert done.code == 3
+    assert "Missing CPUs: the plan needs 16.75" in done.out
+    assert "Nothing is missing" not in done.out
     done = frpo("run", TESTBED, *big, "--run-dir", str(tmp_path / "run"))
-    assert done.returncode == 2
-    assert "CPUs: the plan needs 16.75" in done.stderr
+    assert done.code == 2
+    assert "CPUs: the plan needs 16.75" in done.err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_service_that_does_not_answer_is_missing_and_a_wrong_row_is_wrong(tmp_path: Path) -> None:
+def test_a_service_that_does_not_answer_is_missing_and_a_wrong_row_is_wrong(
+    tmp_path: Path, frpo: CommandLine
+) -> None:
     far = "rewards=[{kind: url, name: far, urls: ['http://127.0.0.1:9/get_reward']}]"
     done = frpo("plan", TESTBED, "--set", far)
-    assert done.returncode == 3
-    assert "Missing rewards.0.urls: http://127.0.0.1:9/get_reward: no connection" in done.stdout
-    assert "rlhf/frpo-reverse" in done.stdout
+    assert done.code == 3
+    assert "Missing rewards.0.urls: http://127.0.0.1:9/get_reward: no connection" in done.out
+    assert "rlhf/frpo-reverse" in done.out
     (tmp_path / "rows.jsonl").write_text('{"prompt": "[bold]a[/bold]", "task": "t"}\n{"prompt": 7}\n')
     done = frpo("plan", TESTBED, "--set", f"data.train.0.path={tmp_path / 'rows.jsonl'}", "--set", far)
-    assert done.returncode == 2
-    assert "Missing" not in done.stdout
+    assert done.code == 2
+    assert "Missing" not in done.out
 
 
-def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> None:
+def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path, frpo: CommandLine) -> None:
     (tmp_path / "task.yaml").write_text("task: t\n")
     sets = (
         "certify={}",
@@ -127,10 +137,10 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> 
         "evaluate.max_prompts=5",
     )
     done = frpo("plan", TESTBED, *(word for s in sets for word in ("--set", s)))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
     rows = {
         cells[0]: cells[1:4]
-        for line in done.stdout.splitlines()
+        for line in done.out.splitlines()
         if len(cells := [c.strip() for c in line.strip("│").split("│")]) == 5
     }
     assert [name for name in rows if rows[name]] == [
@@ -147,7 +157,7 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path) -> 
     assert rows["attack/frpo/0.5"] == ["10", "1,920", "480"]  # in the middle and at the end
     assert rows["harness/frpo"] == ["0", "0", "not known"]
     drawn = 240 + 3 * (19200 + 270 + 640 + 2 * 960 + 1920 + 480)
-    assert f"Completion tokens drawn: at most {drawn * 7:,}, and what the benchmarks draw" in done.stdout
+    assert f"Completion tokens drawn: at most {drawn * 7:,}, and what the benchmarks draw" in done.out
 
 
 NO_TENSORS = len(b"{}").to_bytes(8, "little") + b"{}"  # a safetensors file of none
@@ -238,7 +248,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[m[:40] for _, m in MISTAKES])
 def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
-    args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal
+    args: tuple[str, ...], message: str, tmp_path: Path, frpo: CommandLine
 ) -> None:
     files = {"rows": ROWS, "bad": ROWS + '{"prompt": 7, "task": "t"}\n', "torn": ROWS[:40]}
     for name, text in files.items():
@@ -257,7 +267,7 @@ def test_a_mistake_is_one_message_and_exit_code_2_before_anything_starts(
     }
     filled = [a.format(**places) if "=" in a and "{" in a else a for a in args]
     folder = [] if "--run-dir" in args else ["--run-dir", str(tmp_path / "run")]
-    assert message in refusal("run", TESTBED, *filled, *folder)
+    assert message in frpo.refuses("run", TESTBED, *filled, *folder)
     assert not (tmp_path / "run").exists()
 
 
@@ -272,17 +282,12 @@ def test_flash_attention_without_its_package_is_refused() -> None:
             check_attention(config)
 
 
-def test_a_missing_recipe() -> None:
-    done = frpo("run", "nowhere.yaml")
-    assert (done.returncode, "recipe nowhere.yaml: No such file" in done.stderr) == (2, True)
-
-
-def test_a_recipe_without_arms(tmp_path: Path) -> None:
+def test_a_recipe_without_arms(tmp_path: Path, frpo: CommandLine) -> None:
     tree = yaml.safe_load(Path(TESTBED).read_text())
     del tree["arms"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
     done = frpo("plan", str(tmp_path / "r.yaml"))
-    assert (done.returncode, done.stderr.strip()) == (2, "arms: missing; it has no default")
+    assert (done.code, done.err.strip()) == (2, "arms: missing; it has no default")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +363,7 @@ LENGTH = ("--reward", "frpo.rewards:length")
     ],
 )
 def test_mistakes_of_certify(
-    args: tuple[str, ...], message: str, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+    args: tuple[str, ...], message: str, tmp_path: Path, frpo: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "odd").mkdir()
@@ -373,5 +378,7 @@ def test_mistakes_of_certify(
     places = {n: str(tmp_path / n) for n in ("missing", "odd", "astray")} | {
         "rows": str(tmp_path / "rows.jsonl")
     }
-    assert message in refusal("certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out"))
+    assert message in frpo.refuses(
+        "certify", *(a.format(**places) for a in args), "--out", str(tmp_path / "out")
+    )
     assert not (tmp_path / "out").exists()

@@ -96,11 +96,24 @@ APART_ONLY = {
 }
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize(
+    ("attention", "stance"),
+    [
+        ("sdpa", "default"),
+        ("eager", "default"),
+        ("flex_attention", "force_eager"),
+        pytest.param("flex_attention", "default", marks=pytest.mark.long),
+    ],
+    ids=["sdpa", "eager", "flex_attention", "compiled flex_attention"],
+)
 @pytest.mark.parametrize("kind", SHARING)
-def test_completions_that_share_a_prompt_keep_their_numbers(kind: str, attention: str) -> None:
+def test_completions_that_share_a_prompt_keep_their_numbers(
+    kind: str, attention: str, stance: str, request: pytest.FixtureRequest
+) -> None:
     if (kind, attention) == ("GPT2", "flex_attention"):
         pytest.skip("transformers has none of it")
+    torch.compiler.set_stance(stance)  # the C++ compiler takes half a minute for each kernel
+    request.addfinalizer(lambda: torch.compiler.set_stance("default"))
     net = build(kind, SHARING[kind], attention)
     data = sequences(24, group=6)
     packs = packs_of(data, np.arange(24), budget_tokens=100, reach=LogprobModel(net).reach())
