@@ -33,4 +33,6 @@ if [ "$extras" = verl ]; then
 else
   uv --editable ".[$accelerator,$extras]"
 fi
+# Every actor imports these libraries: compiled once here, an import takes half the time, also where PYTHONDONTWRITEBYTECODE is set.
+"$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages || true   # some ship templates that are no Python
 echo "$stamp" >"$venv/.frpo-installed"
