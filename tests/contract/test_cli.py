@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ import yaml
 
 from frpo.cli import main
 from frpo.config import ConfigError, ModelConfig
+from frpo.ending import resumable
 from frpo.model_checks import weight_bytes
 from frpo.outline import list_stages
 from frpo.preflight import check_attention
 from frpo.recipe import load_recipe
+from frpo.stops import RunStopped
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
@@ -81,6 +84,24 @@ def test_config_and_plan_import_no_ml_library(command: str) -> None:
     assert (
         time.perf_counter() - began < 10
     )  # 0.8 s on an idle machine; the bound only catches a library that crept in
+
+
+def test_a_run_that_stops_says_once_why_and_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["frpo", "run", "r.yaml", "--run-dir", "a b"])
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(SystemExit) as end,
+        resumable(load_recipe(Path(TESTBED)), lambda: "rlhf/frpo, after step 3"),
+    ):
+        raise RunStopped("all 72 rewards failed: the judge is out")
+    signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "The run stopped (rlhf/frpo, after step 3): all 72 rewards failed: the judge is out\n"
+        "Its log is run.log in the run folder. Resume with: frpo run r.yaml --run-dir 'a b'\n"
+    )
 
 
 def test_config_prints_what_loads_back(tmp_path: Path, frpo: CommandLine) -> None:

@@ -127,6 +127,7 @@ def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp
     assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_a_base_without_a_single_reward_stops_the_run_and_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text(
         "def broken(completions, **columns):\n    raise RuntimeError('the judge is out')\n"
