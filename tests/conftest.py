@@ -1,5 +1,5 @@
-"""Environment of all tests: one thread, no hub, a Ray without token on this machine alone. And what the tests of
-actors share: one Ray cluster and one tiny tied model."""
+"""Environment of all tests: one thread, no hub, a Ray without token on this machine alone. And what the tests
+of actors share: one Ray cluster and one tiny tied model."""
 
 from __future__ import annotations
 

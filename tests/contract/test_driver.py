@@ -32,12 +32,11 @@ def run(
     cfg: Config,
     learner: FakeLearner,
     *,
-    start: int = 0,
+    resumed: tuple[int, Steering] | None = None,
     stop: int | None = None,
     table=GOOD_TO_BAD,
     broken: bool = False,
     reference: bool = True,
-    steering: Steering | None = None,
 ) -> tuple[list[StepMetrics], FakePrompts, Steering]:  # type: ignore[no-untyped-def]
     engine, prompts = FakeEngine(), FakePrompts(cfg.rollout.prompts_per_step)
     partners = Partners(
@@ -49,7 +48,7 @@ def run(
         FakePublisher(learner, engine, broken),
     )
     rows: list[StepMetrics] = []
-    last = steering or begin_steering(cfg.arms[0].objective)
+    start, last = resumed or (0, begin_steering(cfg.arms[0].objective))
     for done in train(cfg, cfg.arms[0], partners, start=start, state=last):
         rows.append(done.metrics)
         last = done.steering
@@ -86,7 +85,7 @@ def test_a_run_resumed_from_a_checkpoint_is_the_same_run(tmp_path: Path, objecti
     first.save(tmp_path / "engine")
     second = FakeLearner(cfg.arms[0].objective)
     second.load(tmp_path / "engine")
-    again, prompts, _ = run(cfg, second, start=13, steering=state)
+    again, prompts, _ = run(cfg, second, resumed=(13, state))
     assert prompts.taken == list(range(13, 30))
     assert torch.equal(second.logits, whole.logits)
     assert [r.batch.reward for r in again] == [r.batch.reward for r in rows[13:]]
@@ -323,4 +322,4 @@ def test_an_arm_stops_at_the_reward_asked_for_and_a_resumed_one_does_no_step_mor
     learner = FakeLearner(arm.objective)
     rows, _, state = run(cfg, learner)
     assert [r.batch.reward for r in rows] == rewards[:expected]
-    assert run(cfg, learner, start=expected, steering=state)[0] == []
+    assert run(cfg, learner, resumed=(expected, state))[0] == []

@@ -126,9 +126,9 @@ def another(name: str, field: FieldInfo, value: Any) -> Any:
     if name in OTHER:
         return OTHER[name][value] if name == "path" else OTHER[name]
     kinds = [field.annotation, *get_args(field.annotation)]
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            return next(v for v in get_args(kind) if v != value)
+    words = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+    if words:
+        return next(word for word in words if word != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -127,7 +127,8 @@ def test_it_warns_with_the_reward_still_certified_and_measures_right(
     assert last.kl > guard.found[0].kl > 0
     assert f"outside the radius 0.01; certified reward there: {last.certified:.3f}" in caplog.text
     upper = last.kl + 1.96 * last.se
-    assert last.certified == (0.8 if upper <= 0.25 else 0.5 if upper <= 1 else 0.3 if upper <= 4 else 0.1)
+    certified_up_to = {0.25: 0.8, 1: 0.5, 4: 0.3, np.inf: 0.1}
+    assert last.certified == next(reward for kl, reward in certified_up_to.items() if upper <= kl)
     exact = exact_kl(trainer.model, guard.policy.model, guard.file.prompt_token_ids)
     assert abs(last.kl - exact) < 4 * last.se
     assert last.se < 0.3 * exact

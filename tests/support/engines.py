@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import ray
 
+from actors._blocks import sequences_of
 from actors._vllm import vllm_environment
 from actors.rollout import RolloutPool, RolloutWorker
-from frpo.batching import flatten
 from frpo.config import ModelConfig
 from frpo.seeds import derive
 from frpo.types import Group, Prompt, Sampling
@@ -26,9 +27,9 @@ def engine(model: ModelConfig) -> RolloutPool:
         .options(**options)
         .remote(model.path, model, config.rollout, config.num_tokens_limit)
     )
-    found = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
-    found.actors.wait_until_ready(300)
-    return found
+    pool = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
+    pool.actors.wait_until_ready(300)
+    return pool
 
 
 def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
@@ -39,7 +40,8 @@ def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) 
 def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
     """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
     check)."""
-    data = flatten([(g.prompt.token_ids, c.token_ids) for g in groups for c in g.completions])
+    data = sequences_of(groups)
     truth = models.naive_logprobs(model, data)
-    decoded = np.concatenate([c.logprobs for g in groups for c in g.completions])
+    completions = chain.from_iterable(group.completions for group in groups)
+    decoded = np.concatenate([completion.logprobs for completion in completions])
     return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())

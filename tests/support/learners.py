@@ -30,9 +30,9 @@ def spawn(cls: type, pool: Any, ranks: int) -> Any:
         remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks, StoreTransport())
         for rank in range(ranks)
     ]
-    found = pool(handles, timeout_s=200)
-    found.join()
-    return found
+    ranks_pool = pool(handles, timeout_s=200)
+    ranks_pool.join()
+    return ranks_pool
 
 
 def stop(pool: Any) -> None:
