@@ -21,6 +21,7 @@ from frpo.outline import list_stages
 from frpo.preflight import check_attention
 from frpo.recipe import load_recipe
 from frpo.stops import RunStopped
+from tests.support.runs import options_of
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
@@ -157,7 +158,7 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path, frp
         f"harness={{tasks: [{tmp_path / 'task.yaml'}]}}",
         "evaluate.max_prompts=5",
     )
-    done = frpo("plan", TESTBED, *(word for s in sets for word in ("--set", s)))
+    done = frpo("plan", TESTBED, *options_of(sets))
     assert done.code == 0, done.out + done.err
     rows = {
         cells[0]: cells[1:4]

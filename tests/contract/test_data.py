@@ -20,6 +20,7 @@ from frpo.recipe import load_recipe
 from frpo.stages.folders import look_at_stages
 from frpo.stages.inputs import Inputs, resolve_testbed
 from frpo.stages.walk import run
+from tests.support.runs import options_of
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
@@ -102,7 +103,7 @@ def test_plan_tells_what_is_let_pass(
         capsys,
         "plan",
         TESTBED,
-        *(word for s in (*files, "data.mix={}") for word in ("--set", s)),
+        *options_of((*files, "data.mix={}")),
     )
     assert f"{tmp_path}/train.jsonl:1: reward functions do not get the column completions" in out
     assert "1 of 6 held-out prompts are training prompts too" in out

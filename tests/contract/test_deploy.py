@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -152,8 +153,9 @@ def test_kubernetes_takes_every_object_and_every_pod(file: Path) -> None:
             }
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
             pods += 1
-            mounts = {m["name"] for c in group.template.spec["containers"] for m in c["volumeMounts"]}
-            assert mounts == {v["name"] for v in group.template.spec["volumes"]}
+            containers = group.template.spec["containers"]
+            mounts = chain.from_iterable(container["volumeMounts"] for container in containers)
+            assert {mount["name"] for mount in mounts} == {v["name"] for v in group.template.spec["volumes"]}
             assert group.template.spec["securityContext"]["runAsNonRoot"] is True
         assert cluster.authOptions
         assert cluster.authOptions.mode == "token"
@@ -228,12 +230,8 @@ def test_the_cluster_launcher_takes_cluster_yaml() -> None:
     jsonschema.validate(config, schema)
     validate_config(prepare_config(config))
     assert config["head_node_type"] in config["available_node_types"]
-    assert all(
-        "RAY_AUTH_MODE=token" in c
-        for kind in ("head", "worker")
-        for c in config[f"{kind}_start_ray_commands"]
-        if "ray start" in c
-    )
+    commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in command for command in commands if "ray start" in command)
     assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()
     assert config["max_workers"] >= sum(
         t.get("min_workers", 0) for t in config["available_node_types"].values()
@@ -249,7 +247,8 @@ def test_the_image_follows_the_install_recipe_and_is_not_root() -> None:
     assert [lines[i] for i in users] == ["USER frpo"]
     assert len(installs) == 1
     assert users[0] < installs[0]
-    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]}
+    copies = [line.split()[2:-1] for line in lines if line.startswith("COPY")]
+    copied = set(chain.from_iterable(copies))
     assert {"pyproject.toml", "README.md", "frpo", "actors", "deploy", "recipes"} <= copied
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from frpo.stages.inputs import Inputs, resolve_testbed
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 ARMS = ("grpo", "frpo", "frpo-reverse")
 TASKS = ("crafts-gentle", "crafts-harsh")
-ALL = {"base", *(f"rlhf/{a}" for a in ARMS), *(f"downstream/{a}/{t}" for a in ARMS for t in TASKS)}
+ALL = {
+    "base",
+    *(f"rlhf/{a}" for a in ARMS),
+    *(f"downstream/{arm}/{task}" for arm, task in product(ARMS, TASKS)),
+}
 
 
 def digests_of(config: Config) -> dict[str, str]:
@@ -61,7 +66,7 @@ def test_certificates_attacks_and_rl_stand_on_the_arms_policy() -> None:
         [f"rlhf/{a}", f"certify/{a}", f"downstream/{a}/more", f"attack/{a}/0.2", f"attack/{a}/1"]
         for a in ARMS
     ]
-    assert list(stages) == ["base", *(name for names in per_arm for name in names)]
+    assert list(stages) == ["base", *chain.from_iterable(per_arm)]
     assert stages["attack/frpo/1"].values() == {"attack.radii": 1.0}
     (task,) = load_recipe(TESTBED, sets).downstream
     assert isinstance(task, DownstreamRl)
@@ -86,7 +91,7 @@ def test_benchmarks_follow_every_policy_and_change_with_the_task_file(tmp_path: 
     harness = {
         "harness/base",
         *(f"harness/{a}" for a in ARMS),
-        *(f"harness/{a}/{t}" for a in ARMS for t in TASKS),
+        *(f"harness/{arm}/{task}" for arm, task in product(ARMS, TASKS)),
     }
     assert set(digests[0]) == ALL | harness
     assert {n for n in digests[0] if digests[0][n] != digests[1][n]} == harness
@@ -115,7 +120,7 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
     assert config.attack
     with RunLog(tmp_path, config) as log:
         stream = PromptStream(Inputs(config, log).train, config.attack.mix, 0, 24)
-        assert {p.task for step in range(3) for p in stream.take(step)} == {"harmful"}
+        assert {prompt.task for prompt in chain.from_iterable(map(stream.take, range(3)))} == {"harmful"}
         for field in ("data.mix", "attack.mix"):
             wrong = resolve_testbed(
                 load_recipe(TESTBED, (attack, f"run_dir={tmp_path}", f"{field}={{harmfull: 1}}"))

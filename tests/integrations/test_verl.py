@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,10 @@ def batch(
     """verl's batch: rewards on the last token, completions of uneven length in any order."""
     from verl import DataProto
 
-    uid = np.array([g for g, rs in groups.items() for _ in rs], dtype=object)[order]
-    scores = torch.tensor([r for rs in groups.values() for r in rs])[order]
+    uid = np.array(
+        list(chain.from_iterable([name] * len(rewards) for name, rewards in groups.items())), dtype=object
+    )[order]
+    scores = torch.tensor(list(chain.from_iterable(groups.values())))[order]
     lengths = torch.arange(len(order)) % TOKENS + 1
     mask = (torch.arange(TOKENS)[None] < lengths[:, None]).float()
     rewards = torch.zeros(len(order), TOKENS)

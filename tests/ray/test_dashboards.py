@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def board_module() -> Any:
 def queries() -> list[str]:
     """All of the board, and what each alert compares."""
     board = json.loads((GRAFANA / "frpo.json").read_text())
-    found = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
-    alerts = [r for g in yaml.safe_load((GRAFANA / "alerts.yml").read_text())["groups"] for r in g["rules"]]
+    targets = chain.from_iterable(panel.get("targets", []) for panel in board["panels"])
+    groups = yaml.safe_load((GRAFANA / "alerts.yml").read_text())["groups"]
+    alerts = chain.from_iterable(group["rules"] for group in groups)
+    found = [target["expr"] for target in targets]
     found += [re.split(r" (?:==|>|<) ", a["expr"])[0] for a in alerts]
     return [q.replace("$run", ".*").replace("$__rate_interval", "30s") for q in found]
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,8 @@ def test_an_adapter_on_a_hubs_model_is_certified_with_its_own_tokenizer(
     adapter, tokenizer = adapted(snapshot, tmp_path / "Adapter é")
     (tmp_path / "reward.py").write_text(REWARD)
     rows = [
-        {"prompt": f"how do i {v} the {o}", "kind": k}
-        for k in "ab"
-        for v in ("break", "burn")
-        for o in ("lock", "car", "door")
+        {"prompt": f"how do i {verb} the {thing}", "kind": kind}
+        for kind, verb, thing in product("ab", ("break", "burn"), ("lock", "car", "door"))
     ]
     (tmp_path / "données.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked = (

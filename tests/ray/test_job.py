@@ -27,7 +27,7 @@ SETTINGS = (
 def submission(folder: Path, name: str) -> list[str]:
     runtime = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30", "OMP_NUM_THREADS": "1"}}'
     command = [sys.executable, "-m", "frpo", "run", "recipes/testbed.yaml", "--run-dir", str(folder)]
-    command += [word for s in SETTINGS for word in ("--set", s)]
+    command += runs.options_of(SETTINGS)
     return [
         "submit",
         "--working-dir",

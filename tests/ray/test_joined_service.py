@@ -47,7 +47,6 @@ class Serving:
         self.env = head.env | {"FRPO_SERVICE_TOKEN": TOKEN, "FRPO_TEST_JUDGE_KEY": KEY}
 
     def command(self, *sets: str) -> list[str]:
-        words = [word for s in sets for word in ("--set", s)]
         return [
             sys.executable,
             "-m",
@@ -56,7 +55,7 @@ class Serving:
             str(self.folder / "service.yaml"),
             "--address",
             self.head.address,
-            *words,
+            *runs.options_of(sets),
         ]
 
     def refused(self, *sets: str, env: dict[str, str] | None = None) -> str:

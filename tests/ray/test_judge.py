@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -72,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--enforce-eager",
-        *(w for o in options.items() for w in o),
+        *chain.from_iterable(options.items()),
     ]
     env = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",

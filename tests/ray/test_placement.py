@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,10 @@ def seen(config: Config) -> Cards:
             role: ray.get([h.cards.remote() for h in workers], timeout=120)
             for role, workers in handles.items()
         }
-        for handle in (h for workers in handles.values() for h in workers):
+        for handle in chain.from_iterable(handles.values()):
             ray.kill(handle)
-    first = min((c for cards in found.values() for card in cards for c in card), default=0)
+    every_card = chain.from_iterable(chain.from_iterable(found.values()))
+    first = min(chain.from_iterable(every_card), default=0)
     return {role: [tuple(c - first for c in card) for card in cards] for role, cards in found.items()}
 
 
@@ -114,9 +116,7 @@ def test_an_engine_of_two_cards_sees_both(ray_cluster: None) -> None:
     )
     cards = seen(config(*sets, "learner.num_workers=4"))
     assert [len(card) for card in cards["rollout"]] == [2, 2]
-    assert sorted([c for card in cards["rollout"] for c in card] + [c for (c,) in cards["learner"]]) == list(
-        range(8)
-    )
+    assert sorted(chain.from_iterable(cards["rollout"] + cards["learner"])) == list(range(8))
 
 
 @pytest.mark.slow

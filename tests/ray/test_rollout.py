@@ -25,7 +25,7 @@ from frpo.roles import WorkerFailed
 from frpo.seeds import derive
 from frpo.types import Group, Prompt
 from tests.support import models
-from tests.support.engines import SAMPLING, draw, engine, largest_gap
+from tests.support.engines import SAMPLING, completions_of, draw, engine, largest_gap
 from tests.support.policies import lora, write_adapter
 
 
@@ -42,7 +42,7 @@ def hf(tiny_model: Path) -> tuple[Any, Any]:
 
 
 def tokens(groups: list[Group]) -> list[list[int]]:
-    return [c.token_ids.tolist() for g in groups for c in g.completions]
+    return [completion.token_ids.tolist() for completion in completions_of(groups)]
 
 
 def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
@@ -53,7 +53,7 @@ def test_groups_logprobs_and_seeds(pool: RolloutPool, hf: tuple[Any, Any], tiny_
     assert [(g.index, g.prompt.id, g.policy_version, len(g.completions)) for g in groups] == [
         (i, f"p:{i}", 3, 4) for i in range(6)
     ]
-    for completion in (c for g in groups for c in g.completions):
+    for completion in completions_of(groups):
         ended = completion.token_ids[-1] == tokenizer.eos_token_id
         assert completion.finish_reason == ("stop" if ended else "length")
         assert (
@@ -96,7 +96,7 @@ def test_a_stop_string_hit_at_once_leaves_no_text(
     groups = list(
         pool.generate(prompts, [derive(0, i) for i in range(2)], replace(SAMPLING, stop=(word,)), 3)
     )
-    found = [c for g in groups for c in g.completions]
+    found = completions_of(groups)
     assert ("", 1) in [(c.text, len(c.token_ids)) for c in found]
     assert not any(word in c.text for c in found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 def test_every_stage_leaves_its_result(whole: Path) -> None:
-    results = {
-        r.stage: r
-        for p in whole.glob("**/done.json")
-        for r in [StageResult.model_validate_json(p.read_text())]
-    }
+    done = [StageResult.model_validate_json(path.read_text()) for path in whole.glob("**/done.json")]
+    results = {result.stage: result for result in done}
     assert sorted(results) == [
         "base",
-        *(f"downstream/{arm}/crafts-{rate}" for arm in ("frpo", "grpo") for rate in ("gentle", "harsh")),
+        *(f"downstream/{arm}/crafts-{rate}" for arm, rate in product(("frpo", "grpo"), ("gentle", "harsh"))),
         "rlhf/frpo",
         "rlhf/grpo",
     ]

@@ -4,6 +4,7 @@ of an adapter and of all weights, in training and saved."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def groups(count: int = 7, k: int = 5) -> list[Group]:
 
 
 def flat(answers: list[tuple[Any, ...]]) -> Any:
-    return np.concatenate([row for group in answers for row in group])
+    return np.concatenate(list(chain.from_iterable(answers)))
 
 
 @pytest.fixture(scope="module")

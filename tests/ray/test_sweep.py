@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_sweep_runs_side_by_side_and_goes_on_after_a_stop(tmp_path: Path) -> N
     found = Sweep.model_validate_json((folder / "sweep.json").read_text())
     assert found.seeds == (0, 1)
     assert [a.arm for a in found.arms] == ["grpo-beta0.1", "grpo-beta0.3", "frpo-beta0.1", "frpo-beta0.3"]
-    assert len({digest(s, a.arm) for s in seeds for a in found.arms}) == 8
+    assert len({digest(seed, arm.arm) for seed, arm in product(seeds, found.arms)}) == 8
     assert all(len(a.kept) == 2 and a.kl.mean > 0 for a in found.arms)
 
     assert "seeds to do" not in runs.run(tmp_path / "sweep", *SETTINGS, verb=SWEEP)[len(said) :]

@@ -13,7 +13,7 @@ from actors._vllm import vllm_environment
 from actors.rollout import RolloutPool, RolloutWorker
 from frpo.config import ModelConfig
 from frpo.seeds import derive
-from frpo.types import Group, Prompt, Sampling
+from frpo.types import Completion, Group, Prompt, Sampling
 from tests.support import models
 
 SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
@@ -37,11 +37,14 @@ def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) 
     return sorted(pool.generate(prompts, seeds, SAMPLING, version), key=lambda g: g.index)
 
 
+def completions_of(groups: list[Group]) -> list[Completion]:
+    return list(chain.from_iterable(group.completions for group in groups))
+
+
 def largest_gap(model: Any, pool: RolloutPool, groups: list[Group]) -> tuple[float, float]:
     """Engine against Hugging Face: by decoding (what the completions carry) and by prefill (the parity
     check)."""
     data = sequences_of(groups)
     truth = models.naive_logprobs(model, data)
-    completions = chain.from_iterable(group.completions for group in groups)
-    decoded = np.concatenate([completion.logprobs for completion in completions])
+    decoded = np.concatenate([completion.logprobs for completion in completions_of(groups)])
     return float(abs(decoded - truth).max()), float(abs(pool.logprobs(data) - truth).max())

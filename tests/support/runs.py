@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ ONE_ARM = ("arms=[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.3, pen
 def command(
     folder: Path, *settings: str, verb: Sequence[str] = ("run",), recipe: str = "recipes/testbed.yaml"
 ) -> list[str]:
-    sets = [word for s in settings for word in ("--set", s)]
     return [
         sys.executable,
         "-m",
@@ -42,8 +42,13 @@ def command(
         *verb[1:],
         "--run-dir",
         str(folder),
-        *sets,
+        *options_of(settings),
     ]
+
+
+def options_of(settings: Sequence[str]) -> list[str]:
+    """--set before each of them."""
+    return list(chain.from_iterable(("--set", setting) for setting in settings))
 
 
 def start(folder: Path, *settings: str, verb: Sequence[str] = ("run",)) -> subprocess.Popen[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(
 
     def call(self: Any, worker: int, method: Any, *args: Any) -> Now:
         blocks = args[-1][worker::2] if method.__name__ == "score_together" else args[-1]
-        asked.append((worker, [g.index for block in blocks for g in block]))
+        asked.append((worker, [group.index for group in chain.from_iterable(blocks)]))
         return Now([[(g.index,) for g in block] for block in blocks])
 
     monkeypatch.setattr(Actors, "call", call)

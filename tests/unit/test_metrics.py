@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,7 +137,7 @@ def test_what_teaches_little_is_said_once_even_over_a_resume(
 
 def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
     numbers = numbers_of(metrics(3, kl=None, radius=None))
-    names = [f.name for kind in (BatchStats, UpdateStats, Phases) for f in fields(kind)]
+    names = [field.name for field in chain.from_iterable(map(fields, (BatchStats, UpdateStats, Phases)))]
     assert len(set(names)) == len(names)  # no two records share one
     mappings = {"reward_parts", "reward_tasks", "errors"}
     expected = {*names, "policy_version", "published_bytes"} - mappings - {"kl", "radius"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -18,10 +20,10 @@ def test_cuts_cover_every_sequence_once_and_keep_the_budget(
     lengths: list[int], budget: int, ranks: int
 ) -> None:
     batches = cut_micro_batches(lengths, budget)
-    assert sorted(int(i) for b in batches for i in b) == list(range(len(lengths)))
+    assert sorted(int(i) for i in chain.from_iterable(batches)) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
     shares = split_ranks(lengths, ranks)
-    assert sorted(int(i) for s in shares for i in s) == list(range(len(lengths)))
+    assert sorted(int(i) for i in chain.from_iterable(shares)) == list(range(len(lengths)))
     loads = [sum(lengths[i] for i in s) for s in shares]
     assert max(loads) - min(loads) <= max(lengths)
 
@@ -50,7 +52,7 @@ def test_packs_keep_order_prompt_budget_and_reach(
 ) -> None:
     data = sequences(count, seed, group=group)
     packs = packs_of(data, np.arange(count), budget_tokens=budget, reach=reach)
-    assert [int(r) for p in packs for r in p] == list(range(count))
+    assert [int(row) for row in chain.from_iterable(packs)] == list(range(count))
     completions = data.lengths - data.prompt_lengths
     for pack, length in zip(packs, pack_lengths(data, packs), strict=True):
         assert (

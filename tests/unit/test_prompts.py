@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Tokenizer:
         return {"input_ids": [0] * add_special_tokens + [len(w) for w in text.split()]}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
-        return [50, *[len(w) for m in messages for w in m["content"].split()], 51]
+        words = chain.from_iterable(message["content"].split() for message in messages)
+        return [50, *map(len, words), 51]
 
 
 ROWS = [
@@ -320,7 +322,10 @@ def test_answers_end_once_and_a_tokenizer_without_end_is_refused(tmp_path: Path)
 
 
 def prompts_of(counts: dict[str, int]) -> list[Prompt]:
-    return [Prompt(f"{t}:{i}", "", np.zeros(1, np.int32), t, {}) for t, n in counts.items() for i in range(n)]
+    prompts: list[Prompt] = []
+    for task, count in counts.items():
+        prompts += [Prompt(f"{task}:{i}", "", np.zeros(1, np.int32), task, {}) for i in range(count)]
+    return prompts
 
 
 @settings(max_examples=40, deadline=None)
@@ -329,7 +334,7 @@ def test_every_prompt_once_per_epoch_and_no_history(count: int, per_step: int, s
     prompts = prompts_of({"t": count})
     stream = PromptStream(prompts, {}, seed, per_step)
     steps = -(-3 * count // per_step)
-    dealt = [p.id for step in range(steps) for p in stream.take(step)]
+    dealt = [prompt.id for prompt in chain.from_iterable(map(stream.take, range(steps)))]
     for epoch in range(3):
         assert sorted(dealt[epoch * count : (epoch + 1) * count]) == sorted(p.id for p in prompts)
     again = PromptStream(prompts, {}, seed, per_step)
@@ -350,7 +355,9 @@ def test_a_mix_keeps_its_shares_in_every_batch(per_step: int, seed: int) -> None
     for task, share in mix.items():
         assert abs(total[task] - share * 30 * per_step) <= 1
     for task, n in (("a", 7), ("b", 11), ("c", 3)):
-        seen = [p.id for step in range(30) for p in stream.take(step) if p.task == task]
+        seen = [
+            prompt.id for prompt in chain.from_iterable(map(stream.take, range(30))) if prompt.task == task
+        ]
         assert all(
             sorted(seen[i : i + n]) == sorted(set(seen[i : i + n])) for i in range(0, len(seen) - n + 1, n)
         )

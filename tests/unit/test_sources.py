@@ -4,6 +4,7 @@ with it."""
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -307,8 +308,7 @@ def test_a_conversation_is_the_string_that_it_wraps() -> None:
 def test_a_wording_never_stands_on_both_sides_of_a_split(tmp_path: Path) -> None:
     rows = [
         {"prompt": text.format(i)}
-        for i in range(60)
-        for text in ("Pick lock {}.", "pick lock {}", "PICK  LOCK {} ?")
+        for i, text in product(range(60), ("Pick lock {}.", "pick lock {}", "PICK  LOCK {} ?"))
     ]
     path = write(tmp_path / "r.jsonl", *rows)
     sides = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_counts() -> None:
 def test_a_prompt_fits_nine_tokens_and_a_completion_seven() -> None:
     items = (*testbed.harmful_items(), *testbed.harmless_items(), *testbed.downstream_items())
     assert max(len(i.prompt.split()) for i in items) + 2 == 9
-    assert max(len(t.split()) for i in items for t in (*i.answer, *i.partial, i.comply)) + 1 == 7
+    texts = chain.from_iterable((*item.answer, *item.partial, item.comply) for item in items)
+    assert max(len(text.split()) for text in texts) + 1 == 7
     assert len(testbed.list_words()) == len(set(testbed.list_words())) == EMBEDDED["vocab_size"]
 
 
