@@ -185,7 +185,8 @@ def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
     rows = [next(steps).metrics, next(steps).metrics]
     with pytest.raises(
         RunStopped,
-        match=rf"step 3: the {name} is {number}: this update broke the policy.* lower learning_rate \(here 2\)",
+        match=rf"step 3: the {name} is {number}: this update broke the policy.* "
+        r"lower learning_rate \(here 2\)",
     ):
         next(steps)
     assert [r.step for r in rows] == [1, 2]
@@ -254,7 +255,8 @@ def test_groups_left_without_two_completions_name_what_cut_them(monkeypatch: pyt
     cfg = config(beta=0.0, cut="mask")
     with pytest.raises(
         RunStopped,
-        match=r"fewer than two completions that train; 100% of all are cut at rollout.max_new_tokens = 1: raise it",
+        match=r"fewer than two completions that train; "
+        "100% of all are cut at rollout.max_new_tokens = 1: raise it",
     ):
         run(cfg, FakeLearner(cfg.arms[0].objective))
 

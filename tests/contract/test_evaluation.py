@@ -140,7 +140,8 @@ class Broken:
 def test_an_evaluation_never_holds_a_number_that_is_none() -> None:
     with pytest.raises(
         RunStopped,
-        match=r"evaluation of base at step 0: the held-out loss is nan: the policy gives log-probs that are none",
+        match=r"evaluation of base at step 0: the held-out loss is nan: "
+        "the policy gives log-probs that are none",
     ):
         measure(TABLE, Label("base", downstream_loss=float("nan")))
     with pytest.raises(

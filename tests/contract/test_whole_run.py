@@ -1,4 +1,5 @@
-"""Every kind of stage, done with fakes: what it stands on, when it measures, what it leaves. No Ray, no engines."""
+"""Every kind of stage, done with fakes: what it stands on, when it measures, what it leaves. No Ray, no
+engines."""
 
 from __future__ import annotations
 

@@ -236,7 +236,10 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
     assert -float(models.naive_logprobs(hf, data).mean()) == pytest.approx(finetune.loss(data), abs=1e-4)
 
 
-ODD = '{"eos_token_id": [1, 2, 9], "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "do_sample": false, "of_the_maker": [1]}'
+ODD = (
+    '{"eos_token_id": [1, 2, 9], "temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, '
+    '"do_sample": false, "of_the_maker": [1]}'
+)
 
 
 def test_every_full_folder_keeps_how_the_model_generates_and_is_spoken_to(

@@ -23,7 +23,8 @@ def grade(prompts, completions, messages, completion_ids=None, **_):
     return [float(len(c)) for c in completions]
 
 def chat(prompts, completions, completion_ids, trainer_state, **_):
-    return [len(p) + len(c[0]["content"]) + sum(i) + trainer_state.global_step for p, c, i in zip(prompts, completions, completion_ids)]
+    rows = zip(prompts, completions, completion_ids)
+    return [len(p) + len(c[0]["content"]) + sum(i) + trainer_state.global_step for p, c, i in rows]
 """
 LIMIT_S = 3.0
 

@@ -16,8 +16,8 @@ from frpo.records import StageResult
 from tests.support import runs
 
 TWO_ARMS = (
-    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.1, penalty: k3}}, {name: frpo, objective: {estimator: {lam: "
-    "0.5}, beta: 0.6}}]",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.1, penalty: k3}}, "
+    "{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.6}}]",
     "downstream.1.num_steps=10",
     "downstream.1.marks=[5]",
     "downstream.0.num_steps=4",

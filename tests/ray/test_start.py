@@ -29,11 +29,18 @@ class Actor:
         return ray.util.get_node_ip_address()
 
 print("PLACE", ray.get(Actor.remote().place.remote()))
-joiner = "from frpo.joining import join; join(None, 2**28); import ray; print(ray.get(ray.remote(lambda: 7).remote()))"
+joiner = (
+    "from frpo.joining import join; join(None, 2**28); "
+    "import ray; print(ray.get(ray.remote(lambda: 7).remote()))"
+)
 env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-print("JOINED", subprocess.run([sys.executable, "-c", joiner], env=env, capture_output=True, text=True, timeout=120).stdout.strip())
+joined = subprocess.run([sys.executable, "-c", joiner], env=env, capture_output=True, text=True, timeout=120)
+print("JOINED", joined.stdout.strip())
 me = psutil.Process()
-sockets = [(p.name(), *c.laddr) for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet") if c.status == "LISTEN"]
+sockets = []
+for process in (me, *me.children(recursive=True)):
+    listening = [c for c in process.net_connections("inet") if c.status == "LISTEN"]
+    sockets += [(process.name(), *connection.laddr) for connection in listening]
 print("SOCKETS", json.dumps(sockets))
 print("SESSION", ray._private.worker._global_node.get_session_dir_path())
 ray.shutdown()

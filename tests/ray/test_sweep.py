@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SWEEP = ("sweep", "--seeds", "2")
 SETTINGS = (
-    *runs.SHORT, "arms=[{name: grpo, objective: {estimator: {kind: grpo}}}, {name: frpo, objective: {estimator: {lam: 0.5}}}]", "objective.beta=[0.1, 0.3]",
+    *runs.SHORT, "objective.beta=[0.1, 0.3]",
+    "arms=[{name: grpo, objective: {estimator: {kind: grpo}}}, "
+    "{name: frpo, objective: {estimator: {lam: 0.5}}}]",
     "downstream.0.num_steps=6", "downstream.0.marks=[]", "downstream.1.num_steps=6", "downstream.1.marks=[3]",
 )  # fmt: skip
 

@@ -44,8 +44,8 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
         "learner.updates_per_batch=2",
         "learner.learning_rate=1.0e-2",
         "objective.cut=mask",
-        "arms=[{name: rloo, objective: {estimator: {kind: rloo}, beta: 0.0}}, {name: std, objective: {estimator: {kind: "
-        "grpo, normalize_std: true}, beta: 0.1}}]",
+        "arms=[{name: rloo, objective: {estimator: {kind: rloo}, beta: 0.0}}, "
+        "{name: std, objective: {estimator: {kind: grpo, normalize_std: true}, beta: 0.1}}]",
         "downstream.1.num_steps=6",
         "downstream.1.marks=[]",
         "downstream.0.num_steps=4",
@@ -65,7 +65,9 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
     assert abs(start.mean) < 1e-3  # the merged adapter is the arm's policy
 
 
-GREEDY = "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 7}\nmetric_list: [{metric: exact_match}]\n"
+GREEDY = """generation_kwargs: {until: [], do_sample: false, max_gen_toks: 7}
+metric_list: [{metric: exact_match}]
+"""
 
 
 def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: Path) -> None:
@@ -80,7 +82,8 @@ def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: P
         "rollout.prompts_per_step=12",
         "learner.num_steps=30",
         "evaluate.completions_per_prompt=8",
-        "arms=[{name: radius, objective: {estimator: {rho: 0.3}, target_kl: 0.5, beta: 0.3, penalty: reverse}}]",
+        "arms=[{name: radius, objective: {estimator: {rho: 0.3}, target_kl: 0.5, beta: 0.3, "
+        "penalty: reverse}}]",
         "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], learner: "
         "{num_steps: 6}, marks: [3]}]",
         "certify={completions_per_prompt: 32, radii: [0.1, 0.5, 1.0]}",

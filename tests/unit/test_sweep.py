@@ -116,6 +116,57 @@ LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
 
+def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
+    rows = tuple(
+        TaskReward(
+            task=t,
+            reward=Estimate(mean=m, se=0.01),
+            parts={},
+            num_prompts=1,
+            num_completions=1,
+            failed=0,
+            kl_reference=None,
+            kl_policy=None,
+            per_prompt=(m - 0.2, m, m + 0.2),
+        )
+        for t, m in (("harmful", reward), ("harmless", 0.8))
+    )
+    return Evaluation(
+        arm=arm,
+        downstream=downstream,
+        step=1,
+        rewards=rows,
+        kl_reference=Estimate(mean=kl, se=0.01),
+        kl_policy=None,
+        downstream_loss=None,
+        length=1.0,
+        cut_share=0.0,
+        samples=(),
+        seconds=1.0,
+    )
+
+
+def write_stage(run: Path, stage: str, measured: Evaluation, arm: ArmSummary | None = None) -> None:
+    (run / stage).mkdir(parents=True)
+    (run / stage / "done.json").write_text(
+        StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(measured,), arm=arm).model_dump_json()
+    )
+
+
+def summary(arm: str) -> ArmSummary:
+    return ArmSummary(
+        arm=arm,
+        num_steps=1,
+        num_prompts=1,
+        num_completions=1,
+        num_tokens=1,
+        failed_rewards=0,
+        seconds=1.0,
+        phase_seconds={},
+        weights_sha256="",
+    )
+
+
 def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: str) -> None:
     """Kept reward = 0.4 + 0.5 KL (+ lead for frpo) + noise that all arms of a seed share, and a little of its
     own."""
@@ -134,65 +185,13 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     run = folder / f"seed-{seed:03d}"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config))
-
-    def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
-        rows = tuple(
-            TaskReward(
-                task=t,
-                reward=Estimate(mean=m, se=0.01),
-                parts={},
-                num_prompts=1,
-                num_completions=1,
-                failed=0,
-                kl_reference=None,
-                kl_policy=None,
-                per_prompt=(m - 0.2, m, m + 0.2),
-            )
-            for t, m in (("harmful", reward), ("harmless", 0.8))
-        )
-        return Evaluation(
-            arm=arm,
-            downstream=downstream,
-            step=1,
-            rewards=rows,
-            kl_reference=Estimate(mean=kl, se=0.01),
-            kl_policy=None,
-            downstream_loss=None,
-            length=1.0,
-            cut_share=0.0,
-            samples=(),
-            seconds=1.0,
-        )
-
-    def write(stage: str, found: Evaluation, arm: ArmSummary | None = None) -> None:
-        (run / stage).mkdir(parents=True)
-        (run / stage / "done.json").write_text(
-            StageResult(stage=stage, inputs="", seconds=1.0, evaluations=(found,), arm=arm).model_dump_json()
-        )
-
     with (run / "metrics.jsonl").open("w") as file:
         for arm in config.arms:
-            kl = 1.0 - arm.objective.beta + (0.1 if arm.objective.estimator.kind == "frpo" else 0.0)
-            kept = (
-                0.4
-                + 0.5 * kl
-                + (lead if arm.objective.estimator.kind == "frpo" else 0.0)
-                + shared
-                + rng.normal(0, 0.01)
-            )
-            summary = ArmSummary(
-                arm=arm.name,
-                num_steps=1,
-                num_prompts=1,
-                num_completions=1,
-                num_tokens=1,
-                failed_rewards=0,
-                seconds=1.0,
-                phase_seconds={},
-                weights_sha256="",
-            )
-            write(f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary)
-            write(f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
+            robust = arm.objective.estimator.kind == "frpo"
+            kl = 1.0 - arm.objective.beta + 0.1 * robust
+            kept = 0.4 + 0.5 * kl + lead * robust + shared + rng.normal(0, 0.01)
+            write_stage(run, f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary(arm.name))
+            write_stage(run, f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
             row = asdict(metrics(1, reward_tasks={"harmful": 0.9, "harmless": 0.8}))
             file.write(json.dumps({"kind": "step", "stage": f"rlhf/{arm.name}", **row}) + "\n")
     (run / "report.json").touch()  # finished; what it says is read from the stages
