@@ -3,6 +3,7 @@ functions."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ Mask = NDArray[np.bool_]
 
 def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Sequences:
     """Pack (prompt ids, completion ids) pairs into flat arrays."""
-    parts = [ids for pair in pairs for ids in pair]
+    parts = list(itertools.chain.from_iterable(pairs))
     return Sequences(
         tokens=np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32),
         prompt_lengths=np.array([len(p) for p, _ in pairs], dtype=np.int32),
@@ -145,9 +146,9 @@ class Weighed:
 
 def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats:
     scored, trains = batch.scored, batch.trains
-    completions = [c for s in scored for c in s.group.completions]
-    totals = [(s.group.prompt.task, r) for s in scored for r in s.rewards]
-    rewards = [r for _, r in totals]
+    completions = list(itertools.chain.from_iterable(item.group.completions for item in scored))
+    rewards = list(itertools.chain.from_iterable(item.rewards for item in scored))
+    tasks = itertools.chain.from_iterable([s.group.prompt.task] * len(s.rewards) for s in scored)
     drawn = [r.total for r in rewards if r.total is not None]
     lengths = [len(c.token_ids) for c in completions]
     whole = np.flatnonzero(trains.any(axis=1))
@@ -172,8 +173,8 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
         num_prompts=len(scored),
         num_completions=len(completions),
         num_tokens=sum(lengths),
-        reward_parts=means_of(part for r in rewards for part in r.parts.items()),
-        reward_tasks=means_of((task, r.total) for task, r in totals),
+        reward_parts=means_of(itertools.chain.from_iterable(r.parts.items() for r in rewards)),
+        reward_tasks=means_of((task, r.total) for task, r in zip(tasks, rewards, strict=True)),
         errors=reasons_of(r.error for r in rewards),
     )
 

@@ -1,4 +1,5 @@
-"""THE LOOP. One step: draw k completions per prompt, score them, turn rewards into advantages, update, publish.
+"""THE LOOP. One step: draw k completions per prompt, score them, turn rewards into advantages, update the
+policy, publish it.
 
 Knows roles, not Ray: the partners may be actors on a cluster or fakes in a test. What a step does depends on
 the run's seed and the step's number alone, so a run resumed from any checkpoint ends in the same weights.

@@ -101,7 +101,7 @@ def evaluate(
     }
     stop_if_not_finite(where, numbers, f"the policy gives log-probs that are none: {BROKEN}")
     tasks = [group.prompt.task for group, _ in scored]
-    completions = [completion for group, _ in scored for completion in group.completions]
+    completions = list(itertools.chain.from_iterable(group.completions for group, _ in scored))
     return Evaluation(
         arm=label.arm,
         downstream=label.downstream,

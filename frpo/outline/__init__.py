@@ -1,5 +1,5 @@
-"""The stages of a run, in order, and what each stands on: the one list that plan, run and report go by. A kind
-of stage is a file of this folder."""
+"""The stages of a run, in order, and what each stands on: the one list that plan, run and report go by. A
+kind of stage is a file of this folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a stage is, and what one is done with. A kind of stage is a file beside this one: it says what the stage
-stands on, what it trains and draws, and how it is done. It imports no ML library: a plan is made of it too."""
+"""What a stage is, and what one is done with. A kind of stage is a file beside this one: it says what the
+stage stands on, what it trains and draws, and how it is done. It imports no ML library: a plan is made of it
+too."""
 
 from __future__ import annotations
 
@@ -118,7 +119,10 @@ def fixed_end(stage: Stage) -> str:
         return "no checkpoint of a finished fine-tune is kept"
     where, train, target_kl = training.field, training.settings, training.objective.target_kl
     if train.schedule != "constant":
-        return f"{where}.schedule is {train.schedule}, so the learning rate of every step depends on their number"
+        return (
+            f"{where}.schedule is {train.schedule}, so the learning rate of every step depends on their "
+            "number"
+        )
     if train.warmup_share:
         return (
             f"{where}.warmup_share is {train.warmup_share:g}, so the length of the warm-up depends on the "

@@ -1,4 +1,5 @@
-"""What stages are done with, on one team of actors: training by the loop or on examples, measuring, keeping."""
+"""What stages are done with, on one team of actors: training by the loop or on examples, measuring,
+keeping."""
 
 from __future__ import annotations
 
@@ -43,8 +44,8 @@ NUM_SAMPLES = 24
 
 
 class Work:
-    """One run. `do` brings one stage from wherever it was left to its result; the rest is what stages are done
-    with (`frpo.outline.stage.Work`)."""
+    """One run. `do` brings one stage from wherever it was left to its result; the rest is what stages are
+    done with (`frpo.outline.stage.Work`)."""
 
     def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs

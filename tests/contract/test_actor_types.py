@@ -37,14 +37,14 @@ def right(
 
 def wrong(ranks: Actors[LearnerWorker], rollouts: Actors[RolloutWorker], sequences: Sequences) -> None:
     ranks.call(0, LearnerWorker.updaet, sequences)  # E: "type[LearnerWorker]" has no attribute "updaet"
-    ranks.call(0, FinetuneWorker.update, sequences)  # E: "Callable[[FinetuneWorker, Sequences], FinetuneStats]"; expected "Callable[[LearnerWorker, Sequences], FinetuneStats]"
+    ranks.call(0, FinetuneWorker.update, sequences)  # E: expected "Callable[[LearnerWorker, Sequences],
     ranks.call(0, LearnerWorker.export, "there")  # E: Missing positional argument "merged"
     ranks.call(0, LearnerWorker.ping, "there")  # E: Too many arguments for "call"
-    ranks.call(0, LearnerWorker.export, Path("there"), True)  # E: has incompatible type "Path"; expected "str"
-    ranks.call_all(LearnerWorker.update, put_once(sequences))  # E: has incompatible type "Sequences"; expected "RolloutBatch"
-    ranks.call(0, LearnerWorker.export, "there", merge=True)  # E: Unexpected keyword argument "merge"
-    batch: RolloutBatch = ranks.call(0, LearnerWorker.logprobs, sequences).result()  # E: variable has type "RolloutBatch"
-    rollouts.stream(0, RolloutWorker.logprobs, sequences)  # E: expected "Callable[[RolloutWorker, Sequences], Iterator[
+    ranks.call(0, LearnerWorker.export, Path("there"), True)  # E: type "Path"; expected "str"
+    ranks.call_all(LearnerWorker.update, put_once(sequences))  # E: expected "RolloutBatch"
+    ranks.call(0, LearnerWorker.export, "there", merge=True)  # E: Unexpected keyword
+    batch: RolloutBatch = ranks.call(0, LearnerWorker.logprobs, sequences).result()  # E: variable
+    rollouts.stream(0, RolloutWorker.logprobs, sequences)  # E: Sequences], Iterator[
     LearnerPool([RolloutWorker], timeout_s=1)  # E: List item 0 has incompatible type "type[RolloutWorker]"
 """
 
