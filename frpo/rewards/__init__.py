@@ -19,7 +19,7 @@ from pydantic import AfterValidator
 from frpo.config.section import Positive
 from frpo.rewards.gym import reasoning_gym
 from frpo.rewards.numbers import any_close, is_same, readings_of
-from frpo.rewards.refusal import is_refusal
+from frpo.rewards.refusals import is_refusal
 from frpo.rewards.signatures import reads_text
 
 __all__ = [
