@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -q
 ONE_GPU := --set rollout.num_gpus=1 --set rollout.sleep=true --set rollout.gpu_memory_utilization=0.5 --set rollout.enforce_eager=true \
 	--set learner.num_gpus=1 --set reference.num_gpus=1 --set evaluate.num_gpus=1
 
-.PHONY: install demo lint check test test-all test-gpu test-integrations
+.PHONY: install demo lint docs check test test-all test-gpu test-integrations
 
 install:
 	@deploy/install.sh
@@ -21,6 +21,10 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+
+# the site of docs/ and of the docstrings, into site/; a warning or a dead link is an error
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # the requests to every path of the service are long, and long to collect
 check: lint

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs frpo into a virtual environment: deploy/install.sh [VENV=.venv] [EXTRAS=eval,fetch,dev]
+# Installs frpo into a virtual environment: deploy/install.sh [VENV=.venv] [EXTRAS=eval,fetch,dev,docs]
 # CPU or GPU is decided here, once: an NVIDIA driver means plain vllm and the torch it brings, else the CPU builds.
 # EXTRAS=verl is an environment for frpo.integrations.verl: verl and what its trainer imports, frpo without its own dependencies.
 # Does nothing when pyproject.toml and the extras are those of the last successful call.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-extras=${2:-eval,fetch,dev}
+extras=${2:-eval,fetch,dev,docs}
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
 
