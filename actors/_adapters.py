@@ -1,5 +1,5 @@
 """LoRA adapters on a policy in training: the one that is trained, and beside it the one that training began
-from, where a saved policy has one that merging would change (`policies.beside`)."""
+from, where a saved policy has one that merging would change (`policies.keeps_beside`)."""
 
 from __future__ import annotations
 

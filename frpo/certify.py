@@ -182,8 +182,8 @@ def make_configuration(
 
 
 def run_certify(config: Config) -> Path:
-    """Draw, score and certify what `preflight.ready` let pass; returns the JSON file. Raises ConfigError,
-    RunStopped or WorkerFailed."""
+    """Draw, score and certify what `preflight.make_ready` let pass; returns the JSON file. Raises
+    ConfigError, RunStopped or WorkerFailed."""
     assert config.certify is not None
     from frpo import cluster  # heavy
     from frpo.metrics import RunLog

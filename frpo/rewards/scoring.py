@@ -32,7 +32,7 @@ from frpo.rewards.pool import Functions
 from frpo.types import Item, Reward
 
 STRETCH = 1.15
-"""Of a reward model's batches; see `packing.micro_batches`."""
+"""Of a reward model's batches; see `packing.cut_micro_batches`."""
 
 NOT_THIS_ROW = "no reward applies to this row"
 

@@ -22,7 +22,8 @@ TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
 def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team) -> None:
-    """Do what is not done yet, and write the report. `found` is how the stages stand (`folders.look`).
+    """Do what is not done yet, and write the report. `found` is how the stages stand
+    (`folders.look_at_stages`).
 
     `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError
     before anything starts; WorkerFailed or RunStopped when the run cannot go on.

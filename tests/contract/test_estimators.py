@@ -77,18 +77,18 @@ import sys
 from pathlib import Path
 import torch
 from frpo.estimators import describe_estimator, make_estimator
-from frpo.explain import explained
+from frpo.explain import explain_config
 from frpo.objective import Groups
-from frpo.recipe import load
+from frpo.recipe import load_recipe
 from frpo.report.data import settings_of
 
 sets = ("arms=[{name: a, objective: {estimator: {kind: maxrl, least: 0.1}}}, {name: b}]",)
-first, second = (arm.objective for arm in load(Path(sys.argv[1]), sets).arms)
+first, second = (arm.objective for arm in load_recipe(Path(sys.argv[1]), sets).arms)
 groups = Groups.of(torch.tensor([[0.0, 1.0, 0.5, 0.5], [0.0, 0.0, 0.0, 0.1]]))
 print(make_estimator(first.estimator, None).advantages(groups).tolist())
 print(settings_of(first)[1])
 print(second.estimator.kind)
-print("kind: maxrl" in explained(load(Path(sys.argv[1]), sets)))
+print("kind: maxrl" in explain_config(load_recipe(Path(sys.argv[1]), sets)))
 """
 
 

@@ -104,7 +104,7 @@ def test_a_plan_of_a_new_run_reads_no_model_and_a_run_reads_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(content, "_sha256", lambda path, key: read.append(path) or "digest")
+    monkeypatch.setattr(content, "_sha256_once", lambda path, key: read.append(path) or "digest")
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.safetensors").write_bytes(bytes(100))
     config = configured(tmp_path / "run", f"model.path={tmp_path / 'm'}")

@@ -154,7 +154,7 @@ def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
         code = (
             "from pathlib import Path\n"
             "from frpo import rundir\n"
-            f"with rundir.hold(Path({str(tmp_path)!r})): pass"
+            f"with rundir.hold_folder(Path({str(tmp_path)!r})): pass"
         )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert other.returncode == 1
