@@ -70,28 +70,6 @@ def two_tasks(count: int) -> list[Prompt]:
     return [Prompt(p.id, p.text, p.token_ids, "ab"[i % 2], {}) for i, p in enumerate(prompts)]
 
 
-def test_reward_and_kl_are_those_of_the_policy() -> None:
-    policy = engine()
-    p = torch.softmax(policy.logits, 0).double().numpy()
-    found = evaluate(
-        Measurers(policy, FakeRewards(TABLE), trainer(policy), Uniform()),
-        two_tasks(200),
-        Draws(seed=1, completions=32, max_new_tokens=1),
-        Against({"a"}, reference=Path("reference")),
-        Label("x", num_samples=5),
-    )
-    assert [t.task for t in found.rewards] == ["a", "b"]
-    kl = float((p * np.log(p * ANSWERS)).sum())
-    for task in found.rewards:
-        assert task.reward.mean == pytest.approx(p @ TABLE, abs=4 * task.reward.se)
-        assert task.kl_reference is not None
-        assert task.kl_reference.mean == pytest.approx(kl, abs=4 * task.kl_reference.se)
-        assert task.kl_policy is None
-        assert task.num_completions == 3200
-    assert found.kl_reference == found.rewards[0].kl_reference  # of the trained task
-    assert len(found.samples) == 5
-
-
 def measure(
     table: Sequence[float | None],
     label: Label = BASE,
