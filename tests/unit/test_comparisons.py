@@ -1,0 +1,323 @@
+"""Comparisons over seeds on made-up reports: by hand where there is no noise, and by what theory says of the draws."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from statistics import mean, pvariance
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frpo.report.bootstrap import DRAWS, Table, interval_of
+from frpo.report.comparisons import certified_within, compare_arms, end_of, kept_after, kl_of
+
+
+def arm(name: str, family: str = "", **fields: Any) -> dict[str, Any]:
+    """Settings of an arm, and what it measured: `kl`, `kept` by fine-tune and prompt, `other`, `certified`."""
+    given = {
+        "penalty": "k3",
+        "beta": 0.1,
+        "target_kl": None,
+        "kl": 1.0,
+        "kept": {},
+        "other": 0.5,
+        "certified": 0.3,
+    }
+    return {"name": name, "family": family or name, **given, **fields}
+
+
+def estimate(value: float | None) -> Any:
+    return None if value is None else SimpleNamespace(mean=value)
+
+
+def reward(task: str, value: float) -> Any:
+    return SimpleNamespace(task=task, mean=value, reward=estimate(value))
+
+
+def report(*arms: dict[str, Any]) -> Any:
+    """Of one seed, as the comparisons read it. The focus is "jokes", the other trained task "sums"."""
+    rows, planes, runs = [], [], []
+    for a in arms:
+        kept = [
+            SimpleNamespace(
+                downstream=name,
+                task=task,
+                after=estimate(mean(v for v in values if v is not None)),
+                per_prompt=values if task == "jokes" else [9.0],
+            )
+            for name, values in a["kept"].items()
+            for task in ("sums", "jokes")
+        ]
+        rewards = [reward("jokes", 9.0), reward("sums", a["other"])]
+        evaluation = SimpleNamespace(kl_reference=estimate(a["kl"]), rewards=rewards)
+        settings = {key: a[key] for key in ("name", "family", "penalty", "beta", "target_kl")}
+        rows.append(SimpleNamespace(**settings, kept=kept, evaluation=evaluation))
+        runs += [
+            SimpleNamespace(
+                arm=a["name"], task=name, evaluations=("first", "later", f"{a['name']} after {name}")
+            )
+            for name in a["kept"]
+        ]
+        if a["certified"] is not None:
+            bounds = (9.0, a["certified"], 9.0)
+            planes += [
+                SimpleNamespace(arm=a["name"], task=task, radii=(0.1, 0.4, 0.7), certified=bounds)
+                for task in ("jokes", "sums")
+            ]
+    return SimpleNamespace(arms=rows, tasks=["jokes", "sums"], robustness=planes, downstream=runs)
+
+
+def made_up(seed: int, prompts: int = 3) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+
+    def kept(lead: float) -> dict[str, list[float]]:
+        return {name: list(lead + rng.normal(0, 0.1, prompts)) for name in ("f", "g")}
+
+    return [
+        arm("first", kl=1.0, kept=kept(0.4), other=0.5, certified=0.3),
+        arm("second", kl=1.0 + rng.random(), kept=kept(0.6), other=0.5 + rng.random(), certified=0.2),
+        arm("third", kl=2.0, kept=kept(0.1), other=rng.normal(0.5, 0.2), certified=0.1 * rng.random()),
+    ]
+
+
+def table_of(seeds: int = 5) -> Table:
+    return Table([report(*made_up(seed)) for seed in range(seeds)], "jokes")
+
+
+# ---- the draws
+
+
+def test_an_interval_lies_between_quantiles_of_the_draws_around_the_sample_itself() -> None:
+    draws = np.array([7.0, *range(101)])
+    found = interval_of(draws, 0.95)
+    assert (found.mean, found.lo, found.hi) == (7.0, pytest.approx(2.5), pytest.approx(97.5))
+    found = interval_of(draws, 0.8)
+    assert (found.lo, found.hi) == (pytest.approx(10), pytest.approx(90))
+
+
+def test_draws_resample_seeds_and_prompts_with_replacement() -> None:
+    """The variance of a mean of n drawn with replacement is that of the n over n. Of 4,000 draws it is known to
+    sqrt(2 / 4000), 2 %."""
+    table = table_of(4)
+    by_seed = np.array([0.0, 1.0, 3.0, 7.0])
+    found = table.draws(by_seed[:, None])
+    assert found.shape == (1 + DRAWS,)
+    assert found[0] == pytest.approx(by_seed.mean())
+    assert found[1:].var() == pytest.approx(pvariance(by_seed) / 4, rel=0.09)
+    assert found[1:].mean() == pytest.approx(by_seed.mean(), abs=4 * (pvariance(by_seed) / 4 / DRAWS) ** 0.5)
+    by_prompt = np.array([0.0, 2.0, 5.0])
+    found = table.draws(np.tile(by_prompt, (4, 1)))
+    assert found[0] == pytest.approx(by_prompt.mean())
+    assert found[1:].var() == pytest.approx(pvariance(by_prompt) / 3, rel=0.09)
+
+
+def test_a_draw_takes_the_same_seeds_and_prompts_for_every_number() -> None:
+    table = table_of(4)
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(4, 3))
+    both = table.draws(np.stack([noise, noise + 0.25]))
+    np.testing.assert_allclose(both[1] - both[0], 0.25)
+    np.testing.assert_allclose(table.draws(noise), both[0])
+    np.testing.assert_allclose(table_of(4).draws(noise), both[0])  # and in every report
+
+
+def test_without_a_number_of_some_seed_there_is_no_interval() -> None:
+    table = table_of(2)
+    assert table.measured(np.array([[1.0], [math.nan]])) is None
+    found = table.measured(np.array([[1.0], [3.0]]))
+    assert found is not None
+    assert (found.mean, found.lo, found.hi) == (2.0, 1.0, 3.0)
+    assert table.interval(np.array([[1.0], [3.0]]), confidence=0.2).lo == 2.0
+
+
+def test_fine_tunes_are_those_that_every_arm_of_every_seed_was_measured_after() -> None:
+    some = [arm("a", kept={"g": [1.0], "f": [1.0]}), arm("b", kept={"f": [1.0], "g": [1.0], "h": [1.0]})]
+    fewer = [arm("a", kept={"f": [1.0], "h": [1.0]}), arm("b", kept={"f": [1.0]})]
+    assert Table([report(*some)], "jokes").finetunes == ["f", "g"]
+    assert Table([report(*some), report(*fewer)], "jokes").finetunes == ["f"]
+    assert Table([report(*some)], "jokes").arms == ["a", "b"]
+    of = report(*some)
+    of.arms[0].kept = [kept for kept in of.arms[0].kept if (kept.downstream, kept.task) != ("f", "jokes")]
+    assert Table([of], "jokes").finetunes == ["g"]
+    assert Table([of], "sums").finetunes == ["f", "g"]
+
+
+# ---- what is compared
+
+
+def test_values_are_read_from_the_arm_and_task_that_they_are_of() -> None:
+    of = report(
+        arm("a", kl=0.5, kept={"f": [0.1, None, 0.5]}, certified=0.2),
+        arm("b", kl=None, kept={"f": [0.9, 0.9, 0.9]}, certified=None),
+    )
+    assert kept_after("f", "jokes")(of, 0) == [
+        0.1,
+        pytest.approx(0.3),
+        0.5,
+    ]  # a failed prompt counts as the mean
+    assert kl_of(of, 0) == 0.5
+    assert math.isnan(kl_of(of, 1))
+    assert certified_within("jokes")(of, 0) == 0.2  # 0.4 is nearest to 0.5
+    assert certified_within("jokes", radius=0.69)(of, 0) == 9.0
+    assert math.isnan(certified_within("jokes")(of, 1))
+    assert end_of(of, 1, "f") == "b after f"
+
+
+def test_every_arm_is_compared_with_the_first_as_it_is_with_the_interval_of_its_own_draws() -> None:
+    table = table_of()
+    found = [c for c in compare_arms(table) if c.matched_by == "steps"]
+    assert Counter((c.a, c.b) for c in found) == {("second", "first"): 4, ("third", "first"): 4}
+    kept = {
+        name: np.array([[report(*made_up(s)).arms[i].kept[k].per_prompt for s in range(5)] for i in range(3)])
+        for name, k in (("f", 1), ("g", 3))
+    }
+    other = np.array([[[made_up(s)[i]["other"]] for s in range(5)] for i in range(3)])
+    certified = np.array([[[made_up(s)[i]["certified"]] for s in range(5)] for i in range(3)])
+    values = {
+        "kept after f": kept["f"],
+        "kept after g": kept["g"],
+        "other tasks": other,
+        "certified": certified,
+    }
+    kl = np.array([[[made_up(s)[i]["kl"]] for s in range(5)] for i in range(3)])
+    sizes = {"kept after f": 4, "kept after g": 4, "other tasks": 2, "certified": 2}  # corrected together
+    for c in found:
+        i = {"second": 1, "third": 2}[c.a]
+        gap = values[c.metric][i] - values[c.metric][0]
+        draws = table.draws(gap)[1:]
+        assert c.difference == pytest.approx(gap.mean())
+        assert (c.lo, c.hi) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+        tail = 0.025 / sizes[c.metric]
+        assert (c.corrected_lo, c.corrected_hi) == pytest.approx(tuple(np.quantile(draws, [tail, 1 - tail])))
+        assert c.verdict == (1 if c.corrected_lo > 0 else -1 if c.corrected_hi < 0 else 0)
+        assert c.kl_difference is not None
+        assert c.kl_difference.mean == pytest.approx((kl[i] - kl[0]).mean())
+        assert c.kl_difference.hi == pytest.approx(np.quantile(table.draws(kl[i] - kl[0])[1:], 0.975))
+        assert (c.at_kl, c.at_beta, c.num_seeds) == (None, None, 5)
+    assert {c.verdict for c in found} == {-1, 0, 1}
+
+
+def test_a_metric_that_some_seed_lacks_is_not_compared() -> None:
+    whole = [arm("a", kept={"f": [0.5]}), arm("b", kept={"f": [0.6]})]
+    lacking = [arm("a", kept={"f": [0.5]}), arm("b", kept={"f": [0.6]}, certified=None)]
+    found = compare_arms(Table([report(*whole), report(*lacking)], "jokes"))
+    assert {c.metric for c in found} == {"kept after f", "other tasks"}
+
+
+def test_a_kl_that_some_seed_lacks_is_said_of_none() -> None:
+    whole = [arm("a", kept={"f": [0.5]}), arm("b", kept={"f": [0.6]}, kl=None)]
+    assert {c.kl_difference for c in compare_arms(Table([report(*whole)], "jokes"))} == {None}
+
+
+def test_equal_weight_compares_families_with_the_first_of_their_penalty_under_one_beta() -> None:
+    arms = [
+        arm("steered", "old", beta=0.1, target_kl=0.5, other=9.0),
+        arm("old-1", "old", beta=0.1, other=0.1, kl=0.2),
+        arm("old-2", "old", beta=0.2, other=0.2, kl=0.3),
+        arm("new-1", "new", beta=0.1, other=0.5, kl=0.9),
+        arm("new-2", "new", beta=0.2, other=0.8, kl=0.8),
+        arm("new-3", "new", beta=0.3, other=0.9),
+        arm("turned", "reverse old", penalty="reverse", beta=0.1, other=0.3, kl=0.4),
+        arm("turned-new", "reverse new", penalty="reverse", beta=0.1, other=0.35, kl=0.1),
+    ]
+    found = [
+        c
+        for c in compare_arms(Table([report(*arms)], "jokes"))
+        if (c.matched_by, c.metric) == ("beta", "other tasks")
+    ]
+    rows = [
+        (c.a, c.b, c.at_beta, round(c.difference, 9), round(c.kl_difference.mean, 9))
+        for c in found
+        if c.kl_difference
+    ]
+    assert rows == [
+        ("new", "old", 0.1, 0.4, 0.7),
+        ("new", "old", 0.2, 0.6, 0.5),
+        ("reverse new", "reverse old", 0.1, 0.05, -0.3),
+    ]
+    assert {c.at_kl for c in found} == {None}
+
+
+def curves(other: tuple[float, float], seeds: int = 2) -> Table:
+    """Two families: 0.2 + 0.4 KL at KLs 0 and 1, and 0.5 + 0.1 KL at those of `other`; both the same for every seed."""
+    arms = [
+        *(arm(f"old-{kl}", "old", kl=kl, other=0.2 + 0.4 * kl, beta=0.1 + kl) for kl in (1.0, 0.0)),
+        *(arm(f"new-{kl}", "new", kl=kl, other=0.5 + 0.1 * kl, beta=0.2 + kl) for kl in other),
+    ]
+    return Table([report(*arms)] * seeds, "jokes")
+
+
+def test_at_equal_kl_families_are_read_off_their_curves_inside_the_overlap() -> None:
+    found = [c for c in compare_arms(curves((0.2, 2.0))) if (c.matched_by, c.metric) == ("kl", "other tasks")]
+    assert [(c.a, c.b) for c in found] == [("new", "old")] * 3
+    assert [c.at_kl for c in found] == pytest.approx([0.4, 0.6, 0.8])
+    for c in found:
+        assert c.at_kl is not None
+        assert c.difference == pytest.approx(0.3 - 0.3 * c.at_kl)
+        assert (c.lo, c.hi) == pytest.approx((c.difference, c.difference))
+        assert (c.at_beta, c.kl_difference) == (None, None)
+
+
+def test_each_draw_has_a_curve_of_its_own() -> None:
+    """A seed whose values are all 0.3 higher moves both curves: its noise is gone from the difference, not from a curve."""
+    low, high = (
+        report(
+            *(arm(f"old-{kl}", "old", kl=kl, other=up + 0.4 * kl, beta=0.1 + kl) for kl in (0.0, 1.0)),
+            *(arm(f"new-{kl}", "new", kl=kl + up, other=0.5 + up, beta=0.2 + kl) for kl in (0.0, 1.0)),
+        )
+        for up in (0.0, 0.3)
+    )
+    found = [
+        c
+        for c in compare_arms(Table([low, high], "jokes"))
+        if (c.matched_by, c.metric) == ("kl", "other tasks")
+    ]
+    # mean curves: old 0.15 + 0.4 KL on [0, 1], new 0.65 on [0.15, 1.15]
+    assert [c.at_kl for c in found] == pytest.approx([0.3625, 0.575, 0.7875])
+    for c in found:
+        assert c.at_kl is not None
+        assert c.difference == pytest.approx(0.65 - 0.15 - 0.4 * c.at_kl)
+        assert (c.lo, c.hi) == pytest.approx((c.difference, c.difference))
+
+
+def test_the_overlap_is_that_of_the_mean_curves() -> None:
+    noise = np.random.default_rng(2).normal(0, 0.1, (6, 2))
+    reports = [
+        report(
+            *(arm(f"old-{kl}", "old", kl=kl + n, beta=0.1 + kl) for kl in (0.0, 1.0)),
+            *(arm(f"new-{kl}", "new", kl=kl + m, beta=0.2 + kl) for kl in (0.4, 0.8)),
+        )
+        for n, m in noise
+    ]
+    found = {c.at_kl for c in compare_arms(Table(reports, "jokes")) if c.matched_by == "kl"}
+    of_new = noise[:, 1].mean()  # inside the old one's
+    assert sorted(found) == pytest.approx([0.5 + of_new, 0.6 + of_new, 0.7 + of_new])  # type: ignore[type-var]
+    found = {
+        c.at_kl
+        for c in compare_arms(Table([swapped(each) for each in reports], "jokes"))
+        if c.matched_by == "kl"
+    }
+    assert sorted(found) == pytest.approx([0.5 + of_new, 0.6 + of_new, 0.7 + of_new])  # type: ignore[type-var]
+
+
+def swapped(of: Any) -> Any:
+    """The other family first."""
+    return SimpleNamespace(**{**vars(of), "arms": of.arms[2:] + of.arms[:2]})
+
+
+@pytest.mark.parametrize("other", [(1.0, 2.0), (1.5, 2.0)])
+def test_curves_that_do_not_overlap_are_not_compared_at_equal_kl(other: tuple[float, float]) -> None:
+    assert {c.matched_by for c in compare_arms(curves(other))} == {"steps"}
+
+
+def test_a_family_of_one_arm_or_an_unmeasured_kl_has_no_curve() -> None:
+    old = [arm(f"old-{kl}", "old", kl=kl, other=kl, beta=0.1 + kl) for kl in (0.0, 1.0)]
+    lone = Table([report(*old, arm("new", kl=0.5, beta=0.7))], "jokes")
+    assert {c.matched_by for c in compare_arms(lone)} == {"steps"}
+    new = [arm(f"new-{kl}", "new", kl=kl, other=kl, beta=0.3 + kl) for kl in (0.1, 0.9)]
+    assert "kl" in {c.matched_by for c in compare_arms(Table([report(*old, *new)], "jokes"))}
+    new[0]["kl"] = None
+    assert "kl" not in {c.matched_by for c in compare_arms(Table([report(*old, *new)], "jokes"))}
