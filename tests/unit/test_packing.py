@@ -5,13 +5,20 @@ from __future__ import annotations
 from itertools import chain
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frpo.batching import flatten
-from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, split_ranks
+from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, pad_values, split_ranks
+from frpo.types import Sequences
 from tests.support.models import sequences
+
+
+def laid(*pairs: tuple[list[int], list[int]]) -> Sequences:
+    """(prompt, completion) pairs of token ids."""
+    return flatten([(np.array(p, np.int32), np.array(c, np.int32)) for p, c in pairs])
 
 
 @settings(max_examples=80, deadline=None)
@@ -111,3 +118,123 @@ def test_ranks_get_whole_packs_of_about_equal_length() -> None:
     loads = [int(pack_lengths(data, packs)[mine].sum()) for mine in split_ranks(pack_lengths(data, packs), 2)]
     assert max(loads) / min(loads) < 1.15
     assert torch.equal(pad_packs(data, packs).mask.sum(), torch.tensor(data.num_completion_tokens))
+
+
+def test_only_neighbours_with_the_very_same_prompt_share_a_pack() -> None:
+    data = laid(([5, 6], [1]), ([5, 6], [2]), ([5, 7], [3]), ([5, 6], [4]), ([5], [6, 8]), ([5, 6], [8]))
+
+    def packs(rows: list[int], reach: float = 100.0, budget_tokens: int = 100) -> list[list[int]]:
+        found = packs_of(data, np.array(rows), budget_tokens=budget_tokens, reach=reach)
+        return [pack.tolist() for pack in found]
+
+    assert packs([0, 1, 2, 3, 4, 5]) == [[0, 1], [2], [3], [4], [5]]
+    assert packs([5, 3, 1]) == [[5, 3, 1]]  # in the order given
+    assert packs([0, 1, 3], reach=0) == [[0], [1], [3]]
+    nothing = laid(([5], []), ([5], [1]))
+    assert len(packs_of(nothing, np.arange(2), budget_tokens=9, reach=0)) == 2
+    assert packs([0, 1, 3], reach=0.5) == [[0, 1], [3]]  # 1 x 1 <= 0.5 x 2, but not 1 x 2
+    assert packs([0, 1, 3, 5], budget_tokens=4) == [[0, 1], [3, 5]]
+    assert packs([0, 1, 3, 5], budget_tokens=5) == [[0, 1, 3], [5]]
+    assert packs([0, 1], budget_tokens=1) == [[0], [1]]  # each is longer than that
+    assert packs([]) == []
+
+
+def test_a_new_pack_counts_its_completions_from_its_first() -> None:
+    data = laid(*[([5, 6], [1] * 3)] * 5)
+    packs = packs_of(data, np.arange(5), budget_tokens=100, reach=9.0)
+    # 3 tokens join 3 or 6 while 3 n <= 9 x 2
+    assert [pack.tolist() for pack in packs] == [[0, 1, 2], [3, 4]]
+    assert pack_lengths(data, packs).tolist() == [11, 8]
+
+
+def test_micro_batches_go_by_length_and_close_at_the_budget() -> None:
+    def batches(lengths: list[int], budget: int, stretch: float = float("inf")) -> list[list[int]]:
+        return [batch.tolist() for batch in cut_micro_batches(lengths, budget, stretch=stretch)]
+
+    assert batches([3, 1, 2, 2, 9], 6) == [[1, 2, 3], [0], [4]]
+    assert batches([2, 2, 2], 6) == [[0, 1, 2]]
+    assert batches([2, 2, 2], 5) == [[0, 1], [2]]
+    assert batches([7, 8], 5) == [[0], [1]]  # longer than the budget: alone
+    assert batches([], 5) == []
+    enough = [128] * 4 + [256]
+    assert batches(enough, 10_000, stretch=2.0) == [[0, 1, 2, 3, 4]]
+    assert batches(enough, 10_000, stretch=1.99) == [[0, 1, 2, 3], [4]]
+    assert batches([128, 128, 256], 10_000, stretch=1.99) == [[0, 1], [2]]  # 2 x 256 are enough
+    assert batches([128, 128, 255], 10_000, stretch=1.99) == [[0, 1, 2]]
+
+
+def test_ranks_are_dealt_the_longest_first_back_and_forth() -> None:
+    def shares(lengths: list[int], ranks: int) -> list[list[int]]:
+        return [share.tolist() for share in split_ranks(lengths, ranks)]
+
+    assert shares([9, 8, 7, 6], 2) == [[0, 3], [1, 2]]
+    assert shares([6, 7, 8, 9], 2) == [[0, 3], [1, 2]]
+    assert shares([10, 20, 30, 40, 50, 60, 70], 3) == [[0, 1, 6], [2, 5], [3, 4]]
+    assert shares([5, 5, 5, 5, 5], 2) == [[0, 3, 4], [1, 2]]  # of equal ones the earlier comes first
+    assert shares([5, 3], 1) == [[0, 1]]
+    assert shares([5], 3) == [[0], [], []]
+
+
+def test_of_equal_lengths_the_earlier_comes_first_however_many_there_are() -> None:
+    lengths = [2, 1] * 20
+    assert cut_micro_batches(lengths, 1000)[0].tolist() == [*range(1, 40, 2), *range(0, 40, 2)]
+    odd, even = split_ranks([7] * 40, 2)
+    assert odd.tolist() == [i for i in range(40) if i % 4 in (0, 3)]
+    assert even.tolist() == [i for i in range(40) if i % 4 in (1, 2)]
+
+
+def test_values_are_padded_with_zeros_behind_their_completions() -> None:
+    data = laid(([1, 2, 3], [4]), ([1], [5, 6, 7]), ([1, 2], [8, 9]))
+    values = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], np.float32)
+    padded = pad_values(values, data, np.array([2, 0, 1]), 4)
+    assert padded.dtype == torch.float32
+    np.testing.assert_array_equal(
+        padded, np.array([[0.5, 0.6, 0, 0], [0.1, 0, 0, 0], [0.2, 0.3, 0.4, 0]], np.float32)
+    )
+
+
+def test_a_pack_may_begin_anywhere_and_hold_many_completions() -> None:
+    data = laid(([1], [2]), ([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12]), ([5, 6, 7], [13]))
+    batch = pad_packs(data, [np.array([0]), np.array([3, 1, 2])])
+    assert batch.tokens.tolist() == [[1, 2, 0, 0, 0, 0, 0, 0, 0], [5, 6, 7, 13, 8, 9, 10, 11, 12]]
+    assert batch.positions is not None
+    assert batch.segments is not None
+    assert batch.positions.tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 3, 4, 3, 4, 5]]
+    assert batch.segments.tolist() == [[0, 1, *[-1] * 7], [0, 0, 0, 1, 2, 2, 3, 3, 3]]
+    assert batch.source.tolist() == [0, 11, 11, 13, 11, 15, 16]
+    assert batch.targets.tolist() == [2, 13, 8, 9, 10, 11, 12]
+    assert batch.mask.int().tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    given = (batch.tokens, batch.positions, batch.segments, batch.source, batch.targets)
+    assert {tensor.dtype for tensor in given} == {torch.int64}
+    assert batch.mask.dtype == torch.bool
+
+
+def test_packs_of_one_sequence_need_neither_positions_nor_segments() -> None:
+    batch = pad_packs(laid(([1, 2], [3]), ([4], [5, 6])), [np.array([1]), np.array([0])])
+    assert batch.tokens.tolist() == [[4, 5, 6], [1, 2, 3]]
+    assert (batch.positions, batch.segments, batch.visible()) == (None, None, None)
+    assert batch.source.tolist() == [0, 1, 4]
+
+
+def test_an_empty_completion_is_predicted_by_nothing() -> None:
+    batch = pad_packs(laid(([1, 2], []), ([1, 2], [3])), [np.array([0, 1])])
+    assert batch.source.tolist() == [1]
+    assert batch.targets.tolist() == [3]
+    assert batch.mask.tolist() == [[False], [True]]
+
+
+@pytest.mark.long
+def test_the_blocks_of_flex_attention_are_the_mask_itself() -> None:
+    batch = pad_packs(laid(([5, 6], [7]), ([5, 6], [8, 9]), ([4], [3])), [np.array([0, 1]), np.array([2])])
+    blocks, visible = batch.blocks(), batch.visible()
+    assert visible is not None
+    assert blocks.shape == (2, 1, 5, 5)
+    at = torch.meshgrid(*(torch.arange(size) for size in blocks.shape), indexing="ij")
+    assert torch.equal(blocks.mask_mod(*at), visible)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_a_batch_goes_to_the_device_that_was_asked_for(rows: list[int]) -> None:
+    batch = pad_packs(laid(([1], [2]), ([1], [3])), [np.array(rows)], "meta")
+    tensors = [batch.tokens, batch.positions, batch.segments, batch.source, batch.targets, batch.mask]
+    assert {str(tensor.device) for tensor in tensors if tensor is not None} == {"meta"}
