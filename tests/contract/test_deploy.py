@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from itertools import chain
 from pathlib import Path
@@ -302,3 +303,61 @@ def test_a_service_takes_nothing_from_another(
         with pytest.raises(ConfigError) as error:
             deploy.service.refuse_if_taken(config)
         assert str(error.value).startswith(said)
+
+
+class Replica:
+    """What Serve's handle of a reward does at each call: raise, or answer one part per item."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = list(answers)
+        self.score = self
+
+    async def remote(self, items: list[Any]) -> list[Any]:
+        answer = self.answers.pop(0)
+        if answer is not None:
+            raise answer
+        return [(1.0, None) for _ in items]
+
+
+@pytest.mark.parametrize("kind", ["queue", "died", "failed"])
+def test_a_full_queue_is_told_at_once_and_only_a_dead_replica_is_asked_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.serve.exceptions import BackPressureError
+
+    import deploy.service
+    from frpo.service.app import Overloaded, Unavailable
+
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    rewards = [{"kind": "function", "name": "brief", "function": "frpo.rewards:length"}]
+    backend = deploy.service.Handles.__new__(deploy.service.Handles)
+    backend.config = ServiceConfig.model_validate(
+        {"rewards": rewards, "replicas": {"max_queued_requests": 7}}
+    )
+    error = {
+        "queue": BackPressureError(7, 7),
+        "died": RayActorError(),
+        "failed": RayTaskError("score", "traceback", ValueError("secret")),
+    }[kind]
+    replica = Replica(error, None)
+    backend.handles = {"brief": replica}
+    if kind == "died":
+        assert asyncio.run(backend._ask("brief", [None, None])) == [(1.0, None)] * 2
+        assert len(waits) == 1
+        return
+    said = {
+        "queue": "7 requests wait for the reward 'brief' (replicas.max_queued_requests)",
+        "failed": "the reward 'brief' failed: ValueError",
+    }
+    with pytest.raises((Overloaded, Unavailable)) as raised:
+        asyncio.run(backend._ask("brief", [None]))
+    assert str(raised.value) == said[kind]
+    assert isinstance(raised.value, Overloaded) == (kind == "queue")
+    assert waits == []
+    assert replica.answers == [None]  # it was asked once
