@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -q
 ONE_GPU := --set rollout.num_gpus=1 --set rollout.sleep=true --set rollout.gpu_memory_utilization=0.5 --set rollout.enforce_eager=true \
 	--set learner.num_gpus=1 --set reference.num_gpus=1 --set evaluate.num_gpus=1
 
-.PHONY: install demo lint docs check test test-all test-gpu test-integrations
+.PHONY: install demo lint docs check test test-all test-gpu test-integrations mutants
 
 install:
 	@deploy/install.sh
@@ -45,3 +45,8 @@ test-integrations: install
 	deploy/install.sh .venv-verl verl
 	.venv-verl/bin/python -m pytest -q tests/integrations/test_verl.py
 	$(PYTEST) tests/integrations
+
+# Which changes of the numbers' code no test notices: a quarter of an hour. tests/mutants.md lists those that may live
+mutants: install
+	$(PY) -m uv pip install --quiet --python $(PY) --editable ".[mutants]"
+	$(PY) tests/mutants.py
