@@ -1,9 +1,11 @@
-"""Which changes of the code would no test notice? `make mutants`: mutmut makes the changes, forks of one process test them.
+"""Which changes of the code would no test notice? `make mutants`: mutmut makes them, forks of one process test
+them.
 
-The modules of `[tool.mutmut]` are written into mutants/, every function with all its mutants beside it, and the tests with
-them. One pytest collects the tests and runs each once, to see which functions it reaches and what it costs. Then every mutant
-has a fork of that process, which runs the tests that reach its function, the cheapest first, until one fails. (`mutmut run` does
-the same, but starts pytest anew in each fork and knows no order: ten times as long.)
+The modules of `[tool.mutmut]` are written into mutants/, every function with all its mutants beside it, and
+the tests with them. One pytest collects the tests and runs each once, to see which functions it reaches and
+what it costs. Then every mutant has a fork of that process, which runs the tests that reach its function, the
+cheapest first, until one fails. (`mutmut run` does the same, but starts pytest anew in each fork and knows no
+order: ten times as long.)
 
     python tests/mutants.py                        # all
     python tests/mutants.py frpo/packing.py --tests tests/unit/test_packing.py
