@@ -1,4 +1,4 @@
-"""The figures of an evaluation and of a certificate: by hand, or within what theory says of known distributions."""
+"""The figures of an evaluation and of a certificate: by hand, or within what theory says of the draws."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from frpo.evaluation import (
     mean_reward,
 )
 from frpo.records import Estimate, Evaluation
+from frpo.stops import RunStopped
 from frpo.types import Completion, Floats, Group, Prompt, Reward, Sampling
 from tests.support.fakes import ANSWERS, FakeEngine, FakeLearner, FakeRewards, Now, config
 
@@ -52,8 +53,8 @@ class Recorded(FakeEngine):
 
     @property
     def probabilities(self) -> np.ndarray:
-        found: np.ndarray = torch.softmax(self.logits.double(), 0).numpy()
-        return found
+        probabilities: np.ndarray = torch.softmax(self.logits.double(), 0).numpy()
+        return probabilities
 
 
 class Fixed(FakeEngine):
@@ -120,20 +121,20 @@ def prompts_of(tasks: str) -> list[Prompt]:
 
 def test_a_standard_error_is_the_deviation_over_the_root_of_how_many() -> None:
     for values in ([0.0, 1.0], [0.1, 0.5, 0.9, 0.2], [float(i % 7) for i in range(50)]):
-        found = estimate_mean(values)
-        assert found.mean == pytest.approx(mean(values))
-        assert found.se == pytest.approx(stdev(values) / len(values) ** 0.5)
+        estimated = estimate_mean(values)
+        assert estimated.mean == pytest.approx(mean(values))
+        assert estimated.se == pytest.approx(stdev(values) / len(values) ** 0.5)
     assert estimate_mean([0.3]) == Estimate(mean=0.3, se=None)
 
 
 def test_reward_and_kl_are_those_of_the_policy_and_their_errors_those_of_the_draws() -> None:
-    """Of n prompts with k draws each, the mean has the error sqrt(variance / (n k)); the error told of it is known to
-    1 / sqrt(2 (n - 1))."""
+    """Of n prompts with k draws each, the mean has the error sqrt(variance / (n k)); what is told of that
+    error is known to 1 / sqrt(2 (n - 1))."""
     n, k = 200, 32
     engine = Recorded()
     learner = FakeLearner(ObjectiveConfig())
     learner.logits = engine.logits
-    found = measured(
+    evaluation = measured(
         engine,
         FakeRewards(TABLE),
         learner,
@@ -144,8 +145,8 @@ def test_reward_and_kl_are_those_of_the_policy_and_their_errors_those_of_the_dra
     )
     p = engine.probabilities
     for values, estimates in (
-        (np.array(TABLE), [task.reward for task in found.rewards]),
-        (np.log(p * ANSWERS), [task.kl_reference for task in found.rewards]),
+        (np.array(TABLE), [task.reward for task in evaluation.rewards]),
+        (np.log(p * ANSWERS), [task.kl_reference for task in evaluation.rewards]),
     ):
         error = ((p @ values**2 - (p @ values) ** 2) / (n * k)) ** 0.5
         for each in estimates:
@@ -211,23 +212,23 @@ def test_a_prompt_without_any_reward_is_left_out_of_the_mean_and_stands_as_none(
 
 
 def test_lengths_are_the_mean_and_cuts_the_share_of_all_completions() -> None:
-    found = by_hand()
-    assert found.length == pytest.approx(20 / 6)
-    assert found.cut_share == pytest.approx(2 / 6)
+    evaluation = by_hand()
+    assert evaluation.length == pytest.approx(20 / 6)
+    assert evaluation.cut_share == pytest.approx(2 / 6)
 
 
 def test_each_kl_is_to_the_policy_that_it_names_and_adds_up_the_tokens() -> None:
-    found = by_hand(reference=REFERENCE, policy=POLICY, tasks={"b"})
+    evaluation = by_hand(reference=REFERENCE, policy=POLICY, tasks={"b"})
     tokens = {"a": [2], "b": [2, 6]}  # mean length of each prompt's completions
-    for task in found.rewards:
+    for task in evaluation.rewards:
         assert task.kl_reference is not None
         assert task.kl_policy is not None
         assert task.kl_reference.mean == pytest.approx(1.5 * mean(tokens[task.task]))
         assert task.kl_policy.mean == pytest.approx(0.25 * mean(tokens[task.task]))
-    assert found.rewards[1].kl_reference == found.kl_reference
-    assert found.rewards[1].kl_policy == found.kl_policy
-    assert found.kl_policy is not None
-    assert found.kl_policy.se == pytest.approx(0.25 * stdev([2, 6]) / 2**0.5)
+    assert evaluation.rewards[1].kl_reference == evaluation.kl_reference
+    assert evaluation.rewards[1].kl_policy == evaluation.kl_policy
+    assert evaluation.kl_policy is not None
+    assert evaluation.kl_policy.se == pytest.approx(0.25 * stdev([2, 6]) / 2**0.5)
 
 
 def test_a_kl_that_was_not_asked_for_is_none() -> None:
@@ -237,14 +238,47 @@ def test_a_kl_that_was_not_asked_for_is_none() -> None:
     assert by_hand(policy=POLICY, tasks={"other"}).kl_policy is None
     neither = by_hand()
     assert (neither.kl_reference, neither.kl_policy) == (None, None)
-    without = measured(Fixed(GROUPS), ById(REWARDS), None, None, PROMPTS, reference=REFERENCE)
-    assert without.kl_reference is None
+    for trainer, scorer in ((None, None), (InTraining(), None), (None, Saved(reference=-2.0))):
+        without = measured(Fixed(GROUPS), ById(REWARDS), trainer, scorer, PROMPTS, reference=REFERENCE)
+        assert without.kl_reference is None
+
+
+def test_a_kl_that_is_no_number_is_called_by_its_name() -> None:
+    for name, said in (("reference", "the KL to the reference"), ("policy", "the KL to the arm's policy")):
+        scorer = Saved(**{name: float("nan")})
+        with pytest.raises(RunStopped, match=f"^evaluation of arm after crafts at step 0: {said} is nan: "):
+            measured(
+                Fixed(GROUPS),
+                ById(REWARDS),
+                InTraining(),
+                scorer,
+                PROMPTS,
+                downstream="crafts",
+                **{name: Path(name)},
+            )
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [((None, None), "no reason was given"), (("no judge", "no key"), "no judge; no key")],
+)
+def test_a_task_whose_rewards_all_failed_is_told_with_every_reason(
+    errors: tuple[str | None, str | None], said: str
+) -> None:
+    failed = {**REWARDS, 10: Reward(None, {}, errors[0]), 11: Reward(None, {}, errors[1])}
+    with pytest.raises(RunStopped, match=f"all 2 rewards of task 'a' failed: {said}$"):
+        measured(Fixed(GROUPS), ById(failed), None, None, PROMPTS)
 
 
 def test_an_evaluation_says_whose_it_is() -> None:
-    found = by_hand(arm="frpo", downstream="crafts", step=7, downstream_loss=0.25)
-    assert (found.arm, found.downstream, found.step, found.downstream_loss) == ("frpo", "crafts", 7, 0.25)
-    assert 0 <= found.seconds < 60
+    evaluation = by_hand(arm="frpo", downstream="crafts", step=7, downstream_loss=0.25)
+    assert (evaluation.arm, evaluation.downstream, evaluation.step, evaluation.downstream_loss) == (
+        "frpo",
+        "crafts",
+        7,
+        0.25,
+    )
+    assert 0 <= evaluation.seconds < 60
 
 
 def test_samples_are_first_completions_of_prompts_evenly_apart() -> None:
@@ -317,30 +351,38 @@ def test_a_certificate_has_draws_of_its_own_at_temperature_one() -> None:
 
 def test_a_certificate_holds_the_rewards_of_its_task_by_prompt() -> None:
     cfg, objective = certifying(floor=0.1), ObjectiveConfig(estimator=FrpoEstimator(lam=0.5))
-    found = certify(Fixed(GROUPS), ById(REWARDS), PROMPTS, cfg, objective)
-    assert [(c.task, c.failed, c.rewards) for c in found] == [
+    made = certify(Fixed(GROUPS), ById(REWARDS), PROMPTS, cfg, objective)
+    assert [(c.task, c.failed, c.rewards) for c in made] == [
         ("a", 1, ((0.1, 0.7),)),
         ("b", 1, ((0.2, 0.4), (1.0, 0.1))),
     ]
     of_b = [[REWARDS[0], REWARDS[1]], [REWARDS[20], REWARDS[21]]]
-    assert found[1] == make_certificate("b", of_b, cfg.certify, objective, cfg.seed)
-    assert found[1].radius is not None
+    assert made[1] == make_certificate("b", of_b, cfg.certify, objective, cfg.seed)
+    assert made[1].radius is not None
+
+
+def test_the_interval_of_a_certificate_is_resampled_by_the_runs_seed() -> None:
+    cfg = certifying()
+    (made,) = certify(Recorded(), FakeRewards(TABLE), prompts_of("a" * 20), cfg, None)
+    scored = [[Reward(value, {}) for value in row] for row in made.rewards]
+    assert made == make_certificate("a", scored, cfg.certify, None, 7)
+    assert made != make_certificate("a", scored, cfg.certify, None, 8)
 
 
 def test_a_certificate_says_what_it_stands_on() -> None:
     scored = [[Reward(r, {}) for r in row] for row in ((1.0, 0.0, 0.5, 0.5), (0.25, 1.0, 0.75, 1.0))]
     settings = CertifyConfig(floor=-1.0, radii=(0.125, 0.25))
     objective = ObjectiveConfig(estimator=FrpoEstimator(lam=0.5))
-    found = make_certificate("t", scored, settings, objective, 3)
-    assert (found.task, found.floor, found.confidence, found.radii) == ("t", -1.0, 0.95, (0.125, 0.25))
-    assert found.failed == 0
-    assert found.radius is not None
+    made = make_certificate("t", scored, settings, objective, 3)
+    assert (made.task, made.floor, made.confidence, made.radii) == ("t", -1.0, 0.95, (0.125, 0.25))
+    assert made.failed == 0
+    assert made.radius is not None
     divergences = []
     for row in ((1.0, 0.0, 0.5, 0.5), (0.25, 1.0, 0.75, 1.0)):
         weights = np.exp(-np.array(row) / 0.5)
         p = weights / weights.sum()
         divergences.append(float((p * np.log(4 * p)).sum()))
-    assert found.radius == pytest.approx(mean(divergences))
+    assert made.radius == pytest.approx(mean(divergences))
     assert (
         make_certificate("t", scored, settings, ObjectiveConfig(estimator=RlooEstimator()), 3).radius is None
     )
@@ -349,13 +391,13 @@ def test_a_certificate_says_what_it_stands_on() -> None:
 def test_each_bound_of_a_certificate_is_an_end_of_its_interval() -> None:
     rng = np.random.default_rng(0)
     scored = [[Reward(float(r), {}) for r in row] for row in rng.random((10, 32))]
-    found = make_certificate("t", scored, CertifyConfig(radii=(0.1, 0.5)), None, 0)
-    for lo, plug_in, hi, certified in zip(found.lo, found.plug_in, found.hi, found.certified, strict=True):
+    made = make_certificate("t", scored, CertifyConfig(radii=(0.1, 0.5)), None, 0)
+    for lo, plug_in, hi, certified in zip(made.lo, made.plug_in, made.hi, made.certified, strict=True):
         assert 0 < certified < lo < plug_in < hi + 0.02
         assert hi < 1
     other = make_certificate("t", scored, CertifyConfig(radii=(0.1, 0.5)), None, 1)
-    assert (other.certified, other.plug_in) == (found.certified, found.plug_in)
-    assert other.lo != found.lo  # its resampling has the run's seed
+    assert (other.certified, other.plug_in) == (made.certified, made.plug_in)
+    assert other.lo != made.lo  # its resampling has the run's seed
 
 
 def test_only_the_arms_own_radius_stands_on_the_legend() -> None:

@@ -1,4 +1,5 @@
-"""What is logged of a batch, and what the learner gets, by hand: completions of different lengths, cut and failed ones."""
+"""What is logged of a batch, and what the learner gets, by hand: completions of different lengths, some cut
+or failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The certificate's bound and its plug-in's interval, by closed forms: half A chooses, half B bounds, and scales are free."""
+"""The certificate's bound and its plug-in's interval, by closed forms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from scipy.special import xlogy
 
 from frpo.certificate import (
     Point,
+    binomial_upper,
     bootstrap_curve,
     curve_of,
     reward_lower_bound,
@@ -33,8 +34,8 @@ def upper(mean: float, n: int, confidence: float) -> float:
 def test_of_equal_rewards_the_bound_is_that_of_one_bernoulli(
     radius: float, confidence: float, prompts: int, completions: int
 ) -> None:
-    """All rewards s above the floor: z = exp(-s / lam) everywhere, so R >= -lam (log z_up + radius) with the n draws of half
-    B; the best of 61 temperatures is within a few per cent of the best of all."""
+    """All rewards s above the floor: z = exp(-s / lam) everywhere, so R >= -lam (log z_up + radius) with the n
+    draws of half B. The best of 61 temperatures is within a few per cent of the best of all."""
     n = prompts * (completions - completions // 2)
     scale = np.geomspace(0.01, 1e3, 2000)
     best = max(-lam * (np.log(upper(np.exp(-1 / lam), n, confidence)) + radius) for lam in scale[::40])
@@ -42,9 +43,18 @@ def test_of_equal_rewards_the_bound_is_that_of_one_bernoulli(
         -lam * (np.log(upper(np.exp(-1 / lam), n, confidence)) + radius)
         for lam in np.geomspace(0.01, 1e3, 61)
     )
-    found = reward_lower_bound(np.full((prompts, completions), 2.5), radius, floor=0.5, confidence=confidence)
-    assert found == pytest.approx(0.5 + 2 * exact, rel=1e-9)
-    assert found == pytest.approx(0.5 + 2 * best, rel=0.05)
+    bound = reward_lower_bound(np.full((prompts, completions), 2.5), radius, floor=0.5, confidence=confidence)
+    assert bound == pytest.approx(0.5 + 2 * exact, rel=1e-9)
+    assert bound == pytest.approx(0.5 + 2 * best, rel=0.05)
+
+
+def test_an_upper_limit_is_of_shares_and_warns_of_nothing() -> None:
+    means = np.array([-0.1, 0.0, 0.5, 1.0, 1.2])
+    with np.errstate(divide="raise", invalid="raise"):
+        limits = binomial_upper(means, 20, 3.0)
+    assert limits.tolist() == binomial_upper([0.0, 0.0, 0.5, 1.0, 1.0], 20, 3.0).tolist()
+    assert limits[1] == pytest.approx(1 - np.exp(-3 / 20))  # (1 - q)^n = delta
+    assert limits[3] == 1
 
 
 def test_half_a_chooses_and_half_b_alone_bounds() -> None:
@@ -145,8 +155,9 @@ def test_the_plug_in_ends_at_the_least_rewards_and_no_sooner() -> None:
 
 
 def test_a_resampled_mean_has_the_spread_of_prompts_and_of_completions_within_them() -> None:
-    """Of X prompts with replacement, and k completions of each drawn again: var(means) / X + (2 - 1 / X) mean(var) / (k X).
-    A 95 % interval is 2 * 1.96 deviations wide; of 2,000 draws its ends are known to some 2 % of that."""
+    """Of X prompts with replacement, and k completions of each drawn again, the variance is
+    var(means) / X + (2 - 1 / X) mean(var) / (k X). A 95 % interval is 2 * 1.96 deviations wide; of 2,000 draws
+    its ends are known to some 2 % of that."""
     rewards = sample(prompts=20, completions=8)
     prompts, k = rewards.shape
     variance = rewards.mean(1).var() / prompts + (2 - 1 / prompts) * rewards.var(1).mean() / (k * prompts)
@@ -166,8 +177,8 @@ def test_without_spread_inside_prompts_only_their_choice_varies_and_no_radius_ma
 
 
 def test_the_interval_of_many_alike_prompts_closes_in_on_the_plug_in_of_each() -> None:
-    """Completions are many and alike in every prompt, so that resampling moves little: what is left is the grid's error,
-    a thousandth of the range."""
+    """Completions are many and alike in every prompt, so that resampling moves little: what is left is the
+    grid's error, a thousandth of the range."""
     rewards = np.tile(np.repeat([0.0, 0.4, 1.0], [100, 200, 500]), (8, 1))
     for radius in (0.05, 0.5, 1.0):
         lo, hi = bootstrap_curve(rewards, [radius], draws=40)
@@ -194,13 +205,13 @@ def test_a_seed_draws_the_same_resamples() -> None:
 def test_a_curve_is_of_its_grid_seed_and_confidence() -> None:
     rewards = sample()
     radii = [0.0, 0.1, 0.4]
-    found = curve_of(rewards, radii, floor=-0.25, confidence=0.9, draws=50, seed=4)
+    made = curve_of(rewards, radii, floor=-0.25, confidence=0.9, draws=50, seed=4)
     lo, hi = bootstrap_curve(rewards, radii, confidence=0.9, draws=50, seed=4)
-    assert found.radii.tolist() == radii
-    assert (found.lo.tolist(), found.hi.tolist()) == (lo.tolist(), hi.tolist())
-    assert found.plug_in.tolist() == [worst_case_reward(rewards, rho) for rho in radii]
+    assert made.radii.tolist() == radii
+    assert (made.lo.tolist(), made.hi.tolist()) == (lo.tolist(), hi.tolist())
+    assert made.plug_in.tolist() == [worst_case_reward(rewards, rho) for rho in radii]
     each = 1 - 0.1 / 3  # Bonferroni: three at once
-    assert found.certified == pytest.approx(
+    assert made.certified == pytest.approx(
         [reward_lower_bound(rewards, rho, floor=-0.25, confidence=each) for rho in radii]
     )
     plain, given = (

@@ -1,4 +1,5 @@
-"""Comparisons over seeds on made-up reports: by hand where there is no noise, and by what theory says of the draws."""
+"""Comparisons over seeds on made-up reports: by hand where there is no noise, else by what theory says of
+the draws."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from frpo.report.comparisons import certified_within, compare_arms, end_of, kept
 
 
 def arm(name: str, family: str = "", **fields: Any) -> dict[str, Any]:
-    """Settings of an arm, and what it measured: `kl`, `kept` by fine-tune and prompt, `other`, `certified`."""
+    """Settings of an arm, and what it measured: `kl`, `kept` by fine-tune and prompt, `other` and
+    `certified`."""
     given = {
         "penalty": "k3",
         "beta": 0.1,
@@ -99,8 +101,8 @@ def test_an_interval_lies_between_quantiles_of_the_draws_around_the_sample_itsel
 
 
 def test_draws_resample_seeds_and_prompts_with_replacement() -> None:
-    """The variance of a mean of n drawn with replacement is that of the n over n. Of 4,000 draws it is known to
-    sqrt(2 / 4000), 2 %."""
+    """The variance of a mean of n drawn with replacement is that of the n over n. Of 4,000 draws it is known
+    to sqrt(2 / 4000), 2 %."""
     table = table_of(4)
     by_seed = np.array([0.0, 1.0, 3.0, 7.0])
     found = table.draws(by_seed[:, None])
@@ -192,7 +194,7 @@ def test_every_arm_is_compared_with_the_first_as_it_is_with_the_interval_of_its_
         assert (c.lo, c.hi) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
         tail = 0.025 / sizes[c.metric]
         assert (c.corrected_lo, c.corrected_hi) == pytest.approx(tuple(np.quantile(draws, [tail, 1 - tail])))
-        assert c.verdict == (1 if c.corrected_lo > 0 else -1 if c.corrected_hi < 0 else 0)
+        assert c.verdict == int(c.corrected_lo > 0) - int(c.corrected_hi < 0)
         assert c.kl_difference is not None
         assert c.kl_difference.mean == pytest.approx((kl[i] - kl[0]).mean())
         assert c.kl_difference.hi == pytest.approx(np.quantile(table.draws(kl[i] - kl[0])[1:], 0.975))
@@ -242,7 +244,8 @@ def test_equal_weight_compares_families_with_the_first_of_their_penalty_under_on
 
 
 def curves(other: tuple[float, float], seeds: int = 2) -> Table:
-    """Two families: 0.2 + 0.4 KL at KLs 0 and 1, and 0.5 + 0.1 KL at those of `other`; both the same for every seed."""
+    """Two families: 0.2 + 0.4 KL at KLs 0 and 1, and 0.5 + 0.1 KL at those of `other`; the same for every
+    seed."""
     arms = [
         *(arm(f"old-{kl}", "old", kl=kl, other=0.2 + 0.4 * kl, beta=0.1 + kl) for kl in (1.0, 0.0)),
         *(arm(f"new-{kl}", "new", kl=kl, other=0.5 + 0.1 * kl, beta=0.2 + kl) for kl in other),
@@ -262,7 +265,7 @@ def test_at_equal_kl_families_are_read_off_their_curves_inside_the_overlap() -> 
 
 
 def test_each_draw_has_a_curve_of_its_own() -> None:
-    """A seed whose values are all 0.3 higher moves both curves: its noise is gone from the difference, not from a curve."""
+    """A seed whose values are all 0.3 higher moves both curves; their difference has none of that noise."""
     low, high = (
         report(
             *(arm(f"old-{kl}", "old", kl=kl, other=up + 0.4 * kl, beta=0.1 + kl) for kl in (0.0, 1.0)),

@@ -1,7 +1,9 @@
-"""What is drawn comes from the weights that were asked for, and from no cache of others: the worker around a fake engine."""
+"""What is drawn comes from the weights that were asked for, and from no cache of others: the worker around a
+fake engine."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +81,7 @@ def worker_of(llm: FakeLLM) -> RolloutWorker:
 def draw(worker: RolloutWorker, version: int) -> list[tuple[int, int]]:
     """(index, version) of each group."""
     groups = worker.generate(PROMPTS, [4, 5], [40, 50], Sampling(1, 1), version)
-    return [(group.index, group.policy_version) for part in groups for group in part]
+    return [(group.index, group.policy_version) for group in itertools.chain.from_iterable(groups)]
 
 
 def test_the_prefix_cache_is_emptied_before_each_batch(llm: FakeLLM) -> None:

@@ -1,7 +1,8 @@
-"""What a rank of the learner tells of a step, by hand: the worker around an engine whose log-probs are known."""
+"""What a rank of the learner tells of a step, by hand: the worker around an engine of known log-probs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import mean
 from types import SimpleNamespace
@@ -50,13 +51,14 @@ class FakeEngine:
 
 
 def flat(of_token: Any) -> np.ndarray:
-    return np.array([of_token(t) for tokens in TOKENS for t in tokens], np.float32)
+    return np.array([of_token(token) for token in itertools.chain(*TOKENS)], np.float32)
 
 
 def update(
     objective: dict[str, Any], *, updates: int = 1, old: Any = None, reference: Any = None, gap: float = 0.2
 ) -> tuple[UpdateStats, FakeEngine]:
-    """`old` and `reference` are what they give more than the policy to each token; the engine of the rollouts `gap`."""
+    """`old` and `reference` are what they give more than the policy to each token; the engine of the rollouts
+    gives `gap` more."""
     prompts = [np.full(i + 1, 99, np.int32) for i in range(3)]
     sequences = flatten([(p, np.array(t, np.int32)) for p, t in zip(prompts, TOKENS, strict=True)])
 

@@ -178,9 +178,11 @@ def test_ranks_are_dealt_the_longest_first_back_and_forth() -> None:
 def test_of_equal_lengths_the_earlier_comes_first_however_many_there_are() -> None:
     lengths = [2, 1] * 20
     assert cut_micro_batches(lengths, 1000)[0].tolist() == [*range(1, 40, 2), *range(0, 40, 2)]
-    odd, even = split_ranks([7] * 40, 2)
-    assert odd.tolist() == [i for i in range(40) if i % 4 in (0, 3)]
-    assert even.tolist() == [i for i in range(40) if i % 4 in (1, 2)]
+    order = np.array([*range(0, 40, 2), *range(1, 40, 2)])  # longest first
+    at = np.arange(40) % 4
+    first, second = split_ranks(lengths, 2)
+    assert first.tolist() == sorted(order[(at == 0) | (at == 3)])
+    assert second.tolist() == sorted(order[(at == 1) | (at == 2)])
 
 
 def test_values_are_padded_with_zeros_behind_their_completions() -> None:
