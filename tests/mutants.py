@@ -1,5 +1,5 @@
-"""Which changes of the code would no test notice? `make mutants`: mutmut makes them, forks of one process test
-them.
+"""Which changes of the code would no test notice? `make mutants`: mutmut makes them, forks of one process
+test them.
 
 The modules of `[tool.mutmut]` are written into mutants/, every function with all its mutants beside it, and
 the tests with them. One pytest collects the tests and runs each once, to see which functions it reaches and

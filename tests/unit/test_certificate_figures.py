@@ -34,8 +34,8 @@ def upper(mean: float, n: int, confidence: float) -> float:
 def test_of_equal_rewards_the_bound_is_that_of_one_bernoulli(
     radius: float, confidence: float, prompts: int, completions: int
 ) -> None:
-    """All rewards s above the floor: z = exp(-s / lam) everywhere, so R >= -lam (log z_up + radius) with the n
-    draws of half B. The best of 61 temperatures is within a few per cent of the best of all."""
+    """All rewards s above the floor: z = exp(-s / lam) everywhere, so R >= -lam (log z_up + radius) with the
+    n draws of half B. The best of 61 temperatures is within a few per cent of the best of all."""
     n = prompts * (completions - completions // 2)
     scale = np.geomspace(0.01, 1e3, 2000)
     best = max(-lam * (np.log(upper(np.exp(-1 / lam), n, confidence)) + radius) for lam in scale[::40])
@@ -156,8 +156,8 @@ def test_the_plug_in_ends_at_the_least_rewards_and_no_sooner() -> None:
 
 def test_a_resampled_mean_has_the_spread_of_prompts_and_of_completions_within_them() -> None:
     """Of X prompts with replacement, and k completions of each drawn again, the variance is
-    var(means) / X + (2 - 1 / X) mean(var) / (k X). A 95 % interval is 2 * 1.96 deviations wide; of 2,000 draws
-    its ends are known to some 2 % of that."""
+    var(means) / X + (2 - 1 / X) mean(var) / (k X). A 95 % interval is 2 * 1.96 deviations wide; of 2,000
+    draws its ends are known to some 2 % of that."""
     rewards = sample(prompts=20, completions=8)
     prompts, k = rewards.shape
     variance = rewards.mean(1).var() / prompts + (2 - 1 / prompts) * rewards.var(1).mean() / (k * prompts)

@@ -1,4 +1,4 @@
-"""The objective where only one number is right: small groups, far rewards, denominators and masks, by hand."""
+"""The objective where only one number is right: small groups, far rewards, denominators, masks, by hand."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def test_the_kl_aimed_at_rises_to_its_target_over_half_the_steps(done: float, ai
 
 
 def simulated(steps: int = 200) -> np.ndarray:
-    """KLs of a policy with inertia, as shares of the target: the reward pulls it away, beta times its KL pulls
-    it back."""
+    """KLs of a policy with inertia, as shares of the target: the reward pulls it away, beta times its KL
+    pulls it back."""
     state = begin_steering(ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, target_kl=TARGET))
     kls, speed = [0.0], 0.0
     for step in range(steps):
