@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import itertools
 import os
 import re
 import resource
@@ -202,7 +203,8 @@ def main() -> int:
     last = SURVIVORS.read_text().splitlines() if chosen.again else []
 
     copy_repository()
-    mutants = [mutant for file in chosen.files for mutant in write_mutants(file)][:: chosen.every]
+    written = [write_mutants(file) for file in chosen.files]
+    mutants = list(itertools.chain.from_iterable(written))[:: chosen.every]
     if chosen.again:
         mutants = [mutant for mutant in mutants if mutant.name in last and mutant.change not in known]
 

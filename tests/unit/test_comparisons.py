@@ -3,6 +3,7 @@ the draws."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from statistics import mean, pvariance
@@ -50,8 +51,7 @@ def report(*arms: dict[str, Any]) -> Any:
                 after=estimate(mean(v for v in values if v is not None)),
                 per_prompt=values if task == "jokes" else [9.0],
             )
-            for name, values in a["kept"].items()
-            for task in ("sums", "jokes")
+            for (name, values), task in itertools.product(a["kept"].items(), ("sums", "jokes"))
         ]
         rewards = [reward("jokes", 9.0), reward("sums", a["other"])]
         evaluation = SimpleNamespace(kl_reference=estimate(a["kl"]), rewards=rewards)

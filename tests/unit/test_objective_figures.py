@@ -8,31 +8,42 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from frpo.objective import (
     Denominators,
     Groups,
     Grpo,
     Rloo,
+    Surrogate,
     TokenTerms,
     lam_of_radius,
     non_monotone_share,
     policy_loss,
     tilted_weights,
 )
-from tests.unit.test_objective import SURROGATE, advantages, rewards
+
+SURROGATE = Surrogate(
+    beta=0.1, ratio="token", clip_low=0.2, clip_high=0.3, importance_cap=2.0, aggregation="sum"
+)
+
+
+def rewards(groups: int = 5, k: int = 8) -> Tensor:
+    return torch.rand(groups, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def test_each_group_is_divided_by_its_own_deviation() -> None:
     r = torch.tensor([[0.0, 1.0], [0.2, 0.8], [0.0, 2e-6]], dtype=torch.float64)
     spread = torch.tensor([0.5**0.5, 0.18**0.5, 2e-12**0.5], dtype=torch.float64)  # of n - 1 = 1
     expected = (r - r.mean(1, keepdim=True)) / (spread + 1e-6)[:, None]
-    torch.testing.assert_close(advantages(Grpo(normalize_std=True), r), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        Grpo(normalize_std=True).advantages(Groups.of(r)), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_of_two_completions_each_is_compared_with_the_other() -> None:
     r = torch.tensor([[0.0, 1.0], [0.7, 0.4]], dtype=torch.float64)
-    torch.testing.assert_close(advantages(Rloo(), r), r - r.flip(1))
+    torch.testing.assert_close(Rloo().advantages(Groups.of(r)), r - r.flip(1))
 
 
 def test_rewards_far_from_zero_are_tilted_by_the_same_digits() -> None:
