@@ -54,7 +54,7 @@ class Mutant:
     name: str
     """As mutmut knows it: frpo.objective.x_tilt__mutmut_3."""
     change: str
-    """As tests/mutants.md lists it: objective.tilt: `old line` → `new line`."""
+    """As tests/mutants.md lists it: objective.measure_tilt: `old line` → `new line`."""
 
     @property
     def function(self) -> str:
