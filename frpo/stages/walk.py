@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,7 @@ from frpo import cluster, report, rundir
 from frpo.config import Config
 from frpo.harness import tasks_of
 from frpo.metrics import RunLog
+from frpo.outline import list_stages
 from frpo.roles import Team
 from frpo.stages.folders import Standing, supersede
 from frpo.stages.inputs import Inputs, resolve_testbed
@@ -37,6 +39,7 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
         )
     else:
         resolved = resolve_testbed(config)
+        found = with_stages_of(resolved, found)
         with log.waiting("reading the data"):
             inputs = Inputs(resolved, log)
             inputs.read_ahead([s.stage for s in found if s.state != "done"])
@@ -52,3 +55,9 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
                     work.do(standing)
     page = report.build_report(config.folder)
     log.note(f"Report: {page}")
+
+
+def with_stages_of(resolved: Config, found: Sequence[Standing]) -> list[Standing]:
+    """The same, each stage with the paths of what its recipe calls by name."""
+    stages = {stage.name: stage for stage in list_stages(resolved)}
+    return [replace(standing, stage=stages[standing.stage.name]) for standing in found]

@@ -160,6 +160,20 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         run(config, look_at_stages(config), log, never)
 
 
+def test_every_stage_of_the_testbed_is_read_by_the_paths_of_its_files(tmp_path: Path) -> None:
+    """A recipe calls them by name; what lies behind is written by the run."""
+    config = load_recipe(Path(TESTBED), ()).model_copy(update={"run_dir": tmp_path / "run"})
+
+    class Started(Exception):
+        pass
+
+    def start(*_: Any) -> Any:
+        raise Started
+
+    with RunLog(tmp_path / "run", config) as log, pytest.raises(Started):
+        run(config, look_at_stages(config), log, start)
+
+
 def test_examples_of_two_fine_tunes_are_read_once_and_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
