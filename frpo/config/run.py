@@ -141,6 +141,30 @@ class CheckpointConfig(Section):
     """Checkpoints of best validation reward kept besides."""
 
 
+def _arm_of_run(data: dict[str, Any], arm: Any) -> Any:
+    """An arm as it was written, with the run's objective and learner below its own fields."""
+    if not isinstance(arm, dict):
+        return arm
+    whole = dict(arm)
+    for part, merge in (("objective", merged_objective), ("learner", _merged_learner)):
+        default, own = _given(data, part), _given(arm, part)
+        if isinstance(default, dict) and isinstance(own, dict):
+            whole[part] = merge(default, own)
+    return whole
+
+
+def _task_of_run(data: dict[str, Any], task: Any) -> Any:
+    """A downstream rl as it was written, with the run's learner below its own."""
+    default = data.get("learner")
+    if not isinstance(task, dict) or task.get("kind") != "rl" or not isinstance(default, dict):
+        return task
+    own = _given(task, "learner")
+    if not isinstance(own, dict):
+        return task
+    default = {name: value for name, value in default.items() if name != "stop_at_reward"}
+    return {**task, "learner": _merged_learner(default, own)}
+
+
 class Config(Section):
     name: Annotated[str, NOTHING] = Field(pattern=NAME)
     """Name of the run; its folder is runs/<name> unless run_dir says otherwise."""
@@ -198,29 +222,10 @@ class Config(Section):
         if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
             return data
         refuse_workers(data)
-        arms = []
-        for arm in data["arms"]:
-            if isinstance(arm, dict):
-                arm = dict(arm)
-                for part, merge in (("objective", merged_objective), ("learner", _merged_learner)):
-                    default, own = _given(data, part), _given(arm, part)
-                    if isinstance(default, dict) and isinstance(own, dict):
-                        arm[part] = merge(default, own)
-            arms.append(arm)
-        found = {**data, "arms": arms}
-        if isinstance(data.get("downstream"), list | tuple) and isinstance(
-            learner := data.get("learner"), dict
-        ):
-            learner = {k: v for k, v in learner.items() if k != "stop_at_reward"}
-            found["downstream"] = [
-                {**d, "learner": {**_without_workers(learner), **own}}
-                if isinstance(d, dict)
-                and d.get("kind") == "rl"
-                and isinstance(own := _given(d, "learner"), dict)
-                else d
-                for d in data["downstream"]
-            ]
-        return found
+        inherited = {**data, "arms": [_arm_of_run(data, arm) for arm in data["arms"]]}
+        if isinstance(data.get("downstream"), list | tuple):
+            inherited["downstream"] = [_task_of_run(data, task) for task in data["downstream"]]
+        return inherited
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -23,8 +23,10 @@ from frpo.stages.work import Work
 TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
-def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team) -> None:
-    """Do what is not done yet, and write the report. `found` is how the stages stand
+def run(
+    config: Config, standings: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team
+) -> None:
+    """Do what is not done yet, and write the report. `standings` is how the stages stand
     (`folders.look_at_stages`).
 
     `team_of` gives the actors: started here, or those of an earlier run of the same shape. Raises ConfigError
@@ -33,22 +35,23 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
     # the driver computes little, and OpenMP's idle threads spin on cores that workers need
     torch.set_num_threads(1)
     rundir.write_description(config.folder, config)
-    if all(s.state == "done" for s in found):
+    if all(s.state == "done" for s in standings):
         log.note(
-            f"Finished already: all {len(found)} stages in {config.folder} were made from this configuration."
+            f"Finished already: all {len(standings)} stages in {config.folder} were made from this "
+            "configuration."
         )
     else:
         resolved = resolve_testbed(config)
-        found = with_stages_of(resolved, found)
+        standings = with_stages_of(resolved, standings)
         with log.waiting("reading the data"):
             inputs = Inputs(resolved, log)
-            inputs.read_ahead([s.stage for s in found if s.state != "done"])
+            inputs.read_ahead([s.stage for s in standings if s.state != "done"])
             if resolved.harness:
                 tasks_of(resolved.harness)
         with team_of(resolved, log) as team:
-            supersede(config, found, log)
+            supersede(config, standings, log)
             work = Work(resolved, team, log, inputs)
-            for standing in found:
+            for standing in standings:
                 if standing.state == "done":
                     log.note(f"{standing.stage.name}: finished before, skipped")
                 else:
@@ -57,7 +60,7 @@ def run(config: Config, found: Sequence[Standing], log: RunLog, team_of: TeamOf 
     log.note(f"Report: {page}")
 
 
-def with_stages_of(resolved: Config, found: Sequence[Standing]) -> list[Standing]:
+def with_stages_of(resolved: Config, standings: Sequence[Standing]) -> list[Standing]:
     """The same, each stage with the paths of what its recipe calls by name."""
     stages = {stage.name: stage for stage in list_stages(resolved)}
-    return [replace(standing, stage=stages[standing.stage.name]) for standing in found]
+    return [replace(standing, stage=stages[standing.stage.name]) for standing in standings]
