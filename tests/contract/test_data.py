@@ -122,6 +122,7 @@ def inputs(folder: Path, *sets: str) -> tuple[Inputs, str]:
     return opened, (folder / "run.log").read_text()
 
 
+@pytest.mark.long
 def test_a_run_counts_what_is_trained_and_held_out_and_refuses_too_much(tmp_path: Path) -> None:
     trained = [p.text for p in inputs(tmp_path / "own")[0].train][:3]
     assert "held-out prompts are training prompts" not in (tmp_path / "own" / "run.log").read_text()

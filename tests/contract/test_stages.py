@@ -117,6 +117,7 @@ def test_data_files_count_by_content(tmp_path: Path) -> None:
     assert inputs[0]["rlhf/frpo"] != inputs[1]["rlhf/frpo"]
 
 
+@pytest.mark.long
 def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
     attack = "attack={radii: [0.2], num_steps: 5, mix: {harmful: 1.0}}"
     assert digests_of(load_recipe(TESTBED, (attack,))) != digests_of(
@@ -139,6 +140,7 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
                 Inputs(wrong, log)
 
 
+@pytest.mark.long
 def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
     resolved = [
         resolve_testbed(load_recipe(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)

@@ -231,6 +231,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb_and_a_superseded_one_doe
     assert (tmp_path / "superseded" / "now" / "wandb.id").read_text() == ids[0]
 
 
+@pytest.mark.long
 def test_curves_of_steps_that_are_done_again_show_once(tmp_path: Path, cfg: Config) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -256,6 +256,7 @@ def altered(adapter: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
 
+@pytest.mark.long
 def test_every_key_of_the_adapter_is_used_or_named(base: Path, tmp_path: Path) -> None:
     def write() -> Path:
         return write_adapter(tmp_path / "adapter", base, lora(modules_to_save=["lm_head"]))

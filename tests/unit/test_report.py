@@ -118,6 +118,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
     assert collect_report(run).zero_line == 0.0
     file = next(run.glob("downstream/*/*/done.json"))
@@ -294,6 +295,7 @@ def test_a_sweep_of_runs_without_a_kl_to_the_reference(run: Path) -> None:
     assert "NaN" not in (run / "sweep" / "sweep.json").read_text()
 
 
+@pytest.mark.long
 def test_the_page_says_which_stages_taught_little(run: Path) -> None:
     assert collect_report(run).warnings == ()
     with RunLog(run, load_recipe(ROOT / "recipes" / "testbed.yaml")) as log:
@@ -307,6 +309,7 @@ def test_the_page_says_which_stages_taught_little(run: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_rows_and_results_of_older_versions(run: Path) -> None:
     """NaN in metrics.jsonl is drawn as nothing; a result with NaN is none."""
     with (run / "metrics.jsonl").open("a") as file:
@@ -366,6 +369,7 @@ def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Pat
     assert "0.200 ± 0.098" in report.build_report(run).read_text()
 
 
+@pytest.mark.long
 def test_a_run_without_downstream_still_reports(run: Path) -> None:
     import shutil
 

@@ -63,6 +63,7 @@ def test_other_groups_are_scored_while_one_hangs(file: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_function_gets_the_conversation_the_tokens_and_the_step(file: Path) -> None:
     from actors.reward import RewardWorker
 

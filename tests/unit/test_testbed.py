@@ -79,6 +79,7 @@ def test_a_batch_sees_the_harmless_families_alike() -> None:
     assert max(counts.values()) / min(counts.values()) < 1.35
 
 
+@pytest.mark.long
 def test_a_base_that_refuses_more(tmp_path: Path) -> None:
     file = testbed.file_behind("testbed:base?refusal=0.9", tmp_path, 1)
     rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
