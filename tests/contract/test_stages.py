@@ -13,6 +13,7 @@ from frpo.metrics import RunLog
 from frpo.outline import Stage, list_stages
 from frpo.prompts import PromptStream
 from frpo.recipe import load_recipe
+from frpo.stages import graph
 from frpo.stages.graph import made_from
 from frpo.stages.inputs import Inputs, resolve_testbed
 
@@ -153,3 +154,20 @@ def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) 
         ConfigError, match="testbed:nothing: the testbed has no such data; it has base, prompts"
     ):
         digests_of(load_recipe(TESTBED, ("data.train.0.path=testbed:nothing",)))
+
+
+def test_what_a_stage_is_made_from_is_told_by_the_paths_of_the_recipe() -> None:
+    config = load_recipe(TESTBED)
+    made = {stage.name: made for stage, made in made_from(config, Digests(config.folder))}
+    assert made["base"].below == ""
+    arm = made["rlhf/frpo"]
+    assert arm.below == made["base"].digest
+    assert arm.values["rollout.group_size"] == config.rollout.group_size
+    assert arm.values["arms.frpo.objective.estimator.lam"] == 0.5
+    assert "arms.grpo.objective.beta" not in arm.values
+    assert arm.named["data.train.0.path"] == "testbed:prompts"
+    assert set(arm.named) <= set(arm.values)
+
+
+def test_the_order_of_fields_changes_no_digest() -> None:
+    assert graph._digest_of("", {"a": 1, "b": 2}) == graph._digest_of("", {"b": 2, "a": 1})

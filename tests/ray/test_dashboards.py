@@ -60,7 +60,7 @@ def queries() -> list[str]:
 
 
 def test_the_board_is_what_its_builder_builds() -> None:
-    assert json.loads(board_module().board()) == json.loads((GRAFANA / "frpo.json").read_text())
+    assert json.loads(board_module().board_json()) == json.loads((GRAFANA / "frpo.json").read_text())
     assert len(queries()) >= 30
 
 

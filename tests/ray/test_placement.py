@@ -59,8 +59,8 @@ def seen(config: Config) -> Cards:
         }
         for handle in chain.from_iterable(handles.values()):
             ray.kill(handle)
-    every_card = chain.from_iterable(chain.from_iterable(found.values()))
-    first = min(chain.from_iterable(every_card), default=0)
+    of_workers = chain.from_iterable(found.values())
+    first = min(chain.from_iterable(of_workers), default=0)
     return {role: [tuple(c - first for c in card) for card in cards] for role, cards in found.items()}
 
 
