@@ -71,8 +71,9 @@ def test_metrics_have_each_step_once_and_the_engines_agree(whole: Path) -> None:
         rows = read_steps(whole, f"rlhf/{arm}")
         assert [r.step for r in rows] == list(range(1, 7))
         assert max(r.update.mismatch_kl for r in rows) < 1e-6
-        assert all(r.update.kl is not None and np.isfinite(r.update.loss) and r.grad_norm > 0 for r in rows)
-        assert rows[0].kl == pytest.approx(0, abs=1e-3)
+        updates = [row.update for row in rows]
+        assert all(u.kl is not None and np.isfinite(u.loss) and u.grad_norm > 0 for u in updates)
+        assert updates[0].kl == pytest.approx(0, abs=1e-3)
 
 
 def test_the_report_is_made_from_the_run(whole: Path) -> None:
@@ -81,7 +82,8 @@ def test_the_report_is_made_from_the_run(whole: Path) -> None:
     assert "one seed" in page.lower()
     assert "grpo" in page
     assert "frpo" in page
-    assert report
+    assert [arm["name"] for arm in report["arms"]] == ["grpo", "frpo"]
+    assert report["training"][1]["steps"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_final_policies_load_directly(whole: Path) -> None:
