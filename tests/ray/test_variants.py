@@ -116,7 +116,7 @@ def test_radius_mode_certificate_attack_benchmarks_and_rl_downstream(tmp_path: P
     assert sampled < greedy["harness/radius"] + 0.05  # the mode answers at least as often as a draw
     steps = read_steps(folder, "rlhf/radius")
     assert all(r.batch.lam and r.batch.radius is not None and r.batch.effective_samples for r in steps)
-    assert len({r.beta for r in steps}) == 30
+    assert len({r.batch.beta for r in steps}) == 30
     assert {c.task for c in results["certify/radius"].certificates} == {"harmful", "harmless"}
     assert all(len(c.rewards[0]) == 32 and c.radius == 0.3 for c in results["certify/radius"].certificates)
     assert [e.step for e in results["downstream/radius/more"].evaluations] == [0, 3, 6]
