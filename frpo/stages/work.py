@@ -34,7 +34,7 @@ from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
 from frpo.stops import say_too_fast, stop_if_not_finite
-from frpo.types import FinetuneStats, Prompt, StepMetrics
+from frpo.types import FinetuneStats, Prompt, Steering, StepMetrics
 
 if TYPE_CHECKING:  # it reads by transformers
     from frpo.stages.inputs import Inputs
@@ -112,12 +112,8 @@ class Work:
                 measured = len(kept)
                 yield Pause(step, done.last)
                 if done.last or step % config.checkpoint.every == 0:
-                    progress = self.progress(arm.learner, step, kept).model_copy(
-                        update={
-                            "steering": done.steering,
-                            "validation": mean_reward(kept[-1]) if len(kept) > measured else None,
-                        }
-                    )
+                    validation = mean_reward(kept[-1]) if len(kept) > measured else None
+                    progress = self.progress(arm.learner, step, kept, done.steering, validation)
                     checkpoints.begin(progress, lambda aside: team.learner.save(aside / "engine"))
         export_policy(team.learner.export, config.folder / stage.name / "policy")
         team.learner.stop()
@@ -194,13 +190,20 @@ class Work:
         self.log.note(f"{stage.name}: goes on after step {progress.step} of {training.num_steps}")
         return progress
 
-    def progress(self, settings: TrainConfig, step: int, kept: Sequence[Evaluation]) -> Progress:
-        """State of a stage after `step`."""
+    def progress(
+        self,
+        settings: TrainConfig,
+        step: int,
+        kept: Sequence[Evaluation],
+        steering: Steering | None = None,
+        validation: float | None = None,
+    ) -> Progress:
+        """State of a stage after `step`; with the last two where it runs the loop."""
         return Progress(
             step=step,
-            validation=None,
+            validation=validation,
             evaluations=tuple(kept),
-            steering=None,
+            steering=steering,
             num_workers=self.config.learner.num_workers,
             zero_stage=settings.zero_stage,
         )
