@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frpo.config import ArmConfig, Config, DownstreamRl, Section
-from frpo.outline.stage import Data, Heldout, Loop, Stage, Subject, Training, Workbench
+from frpo.config import ArmConfig, DownstreamRl
+from frpo.outline.downstream import DownstreamStage
+from frpo.outline.stage import Data, Loop, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
 @dataclass(frozen=True)
-class Rl(Stage):
-    arm: ArmConfig
+class Rl(DownstreamStage):
     task: DownstreamRl
 
-    @property
-    def name(self) -> str:
-        return f"downstream/{self.arm.name}/{self.task.name}"
-
-    @property
-    def stands_on(self) -> str:
-        return f"rlhf/{self.arm.name}"
-
-    def sections(self) -> Mapping[str, Section]:
-        return {f"downstream.{self.task.name}": self.task}
-
     def data(self) -> Sequence[Data]:
-        return (Data(f"downstream.{self.task.name}.data", self.task.data),)
+        return (Data(f"{self.field}.data", self.task.data),)
 
     def training(self) -> Training:
         learner = self.task.learner
-        return Training(
-            f"downstream.{self.task.name}.learner", learner, learner.num_steps, self.task.objective
-        )
-
-    def num_measured(self, config: Config, heldout: Heldout) -> int:
-        return heldout.evaluated(config, times=len({0, *self.task.marks, self.task.num_steps}))
+        return Training(f"{self.field}.learner", learner, learner.num_steps, self.task.objective)
 
     def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
