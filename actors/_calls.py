@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
@@ -78,6 +79,9 @@ class RemoteCall(Generic[T]):
 
     def ready(self) -> bool:
         return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def on_ready(self, call: Callable[[], None]) -> None:
+        self._reference.future().add_done_callback(lambda _: call())
 
     def result(self) -> T:
         """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed;
@@ -198,8 +202,8 @@ class Actors(Generic[W]):
         self.role, self.handles, self.timeout_s, self.restarts = role, tuple(handles), timeout_s, restarts
         self.turn: Callable[[], None] = lambda: None
         """Called before each call: takes the GPU over where roles share one."""
-        self.when_back: Callable[[], object] = lambda: None
-        """Called when an actor was restarted, before it is called again."""
+        self.when_back: Callable[[int], object] = lambda _: None
+        """Called with the index of an actor that was restarted, before it is called again."""
 
     def __len__(self) -> int:
         return len(self.handles)
@@ -230,7 +234,7 @@ class Actors(Generic[W]):
             request,
             timeout_s=self.timeout_s,
             restarts=self.restarts,
-            when_back=self.when_back,
+            when_back=partial(self.when_back, index),
         )
 
     def call_beside(self, index: int, method: Callable[[W], T], timeout_s: float) -> RemoteCall[T]:
@@ -239,8 +243,22 @@ class Actors(Generic[W]):
             self.name(index), self.handles[index], Request(method.__name__), timeout_s=timeout_s
         )
 
+    def submit(
+        self,
+        index: int,
+        method: Callable[Concatenate[W, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> ObjectRef[T]:
+        """The bare answer of a coroutine. Takes no turn and is not submitted again."""
+        return Request[T](method.__name__, args, kwargs).submit(self.handles[index])
+
     def stream(
-        self, index: int, method: Callable[Concatenate[W, P], Iterator[T]], *args: P.args, **kwargs: P.kwargs
+        self,
+        index: int,
+        method: Callable[Concatenate[W, P], AsyncIterator[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Iterator[ObjectRef[T]]:
         """What a generator yields there, one by one; `ray.wait` takes the iterator too. Takes no turn and is
         not submitted again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from actors._calls import wait_all
@@ -48,7 +47,7 @@ class GroupPublisher:
         sending = ranks.submit_all(TrainWorker.pack)
         self.rollouts.receive(self.parcel, policy_version)
         wait_all(sending)
-        self.rollouts.actors.when_back = partial(self.publish, policy_version)
+        self.rollouts.actors.when_back = lambda _: self.publish(policy_version)
         return self.parcel.num_bytes
 
     def _form_group(self) -> None:

@@ -6,7 +6,6 @@ its process, so nothing else may live there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from actors._vllm import engine_settings, export_stats, lora_settings, wait_for_
 from actors.transport import group
 from frpo import hub, policies, saved
 from frpo.config import ConfigError, ModelConfig, RolloutConfig
-from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences
+from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, Ticket
 
 
 class WeightLoader:
@@ -75,6 +74,11 @@ class Sampler:
         """The saved policy whose weights it runs; None for published ones."""
         self.adapter: Any = None  # comes with the first load_policy
         self.num_adapters = 0
+        self.num_requests = 0
+        self.running: set[str] = set()
+        """Names of requests."""
+        self.finished: dict[str, Any] = {}
+        """By name, those whose asker has not come for them yet."""
         if rollout.num_gpus > 0 and rollout.sleep:
             wait_for_memory(rollout.gpu_memory_utilization)
         try:
@@ -104,61 +108,64 @@ class Sampler:
             raise
         export_stats(self.llm.llm_engine)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        indices: Sequence[int],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        policy_version: int,
-    ) -> Iterator[tuple[Group, ...]]:
-        """Yield groups as they finish, those of one engine step together.
+    # Requests of several askers run side by side. Each begins its own; whoever steps the engine next runs
+    # all of them, and what is finished waits for its asker.
 
-        The prefix cache is emptied first: what a batch draws then depends on the batch alone, not on what ran
-        before. Raises ValueError naming a prompt that leaves no room for the completion.
-        """
+    def check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+        """Raises ValueError naming a prompt that leaves no room for the completion."""
+        if len(prompt.token_ids) + sampling.max_new_tokens > self.max_model_len:
+            raise ValueError(
+                f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new ones "
+                f"are more than {self.max_model_len}; lower data.max_prompt_tokens or rollout.max_new_tokens"
+            )
+
+    def begin(self, ticket: Ticket, sampling: Sampling, salt: str) -> str:
+        """The name of the request. Prompts share what the engine has computed of them where their salts are
+        equal: what is drawn then depends on nothing that ran before under another salt, or other weights."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        for prompt in prompts:
-            if len(prompt.token_ids) + sampling.max_new_tokens > self.max_model_len:
-                raise ValueError(
-                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new "
-                    f"ones are more than {self.max_model_len}; lower data.max_prompt_tokens or "
-                    "rollout.max_new_tokens"
-                )
-        self.reset_cache()
-        engine = self.llm.llm_engine
-        waiting: dict[str, tuple[int, Prompt]] = {}
-        for prompt, index, seed in zip(prompts, indices, seeds, strict=True):
-            params = SamplingParams(
-                n=sampling.num_completions,
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed,
-                stop=list(sampling.stop) or None,
-                detokenize=bool(sampling.stop),
-                logprobs=0,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            waiting[str(index)] = (index, prompt)
-            engine.add_request(
-                str(index), {"prompt_token_ids": prompt.token_ids.tolist()}, params, lora_request=self.adapter
-            )
-        while waiting:
-            done: list[Any] = [request for request in engine.step() if request.finished]
-            if done:
-                yield tuple(
-                    self._group(*waiting.pop(request.request_id), request.outputs, policy_version)
-                    for request in done
-                )
+        params = SamplingParams(
+            n=sampling.num_completions,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=ticket.seed,
+            stop=list(sampling.stop) or None,
+            detokenize=bool(sampling.stop),
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return self._begin({"prompt_token_ids": ticket.prompt.token_ids.tolist(), "cache_salt": salt}, params)
 
-    def _group(self, index: int, prompt: Prompt, outputs: Sequence[Any], policy_version: int) -> Group:
+    def _begin(self, prompt: Any, params: Any) -> str:
+        self.num_requests += 1
+        name = str(self.num_requests)
+        self.llm.llm_engine.add_request(name, prompt, params, lora_request=self.adapter)
+        self.running.add(name)
+        return name
+
+    def step(self) -> list[str]:
+        """One step of the engine with all that runs. The names of requests that it finished."""
+        done = [request for request in self.llm.llm_engine.step() if request.finished]
+        names = []
+        for request in done:
+            self.running.discard(request.request_id)
+            self.finished[request.request_id] = request
+            names.append(request.request_id)
+        return names
+
+    def abort(self) -> None:
+        """All that runs."""
+        self.llm.llm_engine.abort_request(list(self.running))
+        self.running.clear()
+
+    def group_of(self, name: str, ticket: Ticket) -> Group:
+        """What a finished request drew."""
+        outputs = self.finished.pop(name).outputs
         ids = [list(output.token_ids) for output in outputs]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        completions = tuple(map(_completion_of, outputs, texts))
-        return Group(index, prompt, completions, policy_version)
+        return Group(ticket.number, ticket.prompt, tuple(map(_completion_of, outputs, texts)))
 
     def logprobs(self, sequences: Sequences) -> Floats:
         """Log-probs of the completion tokens at temperature 1, [sum of completion lengths], by prefill."""
@@ -167,14 +174,23 @@ class Sampler:
     def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
         """The same with each token's rank in the vocabulary: 1 is what greedy decoding takes."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         rows: list[Ints] = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
-        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        prompts: Any = [{"prompt_token_ids": row.tolist()} for row in rows]
-        outputs: Any = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self.adapter)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        names = [self._begin({"prompt_token_ids": row.tolist()}, params) for row in rows]
+        while not self.running.isdisjoint(names):
+            self.step()
         logprobs: list[float] = []
         ranks: list[int] = []
-        for output, tokens, start in zip(outputs, rows, sequences.prompt_lengths, strict=True):
+        for name, tokens, start in zip(names, rows, sequences.prompt_lengths, strict=True):
+            output = self.finished.pop(name)
             for at in range(int(start), len(tokens)):
                 token = output.prompt_logprobs[at][int(tokens[at])]
                 logprobs.append(token.logprob)
@@ -217,17 +233,19 @@ class Sampler:
             )
         if self.weights is None or base.resolve() != self.weights.resolve():
             self._merge(base)
-        self._drop_adapter()
-        self.num_adapters += 1  # vLLM tells adapters, and caches prefixes, by name and number
-        request = LoRARequest(f"policy-{self.num_adapters}", self.num_adapters, str(folder))
+        if self.adapter is None:
+            self.num_adapters += 1  # vLLM tells adapters, and caches prefixes, by name and number
+        name, number = f"policy-{self.num_adapters}", self.num_adapters
+        # in the place of the last one, so that requests that run go on under it
+        fresh = LoRARequest(name, number, str(folder), load_inplace=True)
         try:
-            self.llm.llm_engine.add_lora(request)
+            self.llm.llm_engine.add_lora(fresh)
         except ValueError as error:
             raise ConfigError(
                 f"rollout.lora: vLLM does not serve this adapter ({error}); train in float32 with "
                 "rollout.lora merged"
             ) from None
-        self.adapter = request
+        self.adapter = LoRARequest(name, number, str(folder))
 
     def _merge(self, folder: Path) -> None:
         self._replace("frpo_load_policy", str(folder))
@@ -246,9 +264,9 @@ class Sampler:
     def join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         self.llm.collective_rpc("frpo_join", args=(name, host, port, first_rank, world_size, backend))
 
-    def reset_cache(self) -> None:
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache although no request runs")
+    def label(self, version: int) -> None:
+        """The weights that it runs now: what vLLM says of each token that it draws."""
+        self.llm.llm_engine.set_weight_version(str(version))
 
     def sleep(self) -> None:
         """Free the GPU memory of weights and KV cache; weights wait in host memory."""
@@ -265,9 +283,17 @@ def _completion_of(output: Any, text: str) -> Completion:
     return Completion(
         token_ids=np.array(tokens, dtype=np.int32),
         logprobs=np.array(logprobs, dtype=np.float32),
+        versions=_versions_of(output),
         text=_up_to_stop(text, output),
         finish_reason="length" if output.finish_reason == "length" else "stop",
     )
+
+
+def _versions_of(output: Any) -> Ints:
+    """[T], of the spans that vLLM gives."""
+    spans = output.weight_versions
+    parts = [np.full(span.end - span.start, int(span.version), dtype=np.int32) for span in spans]
+    return np.concatenate(parts)
 
 
 def _up_to_stop(text: str, output: Any) -> str:

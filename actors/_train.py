@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ from actors._blocks import Block, Logprobs
 from actors._calls import Actors, RemoteCall
 from actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
-from frpo.roles import Pending, WorkerFailed
+from frpo.roles import Pending, Running, WorkerFailed
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Group, Sequences, Written
 
@@ -196,9 +196,9 @@ def of_rank_0(answers: Sequence[T | None]) -> T:
 
 
 class OfRank0(Generic[T]):
-    """Calls that end together, with the answer of the first. Implements roles.Pending."""
+    """Calls that end together, with the answer of the first. Implements roles.Running."""
 
-    def __init__(self, calls: Sequence[Pending[T | None]]) -> None:
+    def __init__(self, calls: Sequence[Running[T | None]]) -> None:
         self.calls = calls
 
     def ready(self) -> bool:
@@ -206,6 +206,18 @@ class OfRank0(Generic[T]):
 
     def result(self) -> T:
         return of_rank_0([call.result() for call in self.calls])
+
+    def on_ready(self, call: Callable[[], None]) -> None:
+        """One call after the other."""
+        left = list(self.calls)
+
+        def next_one() -> None:
+            if left:
+                left.pop().on_ready(next_one)
+            else:
+                call()
+
+        next_one()
 
 
 class RanksWriting:

@@ -14,14 +14,15 @@ from ray.actor import ActorHandle
 from actors._blocks import Logprobs
 from actors._calls import put_once
 from actors._gather import Dealt, Gathered
-from actors._train import TrainPool, TrainWorker
+from actors._train import OfRank0, TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
-from frpo.roles import Pending
-from frpo.types import Floats, Group, RolloutBatch, UpdateStats
+from frpo.roles import Pending, Running
+from frpo.types import Floats, Group, Ints, RolloutBatch, UpdateStats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from frpo.objective import Surrogate
     from frpo.packing import Pack, Rows
 
 
@@ -33,10 +34,16 @@ class Sums:
     penalty: float = 0.0
     entropy: float = 0.0
     clipped: float = 0.0
+    capped: float = 0.0
     mismatch: float = 0.0
+    """Of fresh tokens: those that the learner's own version drew."""
+    stale: float = 0.0
+    """The same of all others."""
     divergence: float = 0.0
     tokens: float = 0.0
     """Completion tokens."""
+    fresh: float = 0.0
+    """Of them, those that the learner's own version drew."""
     computed: float = 0.0
     """Tokens, prompts included, each as often as it was computed."""
 
@@ -86,7 +93,9 @@ class LearnerWorker(TrainWorker):
             learning_rate=result.learning_rate,
             entropy=sums.entropy / sums.tokens,
             clip_share=sums.clipped / sums.tokens,
-            mismatch_kl=sums.mismatch / sums.tokens,
+            capped_share=sums.capped / sums.tokens,
+            mismatch_kl=sums.mismatch / sums.fresh if sums.fresh else None,
+            stale_kl=sums.stale / (sums.tokens - sums.fresh) if sums.tokens > sums.fresh else None,
             kl=None if batch.reference is None else sums.divergence / len(batch.sequences),
             num_computed_tokens=int(sums.computed),
             learner_s=time.perf_counter() - began,
@@ -97,7 +106,7 @@ class LearnerWorker(TrainWorker):
         counted on the way."""
         import torch
 
-        from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
+        from frpo.objective import Denominators, TokenTerms, policy_loss
         from frpo.packing import pack_lengths, pad_packs, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
@@ -107,20 +116,13 @@ class LearnerWorker(TrainWorker):
             num_tokens=int((sequences.lengths - sequences.prompt_lengths)[part].sum()),
             max_tokens=self.rollout.max_new_tokens,
         )
-        surrogate = Surrogate(
-            beta=batch.beta,
-            ratio=o.ratio,
-            clip_low=o.clip_low,
-            clip_high=o.clip_high,
-            importance_cap=o.importance_cap,
-            aggregation=o.aggregation,
-        )
+        surrogate = make_surrogate(o, batch.beta)
 
         def loss(packs: list[Pack]) -> tuple[Tensor, Sums]:
             now = engine.forward(pad_packs(sequences, packs, engine.device), self.rollout.temperature)
             rows = np.concatenate(packs)
 
-            def values(flat: Floats) -> Tensor:
+            def values(flat: Floats | Ints) -> Tensor:
                 return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
 
             own = now.logprobs.detach()
@@ -136,6 +138,9 @@ class LearnerWorker(TrainWorker):
                 denominators,
             )
             gap = ((behaviour - before) * now.mask).double()
+            # k3 of KL(engine || learner), drawn from the engine
+            mismatch = torch.exp(-gap) - 1 + gap
+            fresh = now.mask & (values(batch.staleness) == 0)
             divergence = 0.0
             if reference is not None:
                 divergence = float(((old - reference) * now.mask).double().sum())
@@ -144,14 +149,30 @@ class LearnerWorker(TrainWorker):
                 penalty=float(terms.penalty_sum),
                 entropy=float(now.entropy.sum()),
                 clipped=float(terms.clipped),
-                # k3 of KL(engine || learner), drawn from the engine: exp(-gap) - 1 + gap
-                mismatch=float((torch.exp(-gap) - 1 + gap).sum()),
+                capped=float(terms.capped),
+                mismatch=float(mismatch[fresh].sum()),
+                stale=float(mismatch[now.mask & ~fresh].sum()),
                 divergence=divergence,
                 tokens=float(now.mask.sum()),
+                fresh=float(fresh.sum()),
                 computed=float(pack_lengths(sequences, packs).sum()),
             )
 
         return loss
+
+
+def make_surrogate(objective: ObjectiveConfig, beta: float) -> Surrogate:
+    from frpo.objective import Surrogate
+
+    return Surrogate(
+        beta=beta,
+        ratio=objective.ratio,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        importance=objective.importance,
+        importance_cap=objective.importance_cap,
+        aggregation=objective.aggregation,
+    )
 
 
 class LearnerPool(TrainPool[LearnerWorker]):
@@ -181,8 +202,8 @@ class LearnerPool(TrainPool[LearnerWorker]):
     def score(self, group: Group) -> Pending[Logprobs]:
         return self.scores.score(group)
 
-    def update(self, batch: RolloutBatch) -> UpdateStats:
-        return self.actors.call_all(LearnerWorker.update, put_once(batch))[0]
+    def update(self, batch: RolloutBatch) -> Running[UpdateStats]:
+        return OfRank0(self.actors.submit_all(LearnerWorker.update, put_once(batch)))
 
 
 class LearnerScores:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -14,23 +15,24 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, failure_of, wait_all, wait_until_back
+from actors._calls import Actors, RemoteCall, failure_of, wait_all, wait_until_back
+from actors._drawing import Engines, EngineSession, StaleWeights
 from actors.transport import Parcel
 from frpo.batching import flatten
 from frpo.config import ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
-from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences
+from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences, Ticket
 
 Stream: TypeAlias = "Iterator[ObjectRef[tuple[Group, ...]]]"
 """Groups of one worker, those that end together as one; `ray.wait` takes it."""
 
 
-class StaleWeights(RuntimeError):
-    """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
-
-
 class RolloutWorker:
-    """One vLLM engine and the policy version that it runs."""
+    """One vLLM engine and the policy version that it runs.
+
+    `draw` is a coroutine, so Ray runs all methods in one thread: while draws wait, every other call comes
+    between two steps of the engine, and one that steps it itself runs the draws on.
+    """
 
     def __init__(
         self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int
@@ -38,23 +40,64 @@ class RolloutWorker:
         from actors._sampler import Sampler
 
         self.sampler = Sampler(model_path, model, rollout, max_model_len)
+        self.in_flight = rollout.in_flight
         self.version = -1
+        self.num_loads = self.num_batches = 0
+        self.runner: asyncio.Task[None] | None = None
 
     def ping(self) -> int:
         return os.getpid()
 
-    def generate(
+    async def generate(
         self,
         prompts: Sequence[Prompt],
         indices: Sequence[int],
         seeds: Sequence[int],
         sampling: Sampling,
         policy_version: int,
-    ) -> Iterator[tuple[Group, ...]]:
-        """Stream groups as they finish. Raises StaleWeights when another version is loaded."""
+    ) -> AsyncIterator[tuple[Group, ...]]:
+        """Stream groups as they finish, those of one engine step together. What a batch draws depends on the
+        batch alone, where nothing is drawn besides. Raises StaleWeights when another version is loaded, and
+        ValueError naming a prompt that leaves no room for the completion."""
         if self.version != policy_version:
             raise StaleWeights(f"runs policy version {self.version}, asked for {policy_version}")
-        yield from self.sampler.generate(prompts, indices, seeds, sampling, policy_version)
+        for prompt in prompts:
+            self.sampler.check_length(prompt, sampling)
+        self.num_batches += 1
+        waiting: dict[str, Ticket] = {}
+        for number, prompt, seed in zip(indices, prompts, seeds, strict=True):
+            ticket = Ticket(number, prompt, seed)
+            waiting[self.sampler.begin(ticket, sampling, f"batch {self.num_batches}")] = ticket
+        while waiting:
+            self.sampler.step()
+            done = [name for name in waiting if name in self.sampler.finished]
+            if done:
+                yield tuple(self.sampler.group_of(name, waiting.pop(name)) for name in done)
+            await asyncio.sleep(0)
+
+    async def draw(self, ticket: Ticket, sampling: Sampling, policy_version: int) -> Group:
+        """One group, drawn beside all others that are asked for, by `policy_version` and newer ones. Raises
+        as `generate`."""
+        if self.version < policy_version:
+            raise StaleWeights(f"runs policy version {self.version}, asked for {policy_version}")
+        self.sampler.check_length(ticket.prompt, sampling)
+        name = self.sampler.begin(ticket, sampling, f"weights {self.num_loads}")
+        while name not in self.sampler.finished:
+            if self.runner is None or self.runner.done():
+                self.runner = asyncio.create_task(self._step())
+            await self.runner
+            if name not in self.sampler.running and name not in self.sampler.finished:
+                raise asyncio.CancelledError
+        return self.sampler.group_of(name, ticket)
+
+    async def _step(self) -> None:
+        """For all that wait; then calls that have come meanwhile have their turn."""
+        self.sampler.step()
+        await asyncio.sleep(0)
+
+    def give_up(self) -> None:
+        """All that is being drawn."""
+        self.sampler.abort()
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return self.sampler.logprobs(sequences)
@@ -63,7 +106,8 @@ class RolloutWorker:
         return self.sampler.ranked(sequences)
 
     def deliver(self, parcel: Parcel, version: int) -> None:
-        """Take in a published version."""
+        """Take in a published version: what is being drawn goes on under it, or is finished first."""
+        self._finish_running()
         parcel.deliver(self.sampler)
         self._now(version)
 
@@ -76,9 +120,15 @@ class RolloutWorker:
     ) -> None:
         self.sampler.join(name, host, port, first_rank, world_size, backend)
 
+    def _finish_running(self) -> None:
+        """Nothing begins meanwhile: this call does not let others have their turn."""
+        while self.sampler.running and not self.in_flight:
+            self.sampler.step()
+
     def _now(self, version: int) -> None:
-        self.sampler.reset_cache()
+        self.num_loads += 1
         self.version = version
+        self.sampler.label(version)
 
     def sleep(self) -> None:
         self.sampler.sleep()
@@ -97,10 +147,12 @@ class RolloutPool:
         timeout_s: float,
         restarts: int,
         tensor_parallel: int,
+        max_num_seqs: int,
     ) -> None:
         self.actors: Actors[RolloutWorker] = Actors(
             "rollout", handles, timeout_s=timeout_s, restarts=restarts
         )
+        self.max_num_seqs = max_num_seqs
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
 
     @property
@@ -154,6 +206,18 @@ class RolloutPool:
                     yield group
         assert len(arrived) == len(prompts), "a rollout stream ended early"
 
+    def open(self, sampling: Sampling) -> EngineSession:
+        """Each engine has as much in hand as it runs at once, and as much again."""
+
+        def draw(worker: int, ticket: Ticket, policy_version: int) -> ObjectRef[Group]:
+            return self.actors.submit(worker, RolloutWorker.draw, ticket, sampling, policy_version)
+
+        def give_up() -> None:
+            self.actors.call_all(RolloutWorker.give_up)
+
+        at_once = -(-self.max_num_seqs // sampling.num_completions)
+        return EngineSession(Engines(self.actors, draw, give_up, room=2 * at_once))
+
     def _next_ready(self, streams: Mapping[Stream, int]) -> Stream:
         """One that has something, or raises WorkerFailed after `timeout_s` seconds."""
         ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.timeout_s)
@@ -179,7 +243,7 @@ class RolloutPool:
             ) from None
         lives[worker] -= 1
         wait_until_back(name, self.actors.handles[worker])
-        self.actors.when_back()
+        self.actors.when_back(worker)
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return np.stack(self.actors.call_all(RolloutWorker.logprobs, sequences))
@@ -199,21 +263,22 @@ class RolloutPool:
 
     def deliver(self, parcel: Parcel, version: int) -> None:
         """Give every engine a published version; what it holds in the object store is kept until the next."""
-        self._keep_current(lambda: self.actors.call_all(RolloutWorker.deliver, parcel, version))
+        self._keep_current(lambda worker: self.actors.call(worker, RolloutWorker.deliver, parcel, version))
 
     def load_policy(self, folder: Path, version: int) -> None:
         """Give every engine the weights of a saved policy (Hugging Face or PEFT folder)."""
-        self._keep_current(lambda: self.actors.call_all(RolloutWorker.load_policy, str(folder), version))
+        path = str(folder)
+        self._keep_current(lambda worker: self.actors.call(worker, RolloutWorker.load_policy, path, version))
 
-    def _keep_current(self, load: Callable[[], object]) -> None:
+    def _keep_current(self, load: Callable[[int], RemoteCall[None]]) -> None:
         """Load weights now, and again into whoever is restarted later."""
         self.forget()  # one that dies while it loads is simply asked again
-        load()
-        self.actors.when_back = load
+        wait_all([load(worker) for worker in range(len(self.actors))])
+        self.actors.when_back = lambda worker: load(worker).result()
 
     def forget(self) -> None:
         """Restarted engines get no weights until the next are loaded; those in the object store may go."""
-        self.actors.when_back = lambda: None
+        self.actors.when_back = lambda _: None
 
     def members(self) -> tuple[int, ...]:
         """The process of every engine: another number means that it was restarted."""

@@ -16,7 +16,17 @@ from frpo.config import ObjectiveConfig
 from frpo.estimators import make_estimator
 from frpo.objective import Groups, measure_tilt, non_monotone_share, reverse_penalty
 from frpo.steering import begin_steering, lam_for
-from frpo.types import BatchStats, Floats, Group, RolloutBatch, ScoredGroup, Sequences, Steering
+from frpo.types import (
+    BatchStats,
+    Completion,
+    Floats,
+    Group,
+    Ints,
+    RolloutBatch,
+    ScoredGroup,
+    Sequences,
+    Steering,
+)
 
 Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -94,10 +104,13 @@ def penalties(mask: Mask, divergence: Doubles | None, objective: ObjectiveConfig
 
 
 def make_batch(
-    scored: Sequence[ScoredGroup], objective: ObjectiveConfig, steering: Steering | None = None
+    scored: Sequence[ScoredGroup],
+    objective: ObjectiveConfig,
+    steering: Steering | None = None,
+    version: int = 0,
 ) -> tuple[RolloutBatch, BatchStats]:
     """Order the groups by prompt index, drop what has no reward, and attach the advantages. `steering` None:
-    the first step."""
+    the first step. `version`: of the policy that is updated by it."""
     scored = sorted(scored, key=lambda s: s.group.index)
     steering = steering or begin_steering(objective)
     rewards, has_reward = rewards_and_mask(scored, objective)
@@ -106,24 +119,33 @@ def make_batch(
     own: Doubles = make_estimator(objective.estimator, lam).advantages(groups).numpy()
     values = own + penalties(has_reward, log_ratios(scored), objective, steering.beta)
     trains = has_reward & (has_reward.sum(axis=1, keepdims=True) >= 2)
-    batch = _assemble(scored, trains, values, steering.beta)
-    return batch, describe_batch(Weighed(scored, groups, trains, own, values), lam, steering.beta)
+    weighed = Weighed(scored, groups, trains, own, values, version)
+    return _assemble(weighed, steering.beta), describe_batch(weighed, lam, steering.beta)
 
 
-def _assemble(scored: Sequence[ScoredGroup], trains: Mask, values: Doubles, beta: float) -> RolloutBatch:
-    """The completions that train, group by group, with their advantages `values` `[G, k]`."""
+def _assemble(batch: Weighed, beta: float) -> RolloutBatch:
+    """The completions that train, group by group."""
+    scored, trains = batch.scored, batch.trains
     kept = [(scored[g], int(j)) for g, j in zip(*np.nonzero(trains), strict=True)]
     pairs = [(item.group.prompt.token_ids, item.group.completions[j].token_ids) for item, j in kept]
     policies = [item.policy[j] for item, j in kept if item.policy is not None]
     references = [item.reference[j] for item, j in kept if item.reference is not None]
     return RolloutBatch(
         sequences=flatten(pairs),
-        advantages=values[trains].astype(np.float32),
+        advantages=batch.values[trains].astype(np.float32),
         behaviour=_concatenate([item.group.completions[j].logprobs for item, j in kept]),
         old=_concatenate(policies) if scored[0].policy is not None else None,
         reference=_concatenate(references) if scored[0].reference is not None else None,
+        staleness=staleness_of([item.group.completions[j] for item, j in kept], batch.version),
         beta=beta,
     )
+
+
+def staleness_of(completions: Sequence[Completion], version: int) -> Ints:
+    """Of each of their tokens, one completion after the other: how many updates older than `version` the
+    policy was that drew it."""
+    versions = [completion.versions for completion in completions]
+    return version - np.concatenate(versions) if versions else np.zeros(0, np.int32)
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:
@@ -142,6 +164,8 @@ class Weighed:
     """The estimator's advantages."""
     values: Doubles
     """The same with the penalty."""
+    version: int
+    """Of the policy that is updated."""
 
 
 def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats:
@@ -151,6 +175,7 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
     tasks = itertools.chain.from_iterable([s.group.prompt.task] * len(s.rewards) for s in scored)
     drawn = [r.total for r in rewards if r.total is not None]
     lengths = [len(c.token_ids) for c in completions]
+    staleness = staleness_of(completions, batch.version)
     whole = np.flatnonzero(trains.any(axis=1))
     values = batch.groups.values.numpy()
     spreads = np.array([values[g][trains[g]].std() for g in whole])
@@ -173,6 +198,8 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
         num_prompts=len(scored),
         num_completions=len(completions),
         num_tokens=sum(lengths),
+        staleness=float(staleness.mean()),
+        max_staleness=int(staleness.max()),
         reward_parts=means_of(itertools.chain.from_iterable(r.parts.items() for r in rewards)),
         reward_tasks=means_of((task, r.total) for task, r in zip(tasks, rewards, strict=True)),
         errors=reasons_of(r.error for r in rewards),

@@ -74,6 +74,14 @@ class Begun:
     writing: Writing
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is whole."""
+
+    path: Path
+    progress: Progress
+
+
 class Checkpoints:
     """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json.
     One is written at a time."""
@@ -131,12 +139,12 @@ class Checkpoints:
         sync_folder(self.folder)
         self._prune()
 
-    def latest(self) -> tuple[Path, Progress] | None:
+    def latest(self) -> Saved | None:
         """The newest checkpoint whose manifest verifies, or None."""
         for path in reversed(checkpoints_in(self.folder)):
             progress = progress_of(path)
             if progress and _is_intact(path):
-                return path, progress
+                return Saved(path, progress)
         return None
 
     def clear(self, *, but_newest: bool = False) -> None:

@@ -204,7 +204,12 @@ class Spawner:
             c.num_tokens_limit,
             env=vllm_environment(c),
         )
-        return RolloutPool(workers, tensor_parallel=c.rollout.tensor_parallel, **self.limits)
+        return RolloutPool(
+            workers,
+            tensor_parallel=c.rollout.tensor_parallel,
+            max_num_seqs=c.rollout.max_num_seqs,
+            **self.limits,
+        )
 
     def rewards(self) -> RewardPool:
         c = self.config
@@ -246,6 +251,7 @@ class Spawner:
             RolloutPool,
             list(rollouts.actors.handles),
             tensor_parallel=rollouts.tensor_parallel,
+            max_num_seqs=rollouts.max_num_seqs,
             **self.limits,
         )
         settings = (c.harness, c.num_tokens_limit, c.seed, secrets_of(()))

@@ -11,7 +11,7 @@ the run's seed and the step's number alone, so a run resumed from any checkpoint
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from frpo import steering
@@ -28,10 +28,12 @@ from frpo.stops import (
 )
 from frpo.types import (
     BatchStats,
+    Flight,
     Floats,
     Group,
     Prompt,
     Reward,
+    RolloutBatch,
     Sampling,
     ScoredGroup,
     Sequences,
@@ -46,6 +48,10 @@ class Prompts(Protocol):
         """The prompts of a step (from 0): a pure function of its number."""
         ...
 
+    def at(self, place: int) -> Prompt:
+        """The prompt of a place (from 0) among those of all steps."""
+        ...
+
 
 @dataclass(frozen=True)
 class Partners:
@@ -58,6 +64,17 @@ class Partners:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a loop begins: the learner holds the weights of `step`."""
+
+    step: int
+    steering: Steering
+    """What its last step left."""
+    flight: Flight | None = None
+    """What was drawn and not trained on, where it ran ahead."""
+
+
+@dataclass(frozen=True)
 class Step:
     """A step that is done: the weights are updated and published."""
 
@@ -66,25 +83,25 @@ class Step:
     """Of the next step; with the weights, all that a resumed run needs."""
     last: bool
     """Whether the arm is done."""
+    flight: Flight | None = None
+    """What is drawn ahead."""
 
 
 def train(
     config: Config,
     arm: ArmConfig,
     partners: Partners,
-    *,
-    start: int,
-    state: Steering,
+    begun: Start,
     before_update: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
-    """Yield steps start + 1 .. num_steps of one arm, fewer where it is to stop at a reward.
+    """Yield the steps of one arm after `begun` to num_steps, fewer where it is to stop at a reward.
 
-    The learner holds the weights of `start`, and `state` is what its last step left. While a yielded step is
-    logged, measured or saved, nothing goes on. `before_update` is called while the learner is idle. Raises
-    RunStopped instead of yielding a step that went wrong, or WorkerFailed from a partner.
+    While a yielded step is logged, measured or saved, nothing goes on. `before_update` is called while the
+    learner is idle. Raises RunStopped instead of yielding a step that went wrong, or WorkerFailed from a
+    partner.
     """
-    partners.publisher.publish(start)
-    step = start
+    step, state = begun.step, begun.steering
+    partners.publisher.publish(step)
     while not steering.is_finished(state, arm.learner, step):
         clock = Clock()
         with clock.phase("generate"):
@@ -93,13 +110,11 @@ def train(
         with clock.phase("score"):
             scored = [group.wait() for group in asked]
         with clock.phase("update"):
-            batch, stats = make_batch(scored, arm.objective, state)
-            stop_if_rewards_fail(config, stats, step + 1)
-            stop_if_batch_is_broken(batch, stats, step + 1)
-            if step == start or step % config.rollout.parity_every == 0:
+            batch, stats = make_checked_batch(config, arm, scored, state, step)
+            if is_parity_due(config, step, begun):
                 check_parity(config, partners, sample_of(scored), step + 1)
             before_update()
-            update = partners.learner.update(batch)
+            update = partners.learner.update(batch).result()
             stop_if_update_is_broken(config, update, step + 1)
         step += 1
         with clock.phase("publish"):
@@ -107,6 +122,16 @@ def train(
         metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
         state = next_state(state, arm, stats, update, step)
         yield Step(metrics, state, steering.is_finished(state, arm.learner, step))
+
+
+def make_checked_batch(
+    config: Config, arm: ArmConfig, scored: Sequence[ScoredGroup], state: Steering, step: int
+) -> tuple[RolloutBatch, BatchStats]:
+    """What the step after `step` trains on. Raises RunStopped where nothing may be trained on it."""
+    batch, stats = make_batch(scored, arm.objective, state, step)
+    stop_if_rewards_fail(config, stats, step + 1)
+    stop_if_batch_is_broken(batch, stats, step + 1)
+    return batch, stats
 
 
 def next_state(
@@ -139,15 +164,23 @@ def draw(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[
     """Draw the groups of one step, in order of arrival; each is sent to be scored as soon as it is there."""
     prompts = partners.prompts.take(step)
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
-    reference = partners.reference
-    learner = partners.learner if scores_policy(arm) else None
     asked = []
     for group in partners.rollouts.generate(prompts, seeds, sampling_of(config), step):
-        rewards = partners.rewards.score(group)
-        by_reference = reference.score(group) if reference else None
-        by_policy = learner.score(group) if learner else None
-        asked.append(Asked(group, rewards, by_reference, by_policy))
+        asked += ask_policy(arm, partners, [ask(partners, group)])
     return asked
+
+
+def ask(partners: Partners, group: Group) -> Asked:
+    """All but the policy's log-probs."""
+    rewards = partners.rewards.score(group)
+    return Asked(group, rewards, partners.reference.score(group) if partners.reference else None, None)
+
+
+def ask_policy(arm: ArmConfig, partners: Partners, groups: Sequence[Asked]) -> list[Asked]:
+    """The learner's log-probs too, by the policy that it has now, where they are wanted."""
+    if not scores_policy(arm):
+        return list(groups)
+    return [replace(asked, policy=partners.learner.score(asked.group)) for asked in groups]
 
 
 def count_waiting(asked: Sequence[Asked]) -> tuple[int, int]:
@@ -166,6 +199,10 @@ def scores_policy(arm: ArmConfig) -> bool:
 def sampling_of(config: Config) -> Sampling:
     r = config.rollout
     return Sampling(r.group_size, r.max_new_tokens, r.temperature, r.top_p, r.stop)
+
+
+def is_parity_due(config: Config, step: int, begun: Start) -> bool:
+    return step == begun.step or step % config.rollout.parity_every == 0
 
 
 def sample_of(scored: Sequence[ScoredGroup], count: int = 8) -> Sequences:

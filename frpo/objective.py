@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Scale = Literal["exact", "unit", "code"]
+Importance = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,9 @@ class Surrogate:
     clip_low: float
     clip_high: float
     """Ratios are clipped to [1 - clip_low, 1 + clip_high]."""
+    importance: Importance
+    """What becomes of an importance weight exp(old - behaviour) above the cap."""
     importance_cap: float
-    """Truncation of the weight exp(old - behaviour)."""
     aggregation: Literal["completion", "token", "sum"]
     """Which of the denominators a token's term is divided by."""
 
@@ -262,6 +264,8 @@ class LossTerms:
     """k3 summed over tokens, nats, detached."""
     clipped: Tensor
     """Number of tokens whose clipped branch was active."""
+    capped: Tensor
+    """Number of tokens whose importance weight was above the cap."""
 
 
 def policy_loss(
@@ -273,10 +277,10 @@ def policy_loss(
     weight = mask.to(now.dtype)
     ratio = _log_ratio(tokens, weight, surrogate.ratio).exp()
     a = advantages[:, None].to(now.dtype)
-    # -min(ratio A, clip(ratio) A) w, with w = min(exp(old - behaviour), cap)
+    # -min(ratio A, clip(ratio) A) w
     free = ratio * a
     limited = ratio.clamp(1 - surrogate.clip_low, 1 + surrogate.clip_high) * a
-    importance = ((tokens.old - tokens.behaviour) * weight).exp().clamp(max=surrogate.importance_cap).detach()
+    importance, capped = importance_weights(tokens, surrogate.importance, surrogate.importance_cap)
     per_token = -torch.minimum(free, limited) * importance
     penalty_sum = now.new_zeros(())
     if tokens.reference is not None:
@@ -287,7 +291,26 @@ def policy_loss(
         penalty_sum = (k3 * weight).sum().detach()
     clipped = (limited < free) & mask
     loss = _aggregate(per_token * weight, weight, surrogate.aggregation, denominators)
-    return LossTerms(loss, penalty_sum, clipped.sum().detach())
+    return LossTerms(loss, penalty_sum, clipped.sum().detach(), capped.sum())
+
+
+def importance_weights(tokens: TokenTerms, kind: Importance, cap: float) -> tuple[Tensor, Tensor]:
+    """w of each token `[N, T]`, without gradient, and where it was above the cap `[N, T]`.
+
+    The weight exp(old - behaviour) makes an average over what older weights, or another implementation of
+    these, drew one over the policy that is updated. By token it is each token's own (biased, of bounded
+    variance: arXiv 2505.24298 eq. 5); by sequence the product over the completion, which is exact but for the
+    cap. Truncation keeps what is above the cap at it; a mask leaves it out.
+    """
+    weight = tokens.mask.to(tokens.old.dtype)
+    log_weight = (tokens.old - tokens.behaviour).detach() * weight
+    if kind in ("sequence_truncate", "sequence_mask"):
+        log_weight = log_weight.sum(dim=1, keepdim=True).expand_as(log_weight)
+    own = log_weight.exp()
+    capped = (own > cap) & tokens.mask
+    if kind in ("token_mask", "sequence_mask"):
+        return torch.where(capped, 0.0, own), capped
+    return own.clamp(max=cap), capped
 
 
 def _log_ratio(tokens: TokenTerms, weight: Tensor, per: Literal["token", "sequence"]) -> Tensor:

@@ -202,30 +202,27 @@ class PromptStream:
             self.rows[task] = [prompt for prompt in prompts if not mix or prompt.task == task]
             self.orders[task] = Shuffled(len(self.rows[task]), seed + i)
         self._counts = [0] * len(self.tasks)
-        self._dealt = list[int]()
-        """Of every place so far, the number of the task that it was given to."""
+        self._dealt = list[tuple[str, int]]()
+        """Of every place so far, the task that it was given to, and how many that task had before."""
 
     def take(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of a step (from 0): a pure function of its number."""
         first = step * self.per_step
-        while len(self._dealt) < first + self.per_step:
+        return tuple(self.at(place) for place in range(first, first + self.per_step))
+
+    def at(self, place: int) -> Prompt:
+        """The prompt of a place (from 0) among those of all steps."""
+        while len(self._dealt) <= place:
             self._deal()
-        before = [0] * len(self.tasks)
-        for number in self._dealt[:first]:
-            before[number] += 1
-        batch = []
-        for number in self._dealt[first : first + self.per_step]:
-            task = self.tasks[number]
-            batch.append(self.rows[task][self.orders[task].at(before[number])])
-            before[number] += 1
-        return tuple(batch)
+        task, before = self._dealt[place]
+        return self.rows[task][self.orders[task].at(before)]
 
     def _deal(self) -> None:
         """Give the next place to the task that is furthest behind its share."""
         place = len(self._dealt) + 1
         number = max(range(len(self.tasks)), key=lambda i: (self.weights[i] * place - self._counts[i], -i))
+        self._dealt.append((self.tasks[number], self._counts[number]))
         self._counts[number] += 1
-        self._dealt.append(number)
 
 
 class ExampleStream:

@@ -3,7 +3,7 @@ fakes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from frpo.config import FinetuneConfig, LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.records import BenchmarkScore
 from frpo.types import (
+    Arrivals,
     FinetuneStats,
     Floats,
     Group,
@@ -19,6 +20,7 @@ from frpo.types import (
     RolloutBatch,
     Sampling,
     Sequences,
+    Ticket,
     UpdateStats,
     Written,
 )
@@ -35,6 +37,14 @@ class Pending(Protocol[T_co]):
 
     def ready(self) -> bool:
         """Whether `result` would return (or raise) at once."""
+        ...
+
+
+class Running(Pending[T_co], Protocol[T_co]):
+    """One that tells when it is there."""
+
+    def on_ready(self, call: Callable[[], None]) -> None:
+        """Call `call` once, from whichever thread, as soon as it is `ready`."""
         ...
 
 
@@ -69,6 +79,10 @@ class Rollouts(Protocol):
         """
         ...
 
+    def open(self, sampling: Sampling) -> DrawSession:
+        """Draw groups one by one, while everything else goes on."""
+        ...
+
     def logprobs(self, sequences: Sequences) -> Floats:
         """Log-probs of the completion tokens at temperature 1 by every engine, [engines, sum of completion
         lengths]."""
@@ -80,6 +94,29 @@ class Rollouts(Protocol):
 
     def take_turn(self) -> None:
         """Hold the cards that the engines share with other roles, for somebody who asks them directly."""
+        ...
+
+
+class DrawSession(Protocol):
+    """Groups that are being drawn by whichever engine is free, under the version published last when each
+    token is drawn."""
+
+    @property
+    def room(self) -> int:
+        """How many more prompts the engines have use for now."""
+        ...
+
+    def begin(self, ticket: Ticket, policy_version: int) -> None:
+        """`policy_version`: the one published last."""
+        ...
+
+    def wait(self, until: Running[object] | None = None) -> Arrivals:
+        """Wait for a group, or until `until` is ready. Raises WorkerFailed: nothing came within the limit, an
+        engine died for good, or a prompt cannot be drawn."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is not drawn yet."""
         ...
 
 
@@ -141,7 +178,7 @@ class Learner(Trainer, Protocol):
         """Begin from a saved policy with a fresh optimiser."""
         ...
 
-    def update(self, batch: RolloutBatch) -> UpdateStats:
+    def update(self, batch: RolloutBatch) -> Running[UpdateStats]:
         """One step: the configured number of optimiser updates on the batch."""
         ...
 

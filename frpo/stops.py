@@ -74,9 +74,10 @@ def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> 
         "the gradient norm": update.grad_norm,
     }
     stop_if_not_finite(f"step {step}", numbers, say_too_fast(update.learning_rate))
-    if not update.mismatch_kl <= config.rollout.mismatch_limit:
+    mismatch = update.mismatch_kl
+    if mismatch is not None and not mismatch <= config.rollout.mismatch_limit:
         raise RunStopped(
-            f"step {step}: KL(engine || learner) is {update.mismatch_kl:.3g} nats per token, above "
+            f"step {step}: KL(engine || learner) is {mismatch:.3g} nats per token, above "
             f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the "
             "learner's policy"
         )

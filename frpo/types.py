@@ -58,6 +58,9 @@ class Completion:
     """[T], the end-of-sequence token included when finish_reason is "stop"."""
     logprobs: Floats
     """[T], log-probs of the behaviour policy at the sampling temperature."""
+    versions: Ints
+    """[T], updates that the policy had seen when it drew each token: they rise where weights were changed in
+    the middle."""
     text: str
     finish_reason: FinishReason
 
@@ -70,8 +73,43 @@ class Group:
     """Position of the prompt in its batch: batches are ordered by it, never by arrival."""
     prompt: Prompt
     completions: tuple[Completion, ...]
-    policy_version: int
-    """Number of updates that the policy had seen when it drew these."""
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest that drew a token of these."""
+        return min(int(completion.versions[0]) for completion in self.completions)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A prompt to draw from, ahead of the learner."""
+
+    number: int
+    """Position among all prompts of the run; index of its group."""
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What has become of tickets since it was last asked."""
+
+    groups: tuple[Group, ...] = ()
+    lost: tuple[int, ...] = ()
+    """Numbers of those whose engine died."""
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What a loop that runs ahead has begun to draw and not trained on: with the weights, all that a resumed
+    run needs of it."""
+
+    begun: int
+    """Numbers of prompts below it have begun once."""
+    waiting: tuple[int, ...]
+    """Those of them that are to be drawn again."""
+    groups: tuple[Group, ...]
+    """Those that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +204,8 @@ class RolloutBatch:
     were not asked for"""
     reference: Floats | None
     """[sum of completion lengths]; None without a penalty"""
+    staleness: Ints
+    """[sum of completion lengths], updates that the policy has seen since it drew each token"""
     beta: float
     """Weight of the k3 penalty in this step"""
 
@@ -203,6 +243,9 @@ class BatchStats:
     num_completions: int
     num_tokens: int
     """Completion tokens drawn."""
+    staleness: float
+    """Updates that the policy had seen since it drew a token, mean over tokens."""
+    max_staleness: int
     reward_parts: Mapping[str, float]
     """Mean of each reward part over the completions that have it."""
     reward_tasks: Mapping[str, float]
@@ -225,9 +268,14 @@ class UpdateStats:
     """Mean over completion tokens, nats."""
     clip_share: float
     """Share of completion tokens whose ratio was clipped."""
-    mismatch_kl: float
-    """k3 estimate of KL(engine || learner) per token, nats, before the first update: 0 for identical
-    policies."""
+    capped_share: float
+    """Share of completion tokens whose importance weight was cut at the cap, or that it left out."""
+    mismatch_kl: float | None
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the tokens that the
+    engine drew by the learner's own policy version: 0 for identical policies. None where it drew none."""
+    stale_kl: float | None
+    """The same over the tokens that older versions drew, which differ from the learner's on purpose; None
+    where there are none."""
     kl: float | None
     """Mean over the completions that train of log policy - log reference before the update, nats; None
     without a reference. The policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2

@@ -60,6 +60,16 @@ def check_transport(config: Config) -> None:
         raise ValueError("rollout.tensor_parallel: above 1 it needs rollout.transport: process_group")
 
 
+def check_staleness(config: Config) -> None:
+    """That engines have cards of their own where they are to draw while the learner updates."""
+    rollout = config.rollout
+    if rollout.staleness and rollout.sleep:
+        raise ValueError(
+            f"rollout.staleness: {rollout.staleness} draws while the learner updates, and with rollout.sleep "
+            "both take turns on one GPU; set it to 0, or give the engines GPUs of their own"
+        )
+
+
 def check_nucleus(config: Config) -> None:
     """That nothing is steered to a KL of what a nucleus draws, which is not the policy's."""
     top_p = config.rollout.top_p

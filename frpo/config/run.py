@@ -240,6 +240,7 @@ class Config(Section):
         checks.check_batches(self)
         check_cards(self)
         checks.check_transport(self)
+        checks.check_staleness(self)
         checks.check_nucleus(self)
         check_served(self)
         for where, loop in checks.loops_of(self):

@@ -55,6 +55,13 @@ class RolloutConfig(Workers):
     whole distribution; target_kl and attack, which steer to a KL of the policy's own, are refused."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Redoes(("base",))] = ()
     """Strings that end a completion; rewards see the text before them."""
+    staleness: Annotated[int, Field(ge=0, le=64)] = 0
+    """How many updates older than the learner's policy the one that draws may be. 0: drawing and updating
+    take turns. From 1 on drawing goes on while the learner updates, and each token is weighed by the log-prob
+    that it was drawn with (objective.importance); a run is then no longer the same to the bit each time."""
+    in_flight: bool = True
+    """With staleness: engines take new weights between two tokens, and completions that are under way go on
+    under them. false: they finish all they have begun first."""
     tensor_parallel: Annotated[Positive, NOTHING] = 1
     """GPUs of one vLLM engine."""
     max_num_seqs: Annotated[Positive, NOTHING] = 64
@@ -108,8 +115,13 @@ class ObjectiveConfig(Section):
     """PPO clip below 1."""
     clip_high: PositiveFloat = 0.2
     """PPO clip above 1."""
+    importance: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "token_truncate"
+    )
+    """What becomes of an importance weight, learner over the policy that drew, above importance_cap: it is
+    cut at the cap, or what it weighs is left out. Of each token, or of a whole completion (the product)."""
     importance_cap: PositiveFloat = 2.0
-    """Truncation of the engine/learner importance weight."""
+    """Largest importance weight."""
     aggregation: Literal["completion", "token", "sum"] = "sum"
     """completion: mean over its tokens, then over completions; token: over all tokens; sum: over a constant
     length (the gradient of the objective)."""

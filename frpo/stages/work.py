@@ -7,14 +7,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frpo import disk, steering
-from frpo.checkpoint import Checkpoints, Progress
+from frpo.checkpoint import Checkpoints, Progress, Saved
 from frpo.config import ArmConfig, Config, TrainConfig
-from frpo.driver import Partners, train
+from frpo.driver import Partners, Prompts, Start, Step, train
+from frpo.driver_ahead import train_ahead
 from frpo.evaluation import (
     Against,
     Draws,
@@ -25,11 +26,12 @@ from frpo.evaluation import (
     evaluate,
     mean_reward,
 )
+from frpo.flights import read_flight, write_flight
 from frpo.metrics import RunLog, read_steps
 from frpo.outline.stage import Data, Finetune, Loop, Pause, Stage, Subject, fixed_end
 from frpo.prompts import ExampleStream, PromptStream
 from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation
-from frpo.roles import Team, Trainer
+from frpo.roles import Learner, Team, Trainer, Writing
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
@@ -94,19 +96,18 @@ class Work:
         policy, seed = self.start_of(stage), derive(config.seed, "learner")
         team.learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, seed)
         resumed = self.resume(stage, arm.learner, team.learner, checkpoints)
+        partners = self.partners(loop, policy)
         if resumed:
-            assert resumed.steering is not None, stage.name
-            kept += resumed.evaluations
+            begun = begun_from(resumed, partners.prompts)
+            kept += resumed.progress.evaluations
         else:
+            begun = Start(0, steering.begin_steering(arm.objective))
             team.rollouts.load_policy(policy, 0)
             yield Pause(0, last=False)
-        start = resumed.step if resumed else 0
-        state = resumed.steering if resumed and resumed.steering else steering.begin_steering(arm.objective)
-        partners = self.partners(loop, policy)
-        with self.training(stage, arm.learner.num_steps, start, checkpoints):
-            for done in train(
-                config, arm, partners, start=start, state=state, before_update=checkpoints.poll
-            ):
+        loops = train_ahead if config.rollout.staleness else train
+        steps = loops(config, arm, partners, begun, before_update=checkpoints.poll)
+        with self.training(stage, arm.learner.num_steps, begun.step, checkpoints):
+            for done in steps:
                 step = done.metrics.step
                 self.log.step(stage.name, done.metrics)
                 measured = len(kept)
@@ -114,7 +115,7 @@ class Work:
                 if done.last or step % config.checkpoint.every == 0:
                     validation = mean_reward(kept[-1]) if len(kept) > measured else None
                     progress = self.progress(arm.learner, step, kept, done.steering, validation)
-                    checkpoints.begin(progress, lambda aside: team.learner.save(aside / "engine"))
+                    checkpoints.begin(progress, partial(save_loop, team.learner, done))
         export_policy(team.learner.export, config.folder / stage.name / "policy")
         team.learner.stop()
 
@@ -140,10 +141,10 @@ class Work:
         ranks.start(self.start_of(stage), config.model, settings, derive(config.seed, "finetune"))
         resumed = self.resume(stage, settings, ranks, checkpoints)
         if resumed:
-            kept += resumed.evaluations
+            kept += resumed.progress.evaluations
         elif 0 in finetune.marks:
             yield Pause(0, last=False)
-        start = resumed.step if resumed else 0
+        start = resumed.progress.step if resumed else 0
         examples = self.inputs.examples(finetune.data)
         seed = derive(config.seed, "examples")
         stream = ExampleStream(examples, settings.batch_size, seed, finetune.in_order)
@@ -178,17 +179,16 @@ class Work:
 
     def resume(
         self, stage: Stage, settings: TrainConfig, ranks: Trainer, checkpoints: Checkpoints
-    ) -> Progress | None:
+    ) -> Saved | None:
         """Bring the ranks to the newest checkpoint; None where there is none."""
         newest = checkpoints.latest()
         if newest is None:
             return None
-        path, progress = newest
-        ranks.load(path / "engine")
+        ranks.load(newest.path / "engine")
         training = stage.training()
         assert training is not None, stage.name
-        self.log.note(f"{stage.name}: goes on after step {progress.step} of {training.num_steps}")
-        return progress
+        self.log.note(f"{stage.name}: goes on after step {newest.progress.step} of {training.num_steps}")
+        return newest
 
     def progress(
         self,
@@ -277,6 +277,19 @@ class Work:
     def summarize(self, stage: Stage, arm: str) -> ArmSummary:
         digest = disk.sha256_of_folder(self.config.folder / stage.name / "policy")
         return summarize_arm(arm, read_steps(self.config.folder, stage.name), digest)
+
+
+def begun_from(saved: Saved, prompts: Prompts) -> Start:
+    """Where a loop stood at a checkpoint."""
+    progress = saved.progress
+    assert progress.steering is not None, saved.path
+    return Start(progress.step, progress.steering, read_flight(saved.path, prompts))
+
+
+def save_loop(learner: Learner, done: Step, folder: Path) -> Writing:
+    if done.flight:
+        write_flight(folder, done.flight)
+    return learner.save(folder / "engine")
 
 
 def stop_if_finetune_is_broken(stats: FinetuneStats, step: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frpo.config import Config, ObjectiveConfig
-from frpo.driver import Partners, train
+from frpo.driver import Partners, Start, train
 from frpo.steering import begin_steering
 from frpo.stops import RunStopped
 from frpo.types import Completion, Group, RolloutBatch, Steering, StepMetrics, UpdateStats
@@ -49,7 +49,7 @@ def run(
     )
     rows: list[StepMetrics] = []
     start, last = resumed or (0, begin_steering(cfg.arms[0].objective))
-    for done in train(cfg, cfg.arms[0], partners, start=start, state=last):
+    for done in train(cfg, cfg.arms[0], partners, Start(start, last)):
         rows.append(done.metrics)
         last = done.steering
         if done.metrics.step == stop:
@@ -163,8 +163,8 @@ class Wrong(FakeLearner):
         super().__init__(objective)
         self.first, self.numbers = first, numbers
 
-    def update(self, batch: RolloutBatch) -> UpdateStats:
-        stats = super().update(batch)
+    def learn(self, batch: RolloutBatch) -> UpdateStats:
+        stats = super().learn(batch)
         return replace(stats, **self.numbers) if len(self.seen) >= self.first else stats
 
 
@@ -181,7 +181,7 @@ def test_a_number_that_is_none_stops_the_run_before_the_step_is_logged_or_saved(
     partners = Partners(
         FakePrompts(6), engine, FakeRewards(GOOD_TO_BAD), None, learner, FakePublisher(learner, engine)
     )
-    steps = train(cfg, cfg.arms[0], partners, start=0, state=begin_steering(cfg.arms[0].objective))
+    steps = train(cfg, cfg.arms[0], partners, Start(0, begin_steering(cfg.arms[0].objective)))
     rows = [next(steps).metrics, next(steps).metrics]
     with pytest.raises(
         RunStopped,
@@ -246,12 +246,12 @@ def test_a_reference_or_a_reward_out_of_range_stops_before_the_update(
 
 
 def test_groups_left_without_two_completions_name_what_cut_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(token: int, logp: torch.Tensor) -> Completion:
-        return Completion(
-            np.array([token], np.int32), logp[token : token + 1].numpy().copy(), "...", "length"
-        )
+    whole = FakeEngine.completion
 
-    monkeypatch.setattr(FakeEngine, "completion", staticmethod(cut))
+    def cut(engine: FakeEngine, token: int, logp: torch.Tensor) -> Completion:
+        return replace(whole(engine, token, logp), finish_reason="length")
+
+    monkeypatch.setattr(FakeEngine, "completion", cut)
     cfg = config(beta=0.0, cut="mask")
     with pytest.raises(
         RunStopped,
@@ -281,7 +281,7 @@ def test_queues_are_counted_when_the_last_group_arrives() -> None:
         learner,
         FakePublisher(learner, engine),
     )
-    steps = train(cfg, cfg.arms[0], partners, start=28, state=begin_steering(cfg.arms[0].objective))
+    steps = train(cfg, cfg.arms[0], partners, Start(28, begin_steering(cfg.arms[0].objective)))
     rows = [done.metrics for done in steps]
     assert [(r.phases.waiting_rewards, r.phases.waiting_reference) for r in rows] == [(2, 0), (2, 0)]
 

@@ -49,9 +49,8 @@ def trainer(engine: FakeEngine) -> FakeLearner:
 class Off(FakeEngine):
     """An engine whose log-probs are of another implementation: higher than the trainer's."""
 
-    @staticmethod
-    def completion(token: int, logp: torch.Tensor) -> Completion:
-        found = FakeEngine.completion(token, logp)
+    def completion(self, token: int, logp: torch.Tensor) -> Completion:
+        found = super().completion(token, logp)
         return replace(found, logprobs=found.logprobs + np.float32(0.3))
 
 

@@ -161,12 +161,13 @@ def group(index: int, prompt: Prompt, *lengths: int, cut: int = 0) -> Group:
         Completion(
             np.full(length, 10 * index + j, np.int32),
             np.zeros(length, np.float32),
+            np.zeros(length, np.int32),
             f"answer {index}.{j}",
             "length" if j < cut else "stop",
         )
         for j, length in enumerate(lengths)
     )
-    return Group(index, prompt, completions, 0)
+    return Group(index, prompt, completions)
 
 
 PROMPTS = prompts_of("bab")

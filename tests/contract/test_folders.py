@@ -349,7 +349,7 @@ def test_only_checkpoints_are_taken_for_checkpoints(tmp_path: Path) -> None:
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
     latest = Checkpoints(checkpoints, 1, 1).latest()
     assert latest is not None
-    assert latest[0].name == "step-00000006"
+    assert latest.path.name == "step-00000006"
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "{}"])

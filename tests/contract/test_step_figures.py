@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from frpo.driver import Partners, train
+from frpo.driver import Partners, Start, train
 from frpo.steering import begin_steering
 from frpo.types import Group, Prompt, RolloutBatch, Sampling, Sequences, StepMetrics, UpdateStats
 from tests.support.fakes import (
@@ -34,6 +34,8 @@ UPDATE = {
     "learning_rate": 0.4,
     "entropy": 0.5,
     "clip_share": 0.6,
+    "capped_share": 0.7,
+    "stale_kl": 0.8,
     "mismatch_kl": 0.02,
     "kl": 0.8,
     "num_computed_tokens": 9,
@@ -107,9 +109,9 @@ def steps(
             return super().logprobs(sequences)
 
     class Learner(FakeLearner):
-        def update(self, batch: RolloutBatch) -> UpdateStats:
+        def learn(self, batch: RolloutBatch) -> UpdateStats:
             clock.takes(1000)
-            return replace(super().update(batch), **UPDATE)
+            return replace(super().learn(batch), **UPDATE)
 
         def logprobs(self, sequences: Any) -> Any:
             clock.takes(100)
@@ -137,7 +139,7 @@ def steps(
     arm = cfg.arms[0].model_copy(
         update={"learner": cfg.arms[0].learner.model_copy(update={"num_steps": start + count})}
     )
-    done = list(train(cfg, arm, partners, start=start, state=begin_steering(arm.objective)))
+    done = list(train(cfg, arm, partners, Start(start, begin_steering(arm.objective))))
     assert [step.last for step in done] == [False] * (count - 1) + [True]
     return [step.metrics for step in done], given
 

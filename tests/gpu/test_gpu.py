@@ -47,14 +47,14 @@ def test_bf16_follows_float32(
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
     start(learner, tiny_model, ModelConfig(path=str(tiny_model)))
-    exact = learner.update(batch(group=group))
+    exact = learner.update(batch(group=group)).result()
     fields: dict[str, Any] = {
         "dtype": "bfloat16",
         "attention": attention,
         "gradient_checkpointing": checkpointing,
     }
     start(learner, tiny_model, ModelConfig(path=str(tiny_model), **fields))
-    rounded = learner.update(batch(group=group))
+    rounded = learner.update(batch(group=group)).result()
     assert rounded.loss == pytest.approx(exact.loss, rel=0.05, abs=0.05)
     assert rounded.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)
 
@@ -72,7 +72,7 @@ def test_deterministic_training_ends_in_the_same_bits(
             ModelConfig(path=str(tiny_model), dtype="bfloat16", attention=attention, deterministic=True),
         )
         for seed in range(4):
-            learner.update(batch(seed=seed, group=6))
+            learner.update(batch(seed=seed, group=6)).result()
         ends.append(digest(learner))
     assert ends[0] == ends[1]
 
@@ -83,9 +83,9 @@ def test_offload_changes_nothing(
 ) -> None:
     model = ModelConfig(path=str(tiny_model))
     start(learner, tiny_model, model, zero_stage=zero_stage)
-    exact = [learner.update(batch(seed=s)).loss for s in range(3)]
+    exact = [learner.update(batch(seed=s)).result().loss for s in range(3)]
     start(learner, tiny_model, model, zero_stage=zero_stage, offload=offload)
-    assert [learner.update(batch(seed=s)).loss for s in range(3)] == pytest.approx(exact, rel=1e-3)
+    assert [learner.update(batch(seed=s)).result().loss for s in range(3)] == pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
@@ -95,11 +95,11 @@ def test_states_leave_the_gpu_and_come_back(
 ) -> None:
     model = ModelConfig(path=str(tiny_model), dtype=dtype)
     start(learner, tiny_model, model, zero_stage=zero_stage)
-    exact = [learner.update(batch(seed=s)).loss for s in range(3)]
+    exact = [learner.update(batch(seed=s)).result().loss for s in range(3)]
     start(learner, tiny_model, model, zero_stage=zero_stage)
     losses = []
     for seed in range(3):
-        losses.append(learner.update(batch(seed=seed)).loss)
+        losses.append(learner.update(batch(seed=seed)).result().loss)
         before = digest(learner)
         learner.offload()
         learner.reload()
@@ -116,7 +116,7 @@ def test_sleep_and_wake_keep_the_policy(ray_cluster: None, tiny_model: Path) -> 
     worker = remote.options(num_gpus=1, runtime_env={"env_vars": vllm_environment(config)}).remote(
         str(tiny_model), config.model, rollout, config.num_tokens_limit
     )
-    pool = RolloutPool([worker], timeout_s=300, restarts=0, tensor_parallel=1)
+    pool = RolloutPool([worker], timeout_s=300, restarts=0, tensor_parallel=1, max_num_seqs=64)
     pool.load_policy(tiny_model, 1)
     data = models.sequences(5)
     before = pool.logprobs(data)

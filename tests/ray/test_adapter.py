@@ -16,14 +16,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from actors._blocks import sequences_of
 from actors.learner import LearnerPool, LearnerWorker
 from actors.rollout import RolloutPool
 from actors.transport import Transport
 from actors.transport.adapter import AdapterTransport
 from actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
+from frpo.types import Ticket
 from tests.support import models
-from tests.support.engines import draw, engine, largest_gap
+from tests.support.engines import SAMPLING, completions_of, draw, engine, largest_gap
 from tests.support.learners import ENV, OBJECTIVE, batch, settings
 from tests.support.policies import lora, write_adapter
 
@@ -52,6 +54,39 @@ def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
     stop(found)
 
 
+def test_an_adapter_takes_the_place_of_the_last_under_completions_that_go_on(
+    pool: RolloutPool, tiny_model: Path
+) -> None:
+    model = ModelConfig(path=str(tiny_model), lora=LORA)
+    old, new = rank(model, AdapterTransport()), rank(model, AdapterTransport())
+    for seed in range(3):
+        new.update(batch(seed=seed)).result()
+    parcel = new.pack().result()
+    prompts = models.prompts(models.load_hf(tiny_model)[1], 28)
+    pool.deliver(old.pack().result(), 1)
+    session = pool.open(SAMPLING)
+    for number, prompt in enumerate(prompts[:24]):
+        session.begin(Ticket(number, prompt, number), 1)
+    drawn = [*session.wait().groups]
+    pool.deliver(parcel, 2)
+    for number, prompt in enumerate(prompts[24:], 24):
+        session.begin(Ticket(number, prompt, number), 2)
+    while len(drawn) < 28:
+        drawn += session.wait().groups
+    own = np.concatenate([completion.logprobs for completion in completions_of(drawn)])
+    versions = np.concatenate([completion.versions for completion in completions_of(drawn)])
+    before = old.logprobs(sequences_of(drawn))
+    np.testing.assert_allclose(own[versions == 1], before[versions == 1], atol=1e-4)
+    assert (1, 2) in {tuple(np.unique(completion.versions).tolist()) for completion in completions_of(drawn)}
+    fresh = [group for group in drawn if group.policy_version == 2]
+    assert {group.index for group in fresh} >= {24, 25, 26, 27}
+    own = np.concatenate([completion.logprobs for completion in completions_of(fresh)])
+    np.testing.assert_allclose(own, new.logprobs(sequences_of(fresh)), atol=1e-4)
+    assert abs(own - old.logprobs(sequences_of(fresh))).max() > 0.01
+    session.close()
+    stop(old, new)
+
+
 def by_peft(base: Path, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model_of(base), adapter).eval()
 
@@ -70,7 +105,7 @@ def test_what_is_published_is_the_learners_policy_also_after_a_kill(
         parcel = learner.pack().result()
         pool.deliver(parcel, version)
         np.testing.assert_allclose(pool.logprobs(data)[0], learner.logprobs(data), atol=1e-5)
-        learner.update(batch(seed=version))
+        learner.update(batch(seed=version)).result()
     assert parcel.num_bytes == 4 * 4 * sum(a + b for a, b in projections(tiny_model))  # float32, rank 4
     assert abs(pool.logprobs(data)[0] - before).max() > 0.05
     now = pool.logprobs(data)
@@ -134,7 +169,7 @@ def test_an_adapter_and_the_one_that_it_began_from_arrive_as_one(
     trained = batch(count=60)
     before = learner.logprobs(trained.sequences)
     for _ in range(3):
-        learner.update(trained)
+        learner.update(trained).result()
     receiver.deliver(learner.pack().result(), 1)
     now, there = learner.logprobs(trained.sequences), receiver.logprobs(trained.sequences)[0]
     learner.export(tmp_path / "policy")
@@ -179,7 +214,7 @@ def test_in_bfloat16_an_adapter_arrives_whole_and_merged_weights_do_not(
             }
             kept.append([float((found[n] * c).sum() / (c * c).sum()) for n, c in changes.items() if c.any()])
         for pool in (whole, sender):
-            pool.update(trained)
+            pool.update(trained).result()
     stop(whole, sender, receiver)
     shares = [float(np.mean(k)) for k in kept[1:]]
     print({"gaps": gaps, "kept by merged weights after 1, 5, 20": shares})

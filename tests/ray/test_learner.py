@@ -28,7 +28,7 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
     truth, norms = plain_torch(tiny_model, settings(), 2)
     for budget in (100, 100_000):  # 23 sequences in many micro-batches, or in one
         start(learner, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
-        stats = [learner.update(batch(seed=s)) for s in range(2)]
+        stats = [learner.update(batch(seed=s)).result() for s in range(2)]
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(learner), truth)
     assert stats[0].num_computed_tokens == int(batch().sequences.lengths.sum())
@@ -66,7 +66,7 @@ def test_deterministic_kernels_are_there_for_all_that_training_does(
     for deterministic in (False, True):
         model = ModelConfig(path=str(tiny_model), deterministic=deterministic, lora=LoraConfig(rank=4))
         start(learner, tiny_model, settings(), model)
-        learner.update(batch(group=6))
+        learner.update(batch(group=6)).result()
         ends.append(digest(learner))
     assert ends[0] == ends[1]
 
@@ -74,16 +74,16 @@ def test_deterministic_kernels_are_there_for_all_that_training_does(
 def test_a_checkpoint_continues_bit_for_bit(learner: LearnerPool, tiny_model: Path, tmp_path: Path) -> None:
     schedule = settings(schedule="cosine", warmup_share=0.5)
     start(learner, tiny_model, schedule)
-    first = [learner.update(batch(seed=s)).learning_rate for s in range(2)]
+    first = [learner.update(batch(seed=s)).result().learning_rate for s in range(2)]
     learner.save(tmp_path).result()
-    rest = [learner.update(batch(seed=s)).learning_rate for s in (2, 3)]
+    rest = [learner.update(batch(seed=s)).result().learning_rate for s in (2, 3)]
     undisturbed = digest(learner)
     assert first == pytest.approx([0.005, 0.01])
     assert rest == pytest.approx([0.01, 0.005])
     start(learner, tiny_model, schedule)
     assert digest(learner) != undisturbed
     learner.load(tmp_path)
-    assert [learner.update(batch(seed=s)).learning_rate for s in (2, 3)] == rest
+    assert [learner.update(batch(seed=s)).result().learning_rate for s in (2, 3)] == rest
     assert digest(learner) == undisturbed
 
 
@@ -97,14 +97,14 @@ def test_a_gradient_that_is_no_number_has_no_norm(
     start(learner, tiny_model, settings(zero_stage=zero_stage))
     b = batch()
     b.advantages[3] = number
-    stats = learner.update(b)
+    stats = learner.update(b).result()
     assert np.isnan(stats.grad_norm)
     assert not np.isfinite(stats.loss)
 
 
 def test_several_updates_per_batch_clip(learner: LearnerPool, tiny_model: Path) -> None:
     start(learner, tiny_model, settings(updates_per_batch=4, learning_rate=5e-2))
-    stats = learner.update(replace(batch(), old=learner.logprobs(batch().sequences)))
+    stats = learner.update(replace(batch(), old=learner.logprobs(batch().sequences))).result()
     assert stats.clip_share > 0.05  # the later parts see a policy that has moved
     now = models.naive_logprobs(models.load_hf(tiny_model)[0], batch().sequences).astype(np.float64)
     gap = now - batch().behaviour
@@ -120,13 +120,13 @@ def test_what_the_learner_holds_leaves_and_comes_back(
     """Also before the first update, which makes the optimiser's states, and after a resume, which makes
     others."""
     start(learner, tiny_model, settings(zero_stage=zero_stage))
-    exact = [learner.update(batch(seed=s)) for s in range(3)]
+    exact = [learner.update(batch(seed=s)).result() for s in range(3)]
     end = digest(learner)
     start(learner, tiny_model, settings(zero_stage=zero_stage))
     for seed in range(3):
         learner.offload()
         learner.reload()
-        found = learner.update(batch(seed=seed))
+        found = learner.update(batch(seed=seed)).result()
         assert (found.loss, found.grad_norm) == (exact[seed].loss, exact[seed].grad_norm)
         learner.offload()
         learner.reload()
@@ -140,7 +140,7 @@ def test_export_loads_in_transformers_with_equal_logprobs(
     learner: LearnerPool, tiny_model: Path, tmp_path: Path
 ) -> None:
     start(learner, tiny_model, settings())
-    learner.update(batch())
+    learner.update(batch()).result()
     learner.export(tmp_path / "policy")
     model, tokenizer = models.load_hf(tmp_path / "policy")
     data = models.sequences(9, seed=8)
@@ -158,7 +158,7 @@ def test_lora_merges_as_peft_does_resumes_and_exports(
 
     model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
     start(learner, tiny_model, settings(), model)
-    learner.update(batch())
+    learner.update(batch()).result()
     learner.save(tmp_path / "checkpoint").result()
     learner.export(tmp_path / "policy")
     found = weights(learner)
@@ -170,11 +170,11 @@ def test_lora_merges_as_peft_does_resumes_and_exports(
     base = dict(models.load_hf(tiny_model)[0].named_parameters())
     moved = [n for n in base if not torch.equal(base[n], found[n])]
     assert len(moved) == 14  # 7 projections of 2 layers; embeddings and norms stay
-    learner.update(batch(seed=1))
+    learner.update(batch(seed=1)).result()
     after = digest(learner)
     start(learner, tiny_model, settings(), model)
     learner.load(tmp_path / "checkpoint")
-    learner.update(batch(seed=1))
+    learner.update(batch(seed=1)).result()
     assert digest(learner) == after
 
 
@@ -185,7 +185,7 @@ def test_dropout_of_adapters_is_for_supervised_fine_tuning_alone(
     for dropout in (0.0, 0.5):
         model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8, dropout=dropout))
         start(learner, tiny_model, settings(), model)
-        [learner.update(batch(seed=s)) for s in range(2)]
+        [learner.update(batch(seed=s)).result() for s in range(2)]
         trained.append(digest(learner))
         finetune.start(tiny_model, model, FinetuneConfig(num_steps=2, learning_rate=2e-2), 1)
         [finetune.update(models.sequences(8)) for _ in range(2)]
@@ -219,7 +219,7 @@ def test_finetune_learns_and_its_policy_of_an_adapter_is_a_full_folder(
 ) -> None:
     model = ModelConfig(path=str(tiny_model), lora=LoraConfig(rank=4, alpha=8))
     start(learner, tiny_model, settings(), model)
-    learner.update(batch())
+    learner.update(batch()).result()
     learner.export(tmp_path / "adapter")
     spec = FinetuneConfig(num_steps=30, learning_rate=2e-2)
     finetune.start(tmp_path / "adapter", model, spec, 1)

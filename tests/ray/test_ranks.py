@@ -21,14 +21,14 @@ def test_completions_that_share_a_prompt_equal_plain_torch(
     truth, norms = plain_torch(tiny_model, settings(), 2, group=6)
     for budget in (60, 100_000):
         start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=budget))
-        stats = [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
+        stats = [two_ranks.update(batch(seed=s, group=6)).result() for s in range(2)]
         assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
         assert_equal(weights(two_ranks), truth)
     sequences = batch(group=6).sequences
     assert stats[0].num_computed_tokens < 0.7 * sequences.lengths.sum()
     found = two_ranks.logprobs(sequences)
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage))
-    [two_ranks.update(batch(seed=s, group=6)) for s in range(2)]
+    [two_ranks.update(batch(seed=s, group=6)).result() for s in range(2)]
     np.testing.assert_array_equal(two_ranks.logprobs(sequences), found)
 
 
@@ -38,7 +38,7 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(
 ) -> None:
     truth, norms = plain_torch(tiny_model, settings(), 2)
     start(two_ranks, tiny_model, settings(zero_stage=zero_stage, micro_batch_tokens=60))
-    stats = [two_ranks.update(batch(seed=s)) for s in range(2)]
+    stats = [two_ranks.update(batch(seed=s)).result() for s in range(2)]
     assert [s.grad_norm for s in stats] == pytest.approx(norms, rel=1e-4)
     assert_equal(weights(two_ranks), truth)
     assert stats[0].num_computed_tokens == int(batch().sequences.lengths.sum())
@@ -54,4 +54,4 @@ def test_a_dead_rank_is_named(ray_cluster: None, tiny_model: Path) -> None:
     start(pool, tiny_model, settings())
     ray.kill(pool.actors.handles[0])
     with pytest.raises(WorkerFailed, match=r"learner worker 0 died during update\(\)"):
-        pool.update(batch())
+        pool.update(batch()).result()

@@ -38,9 +38,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def group(index: int, *texts: str, **fields: Any) -> Group:
     completions = tuple(
-        Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), t, "stop") for t in texts
+        Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), np.array([7, 8], np.int32), t, "stop")
+        for t in texts
     )
-    return Group(index, Prompt(str(index), "p", np.zeros(1, np.int32), "t", {}, **fields), completions, 7)
+    return Group(index, Prompt(str(index), "p", np.zeros(1, np.int32), "t", {}, **fields), completions)
 
 
 def test_in_a_run_the_other_completions_and_groups_are_scored(ray_cluster: None, file: Path) -> None:

@@ -31,13 +31,13 @@ def groups(count: int = 7, k: int = 5) -> list[Group]:
 
     def completion() -> Completion:
         tokens = rng.integers(4, 190, rng.integers(1, 9)).astype(np.int32)
-        return Completion(tokens, np.full(len(tokens), np.nan, np.float32), "", "stop")
+        return Completion(tokens, np.full(len(tokens), np.nan, np.float32), 0 * tokens, "", "stop")
 
     prompts = [
         Prompt(f"p:{i}", "", rng.integers(4, 190, rng.integers(2, 9)).astype(np.int32), "t", {})
         for i in range(count)
     ]
-    return [Group(i, prompt, tuple(completion() for _ in range(k)), 0) for i, prompt in enumerate(prompts)]
+    return [Group(i, prompt, tuple(completion() for _ in range(k))) for i, prompt in enumerate(prompts)]
 
 
 def flat(answers: list[tuple[Any, ...]]) -> Any:
@@ -92,7 +92,7 @@ def test_in_bfloat16_a_policy_is_no_distance_from_itself(
     before = flat(pool.submit(drawn).result())
     np.testing.assert_array_equal(before, flat(evaluate.submit(base, drawn).result()))
     for seed in range(3):
-        pool.update(batch(seed=seed))
+        pool.update(batch(seed=seed)).result()
     pool.export(tmp_path / "policy")
     after = flat(pool.submit(drawn).result())
     np.testing.assert_array_equal(after, flat(evaluate.submit(tmp_path / "policy", drawn).result()))
@@ -120,7 +120,7 @@ def test_an_adapter_is_trained_beside_the_one_that_it_begins_from(
     assert abs(before - flat(evaluate.submit(base, drawn).result())).max() > 0.1
     np.testing.assert_array_equal(flat([later.result() for later in [pool.score(g) for g in drawn]]), before)
     for seed in range(3):
-        pool.update(batch(seed=seed))
+        pool.update(batch(seed=seed)).result()
     np.testing.assert_array_equal(
         flat([later.result() for later in [pool.beginning.score(g) for g in drawn]]), before
     )

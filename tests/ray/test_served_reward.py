@@ -50,10 +50,9 @@ def service(ray_cluster: None) -> Iterator[ServiceConfig]:
 
 
 def group(index: int, task: str, *texts: str) -> Group:
-    completions = tuple(Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), t, "stop") for t in texts)
-    return Group(
-        index, Prompt(str(index), "1 + 1?", np.zeros(1, np.int32), task, {"answer": "2"}), completions, 0
-    )
+    one = np.zeros(1, np.int32)
+    completions = tuple(Completion(one, np.zeros(1, np.float32), one, t, "stop") for t in texts)
+    return Group(index, Prompt(str(index), "1 + 1?", one, task, {"answer": "2"}), completions)
 
 
 def pool(*rewards: Any) -> Any:

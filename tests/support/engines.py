@@ -27,7 +27,7 @@ def engine(model: ModelConfig) -> RolloutPool:
         .options(**options)
         .remote(model.path, model, config.rollout, config.num_tokens_limit)
     )
-    pool = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1)
+    pool = RolloutPool([worker], timeout_s=200, restarts=3, tensor_parallel=1, max_num_seqs=64)
     pool.actors.wait_until_ready(300)
     return pool
 

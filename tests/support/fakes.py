@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from frpo.config import Config, ObjectiveConfig
 from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 from frpo.records import BenchmarkScore
-from frpo.roles import Team
+from frpo.roles import Running, Team
 from frpo.types import (
+    Arrivals,
     Completion,
     FinetuneStats,
     Floats,
@@ -22,6 +24,7 @@ from frpo.types import (
     RolloutBatch,
     Sampling,
     Sequences,
+    Ticket,
     UpdateStats,
 )
 
@@ -40,16 +43,25 @@ class Now:
     def result(self, limit_s=None):  # type: ignore[no-untyped-def]
         return self.value
 
+    def on_ready(self, call: Callable[[], None]) -> None:
+        call()
+
 
 class FakePrompts:
     def __init__(self, count: int) -> None:
-        self.count, self.taken = count, list[int]()
+        self.count, self.taken, self.places = count, list[int](), list[int]()
 
     def take(self, step: int) -> tuple[Prompt, ...]:
         self.taken.append(step)
-        return tuple(
-            Prompt(f"p:{step}:{i}", "?", np.array([9, i], np.int32), "only", {}) for i in range(self.count)
-        )
+        return tuple(map(self._prompt, range(step * self.count, (step + 1) * self.count)))
+
+    def at(self, place: int) -> Prompt:
+        self.places.append(place)
+        return self._prompt(place)
+
+    def _prompt(self, place: int) -> Prompt:
+        step, index = divmod(place, self.count)
+        return Prompt(f"p:{step}:{index}", "?", np.array([9, index], np.int32), "only", {})
 
 
 class FakeEngine:
@@ -57,6 +69,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.logits, self.version = torch.zeros(ANSWERS), -1
+        self.drawings: list[FakeSession] = []
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
@@ -66,15 +79,14 @@ class FakeEngine:
         for index in reversed(range(len(prompts))):
             draw = torch.Generator().manual_seed(seeds[index])
             tokens = torch.multinomial(logp.exp(), sampling.num_completions, True, generator=draw)
-            yield Group(
-                index, prompts[index], tuple(self.completion(int(t), logp) for t in tokens), self.version
-            )
+            yield Group(index, prompts[index], tuple(self.completion(int(t), logp) for t in tokens))
 
-    @staticmethod
-    def completion(token: int, logp: torch.Tensor) -> Completion:
-        return Completion(
-            np.array([token], np.int32), logp[token : token + 1].numpy().copy(), f"answer {token}", "stop"
-        )
+    def completion(self, token: int, logp: torch.Tensor) -> Completion:
+        logprobs, versions = logp[token : token + 1].numpy().copy(), np.array([self.version], np.int32)
+        return Completion(np.array([token], np.int32), logprobs, versions, f"answer {token}", "stop")
+
+    def open(self, sampling: Sampling) -> FakeSession:
+        return FakeSession(self, sampling)
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return completion_logprobs(self.logits, sequences)[None]  # of one engine
@@ -83,6 +95,44 @@ class FakeEngine:
         self.logits, self.version = saved_logits(folder), version
 
     def take_turn(self) -> None: ...
+
+
+class FakeSession:
+    """Draws what was begun in an order of its own, by the weights that the engine has then; each wait brings
+    one group, and those in `dies` come the second time alone."""
+
+    def __init__(self, engine: FakeEngine, sampling: Sampling, room: int = 10) -> None:
+        self.engine, self.sampling, self.places = engine, sampling, room
+        self.drawing: dict[int, tuple[Ticket, int]] = {}
+        self.begun: list[int] = []
+        self.dies: set[int] = set()
+        self.closed = False
+        engine.drawings.append(self)
+
+    @property
+    def room(self) -> int:
+        return self.places - len(self.drawing)
+
+    def begin(self, ticket: Ticket, policy_version: int) -> None:
+        assert policy_version == self.engine.version
+        assert self.room > 0
+        self.drawing[ticket.number] = ticket, policy_version
+        self.begun.append(ticket.number)
+
+    def wait(self, until: Running[object] | None = None) -> Arrivals:
+        if not self.drawing:
+            assert until is not None, "nobody could unblock this"
+            return Arrivals()
+        number = max(self.drawing, key=lambda n: (n * 7 + 3) % 11)
+        ticket, _ = self.drawing.pop(number)
+        if number in self.dies:
+            self.dies.remove(number)
+            return Arrivals(lost=(number,))
+        (group,) = self.engine.generate([ticket.prompt], [ticket.seed], self.sampling, self.engine.version)
+        return Arrivals((replace(group, index=number),))
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def saved_logits(policy: Path) -> torch.Tensor:
@@ -122,7 +172,10 @@ class FakeLearner:
         self.seen: list[RolloutBatch] = []
         self.scored: list[int] = []
 
-    def update(self, batch: RolloutBatch) -> UpdateStats:
+    def update(self, batch: RolloutBatch) -> Now:
+        return Now(self.learn(batch))
+
+    def learn(self, batch: RolloutBatch) -> UpdateStats:
         self.seen.append(batch)
         tokens = torch.from_numpy(
             batch.sequences.tokens.reshape(len(batch.sequences), -1)[:, -1].astype(np.int64)
@@ -137,12 +190,15 @@ class FakeLearner:
         terms = policy_loss(
             TokenTerms(logprobs, logprobs.detach(), behaviour, reference, mask),
             torch.from_numpy(batch.advantages),
-            Surrogate(batch.beta, o.ratio, o.clip_low, o.clip_high, o.importance_cap, o.aggregation),
+            Surrogate(
+                batch.beta, o.ratio, o.clip_low, o.clip_high, o.importance, o.importance_cap, o.aggregation
+            ),
             Denominators(num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1),
         )
         (gradient,) = torch.autograd.grad(terms.loss, self.logits)
         gap = torch.from_numpy(batch.behaviour) - logprobs.detach()[:, 0]
-        mismatch = float((gap.exp() - gap - 1).mean())
+        mismatch = gap.exp() - gap - 1
+        fresh = torch.from_numpy(batch.staleness == 0)
         with torch.no_grad():
             self.logits -= self.learning_rate * gradient
         divergence = (
@@ -155,7 +211,9 @@ class FakeLearner:
             learning_rate=self.learning_rate,
             entropy=0.0,
             clip_share=0.0,
-            mismatch_kl=mismatch,
+            capped_share=float(terms.capped) / len(tokens),
+            mismatch_kl=float(mismatch[fresh].mean()) if fresh.any() else None,
+            stale_kl=float(mismatch[~fresh].mean()) if not fresh.all() else None,
             kl=divergence and divergence / len(tokens),
             num_computed_tokens=len(tokens),
             learner_s=0.0,

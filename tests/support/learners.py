@@ -56,7 +56,9 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
     data, rng = models.sequences(count, seed, group=group), np.random.default_rng(seed)
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
-    return RolloutBatch(data, rng.normal(size=count).astype(np.float32), near(), None, near(), OBJECTIVE.beta)
+    advantages = rng.normal(size=count).astype(np.float32)
+    fresh = np.zeros(tokens, np.int32)
+    return RolloutBatch(data, advantages, near(), None, near(), fresh, OBJECTIVE.beta)
 
 
 def settings(**fields: Any) -> LearnerConfig:
@@ -108,7 +110,7 @@ def plain_torch(
         terms = policy_loss(
             TokenTerms(now.logprobs, now.logprobs.detach(), behaviour, reference, now.mask),
             torch.from_numpy(b.advantages),
-            Surrogate(0.1, "token", 0.2, 0.2, 2.0, "completion"),
+            Surrogate(0.1, "token", 0.2, 0.2, "token_truncate", 2.0, "completion"),
             Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
         )
         terms.loss.backward()

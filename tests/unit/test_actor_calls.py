@@ -68,9 +68,9 @@ def test_all_are_asked_for_the_method_that_is_named_and_answer_in_order() -> Non
 def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again() -> None:
     handle = Handle(KILLED, PONG, 5)
     actors = adders(handle, restarts=1)
-    actors.when_back = lambda: handle.asked.append("when_back")
+    actors.when_back = lambda worker: handle.asked.append(f"worker {worker} is back")
     assert actors.call(0, Adder.add, 2).result() == 5
-    assert handle.asked == [("add", 2), ("ping",), "when_back", ("add", 2)]
+    assert handle.asked == [("add", 2), ("ping",), "worker 0 is back", ("add", 2)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ GRPO = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)
 def completion(length: int, token: int, *, cut: bool = False) -> Completion:
     """Tokens token, token + 1, ...; the engine's log-prob of each is -token / 10."""
     ids = np.arange(token, token + length, dtype=np.int32)
-    return Completion(ids, (-ids / 10).astype(np.float32), "", "length" if cut else "stop")
+    versions = np.full(length, 3, np.int32)
+    return Completion(ids, (-ids / 10).astype(np.float32), versions, "", "length" if cut else "stop")
 
 
 def scored(
@@ -29,7 +30,7 @@ def scored(
     prompt = Prompt(f"p:{index}", "?", np.full(index + 1, 99, np.int32), task, {})
     policy, reference = (tuple(c.logprobs / share for c in completions) for share in (2, 4))
     given = {"policy": policy, "reference": reference} if asked else {"policy": None, "reference": None}
-    return ScoredGroup(Group(index, prompt, tuple(completions), 0), tuple(rewards), **given)
+    return ScoredGroup(Group(index, prompt, tuple(completions)), tuple(rewards), **given)
 
 
 def total(value: float | None, **parts: float | None) -> Reward:

@@ -34,6 +34,7 @@ def group(
         Completion(
             np.array([100 * index + j, 2], np.int32),
             lp + np.float32(0.01),
+            np.zeros(2, np.int32),
             f"c{j}",
             "length" if j in cut else "stop",
         )
@@ -41,7 +42,7 @@ def group(
     )
     scores = tuple(Reward(r, {"a": r}, None if r is not None else f"broke at {index}") for r in rewards)
     refs = tuple((lp - gap * j).astype(np.float32) for j, lp in enumerate(logprobs)) if reference else None
-    return ScoredGroup(Group(index, prompt, completions, 0), scores, refs, tuple(logprobs))
+    return ScoredGroup(Group(index, prompt, completions), scores, refs, tuple(logprobs))
 
 
 GRPO = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)

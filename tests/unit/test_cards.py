@@ -119,7 +119,7 @@ def test_scorers_are_asked_when_all_is_drawn_where_they_share_the_card(
     nobody: Any = None
     reference_pool = ReferencePool([nobody, nobody], timeout_s=1, restarts=0)
     learner = LearnerPool([nobody, nobody], timeout_s=1)
-    groups = [Group(i, prompt, (), 0) for i, prompt in enumerate(FakePrompts(3).take(0))]
+    groups = [Group(i, prompt, ()) for i, prompt in enumerate(FakePrompts(3).take(0))]
     for pool in (reference_pool, learner):
         asked.clear()
         assert pool.score(groups[1]).result() == (1,)

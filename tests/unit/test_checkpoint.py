@@ -46,7 +46,7 @@ def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -
 
 def newest(checkpoints: Checkpoints) -> int | None:
     latest = checkpoints.latest()
-    return latest and latest[1].step
+    return latest and latest.progress.step
 
 
 def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(tmp_path: Path) -> None:
@@ -109,13 +109,12 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
     (tmp_path / ".tmp-00000040").mkdir()
     latest = checkpoints.latest()
     assert latest is not None
-    path, state = latest
-    assert state == progress(20)
-    assert (path / "engine" / "weights").read_text() == "weights of 20"
+    assert latest.progress == progress(20)
+    assert (latest.path / "engine" / "weights").read_text() == "weights of 20"
     (tmp_path / "step-00000020" / "manifest.json").unlink()
     latest = checkpoints.latest()
     assert latest is not None
-    assert latest[1].step == 10
+    assert latest.progress.step == 10
 
 
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -130,12 +129,12 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         checkpoints.begin(progress(20), broken)
     latest = checkpoints.latest()
     assert latest is not None
-    assert latest[1].step == 10
+    assert latest.progress.step == 10
     save(checkpoints, 20)  # the left-over folder is in nobody's way
     latest = checkpoints.latest()
     assert latest is not None
-    assert latest[1].step == 20
-    assert not (latest[0] / "half").exists()
+    assert latest.progress.step == 20
+    assert not (latest.path / "half").exists()
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors._sampler import Sampler
-from frpo.types import Prompt
+from frpo.types import Prompt, Ticket
 
 
 class Words:
@@ -23,7 +23,9 @@ class Words:
 def output(tokens: list[int], text: str, stop: str | None = None) -> Any:
     """As vLLM's CompletionOutput."""
     rows = [{t: SimpleNamespace(logprob=-1.0)} for t in tokens]
-    return SimpleNamespace(token_ids=tokens, text=text, stop_reason=stop, finish_reason="stop", logprobs=rows)
+    one = SimpleNamespace(token_ids=tokens, text=text, stop_reason=stop, finish_reason="stop", logprobs=rows)
+    one.weight_versions = [SimpleNamespace(version="3", start=0, end=len(tokens))]
+    return one
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_a_stop_string_is_never_in_the_text(out: Any, text: str) -> None:
     outputs, texts = [out], [text]
     prompt = Prompt("p", "p", np.array([1], np.int32), "t", {})
     sampler: Any = SimpleNamespace(tokenizer=Words())
-    group = Sampler._group(sampler, 0, prompt, outputs, 0)
+    sampler.finished = {"7": SimpleNamespace(outputs=outputs)}
+    group = Sampler.group_of(sampler, "7", Ticket(0, prompt, 0))
+    assert sampler.finished == {}
     assert [c.text for c in group.completions] == texts
     assert [c.token_ids.tolist() for c in group.completions] == [o.token_ids for o in outputs]

@@ -25,7 +25,7 @@ def test_every_file_and_function_of_the_journeys_is_there() -> None:
     files = re.findall(r"\b(?:frpo|actors)/[\w/]+\.py", PAGE)
     assert len(files) > 10
     assert set(files) <= set(source)
-    journeys = PAGE.partition("## Six journeys")[2].partition("## Words")[0]
+    journeys = PAGE.partition("## Seven journeys")[2].partition("## Words")[0]
     functions = set(re.findall(r"`(?:[\w/]+\.)?(?:\w+\.)?(\w+)`", journeys)) - {
         "py",
         "forecast",

@@ -55,24 +55,31 @@ def flat(of_token: Any) -> np.ndarray:
 
 
 def update(
-    objective: dict[str, Any], *, updates: int = 1, old: Any = None, reference: Any = None, gap: float = 0.2
+    objective: dict[str, Any],
+    *,
+    updates: int = 1,
+    old: Any = None,
+    reference: Any = None,
+    gap: float = 0.2,
+    staleness: tuple[int, ...] = (0,) * 6,
 ) -> tuple[UpdateStats, FakeEngine]:
     """`old` and `reference` are what they give more than the policy to each token; the engine of the rollouts
-    gives `gap` more."""
+    gives `gap` more, and a token that is s versions old s + 1 times as much."""
     prompts = [np.full(i + 1, 99, np.int32) for i in range(3)]
     sequences = flatten([(p, np.array(t, np.int32)) for p, t in zip(prompts, TOKENS, strict=True)])
 
     def policy_and(more: Any) -> np.ndarray | None:
         return None if more is None else flat(lambda t: -t / 10) + np.float32(more)
 
-    behaviour = policy_and(gap)
-    assert behaviour is not None
+    ages = np.array(staleness, np.int32)
+    behaviour = flat(lambda t: -t / 10) + np.float32(gap) * (ages + 1).astype(np.float32)
     batch = RolloutBatch(
         sequences,
         np.array(ADVANTAGES, np.float32),
         behaviour,
         policy_and(old),
         policy_and(reference),
+        staleness=ages,
         beta=0.25,
     )
     worker = LearnerWorker.__new__(LearnerWorker)
@@ -152,3 +159,23 @@ def test_a_large_importance_weight_is_cut_at_the_cap() -> None:
     weighted = sum(a * length for a, length in zip(ADVANTAGES, LENGTHS, strict=True))
     assert stats.loss == pytest.approx(-2.0 * weighted / 6, rel=1e-5)
     assert stats.mismatch_kl == pytest.approx(k3(3.0), rel=1e-4)
+    assert stats.capped_share == 1.0
+
+
+def test_the_mismatch_is_of_fresh_tokens_and_what_older_versions_drew_stands_apart() -> None:
+    stats, _ = update({"aggregation": "token"}, gap=-0.4, staleness=(0, 0, 1, 2, 0, 1))
+    assert stats.mismatch_kl == pytest.approx(k3(0.4), rel=1e-4)
+    assert stats.stale_kl == pytest.approx((k3(0.8) + k3(1.2) + k3(0.8)) / 3, rel=1e-4)
+    # weights exp(0.8) and exp(1.2) are above the cap of 2
+    weights = [math.exp(0.4), math.exp(0.4), 2.0, 2.0, math.exp(0.4), 2.0]
+    advantages = np.repeat(ADVANTAGES, LENGTHS)
+    assert stats.loss == pytest.approx(-float((advantages * weights).mean()), rel=1e-5)
+    assert stats.capped_share == pytest.approx(3 / 6)
+
+
+def test_a_batch_of_one_kind_of_token_tells_nothing_of_the_other() -> None:
+    fresh, _ = update({})
+    stale, _ = update({}, staleness=(1,) * 6)
+    assert (fresh.stale_kl, stale.mismatch_kl) == (None, None)
+    assert fresh.mismatch_kl is not None
+    assert stale.stale_kl is not None

@@ -198,7 +198,7 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
                 policy_loss(
                     TokenTerms(logp, logp.detach(), drawn, None, now.mask),
                     torch.from_numpy(advantages[rows]).double(),
-                    Surrogate(0.0, "token", 0.2, 0.2, 2.0, "token"),
+                    Surrogate(0.0, "token", 0.2, 0.2, "token_truncate", 2.0, "token"),
                     Denominators(24, data.num_completion_tokens, max_tokens=7),
                 ).loss.backward()
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])

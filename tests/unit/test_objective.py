@@ -36,7 +36,13 @@ def rewards(groups: int = 5, k: int = 8, seed: int = 0) -> Tensor:
 
 
 SURROGATE = Surrogate(
-    beta=0.1, ratio="token", clip_low=0.2, clip_high=0.3, importance_cap=2.0, aggregation="sum"
+    beta=0.1,
+    ratio="token",
+    clip_low=0.2,
+    clip_high=0.3,
+    importance="token_truncate",
+    importance_cap=2.0,
+    aggregation="sum",
 )
 
 

@@ -13,7 +13,7 @@ from frpo.roles import WorkerFailed
 
 def test_a_worker_that_never_has_the_right_weights_is_not_called_dead() -> None:
     nobody: Any = None
-    pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1)
+    pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1, max_num_seqs=4)
     error = RayTaskError("generate", "traceback", StaleWeights("runs policy version 1, asked for 2"))
     with pytest.raises(
         WorkerFailed,

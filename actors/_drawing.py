@@ -1,0 +1,164 @@
+"""Groups that are drawn one by one by whichever engine is free, while the driver does something else."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ray import ObjectRef
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+
+from actors._calls import Actors, death_of, failure_of, wait_until_back
+from frpo.roles import Running, WorkerFailed
+from frpo.types import Arrivals, Group, Ticket
+
+
+class StaleWeights(RuntimeError):
+    """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What is asked of the rollout workers."""
+
+    actors: Actors[Any]
+    draw: Callable[[int, Ticket, int], ObjectRef[Group]]
+    """Of a worker, a ticket and the version published last."""
+    give_up: Callable[[], object]
+    room: int
+    """Groups that one of them has use for at once."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A ticket's call has come to its end."""
+
+    worker: int
+    number: int
+    answer: Future[Group]
+
+
+@dataclass(frozen=True)
+class Back:
+    """A worker that was killed answers again, or does not."""
+
+    worker: int
+    error: WorkerFailed | None
+
+
+class EngineSession:
+    """Implements roles.DrawSession. Nothing is polled: each call of an engine says by itself when it has
+    ended, so the driver's work for a group is the same however many engines there are.
+
+    A worker that dies loses its tickets. It is waited for beside the others, and given the current weights
+    before it is asked again.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines, self.actors = engines, engines.actors
+        workers = range(len(self.actors))
+        self.slots: deque[int] = deque()
+        """Workers, each as often as it has room; who has been free for longest comes first."""
+        for _ in range(engines.room):
+            self.slots.extend(workers)
+        self.drawing: dict[int, int] = {}
+        """Worker by number of the ticket."""
+        self.away: set[int] = set()
+        self.events: SimpleQueue[Ended | Back | None] = SimpleQueue()
+        self.watched: object = None
+
+    @property
+    def room(self) -> int:
+        return len(self.slots)
+
+    def begin(self, ticket: Ticket, policy_version: int) -> None:
+        worker = self.slots.popleft()
+        self.drawing[ticket.number] = worker
+        answer: Any = self.engines.draw(worker, ticket, policy_version).future()  # type: ignore[attr-defined]
+        answer.add_done_callback(lambda ended: self.events.put(Ended(worker, ticket.number, ended)))
+
+    def wait(self, until: Running[object] | None = None) -> Arrivals:
+        if until is not None and until is not self.watched:
+            self.watched = until
+            until.on_ready(lambda: self.events.put(None))
+        groups, lost = list[Group](), list[int]()
+        for event in self._next_events(until):
+            if isinstance(event, Back):
+                self._welcome(event)
+            else:
+                del self.drawing[event.number]
+                group = self._group_of(event)
+                if group is None:
+                    lost.append(event.number)
+                else:
+                    groups.append(group)
+        return Arrivals(tuple(groups), tuple(lost))
+
+    def _next_events(self, until: Running[object] | None) -> Iterator[Ended | Back]:
+        """All that have come, and one at least, unless `until` is ready."""
+        limit = self.actors.timeout_s
+        try:
+            events = [self.events.get(timeout=limit)]
+        except Empty:
+            if until is not None and not self.drawing:
+                until.result()  # names whom it is waited for
+                return
+            names = ", ".join(sorted({self.actors.name(worker) for worker in self.drawing.values()}))
+            raise WorkerFailed(f"{names or 'the engines'} finished no group within {limit:g} s.") from None
+        while not self.events.empty():
+            events.append(self.events.get())
+        for event in events:
+            if event is not None:
+                yield event
+
+    def _group_of(self, ended: Ended) -> Group | None:
+        """None where the worker is not what it was. Raises WorkerFailed."""
+        worker, name = ended.worker, self.actors.name(ended.worker)
+        try:
+            group = ended.answer.result()
+        except ActorDiedError as error:
+            raise death_of(name, "draw", error) from None
+        except RayActorError:
+            self._send_away(worker)
+            return None
+        except RayTaskError as error:
+            if not isinstance(error.cause, StaleWeights):
+                raise failure_of(name, "draw", error) from None
+            self._send_away(worker)
+            return None
+        if worker not in self.away:
+            self.slots.append(worker)
+        return group
+
+    def _send_away(self, worker: int) -> None:
+        """Until Ray has restarted it."""
+        if worker in self.away:
+            return
+        self.away.add(worker)
+        self.slots = deque(slot for slot in self.slots if slot != worker)
+
+        def wait() -> None:
+            error = None
+            try:
+                wait_until_back(self.actors.name(worker), self.actors.handles[worker])
+            except WorkerFailed as late:
+                error = late
+            self.events.put(Back(worker, error))
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def _welcome(self, back: Back) -> None:
+        if back.error:
+            raise back.error
+        self.actors.when_back(back.worker)
+        self.away.discard(back.worker)
+        self.slots.extend([back.worker] * self.engines.room)
+
+    def close(self) -> None:
+        if self.drawing:
+            self.engines.give_up()

@@ -1,0 +1,98 @@
+"""THE LOOP, ahead of the learner: `rollout.staleness` of 1 or more. The engines draw on while the learner
+updates, within the window of `frpo.window`; else a step is what it is in `frpo.driver`. One thread; where it
+waits it says what it consumes, what it waits for and who unblocks it.
+
+    prompts -> window -> engines -> rewards, reference -> batch -> learner -> publish -> window
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from frpo import driver, steering
+from frpo.clock import Clock
+from frpo.config import ArmConfig, Config
+from frpo.driver import Partners, Start, Step
+from frpo.roles import Running
+from frpo.seeds import derive
+from frpo.stops import stop_if_update_is_broken
+from frpo.types import StepMetrics, Ticket
+from frpo.window import Window
+
+
+class Stream:
+    """Groups drawn within a window, each sent to be scored as soon as it is there."""
+
+    def __init__(self, config: Config, arm: ArmConfig, partners: Partners, begun: Start) -> None:
+        self.seed, self.partners, rollout = config.seed, partners, config.rollout
+        size, num_steps = rollout.prompts_per_step, arm.learner.num_steps
+        self.window = Window(size, rollout.staleness, num_steps, step=begun.step, flight=begun.flight)
+        self.session = partners.rollouts.open(driver.sampling_of(config))
+        groups = begun.flight.groups if begun.flight else ()
+        self.asked = {group.index: driver.ask(partners, group) for group in groups}
+
+    def refill(self) -> None:
+        """Give the engines what may begin, as far as they have room."""
+        while self.session.room and (number := self.window.begin_next()) is not None:
+            seed = derive(self.seed, "rollout", *divmod(number, self.window.size))
+            self.session.begin(Ticket(number, self.partners.prompts.at(number), seed), self.window.version)
+
+    def advance(self, until: Running[object] | None = None) -> None:
+        """Consumes the groups that have come. Waits for one, or for `until`. Unblocked by the engine that
+        finishes one or dies, and by `until`; by the limit of time of the engines."""
+        self.refill()
+        arrivals = self.session.wait(until)
+        for number in arrivals.lost:
+            self.window.lose(number)
+        for group in arrivals.groups:
+            self.window.arrive(group.index, group.policy_version)
+            self.asked[group.index] = driver.ask(self.partners, group)
+
+    def take(self) -> list[driver.Asked]:
+        return [self.asked.pop(number) for number in self.window.take()]
+
+
+def train_ahead(
+    config: Config,
+    arm: ArmConfig,
+    partners: Partners,
+    begun: Start,
+    before_update: Callable[[], None] = lambda: None,
+) -> Iterator[Step]:
+    """As `driver.train`; the engines draw on while a yielded step is looked at."""
+    step, state = begun.step, begun.steering
+    partners.publisher.publish(step)
+    stream = Stream(config, arm, partners, begun)
+    try:
+        while not steering.is_finished(state, arm.learner, step):
+            clock = Clock()
+            with clock.phase("generate"):
+                # consumes groups; waits for the last of a step; unblocked by the engines that draw them
+                while not stream.window.ready:
+                    stream.advance()
+            asked = driver.ask_policy(arm, partners, stream.take())
+            waiting = driver.count_waiting(asked)
+            with clock.phase("score"):
+                scored = [group.wait() for group in asked]
+            with clock.phase("update"):
+                batch, stats = driver.make_checked_batch(config, arm, scored, state, step)
+                if driver.is_parity_due(config, step, begun):
+                    driver.check_parity(config, partners, driver.sample_of(scored), step + 1)
+                before_update()
+                updating = partners.learner.update(batch)
+                # consumes groups of later steps; waits for the learner; unblocked by it, or its limit of time
+                while not updating.ready():
+                    stream.advance(updating)
+                update = updating.result()
+                stop_if_update_is_broken(config, update, step + 1)
+            step += 1
+            with clock.phase("publish"):
+                published = partners.publisher.publish(step)
+            stream.window.publish(step)
+            stream.refill()
+            metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
+            state = driver.next_state(state, arm, stats, update, step)
+            flight = stream.window.flight(asked.group for asked in stream.asked.values())
+            yield Step(metrics, state, steering.is_finished(state, arm.learner, step), flight)
+    finally:
+        stream.session.close()
