@@ -10,9 +10,11 @@ name, a wrong argument and a wrong use of the answer are errors where the call s
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 
+logger = logging.getLogger("frpo")
+"""What it says lands in run.log."""
+
+GRACE_S = 5.0
+"""Longest wait, when a call has failed, for what others have to say."""
 RESTART_LIMIT_S = 300.0
 """Longest wait for a killed actor to be back (a vLLM engine takes half a minute)."""
 
@@ -72,16 +79,19 @@ class RemoteCall(Generic[T]):
         timeout_s: float,
         restarts: int = 0,
         when_back: Callable[[], object] = lambda: None,
+        died: Callable[[str], WorkerFailed] = WorkerFailed,
     ) -> None:
         self.name, self.handle, self.request = name, handle, request
-        self.timeout_s, self.restarts, self.when_back = timeout_s, restarts, when_back
+        self.timeout_s, self.restarts, self.when_back, self.died = timeout_s, restarts, when_back, died
         self._reference = request.submit(handle)
+
+    def future(self) -> Future[T]:
+        """Of this very call, which is not submitted again in it."""
+        future: Future[T] = self._reference.future()  # type: ignore[attr-defined]
+        return future
 
     def ready(self) -> bool:
         return bool(ray.wait([self._reference], timeout=0)[0])
-
-    def on_ready(self, call: Callable[[], None]) -> None:
-        self._reference.future().add_done_callback(lambda _: call())
 
     def result(self) -> T:
         """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed;
@@ -99,7 +109,8 @@ class RemoteCall(Generic[T]):
                 raise failure_of(self.name, method, error) from None
             except RayActorError as error:
                 if isinstance(error, ActorDiedError) or not self.restarts:
-                    raise death_of(self.name, method, error) from None
+                    raise self.died(tell_death(self.name, method, error)) from None
+                logger.warning("%s was killed during %s(); waiting until it is back", self.name, method)
                 wait_until_back(self.name, self.handle)
                 self.when_back()
                 self._reference = self.request.submit(self.handle)
@@ -116,13 +127,11 @@ def failure_of(name: str, method: str, error: RayTaskError) -> WorkerFailed | Co
     return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
 
 
-def death_of(name: str, method: str, error: RayActorError) -> WorkerFailed:
+def tell_death(name: str, method: str, error: RayActorError) -> str:
     reason = " ".join(str(error).split())
     message = f"{name} died during {method}(): {reason[:400]}"
     pid = re.search(r"pid[=: ]+(\d+)", reason)
-    if pid:
-        message += last_lines(int(pid[1]))
-    return WorkerFailed(message)
+    return message + last_lines(int(pid[1])) if pid else message
 
 
 def last_lines(pid: int, count: int = 5) -> str:
@@ -136,29 +145,47 @@ def last_lines(pid: int, count: int = 5) -> str:
     return "".join(["\nIts last lines:", *(f"\n  {line[:300]}" for line in lines)]) if lines else ""
 
 
-def wait_until_back(name: str, handle: ActorHandle[Any]) -> None:
-    """Wait for Ray to restart an actor. Raises WorkerFailed when it does not come back."""
+def wait_until_back(name: str, handle: ActorHandle[Any], other_than: int | None = None) -> None:
+    """Wait for Ray to restart an actor, whose process was `other_than`: one that was just told to end still
+    answers. Raises WorkerFailed when it does not come back."""
     late = WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.")
     deadline = time.monotonic() + RESTART_LIMIT_S
     pause = 0.2
     ping: Request[Any] = Request("ping")
     while True:
         try:
-            ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))
-            return
+            process = ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))
+            if process != other_than:
+                return
         except ActorUnavailableError:
             if time.monotonic() > deadline:
                 raise late from None
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
         except GetTimeoutError:
             raise late from None
         except RayActorError as error:
-            raise death_of(name, "restart", error) from None
+            raise WorkerFailed(tell_death(name, "restart", error)) from None
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
+    """Their answers in order. The first that fails ends the wait, for others may wait for it in vain; where
+    one has died that is what is raised, for others fail when they miss it."""
+    if len(calls) > 1:
+        futures = [call.future() for call in calls]
+        wait(futures, timeout=calls[0].timeout_s, return_when=FIRST_EXCEPTION)
+        failed = [call for call, future in zip(calls, futures, strict=True) if has_failed(future)]
+        if failed:
+            wait(futures, timeout=GRACE_S)
+            for call, future in zip(calls, futures, strict=True):
+                if has_failed(future) and isinstance(future.exception(), RayActorError):
+                    call.result()
+            failed[0].result()
     return [call.result() for call in calls]
+
+
+def has_failed(future: Future[Any]) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def put_once(value: T) -> T:
@@ -204,6 +231,8 @@ class Actors(Generic[W]):
         """Called before each call: takes the GPU over where roles share one."""
         self.when_back: Callable[[int], object] = lambda _: None
         """Called with the index of an actor that was restarted, before it is called again."""
+        self.died: Callable[[str], WorkerFailed] = WorkerFailed
+        """What the death of one that is not called again is."""
 
     def __len__(self) -> int:
         return len(self.handles)
@@ -235,12 +264,17 @@ class Actors(Generic[W]):
             timeout_s=self.timeout_s,
             restarts=self.restarts,
             when_back=partial(self.when_back, index),
+            died=self.died,
         )
 
     def call_beside(self, index: int, method: Callable[[W], T], timeout_s: float) -> RemoteCall[T]:
         """A call that needs no GPU, whoever has it."""
         return RemoteCall(
-            self.name(index), self.handles[index], Request(method.__name__), timeout_s=timeout_s
+            self.name(index),
+            self.handles[index],
+            Request(method.__name__),
+            timeout_s=timeout_s,
+            died=self.died,
         )
 
     def submit(

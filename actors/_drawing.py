@@ -13,7 +13,7 @@ from typing import Any
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, death_of, failure_of, wait_until_back
+from actors._calls import Actors, failure_of, logger, tell_death, wait_until_back
 from frpo.roles import Running, WorkerFailed
 from frpo.types import Arrivals, Group, Ticket
 
@@ -122,7 +122,7 @@ class EngineSession:
         try:
             group = ended.answer.result()
         except ActorDiedError as error:
-            raise death_of(name, "draw", error) from None
+            raise WorkerFailed(tell_death(name, "draw", error)) from None
         except RayActorError:
             self._send_away(worker)
             return None
@@ -140,6 +140,7 @@ class EngineSession:
         if worker in self.away:
             return
         self.away.add(worker)
+        logger.warning("%s was killed; its prompts are drawn again", self.actors.name(worker))
         self.slots = deque(slot for slot in self.slots if slot != worker)
 
         def wait() -> None:

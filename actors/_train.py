@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+import ray
 from ray.actor import ActorHandle
 
 from actors._blocks import Block, Logprobs
-from actors._calls import Actors, RemoteCall
+from actors._calls import Actors, RemoteCall, has_failed, wait_all, wait_until_back
 from actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
-from frpo.roles import Pending, Running, WorkerFailed
+from frpo.roles import Pending, RankDied, WorkerFailed
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Group, Sequences, Written
 
@@ -128,18 +130,41 @@ W = TypeVar("W", bound=TrainWorker)
 
 
 class TrainPool(Generic[W]):
-    """All ranks of one DeepSpeed job. A rank that dies ends the run: it is resumed from the last
-    checkpoint."""
+    """All ranks of one DeepSpeed job. None is of use without the others: when one dies, the call that finds
+    it out raises RankDied, and `revive` starts all anew, as often as the ranks may be restarted."""
 
-    def __init__(self, role: str, handles: Sequence[ActorHandle[W]], *, timeout_s: float) -> None:
-        self.actors: Actors[W] = Actors(role, handles, timeout_s=timeout_s)
+    def __init__(
+        self,
+        job: Literal["learner", "fine-tune"],
+        handles: Sequence[ActorHandle[W]],
+        *,
+        timeout_s: float,
+        restarts: int = 0,
+    ) -> None:
+        self.actors: Actors[W] = Actors(job, handles, timeout_s=timeout_s)
+        self.actors.died = partial(RankDied, job)
+        self.lives, self.restarts = restarts, restarts
         self.together = False
         """Whether no rank can compute alone: under ZeRO-3 each holds a part of the weights."""
 
     def join(self) -> None:
-        """Form the group of ranks; once, before the first start."""
+        """Form the group of ranks, each in a fresh process."""
+        self.processes = self.actors.call_all(TrainWorker.ping)
         host, port = self.actors.call(0, TrainWorker.address).result()
         self.actors.call_all(TrainWorker.join, host, port)
+
+    def revive(self) -> None:
+        if not self.lives:
+            raise WorkerFailed(
+                f"A rank of the {self.actors.role} died and its job may not be started anew again "
+                f"(cluster.max_restarts = {self.restarts})."
+            )
+        self.lives -= 1
+        for handle in self.actors.handles:
+            ray.kill(handle, no_restart=False)
+        for rank, (handle, old) in enumerate(zip(self.actors.handles, self.processes, strict=True)):
+            wait_until_back(self.actors.name(rank), handle, other_than=old)
+        self.join()
 
     def logprobs(self, sequences: Sequences) -> Floats:
         return of_rank_0(self.actors.call_all(TrainWorker.logprobs, sequences))
@@ -196,28 +221,26 @@ def of_rank_0(answers: Sequence[T | None]) -> T:
 
 
 class OfRank0(Generic[T]):
-    """Calls that end together, with the answer of the first. Implements roles.Running."""
+    """Calls of all ranks, with the answer of the first; over as soon as one of them fails. Implements
+    roles.Running."""
 
-    def __init__(self, calls: Sequence[Running[T | None]]) -> None:
+    def __init__(self, calls: Sequence[RemoteCall[T | None]]) -> None:
         self.calls = calls
+        self.futures = [call.future() for call in calls]
 
     def ready(self) -> bool:
-        return all(call.ready() for call in self.calls)
+        return all(future.done() for future in self.futures) or any(map(has_failed, self.futures))
 
     def result(self) -> T:
-        return of_rank_0([call.result() for call in self.calls])
+        return of_rank_0(wait_all(self.calls))
 
     def on_ready(self, call: Callable[[], None]) -> None:
-        """One call after the other."""
-        left = list(self.calls)
-
-        def next_one() -> None:
-            if left:
-                left.pop().on_ready(next_one)
-            else:
+        def look(_: object) -> None:
+            if self.ready():
                 call()
 
-        next_one()
+        for future in self.futures:
+            future.add_done_callback(look)
 
 
 class RanksWriting:

@@ -78,8 +78,10 @@ class FinetuneWorker(TrainWorker):
 class FinetunePool(TrainPool[FinetuneWorker]):
     """All fine-tune ranks."""
 
-    def __init__(self, handles: Sequence[ActorHandle[FinetuneWorker]], *, timeout_s: float) -> None:
-        super().__init__("fine-tune", handles, timeout_s=timeout_s)
+    def __init__(
+        self, handles: Sequence[ActorHandle[FinetuneWorker]], *, timeout_s: float, restarts: int = 0
+    ) -> None:
+        super().__init__("fine-tune", handles, timeout_s=timeout_s, restarts=restarts)
 
     def start(self, policy: Path, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         self.together = finetune.zero_stage == 3 and len(self.actors) > 1

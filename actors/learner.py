@@ -178,8 +178,10 @@ def make_surrogate(objective: ObjectiveConfig, beta: float) -> Surrogate:
 class LearnerPool(TrainPool[LearnerWorker]):
     """All learner ranks; implements roles.Learner."""
 
-    def __init__(self, handles: Sequence[ActorHandle[LearnerWorker]], *, timeout_s: float) -> None:
-        super().__init__("learner", handles, timeout_s=timeout_s)
+    def __init__(
+        self, handles: Sequence[ActorHandle[LearnerWorker]], *, timeout_s: float, restarts: int = 0
+    ) -> None:
+        super().__init__("learner", handles, timeout_s=timeout_s, restarts=restarts)
         self.takes_turns = False
         self.policy = Path()
         self.temperature = 1.0

@@ -15,7 +15,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, RemoteCall, failure_of, wait_all, wait_until_back
+from actors._calls import Actors, RemoteCall, failure_of, logger, wait_all, wait_until_back
 from actors._drawing import Engines, EngineSession, StaleWeights
 from actors.transport import Parcel
 from frpo.batching import flatten
@@ -242,6 +242,7 @@ class RolloutPool:
                 f"{error}"
             ) from None
         lives[worker] -= 1
+        logger.warning("%s was killed; it draws its share again when it is back", name)
         wait_until_back(name, self.actors.handles[worker])
         self.actors.when_back(worker)
 

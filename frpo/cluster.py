@@ -188,10 +188,10 @@ class Spawner:
         return self.workers(role, cls, [arguments] * self._actor(role).count, env, self.limits["restarts"])
 
     def _ranks(self, role: str, cls: type) -> list[Handle]:
-        """Ranks of one job: one that dies ends the run."""
+        """Ranks of one job. All are started anew when one dies, which their pool counts."""
         count = self._actor(role).count
         given = [(rank, count, transport_of(self.config)) for rank in range(count)]
-        return self.workers(role, cls, given, make_thread_env(self.config.learner.num_threads), 0)
+        return self.workers(role, cls, given, make_thread_env(self.config.learner.num_threads), -1)
 
     def rollouts(self) -> RolloutPool:
         c = self.config
@@ -261,10 +261,10 @@ class Spawner:
         return HarnessPool(workers, timeout_s=c.harness.timeout_s, restarts=self.limits["restarts"])
 
     def learner(self) -> LearnerPool:
-        return LearnerPool(self._ranks("learner", LearnerWorker), timeout_s=self.limits["timeout_s"])
+        return LearnerPool(self._ranks("learner", LearnerWorker), **self.limits)
 
     def finetune(self) -> FinetunePool:
-        return FinetunePool(self._ranks("finetune", FinetuneWorker), timeout_s=self.limits["timeout_s"])
+        return FinetunePool(self._ranks("finetune", FinetuneWorker), **self.limits)
 
 
 def spawn(config: Config, spawner: Spawner) -> Team:

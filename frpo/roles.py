@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from frpo.config import FinetuneConfig, LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.records import BenchmarkScore
@@ -44,7 +44,7 @@ class Running(Pending[T_co], Protocol[T_co]):
     """One that tells when it is there."""
 
     def on_ready(self, call: Callable[[], None]) -> None:
-        """Call `call` once, from whichever thread, as soon as it is `ready`."""
+        """Call `call`, from whichever thread, as soon as it is `ready`."""
         ...
 
 
@@ -64,6 +64,15 @@ class Writing(Protocol):
 class WorkerFailed(RuntimeError):
     """A worker died for good, failed, or did not answer in time. The message is the paragraph that the user
     reads: which worker, which call, its last log lines."""
+
+
+class RankDied(WorkerFailed):
+    """A rank of a training job died. The others wait for it in vain; training goes on from its last
+    checkpoint when all are revived."""
+
+    def __init__(self, job: Literal["learner", "fine-tune"], message: str) -> None:
+        super().__init__(message)
+        self.job = job
 
 
 class Rollouts(Protocol):
@@ -162,6 +171,10 @@ class Trainer(Protocol):
 
     def stop(self) -> None:
         """Free what the policy in training holds."""
+        ...
+
+    def revive(self) -> None:
+        """Start all ranks anew, without a policy. Raises WorkerFailed where that was done too often."""
         ...
 
 

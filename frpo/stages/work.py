@@ -30,8 +30,8 @@ from frpo.flights import read_flight, write_flight
 from frpo.metrics import RunLog, read_steps
 from frpo.outline.stage import Data, Finetune, Loop, Pause, Stage, Subject, fixed_end
 from frpo.prompts import ExampleStream, PromptStream
-from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation
-from frpo.roles import Learner, Team, Trainer, Writing
+from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, StageResult
+from frpo.roles import Learner, RankDied, Team, Trainer, Writing
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
@@ -55,9 +55,21 @@ class Work:
     def do(self, standing: Standing) -> None:
         began = time.perf_counter()
         folder = folders.begin_stage(self.config.folder, standing)
-        result = standing.stage.do(self)
+        result = self._do(standing.stage)
         result = result.model_copy(update={"seconds": time.perf_counter() - began})
         folders.finish_stage(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
+
+    def _do(self, stage: Stage) -> StageResult:
+        """A stage whose ranks die goes on from its last checkpoint."""
+        while True:
+            try:
+                return stage.do(self)
+            except RankDied as error:
+                self.log.note(f"{stage.name}: {error}\nAll its ranks are started anew.")
+                ranks: dict[str, Trainer] = {"learner": self.team.learner, "fine-tune": self.team.finetune}
+                dead = ranks[error.job]
+            with self.log.waiting("starting the ranks anew"):
+                dead.revive()
 
     def policy_of(self, stage: str) -> Path:
         """Absolute. The base of a recipe without a base stage is its model."""

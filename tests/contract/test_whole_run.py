@@ -3,6 +3,7 @@ engines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,11 @@ from frpo.metrics import RunLog
 from frpo.outline import list_stages
 from frpo.prompts import Examples
 from frpo.records import Evaluation, StageResult
-from frpo.roles import Team
+from frpo.roles import RankDied, Team
 from frpo.rows import read_rows
 from frpo.stages.folders import look_and_tell
 from frpo.stages.work import Work
-from frpo.types import Group, Prompt
+from frpo.types import Group, Prompt, RolloutBatch
 from tests.support import fakes
 
 PROMPTS = [Prompt(f"p:{i}", f"prompt {i}", np.array([9, i], np.int32), "only", {}) for i in range(8)]
@@ -176,3 +177,61 @@ def test_a_stage_that_fails_while_it_measures_keeps_its_last_checkpoint(tmp_path
     assert steps_of(result(tmp_path, "rlhf/arm").evaluations) == [0]
     rows = [row["step"] for row in read_rows(tmp_path) if row["kind"] == "step"]
     assert rows == [1, 2, 3, 4, 5, 6]
+
+
+class Mortal(fakes.FakeLearner):
+    """Its rank dies once, at some update or when it is asked for log-probs; all that it held is lost."""
+
+    update_that_dies = 0
+    dies_in_scoring = False
+
+    def update(self, batch: RolloutBatch) -> fakes.Now:
+        self.update_that_dies -= 1
+        if self.update_that_dies == 0:
+            raise RankDied("learner", "learner worker 1 died during update(): killed")
+        return super().update(batch)
+
+    def submit(self, groups: Sequence[Group]) -> fakes.Now:
+        if self.dies_in_scoring:
+            self.dies_in_scoring = False
+            raise RankDied("learner", "learner worker 1 died during score(): killed")
+        return super().submit(groups)
+
+
+@pytest.mark.parametrize(
+    ("dies", "again"),
+    [
+        ({"update_that_dies": 1}, []),
+        ({"update_that_dies": 4}, [3]),  # the checkpoint is of step 2
+        ({"dies_in_scoring": True}, [5, 6]),  # at the end, while the arm is measured
+    ],
+)
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_rank_that_dies_is_replaced_within_the_run(
+    tmp_path: Path, dies: dict[str, Any], again: list[int], staleness: int
+) -> None:
+    """Training goes on from the last checkpoint; without staleness the policy is the undisturbed one."""
+    settings: dict[str, Any] = {
+        "base": None,
+        "harness": None,
+        "certify": None,
+        "attack": None,
+        "downstream": [],
+    }
+    settings["rollout"] = {**fakes.config().rollout.model_dump(mode="json"), "staleness": staleness}
+    config = configured(tmp_path / "run", **settings)
+    team = fakes.team(config, REWARDS)
+    learner = Mortal(config.objective)
+    learner.__dict__.update(dies)
+    publisher = fakes.FakePublisher(learner, team.rollouts)  # type: ignore[arg-type]
+    run(config, replace(team, learner=learner, learner_publisher=publisher))
+    assert learner.revived == 1
+    rows = [row for row in read_rows(tmp_path / "run") if row["kind"] in ("step", "validation", "evaluation")]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4]
+    assert len(learner.seen) == 6 + len(again)
+    if staleness == 0:
+        undisturbed = configured(tmp_path / "undisturbed", **settings)
+        run(undisturbed)
+        policies = [(tmp_path / name / "rlhf/arm/policy/logits.npy") for name in ("run", "undisturbed")]
+        assert policies[0].read_bytes() == policies[1].read_bytes()

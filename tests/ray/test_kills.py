@@ -53,8 +53,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(folder)
 
 
-def start_and_wait(folder: Path, steps: int = 13) -> subprocess.Popen[str]:
-    process = runs.start(folder, *SETTINGS)
+def start_and_wait(folder: Path, steps: int = 13, settings: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    process = runs.start(folder, *SETTINGS, *settings)
     runs.wait_for(lambda: len(read_steps(folder, "rlhf/frpo")) >= steps, process)
     return process
 
@@ -70,15 +70,28 @@ def test_a_killed_actor_is_restarted_within_the_run(undisturbed: str, tmp_path: 
     assert digest(folder) == undisturbed
 
 
-def test_a_killed_learner_ends_the_run_with_one_paragraph_and_it_resumes(
+def test_a_killed_learner_is_replaced_within_the_run_as_often_as_actors_may_be_restarted(
     undisturbed: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     process = start_and_wait(folder)
     os.kill(worker(process, "LearnerWorker").pid, signal.SIGKILL)
+    assert process.wait(300) == 0, folder.with_suffix(".out").read_text()[-3000:]
+    text = folder.with_suffix(".out").read_text()
+    assert "rlhf/frpo: learner worker 0 died during" in text
+    assert "rlhf/frpo: goes on after step 10 of 60" in text
+    assert digest(folder) == undisturbed
+
+
+def test_a_learner_that_may_not_be_replaced_ends_the_run_with_one_paragraph_and_it_resumes(
+    undisturbed: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, settings=("cluster.max_restarts=0",))
+    os.kill(worker(process, "LearnerWorker").pid, signal.SIGKILL)
     assert process.wait(120) == 1
     text = folder.with_suffix(".out").read_text()
-    assert re.search(r"The run stopped \(rlhf/frpo, after step \d+\): learner worker 0 died during", text)
+    assert re.search(r"The run stopped \(rlhf/frpo, after step \d+\): A rank of the learner died", text)
     assert f"Resume with: python -m frpo run {runs.ROOT / 'recipes/testbed.yaml'} --run-dir {folder}" in text
     assert "Traceback" not in text
     assert "goes on after step" in runs.run(folder, *SETTINGS)

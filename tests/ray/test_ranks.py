@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import ray
 
 from actors.learner import LearnerPool, LearnerWorker
-from frpo.roles import WorkerFailed
+from frpo.roles import RankDied, WorkerFailed
 from tests.support import models
 from tests.support.learners import assert_equal, batch, plain_torch, settings, spawn, start, weights
 
@@ -49,9 +52,26 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(
         np.testing.assert_allclose(two_ranks.logprobs(data), naive, atol=1e-5)
 
 
-def test_a_dead_rank_is_named(ray_cluster: None, tiny_model: Path) -> None:
-    pool = spawn(LearnerWorker, LearnerPool, 1)
+def test_a_dead_rank_is_named_and_its_job_begins_anew(ray_cluster: None, tiny_model: Path) -> None:
+    """Of two ranks the other waits in a collective, and is given up within seconds."""
+    pool = spawn(LearnerWorker, LearnerPool, 2, restarts=1)
     start(pool, tiny_model, settings())
-    ray.kill(pool.actors.handles[0])
-    with pytest.raises(WorkerFailed, match=r"learner worker 0 died during update\(\)"):
+    first = [pool.update(batch(seed=seed)).result() for seed in range(2)]
+    state = weights(pool)
+    began = time.monotonic()
+    os.kill(pool.processes[1], signal.SIGKILL)
+    with pytest.raises(RankDied, match=r"learner worker 1 died during update\(\)") as error:
         pool.update(batch()).result()
+    assert time.monotonic() - began < 10
+    assert error.value.job == "learner"
+    before = set(pool.processes)
+    pool.revive()
+    assert before.isdisjoint(pool.processes)
+    start(pool, tiny_model, settings())
+    again = [pool.update(batch(seed=seed)).result() for seed in range(2)]
+    assert [s.loss for s in again] == [s.loss for s in first]
+    assert_equal(weights(pool), state, tolerance=1e-12)
+    with pytest.raises(WorkerFailed, match=r"may not be started anew again \(cluster.max_restarts = 1\)"):
+        pool.revive()
+    for handle in pool.actors.handles:
+        ray.kill(handle)

@@ -169,6 +169,7 @@ class FakeLearner:
     def __init__(self, objective: ObjectiveConfig, learning_rate: float = 2.0) -> None:
         self.objective, self.learning_rate = objective, learning_rate
         self.logits = torch.zeros(ANSWERS, requires_grad=True)
+        self.revived = 0
         self.seen: list[RolloutBatch] = []
         self.scored: list[int] = []
 
@@ -250,6 +251,10 @@ class FakeLearner:
         self.logits = saved_logits(policy).requires_grad_()
 
     def stop(self) -> None: ...
+
+    def revive(self) -> None:
+        self.revived += 1
+        self.logits = torch.zeros(ANSWERS, requires_grad=True)
 
 
 class FakeScorer:

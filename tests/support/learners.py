@@ -24,13 +24,11 @@ ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 OBJECTIVE = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.1, penalty="k3", aggregation="completion")
 
 
-def spawn(cls: type, pool: Any, ranks: int) -> Any:
+def spawn(cls: type, pool: Any, ranks: int, restarts: int = 0) -> Any:
     remote: Any = ray.remote(cls)
-    handles = [
-        remote.options(num_cpus=0.5, runtime_env={"env_vars": ENV}).remote(rank, ranks, StoreTransport())
-        for rank in range(ranks)
-    ]
-    ranks_pool = pool(handles, timeout_s=200)
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": ENV}, "max_restarts": -1 if restarts else 0}
+    handles = [remote.options(**options).remote(rank, ranks, StoreTransport()) for rank in range(ranks)]
+    ranks_pool = pool(handles, timeout_s=200, restarts=restarts)
     ranks_pool.join()
     return ranks_pool
 

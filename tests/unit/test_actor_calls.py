@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from actors import _calls
 from actors._calls import Actors
 from frpo.config import ConfigError
-from frpo.roles import WorkerFailed
+from frpo.roles import RankDied, WorkerFailed
 
 KILLED = ActorUnavailableError("killed", b"0" * 16)
 PONG = 0
@@ -26,13 +27,25 @@ class Adder:
         return left + right
 
 
-class FakeRay:
-    """References are the answers themselves, or the errors that they end in."""
+class Reference:
+    """To an answer, or the error that the call ends in; None: it does not end."""
 
-    def get(self, reference: Any, timeout: float) -> Any:
-        if isinstance(reference, Exception):
-            raise reference
-        return reference
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.ended = answer, Future[Any]()
+        if isinstance(answer, Exception):
+            self.ended.set_exception(answer)
+        elif answer is not None:
+            self.ended.set_result(answer)
+
+    def future(self) -> Future[Any]:
+        return self.ended
+
+
+class FakeRay:
+    def get(self, reference: Reference, timeout: float) -> Any:
+        if isinstance(reference.answer, Exception):
+            raise reference.answer
+        return reference.answer
 
 
 class Handle:
@@ -47,7 +60,7 @@ class Handle:
 
     def _answer(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self.asked.append((method, *args, *kwargs.items()))
-        return self.answers.pop(0)
+        return Reference(self.answers.pop(0))
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +102,27 @@ def test_who_failed_and_in_what_is_said(answers: list[Any], restarts: int, said:
     with pytest.raises(WorkerFailed) as error:
         call.result()
     assert str(error.value).startswith(said)
+
+
+LOST = RayTaskError("add", "traceback", RuntimeError("connection closed by peer"))
+
+
+@pytest.mark.parametrize("answers", [(LOST, KILLED), (KILLED, LOST), (None, KILLED), (LOST, LOST, KILLED)])
+def test_of_calls_that_go_together_the_one_that_died_is_named_and_nobody_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[Any, ...]
+) -> None:
+    monkeypatch.setattr(_calls, "GRACE_S", 0.01)
+    actors = adders(*map(Handle, answers))
+    actors.died = partial(RankDied, "learner")
+    with pytest.raises(RankDied, match=rf"adder worker {answers.index(KILLED)} died during add\(\)") as error:
+        actors.call_all(Adder.add, 2)
+    assert error.value.job == "learner"
+
+
+def test_a_failure_of_one_is_told_without_waiting_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_calls, "GRACE_S", 0.01)
+    with pytest.raises(WorkerFailed, match="adder worker 1 failed in add"):
+        adders(Handle(None), Handle(LOST)).call_all(Adder.add, 2)
 
 
 def test_a_mistake_of_the_users_stays_one() -> None:
