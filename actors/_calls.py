@@ -37,6 +37,10 @@ RESTART_LIMIT_S = 300.0
 """Longest wait for a killed actor to be back (a vLLM engine takes half a minute)."""
 
 
+class StartedAnew(RuntimeError):
+    """The worker lacks what it was given: Ray has restarted it since, while nobody asked it for anything."""
+
+
 class Worker(Protocol):
     """What the class of every actor has."""
 
@@ -106,14 +110,18 @@ class RemoteCall(Generic[T]):
                     f"{self.name} did not answer {method}() within {self.timeout_s:g} s."
                 ) from None
             except RayTaskError as error:
-                raise failure_of(self.name, method, error) from None
+                if not isinstance(error.cause, StartedAnew):
+                    raise failure_of(self.name, method, error) from None
+                if not self.restarts:
+                    raise self.died(f"{self.name} died before {method}().") from None
+                logger.warning("%s was killed before %s()", self.name, method)
             except RayActorError as error:
                 if isinstance(error, ActorDiedError) or not self.restarts:
                     raise self.died(tell_death(self.name, method, error)) from None
                 logger.warning("%s was killed during %s(); waiting until it is back", self.name, method)
                 wait_until_back(self.name, self.handle)
-                self.when_back()
-                self._reference = self.request.submit(self.handle)
+            self.when_back()
+            self._reference = self.request.submit(self.handle)
         raise WorkerFailed(
             f"{self.name} died {self.restarts + 1} times during {method}(); see cluster.max_restarts."
         )
@@ -178,7 +186,7 @@ def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
         if failed:
             wait(futures, timeout=GRACE_S)
             for call, future in zip(calls, futures, strict=True):
-                if has_failed(future) and isinstance(future.exception(), RayActorError):
+                if has_failed(future) and is_death(future.exception()):
                     call.result()
             failed[0].result()
     return [call.result() for call in calls]
@@ -186,6 +194,12 @@ def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
 
 def has_failed(future: Future[Any]) -> bool:
     return future.done() and future.exception() is not None
+
+
+def is_death(error: BaseException | None) -> bool:
+    if isinstance(error, RayTaskError):
+        return isinstance(error.cause, StartedAnew)
+    return isinstance(error, RayActorError)
 
 
 def put_once(value: T) -> T:

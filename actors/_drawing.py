@@ -13,12 +13,12 @@ from typing import Any
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, failure_of, logger, tell_death, wait_until_back
+from actors._calls import Actors, StartedAnew, failure_of, logger, tell_death, wait_until_back
 from frpo.roles import Running, WorkerFailed
 from frpo.types import Arrivals, Group, Ticket
 
 
-class StaleWeights(RuntimeError):
+class StaleWeights(StartedAnew):
     """The worker does not run the policy version that it was asked to draw from (it was restarted)."""
 
 
@@ -30,6 +30,11 @@ class Engines:
     draw: Callable[[int, Ticket, int], ObjectRef[Group]]
     """Of a worker, a ticket and the version published last."""
     give_up: Callable[[], object]
+    restore: Callable[[int], bool]
+    """Give a worker that was restarted the current weights; False where it gets none before the next are
+    published to all."""
+    num_published: Callable[[], int]
+    """How often that was done."""
     room: int
     """Groups that one of them has use for at once."""
 
@@ -69,11 +74,17 @@ class EngineSession:
         self.drawing: dict[int, int] = {}
         """Worker by number of the ticket."""
         self.away: set[int] = set()
+        self.bare: dict[int, int] = {}
+        """Of those that are back without weights, how often some had been published then."""
         self.events: SimpleQueue[Ended | Back | None] = SimpleQueue()
         self.watched: object = None
 
     @property
     def room(self) -> int:
+        for worker, published in list(self.bare.items()):
+            if self.engines.num_published() > published:
+                del self.bare[worker]
+                self._admit(worker)
         return len(self.slots)
 
     def begin(self, ticket: Ticket, policy_version: int) -> None:
@@ -156,9 +167,15 @@ class EngineSession:
     def _welcome(self, back: Back) -> None:
         if back.error:
             raise back.error
-        self.actors.when_back(back.worker)
-        self.away.discard(back.worker)
-        self.slots.extend([back.worker] * self.engines.room)
+        published = self.engines.num_published()
+        if self.engines.restore(back.worker):
+            self._admit(back.worker)
+        else:
+            self.bare[back.worker] = published
+
+    def _admit(self, worker: int) -> None:
+        self.away.discard(worker)
+        self.slots.extend([worker] * self.engines.room)
 
     def close(self) -> None:
         if self.drawing:

@@ -167,12 +167,9 @@ class Sampler:
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return Group(ticket.number, ticket.prompt, tuple(map(_completion_of, outputs, texts)))
 
-    def logprobs(self, sequences: Sequences) -> Floats:
-        """Log-probs of the completion tokens at temperature 1, [sum of completion lengths], by prefill."""
-        return self.ranked(sequences)[0]
-
     def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
-        """The same with each token's rank in the vocabulary: 1 is what greedy decoding takes."""
+        """Log-probs of the completion tokens at temperature 1, by prefill, and each token's rank in the
+        vocabulary (1 is what greedy decoding takes), both [sum of completion lengths]."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

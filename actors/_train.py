@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors._blocks import Block, Logprobs
-from actors._calls import Actors, RemoteCall, has_failed, wait_all, wait_until_back
+from actors._calls import Actors, RemoteCall, StartedAnew, has_failed, wait_all, wait_until_back
 from actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
 from frpo.roles import Pending, RankDied, WorkerFailed
@@ -38,6 +38,7 @@ class TrainWorker:
     def __init__(self, rank: int, world_size: int, transport: Transport) -> None:
         self.rank, self.world_size, self.transport = rank, world_size, transport
         self.engine: Engine | None = None
+        self.joined = False
 
     def ping(self) -> int:
         """Import what training needs, so that the long start happens while others start too."""
@@ -57,8 +58,15 @@ class TrainWorker:
         from actors import _dist
 
         _dist.join_ranks(host, port, self.rank, self.world_size)
+        self.joined = True
+
+    def _check_joined(self) -> None:
+        """Raises StartedAnew in a process that is none of the job's."""
+        if not self.joined:
+            raise StartedAnew("no rank of a job")
 
     def _engine(self) -> Engine:
+        self._check_joined()
         if self.engine is None:
             raise RuntimeError("no policy is being trained: call start() first")
         return self.engine

@@ -35,6 +35,7 @@ class FinetuneWorker(TrainWorker):
         it."""
         from actors._engine import Engine
 
+        self._check_joined()
         self.stop()
         self.finetune = finetune
         self.engine = Engine(Path(policy), model, finetune, finetune.num_steps, seed, dropout=True)

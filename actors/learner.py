@@ -66,6 +66,7 @@ class LearnerWorker(TrainWorker):
         """All ranks: a fresh optimiser on a saved policy; an engine left from before is freed."""
         from actors._engine import Engine
 
+        self._check_joined()
         self.stop()
         self.learner, self.objective, self.rollout = learner, objective, rollout
         self.engine = Engine(

@@ -100,9 +100,12 @@ class RolloutWorker:
         self.sampler.abort()
 
     def logprobs(self, sequences: Sequences) -> Floats:
-        return self.sampler.logprobs(sequences)
+        return self.ranked(sequences)[0]
 
     def ranked(self, sequences: Sequences) -> tuple[Floats, Ints]:
+        """Raises StaleWeights when none were loaded."""
+        if self.version < 0:
+            raise StaleWeights("runs the weights that it started from")
         return self.sampler.ranked(sequences)
 
     def deliver(self, parcel: Parcel, version: int) -> None:
@@ -153,6 +156,10 @@ class RolloutPool:
             "rollout", handles, timeout_s=timeout_s, restarts=restarts
         )
         self.max_num_seqs = max_num_seqs
+        self.num_published = 0
+        self.restores_alone = True
+        """Whether one engine can have the current weights again while the learner goes on: not where they are
+        the learner's own, by a broadcast to all."""
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
 
     @property
@@ -215,8 +222,14 @@ class RolloutPool:
         def give_up() -> None:
             self.actors.call_all(RolloutWorker.give_up)
 
+        def restore(worker: int) -> bool:
+            if self.restores_alone:
+                self.actors.when_back(worker)
+            return self.restores_alone
+
         at_once = -(-self.max_num_seqs // sampling.num_completions)
-        return EngineSession(Engines(self.actors, draw, give_up, room=2 * at_once))
+        engines = Engines(self.actors, draw, give_up, restore, lambda: self.num_published, room=2 * at_once)
+        return EngineSession(engines)
 
     def _next_ready(self, streams: Mapping[Stream, int]) -> Stream:
         """One that has something, or raises WorkerFailed after `timeout_s` seconds."""
@@ -276,6 +289,8 @@ class RolloutPool:
         self.forget()  # one that dies while it loads is simply asked again
         wait_all([load(worker) for worker in range(len(self.actors))])
         self.actors.when_back = lambda worker: load(worker).result()
+        self.num_published += 1
+        self.restores_alone = True
 
     def forget(self) -> None:
         """Restarted engines get no weights until the next are loaded; those in the object store may go."""
@@ -299,6 +314,8 @@ class RolloutPool:
     def receive(self, parcel: Parcel, version: int) -> None:
         """As `deliver`, of one that is on its way now and cannot be had again."""
         self.actors.call_all(RolloutWorker.deliver, parcel, version)
+        self.num_published += 1
+        self.restores_alone = False
 
     def sleep(self) -> None:
         self.actors.call_all(RolloutWorker.sleep)

@@ -115,6 +115,29 @@ def sweep(
 
 
 @app.command()
+def chaos(
+    recipe: Recipe,
+    kills: Annotated[int, typer.Option(min=1, help="how many, over as many runs as it takes")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="of who is killed, and when")] = 0,
+    drivers: Annotated[bool, typer.Option("--driver", help="kill the driver instead of actors")] = False,
+    set: Sets = [],  # noqa: B006
+    run_dir: RunDir = None,
+) -> None:
+    """Kill actors of a run, or its driver, at random moments; measure how soon work goes on, and whether the
+    result is the undisturbed run's."""
+    from frpo import preflight
+    from frpo.chaos import ChaosPlan, print_chaos, run_chaos
+
+    config = read_config(recipe, set, None)
+    folder = run_dir or Path("runs") / f"{config.name}-chaos"
+    config = preflight.make_ready(config)
+    _refuse_if_short(config)
+    asked = ChaosPlan(recipe, tuple(set), folder, kills, seed, "driver" if drivers else "actors")
+    with resumable(config, lambda: f"in {folder}"):
+        print_chaos(run_chaos(config, asked, print), Console())
+
+
+@app.command()
 def plan(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa: B006
     """Print actors, resources, batch sizes and steps, what a run would redo, and what is missing: then exit
     code 3. Starts nothing."""

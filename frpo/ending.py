@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -55,7 +56,20 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
         what = f"failed ({where()}): {type(error).__name__}: {error}"
         if isinstance(error, WorkerFailed | RunStopped):
             what = f"stopped ({where()}): {error}"
+        if is_disk_full(error):
+            what = f"stopped ({where()}): {tell_disk_full(error)}"
         end_with(f"The run {what}\nIts log is run.log in the run folder. Resume with: {again}", 1)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Here, or as an actor told it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
+def tell_disk_full(error: Exception) -> str:
+    return f"{error}. What is saved is whole, and only what came after it is lost: make room, then resume."
 
 
 def _end_stopped(again: str) -> NoReturn:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from frpo.model_checks import weight_bytes
 from frpo.outline import list_stages
 from frpo.preflight import check_attention
 from frpo.recipe import load_recipe
+from frpo.roles import WorkerFailed
 from frpo.stops import RunStopped
 from tests.support.runs import options_of
 
@@ -103,6 +105,34 @@ def test_a_run_that_stops_says_once_why_and_how_to_go_on(
         "The run stopped (rlhf/frpo, after step 3): all 72 rewards failed: the judge is out\n"
         "Its log is run.log in the run folder. Resume with: frpo run r.yaml --run-dir 'a b'\n"
     )
+
+
+def full_disk(*_: object) -> None:
+    """As the system says it."""
+    with open("/dev/full", "w") as file:
+        file.write("a row")
+
+
+def full_disk_of_an_actor(*_: object) -> None:
+    try:
+        full_disk()
+    except OSError as error:
+        raise WorkerFailed(f"learner worker 0 failed in written(): {type(error).__name__}: {error}") from None
+
+
+@pytest.mark.parametrize("fill", [full_disk, full_disk_of_an_actor])
+def test_a_disk_that_is_full_is_said_with_what_is_lost(
+    fill: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["frpo", "run", "r.yaml"])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), resumable(load_recipe(Path(TESTBED)), lambda: "rlhf/frpo, after step 3"):
+        fill()
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert said.startswith("The run stopped (rlhf/frpo, after step 3): ")
+    assert "[Errno 28] No space left on device. What is saved is whole" in said
+    assert "make room, then resume" in said
 
 
 def test_config_prints_what_loads_back(tmp_path: Path, frpo: CommandLine) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from actors import _calls
-from actors._calls import Actors
+from actors._calls import Actors, StartedAnew
 from frpo.config import ConfigError
 from frpo.roles import RankDied, WorkerFailed
 
@@ -86,6 +86,17 @@ def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again() 
     assert handle.asked == [("add", 2), ("ping",), "worker 0 is back", ("add", 2)]
 
 
+ANEW = RayTaskError("add", "traceback", StartedAnew("no rank of a job"))
+
+
+def test_an_actor_that_was_restarted_while_nobody_asked_gets_its_state_before_it_answers() -> None:
+    handle = Handle(ANEW, 5)
+    actors = adders(handle, restarts=1)
+    actors.when_back = lambda worker: handle.asked.append(f"worker {worker} is back")
+    assert actors.call(0, Adder.add, 2).result() == 5
+    assert handle.asked == [("add", 2), "worker 0 is back", ("add", 2)]
+
+
 @pytest.mark.parametrize(
     ("answers", "restarts", "said"),
     [
@@ -93,6 +104,7 @@ def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again() 
         ([ActorDiedError()], 3, "adder worker 0 died during add(): The actor died unexpectedly"),
         ([KILLED, PONG, KILLED, PONG, 5], 1, "adder worker 0 died 2 times during add(); see cluster."),
         ([KILLED, ActorDiedError()], 1, "adder worker 0 died during restart(): The actor died unexpectedly"),
+        ([ANEW], 0, "adder worker 0 died before add()."),
         ([GetTimeoutError()], 3, "adder worker 0 did not answer add() within 2 s."),
         ([RayTaskError("add", "at", ValueError("odd"))], 1, "adder worker 0 failed in add(): ValueError"),
     ],
@@ -107,14 +119,15 @@ def test_who_failed_and_in_what_is_said(answers: list[Any], restarts: int, said:
 LOST = RayTaskError("add", "traceback", RuntimeError("connection closed by peer"))
 
 
-@pytest.mark.parametrize("answers", [(LOST, KILLED), (KILLED, LOST), (None, KILLED), (LOST, LOST, KILLED)])
+@pytest.mark.parametrize("answers", [(LOST, KILLED), (KILLED, LOST), (None, KILLED), (LOST, LOST, ANEW)])
 def test_of_calls_that_go_together_the_one_that_died_is_named_and_nobody_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, answers: tuple[Any, ...]
 ) -> None:
     monkeypatch.setattr(_calls, "GRACE_S", 0.01)
     actors = adders(*map(Handle, answers))
     actors.died = partial(RankDied, "learner")
-    with pytest.raises(RankDied, match=rf"adder worker {answers.index(KILLED)} died during add\(\)") as error:
+    dead = next(i for i, answer in enumerate(answers) if answer in (KILLED, ANEW))
+    with pytest.raises(RankDied, match=rf"adder worker {dead} died (during|before) add\(\)") as error:
         actors.call_all(Adder.add, 2)
     assert error.value.job == "learner"
 

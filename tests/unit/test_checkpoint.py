@@ -117,6 +117,21 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
     assert latest.progress.step == 10
 
 
+def test_a_flipped_bit_in_any_file_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    save(checkpoints, 10)
+    save(checkpoints, 20)
+    files = [path for path in (tmp_path / "step-00000020").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"weights", "progress.json", "manifest.json"}
+    for path in files:
+        whole = path.read_bytes()
+        for at in range(0, len(whole), 7):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert newest(checkpoints) == 10, f"{path.name}, byte {at}"
+        path.write_bytes(whole)
+    assert newest(checkpoints) == 20
+
+
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
     save(checkpoints, 10)

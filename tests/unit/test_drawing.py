@@ -32,8 +32,14 @@ class Pool:
         self.given_up, self.welcomed = 0, list[int]()
         handles: Any = [10, 11]
         self.actors: Actors[Any] = Actors("rollout", handles, timeout_s=limit_s)
-        self.actors.when_back = self.welcomed.append
-        self.session = EngineSession(Engines(self.actors, self.draw, self.give_up, room=2))
+        self.published, self.restores = 1, True
+        self.session = EngineSession(
+            Engines(self.actors, self.draw, self.give_up, self.restore, lambda: self.published, room=2)
+        )
+
+    def restore(self, worker: int) -> bool:
+        self.welcomed.append(worker)
+        return self.restores
 
     def draw(self, worker: int, asked: Ticket, policy_version: int) -> Any:
         self.calls[asked.number] = (worker, Future())
@@ -118,6 +124,26 @@ def test_an_engine_that_dies_loses_its_prompts_and_comes_back_with_the_weights(
     assert pool.begin(1, 3) == [1, 1]
     pool.finish(0)
     assert pool.session.wait().groups == ("group 0",)
+
+
+def test_an_engine_that_cannot_have_the_weights_alone_draws_again_after_the_next_publish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a broadcast of the learner's own weights, which an update is changing just now."""
+    monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: None)
+    pool = Pool()
+    pool.restores = False
+    pool.begin(0, 1)
+    pool.fail(1, ActorUnavailableError("gone", None))
+    pool.session.wait()
+    while not pool.welcomed:
+        pool.session.wait()
+    assert pool.session.room == 1
+    assert pool.begin(2) == [0]
+    assert pool.session.room == 0
+    pool.published = 2
+    assert pool.session.room == 2
+    assert pool.begin(1, 3) == [1, 1]
 
 
 def test_what_dies_for_good_is_named_with_the_call() -> None:

@@ -84,7 +84,7 @@ def update(
     )
     worker = LearnerWorker.__new__(LearnerWorker)
     engine = FakeEngine()
-    worker.engine = engine  # type: ignore[assignment]
+    worker.engine, worker.joined = engine, True  # type: ignore[assignment]
     worker.objective = ObjectiveConfig.model_validate(
         {"penalty": "k3", "clip_low": 0.2, "clip_high": 0.4, **objective}
     )

@@ -1,0 +1,327 @@
+"""`frpo chaos`: run a recipe again and again, kill its actors or its driver at random moments, and measure
+how soon that is noticed, how soon work goes on, and whether what comes out is what an undisturbed run gives.
+
+Runs that can end in the same weights, bit for bit (without staleness, on CPUs), must. In all others every
+step must stand in metrics.jsonl once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import ray
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from frpo import cluster
+from frpo.config import Config
+from frpo.disk import write_text
+from frpo.outline import list_stages
+from frpo.records import StageResult
+from frpo.roles import WorkerFailed
+from frpo.rows import read_rows
+
+What = Literal["actors", "driver"]
+
+POLL_S = 0.1
+QUIET_S = 10.0
+"""The next kill comes at most so long after work goes on."""
+LIMIT_S = 600.0
+"""Longest wait for a run to do something."""
+TRAINS = ("step", "finetune")
+"""Kinds of rows of a stage that trains."""
+NOTICED = re.compile(r"was killed|died during|did not answer")
+"""What a run says of a death, in run.log."""
+
+
+class Kill(BaseModel):
+    """One kill and what came of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    """driver, or rollout, learner, ..."""
+    stage: str
+    """What was being done."""
+    step: int
+    noticed_s: float | None
+    """Until the run said so; None where nobody needed the actor before it was back. Of a driver: until it was
+    started again."""
+    back_s: float
+    """Until a step after the last one stood in metrics.jsonl, or the next stage's first; of a driver that
+    includes all that a start takes."""
+
+
+class Round(BaseModel):
+    """One run, from its start to its end."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    kills: int
+    same_weights: bool | None
+    """As the undisturbed run's, in every arm and fine-tune; None where that cannot be."""
+    whole: bool
+    """Whether every step of every stage stands in metrics.jsonl, once and in order."""
+
+
+class Chaos(BaseModel):
+    """chaos.json"""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    seed: int
+    kills: tuple[Kill, ...] = ()
+    rounds: tuple[Round, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChaosPlan:
+    """What is asked for."""
+
+    recipe: Path
+    sets: tuple[str, ...]
+    folder: Path
+    kills: int
+    seed: int
+    what: What
+
+
+def run_chaos(config: Config, plan: ChaosPlan, tell: Callable[[str], None]) -> Chaos:
+    """Kill until `plan.kills` are done and the last run has come to its end; goes on from chaos.json. Raises
+    WorkerFailed where a run ends, or hangs, that should have gone on."""
+    done = read_chaos(plan)
+    with cluster.share_cluster(config, 1) as address:
+        undisturbed = Run(plan, plan.folder / "undisturbed", address)
+        with undisturbed.going():
+            undisturbed.wait_for_end()
+        while len(done.kills) < plan.kills:
+            done = disturb(config, plan, done, address, tell)
+    return done
+
+
+def read_chaos(plan: ChaosPlan) -> Chaos:
+    file = plan.folder / "chaos.json"
+    if file.exists():
+        return Chaos.model_validate_json(file.read_text())
+    return Chaos(recipe=plan.recipe.name, seed=plan.seed)
+
+
+def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Callable[[str], None]) -> Chaos:
+    """One run with as many kills as it takes, or as are left."""
+    chance = random.Random(f"{plan.seed} {len(done.rounds)}")
+    watched = Watched(config, plan.folder / f"round-{len(done.rounds):03d}")
+    run = Run(plan, watched.folder, address)
+    before = len(done.kills)
+    with run.going():
+        watched.wait_for_work(run)
+        while len(done.kills) < plan.kills:
+            time.sleep(chance.uniform(0.0, QUIET_S))
+            if run.is_over:
+                break
+            kill = kill_driver(watched, run) if plan.what == "driver" else kill_actor(watched, run, chance)
+            if kill:
+                done = done.model_copy(update={"kills": (*done.kills, kill)})
+                write_text(plan.folder / "chaos.json", done.model_dump_json(indent=1))
+                tell(f"{len(done.kills)}/{plan.kills} {say(kill)}")
+        run.wait_for_end()
+    ended = judge(config, plan, watched.folder, len(done.kills) - before)
+    done = done.model_copy(update={"rounds": (*done.rounds, ended)})
+    write_text(plan.folder / "chaos.json", done.model_dump_json(indent=1))
+    return done
+
+
+def say(kill: Kill) -> str:
+    noticed = "by nobody" if kill.noticed_s is None else f"after {kill.noticed_s:.1f} s"
+    where = f"{kill.role} in {kill.stage}, step {kill.step}"
+    return f"{where}: noticed {noticed}, work went on after {kill.back_s:.1f} s"
+
+
+class Run:
+    """A process of `frpo run` in a folder."""
+
+    def __init__(self, plan: ChaosPlan, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
+        self.command = [sys.executable, "-m", "frpo", "run", str(plan.recipe), "--run-dir", str(folder)]
+        for assignment in (*plan.sets, f"cluster.max_restarts={plan.kills + 3}"):
+            self.command += ["--set", assignment]
+
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            if not self.is_over:
+                self.process.terminate()
+                self.process.wait(60)
+
+    def start(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        env = {**os.environ, "RAY_ADDRESS": self.address}
+        with self.folder.with_suffix(".out").open("ab") as out:
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, env=env)
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait_for_end(self) -> None:
+        """Raises WorkerFailed where it does not come to its end."""
+        code = self.process.wait()
+        if code != 0:
+            said = self.folder.with_suffix(".out").read_text(errors="replace").strip().splitlines()[-12:]
+            lines = "\n".join(said)
+            raise WorkerFailed(f"the run in {self.folder} ended with exit code {code}:\n{lines}")
+
+
+class Watched:
+    """A run, as its folder shows it."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.folder = folder
+        self.order = {stage.name: number for number, stage in enumerate(list_stages(config))}
+
+    def position(self) -> tuple[int, int, str]:
+        """The furthest step: its stage's place, its number, its stage."""
+        rows = [row for row in read_rows(self.folder) if row["kind"] in TRAINS]
+        places = [(self.order.get(row["stage"], -1), row["step"], row["stage"]) for row in rows]
+        finished = [name for name in self.order if (self.folder / name / "done.json").exists()]
+        places += [(self.order[name] + 1, 0, name) for name in finished]
+        return max(places, default=(-1, 0, "the start"))
+
+    def wait_for_work(self, run: Run) -> None:
+        """Until it is further than now, or over. Raises WorkerFailed."""
+        first = self.position()
+        began = time.monotonic()
+        while self.position() <= first and not run.is_over:
+            if time.monotonic() - began > LIMIT_S:
+                raise WorkerFailed(f"the run in {self.folder} did nothing for {LIMIT_S:g} s.")
+            time.sleep(POLL_S)
+
+    def noticed(self, since: float) -> float | None:
+        """Seconds after `since`, by time.time, until run.log says that somebody died."""
+        for line in (self.folder / "run.log").read_text(errors="replace").splitlines():
+            at = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ", line)
+            if not at or not NOTICED.search(line):
+                continue
+            when = datetime.strptime(at[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(at[2]) / 1000
+            if when >= since:
+                return when - since
+        return None
+
+
+def kill_actor(watched: Watched, run: Run, chance: random.Random) -> Kill | None:
+    """One of the run's actors, whichever role, wherever it is; None where there is none."""
+    actors = find_actors(watched.folder)
+    if not actors:
+        return None
+    role = chance.choice(sorted(actors))
+    victim = chance.choice(actors[role])
+    _, step, stage = watched.position()
+    began = time.time()
+    # as a crash: what it was asked for fails, and Ray starts it again
+    ray.kill(ray.get_actor(victim.name, victim.namespace), no_restart=False)
+    watched.wait_for_work(run)
+    back_s = time.time() - began
+    return Kill(role=role, stage=stage, step=step, noticed_s=watched.noticed(began), back_s=back_s)
+
+
+def kill_driver(watched: Watched, run: Run) -> Kill:
+    """And start it again, as a user would."""
+    _, step, stage = watched.position()
+    began = time.monotonic()
+    run.process.kill()
+    run.process.wait()
+    run.start()
+    noticed_s = time.monotonic() - began
+    watched.wait_for_work(run)
+    back_s = time.monotonic() - began
+    return Kill(role="driver", stage=stage, step=step, noticed_s=noticed_s, back_s=back_s)
+
+
+@dataclass(frozen=True)
+class Victim:
+    """An actor, by its name on the dashboard."""
+
+    name: str
+    namespace: str
+
+
+def find_actors(folder: Path) -> dict[str, list[Victim]]:
+    """Those of the run in `folder`, by role. Of a run whose driver was killed Ray may still hold the old
+    ones for some seconds; its placement group, which is the namespace, is another."""
+    actors: dict[str, list[Victim]] = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        name = re.fullmatch(rf"{re.escape(folder.name)} (.+) \d+", actor["name"])
+        if name:
+            actors.setdefault(name[1], []).append(Victim(actor["name"], actor["namespace"]))
+    return actors
+
+
+def judge(config: Config, plan: ChaosPlan, folder: Path, kills: int) -> Round:
+    """Hold a run that came to its end against the undisturbed one."""
+    same = None
+    if not config.rollout.staleness:
+        same = digests_of(config, folder) == digests_of(config, plan.folder / "undisturbed")
+    return Round(folder=folder.name, kills=kills, same_weights=same, whole=is_whole(config, folder))
+
+
+def digests_of(config: Config, folder: Path) -> list[str]:
+    """Of the policies of its arms."""
+    digests = []
+    for stage in list_stages(config):
+        file = folder / stage.name / "done.json"
+        arm = StageResult.model_validate_json(file.read_text()).arm if file.exists() else None
+        if arm:
+            digests.append(arm.weights_sha256)
+    return digests
+
+
+def is_whole(config: Config, folder: Path) -> bool:
+    steps: dict[str, list[int]] = {}
+    for row in read_rows(folder):
+        if row["kind"] in TRAINS:
+            steps.setdefault(row["stage"], []).append(row["step"])
+    for stage in list_stages(config):
+        training = stage.training()
+        if training and steps.get(stage.name) != list(range(1, training.num_steps + 1)):
+            return False
+    return True
+
+
+def print_chaos(chaos: Chaos, console: Console) -> None:
+    """By role: how many, and the median and largest seconds until noticed and until work went on."""
+    table = Table("role", "kills", "noticed", "median s", "largest s", "back: median s", "largest s")
+    for role in sorted({kill.role for kill in chaos.kills}):
+        own = [kill for kill in chaos.kills if kill.role == role]
+        noticed = sorted(kill.noticed_s for kill in own if kill.noticed_s is not None)
+        back = sorted(kill.back_s for kill in own)
+        table.add_row(role, str(len(own)), str(len(noticed)), *_spread(noticed), *_spread(back))
+    console.print(table)
+    whole = sum(ended.whole for ended in chaos.rounds)
+    compared = [ended for ended in chaos.rounds if ended.same_weights is not None]
+    same = sum(bool(ended.same_weights) for ended in compared)
+    console.print(
+        f"{len(chaos.rounds)} runs came to their end: {whole} with every step once; {same} of "
+        f"{len(compared)} compared have the weights of the undisturbed run."
+    )
+
+
+def _spread(values: Sequence[float]) -> tuple[str, str]:
+    if not values:
+        return "-", "-"
+    return f"{values[len(values) // 2]:.1f}", f"{values[-1]:.1f}"

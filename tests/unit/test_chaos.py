@@ -1,0 +1,121 @@
+"""What `frpo chaos` reads from a run's folder, and what it says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from frpo import chaos
+from frpo.chaos import Chaos, Kill, Round, Watched
+from frpo.config import Config
+from frpo.roles import WorkerFailed
+from frpo.rows import append_rows
+from tests.support import fakes
+
+LOG = """2026-11-28 15:00:01,250 rlhf/arm step 3/30: reward 0.5
+2026-11-28 15:00:02,500 rollout worker 0 was killed during logprobs(); waiting until it is back
+2026-11-28 15:00:09,000 rlhf/arm: learner worker 1 died during update(): The actor died
+All its ranks are started anew.
+"""
+
+
+@pytest.fixture
+def config() -> Config:
+    tree = fakes.config(beta=0.0).model_dump(mode="json", exclude={"arms"})
+    data = [{"path": "nowhere.jsonl", "task": "only"}]
+    base = {"num_steps": 2, "batch_size": 2, "data": data}
+    return Config.model_validate(
+        {**tree, "base": base, "learner": {"num_steps": 3}, "arms": [{"name": "arm"}]}
+    )
+
+
+def write_steps(folder: Path, stage: str, *steps: int, kind: str = "step") -> None:
+    rows: list[dict[str, Any]] = [{"kind": kind, "stage": stage, "step": step} for step in steps]
+    append_rows(folder, "metrics.jsonl", rows)
+
+
+def finish(folder: Path, stage: str) -> None:
+    (folder / stage).mkdir(parents=True, exist_ok=True)
+    (folder / stage / "done.json").write_text("{}")
+
+
+def test_a_run_is_as_far_as_its_last_step_or_finished_stage(tmp_path: Path, config: Config) -> None:
+    watched = Watched(config, tmp_path)
+    assert watched.position() == (-1, 0, "the start")
+    write_steps(tmp_path, "base", 1, 2, kind="finetune")
+    assert watched.position() == (0, 2, "base")
+    before = watched.position()
+    finish(tmp_path, "base")
+    assert watched.position() > before
+    write_steps(tmp_path, "rlhf/arm", 1)
+    append_rows(tmp_path, "metrics.jsonl", [{"kind": "validation", "stage": "rlhf/arm", "step": 9}])
+    assert watched.position() == (1, 1, "rlhf/arm")
+
+
+def test_it_is_noticed_when_the_runs_log_says_so_first_after_the_kill(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "run.log").write_text(LOG)
+    watched = Watched(config, tmp_path)
+    killed = chaos.datetime(2026, 11, 28, 15, 0, 2).timestamp()
+    assert watched.noticed(killed) == pytest.approx(0.5)
+    assert watched.noticed(killed + 2) == pytest.approx(5.0)
+    assert watched.noticed(killed + 60) is None
+
+
+def test_a_run_that_does_nothing_is_named_after_the_limit(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos, "LIMIT_S", 0.2)
+    hung: Any = SimpleNamespace(is_over=False)
+    with pytest.raises(WorkerFailed, match=r"did nothing for 0\.2 s"):
+        Watched(config, tmp_path).wait_for_work(hung)
+    over: Any = SimpleNamespace(is_over=True)
+    Watched(config, tmp_path).wait_for_work(over)
+
+
+@pytest.mark.parametrize(("steps", "whole"), [((1, 2, 3), True), ((1, 2), False), ((1, 2, 2, 3), False)])
+def test_a_run_is_whole_when_every_step_stands_once(
+    tmp_path: Path, config: Config, steps: tuple[int, ...], whole: bool
+) -> None:
+    write_steps(tmp_path, "base", 1, 2, kind="finetune")
+    write_steps(tmp_path, "rlhf/arm", *steps)
+    assert chaos.is_whole(config, tmp_path) is whole
+
+
+def test_actors_are_found_by_the_names_of_their_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["round-000 rollout 0", "round-000 rollout 1", "round-000 learner 0", "other rollout 0", "x"]
+    actors = [{"name": name, "namespace": "group"} for name in names]
+    monkeypatch.setattr(chaos.ray.util, "list_named_actors", lambda all_namespaces: actors)
+    found = chaos.find_actors(Path("runs/round-000"))
+    assert {role: [victim.name for victim in victims] for role, victims in found.items()} == {
+        "rollout": ["round-000 rollout 0", "round-000 rollout 1"],
+        "learner": ["round-000 learner 0"],
+    }
+
+
+def test_the_table_has_the_median_and_the_largest_of_each_role() -> None:
+    kills = [
+        Kill(role="rollout", stage="rlhf/arm", step=step, noticed_s=noticed, back_s=back)
+        for step, noticed, back in ((1, 0.5, 20.0), (2, None, 1.0), (3, 2.5, 30.0))
+    ]
+    rounds = (
+        Round(folder="round-000", kills=2, same_weights=True, whole=True),
+        Round(folder="round-001", kills=1, same_weights=False, whole=True),
+    )
+    console = Console(record=True, width=120)
+    chaos.print_chaos(Chaos(recipe="r.yaml", seed=0, kills=tuple(kills), rounds=rounds), console)
+    text = console.export_text()
+    row = next(line for line in text.splitlines() if "rollout" in line)
+    assert [cell.strip() for cell in row.strip("│┃ ").split("│")] == [
+        "rollout",
+        "3",
+        "2",
+        "2.5",
+        "2.5",
+        "20.0",
+        "30.0",
+    ]
+    assert "2 runs came to their end: 2 with every step once; 1 of 2 compared" in " ".join(text.split())
