@@ -228,7 +228,8 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
     yield _tabulate_gpu_memory(estimate_needs(config, sizes, here, asked), title)
     arm = max(config.arms, key=lambda arm: arm.learner.num_steps)
     phases = tuple(estimate_phases(config, arm.learner, sizes, here, asked))
-    seconds = sum_step_seconds(phases, shared=config.rollout.sleep)
+    ahead = config.rollout.staleness > 0
+    seconds = sum_step_seconds(phases, shared=config.rollout.sleep, ahead=ahead)
     yield _tabulate_phases(phases, seconds)
     steps = sum(arm.learner.num_steps for arm in config.arms)
     yield (

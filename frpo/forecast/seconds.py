@@ -82,10 +82,14 @@ def _estimate_publishing(config: Config, shape: Shape) -> float:
     return 0.2 + sent * BYTES[config.model.dtype] / speed
 
 
-def sum_step_seconds(phases: Sequence[Phase], *, shared: bool) -> float:
-    """Scoring runs beside the generation unless the roles share cards."""
+def sum_step_seconds(phases: Sequence[Phase], *, shared: bool, ahead: bool = False) -> float:
+    """Scoring runs beside the generation unless the roles share cards. Ahead of the learner the generation
+    runs beside all that the learner does, and a step takes as long as the slower of the two."""
     seconds = {phase.name: phase.seconds for phase in phases}
     beside = [seconds.pop("reference", 0.0), seconds.pop("log-probs by the learner", 0.0)]
     if shared:
         return sum(seconds.values()) + sum(beside)
+    if ahead:
+        generate = max(seconds.pop("generate"), beside[0])
+        return max(generate, sum(seconds.values()) + beside[1])
     return sum(seconds.values()) + max(0.0, max(beside) - seconds["generate"])

@@ -13,6 +13,7 @@ from frpo.config import Config, LoraConfig, Missing
 from frpo.forecast import (
     CARDS,
     PROCESS_GIB,
+    Phase,
     estimate_host_needs,
     estimate_needs,
     estimate_phases,
@@ -178,6 +179,18 @@ def test_scoring_hides_behind_generation_where_cards_are_separate() -> None:
     assert set(by) == {"generate", "reference", "update", "log-probs by the learner", "publish"}
     assert sum_step_seconds(phases, shared=True) == pytest.approx(sum(by.values()))
     assert sum_step_seconds(phases, shared=False) < sum(by.values())
+
+
+def test_ahead_of_the_learner_a_step_takes_as_long_as_the_slower_of_the_two() -> None:
+    names = ("generate", "reference", "update", "log-probs by the learner", "publish")
+
+    def step(*seconds: float) -> float:
+        phases = [Phase(name, own) for name, own in zip(names, seconds, strict=True)]
+        return sum_step_seconds(phases, shared=False, ahead=True)
+
+    assert step(30.0, 5.0, 20.0, 4.0, 2.0) == 30.0
+    assert step(30.0, 35.0, 20.0, 4.0, 2.0) == 35.0  # its reference is what it waits for
+    assert step(20.0, 5.0, 30.0, 4.0, 2.0) == 36.0
 
 
 def test_a_cuda_build_of_vllm_without_a_card_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
