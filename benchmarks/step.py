@@ -48,7 +48,7 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
     tokens."""
     from vllm import LLM, SamplingParams
 
-    from frpo.driver import sampling
+    from frpo.driver import sampling_of
     from frpo.metrics import RunLog
     from frpo.prompts import PromptStream
     from frpo.seeds import derive
@@ -68,7 +68,7 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
         max_num_seqs=config.rollout.max_num_seqs,
         disable_log_stats=True,
     )
-    asked = sampling(config)
+    asked = sampling_of(config)
     rows = []
     for step in range(steps):
         prompts: Any = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in stream.take(step)]

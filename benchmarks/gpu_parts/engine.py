@@ -35,12 +35,18 @@ class Batch:
 
     def draw(self) -> list[Any]:
         """Groups, by index."""
-        from frpo.types import Sampling
+        from frpo.types import Sampling, Ticket
 
-        count = len(self.prompts)
+        self.sampler.llm.reset_prefix_cache()
+        self.sampler.label(0)
         sampling = Sampling(self.k, self.new, 1.0, 1.0, ())
-        drawn = self.sampler.generate(self.prompts, range(count), range(100, 100 + count), sampling, 0)
-        return sorted(itertools.chain.from_iterable(drawn), key=lambda group: group.index)
+        tickets = {}
+        for number, prompt in enumerate(self.prompts):
+            ticket = Ticket(number, prompt, 100 + number)
+            tickets[self.sampler.begin(ticket, sampling, "batch")] = ticket
+        while self.sampler.running:
+            self.sampler.step()
+        return [self.sampler.group_of(name, ticket) for name, ticket in tickets.items()]
 
     def draw_by_vllm_alone(self) -> None:
         from vllm import SamplingParams
@@ -50,7 +56,7 @@ class Batch:
             asked.append(
                 SamplingParams(n=self.k, max_tokens=self.new, seed=100 + i, logprobs=0, detokenize=False)
             )
-        self.sampler.reset_cache()
+        self.sampler.llm.reset_prefix_cache()
         self.sampler.llm.generate(
             [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in self.prompts],
             asked,
@@ -137,22 +143,22 @@ def _compare_with_prefill(sampler: Any, groups: Sequence[Any]) -> dict[str, floa
     for group in groups:
         pairs += [(group.prompt.token_ids, completion.token_ids) for completion in group.completions]
     decode = np.concatenate([completion.logprobs for completion in _completions_of(groups)])
-    return measure_gap(decode, sampler.logprobs(flatten(pairs)))
+    return measure_gap(decode, sampler.ranked(flatten(pairs))[0])
 
 
 def _compare_with_learner(sampler: Any, sequences: Any, work: Path) -> dict[str, Any]:
     """The base's log-probs and those after updates, of the adapter applied unmerged and merged."""
     theirs = np.load(work / "logprobs.npz")
     sampler.load_policy(work / "model")
-    base = sampler.logprobs(sequences)
+    base = sampler.ranked(sequences)[0]
     figures: dict[str, Any] = {"base_against_learner": measure_gap(theirs["before"], base)}
     for count in (1, 5):
         after = theirs[f"after{count}"]
         change = after - theirs["before"]
         sampler.load_policy(work / f"adapter{count}")
-        by_adapter = sampler.logprobs(sequences)
+        by_adapter = sampler.ranked(sequences)[0]
         sampler._merge(work / f"adapter{count}")
-        merged = sampler.logprobs(sequences)
+        merged = sampler.ranked(sequences)[0]
         row: dict[str, Any] = {"learner_moved": float(np.abs(change).mean())}
         for how, now in (("adapter", by_adapter), ("merged", merged)):
             share = float((now - base) @ change / (change @ change))
@@ -163,17 +169,16 @@ def _compare_with_learner(sampler: Any, sequences: Any, work: Path) -> dict[str,
 
 def _measure_sleep(sampler: Any, sequences: Any) -> dict[str, float]:
     """What the card has back while the engine sleeps, and whether it wakes as it was."""
-    before = sampler.logprobs(sequences)
+    before = sampler.ranked(sequences)[0]
     awake = used_gib()
     sleep_s, _ = time_call(sampler.sleep)
     asleep = used_gib()
     wake_s, _ = time_call(sampler.wake)
-    sampler.reset_cache()
     return {
         "sleep_s": sleep_s,
         "wake_s": wake_s,
         "awake_gib": awake,
         "asleep_gib": asleep,
         "back_gib": used_gib(),
-        "largest_change": float(np.abs(sampler.logprobs(sequences) - before).max()),
+        "largest_change": float(np.abs(sampler.ranked(sequences)[0] - before).max()),
     }
