@@ -36,8 +36,10 @@ from frpo.rows import read_rows
 What = Literal["actors", "driver"]
 
 POLL_S = 0.1
-QUIET_S = 10.0
-"""The next kill comes at most so long after work goes on."""
+QUIET_S = 5.0
+"""The next kill comes at most so long after the last was got over."""
+SETTLE_S = 15.0
+"""How long a run is watched after a kill, at least: a death is felt by whoever needs the actor next."""
 LIMIT_S = 600.0
 """Longest wait for a run to do something."""
 TRAINS = ("step", "finetune")
@@ -59,9 +61,9 @@ class Kill(BaseModel):
     noticed_s: float | None
     """Until the run said so; None where nobody needed the actor before it was back. Of a driver: until it was
     started again."""
-    back_s: float
-    """Until a step after the last one stood in metrics.jsonl, or the next stage's first; of a driver that
-    includes all that a start takes."""
+    pause_s: float
+    """The longest time without a step, afterwards: what is done again does not count as one. Of a driver it
+    includes all that a start takes. (An evaluation is a pause too.)"""
 
 
 class Round(BaseModel):
@@ -127,7 +129,7 @@ def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Ca
     run = Run(plan, watched.folder, address)
     before = len(done.kills)
     with run.going():
-        watched.wait_for_work(run)
+        watched.longest_pause(run)  # until it has begun
         while len(done.kills) < plan.kills:
             time.sleep(chance.uniform(0.0, QUIET_S))
             if run.is_over:
@@ -147,7 +149,7 @@ def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Ca
 def say(kill: Kill) -> str:
     noticed = "by nobody" if kill.noticed_s is None else f"after {kill.noticed_s:.1f} s"
     where = f"{kill.role} in {kill.stage}, step {kill.step}"
-    return f"{where}: noticed {noticed}, work went on after {kill.back_s:.1f} s"
+    return f"{where}: noticed {noticed}, longest pause {kill.pause_s:.1f} s"
 
 
 class Run:
@@ -203,14 +205,23 @@ class Watched:
         places += [(self.order[name] + 1, 0, name) for name in finished]
         return max(places, default=(-1, 0, "the start"))
 
-    def wait_for_work(self, run: Run) -> None:
-        """Until it is further than now, or over. Raises WorkerFailed."""
-        first = self.position()
-        began = time.monotonic()
-        while self.position() <= first and not run.is_over:
-            if time.monotonic() - began > LIMIT_S:
-                raise WorkerFailed(f"the run in {self.folder} did nothing for {LIMIT_S:g} s.")
+    def longest_pause(self, run: Run, settle_s: float = 0.0) -> float:
+        """Seconds, until it is further than now and has been watched for `settle_s`, or is over. Raises
+        WorkerFailed."""
+        furthest = self.position()
+        began = last = time.monotonic()
+        pause = 0.0
+        while not run.is_over:
             time.sleep(POLL_S)
+            now, position = time.monotonic(), self.position()
+            pause = max(pause, now - last)
+            if position > furthest:
+                furthest, last = position, now
+                if now - began >= settle_s:
+                    break
+            if pause > LIMIT_S:
+                raise WorkerFailed(f"the run in {self.folder} did nothing for {LIMIT_S:g} s.")
+        return pause
 
     def noticed(self, since: float) -> float | None:
         """Seconds after `since`, by time.time, until run.log says that somebody died."""
@@ -235,9 +246,8 @@ def kill_actor(watched: Watched, run: Run, chance: random.Random) -> Kill | None
     began = time.time()
     # as a crash: what it was asked for fails, and Ray starts it again
     ray.kill(ray.get_actor(victim.name, victim.namespace), no_restart=False)
-    watched.wait_for_work(run)
-    back_s = time.time() - began
-    return Kill(role=role, stage=stage, step=step, noticed_s=watched.noticed(began), back_s=back_s)
+    pause_s = watched.longest_pause(run, SETTLE_S)
+    return Kill(role=role, stage=stage, step=step, noticed_s=watched.noticed(began), pause_s=pause_s)
 
 
 def kill_driver(watched: Watched, run: Run) -> Kill:
@@ -248,9 +258,8 @@ def kill_driver(watched: Watched, run: Run) -> Kill:
     run.process.wait()
     run.start()
     noticed_s = time.monotonic() - began
-    watched.wait_for_work(run)
-    back_s = time.monotonic() - began
-    return Kill(role="driver", stage=stage, step=step, noticed_s=noticed_s, back_s=back_s)
+    pause_s = watched.longest_pause(run)
+    return Kill(role="driver", stage=stage, step=step, noticed_s=noticed_s, pause_s=pause_s)
 
 
 @dataclass(frozen=True)
@@ -304,13 +313,13 @@ def is_whole(config: Config, folder: Path) -> bool:
 
 
 def print_chaos(chaos: Chaos, console: Console) -> None:
-    """By role: how many, and the median and largest seconds until noticed and until work went on."""
-    table = Table("role", "kills", "noticed", "median s", "largest s", "back: median s", "largest s")
+    """By role: how many, and the median and largest seconds until noticed and of the pause."""
+    table = Table("role", "kills", "noticed", "median s", "largest s", "pause: median s", "largest s")
     for role in sorted({kill.role for kill in chaos.kills}):
         own = [kill for kill in chaos.kills if kill.role == role]
         noticed = sorted(kill.noticed_s for kill in own if kill.noticed_s is not None)
-        back = sorted(kill.back_s for kill in own)
-        table.add_row(role, str(len(own)), str(len(noticed)), *_spread(noticed), *_spread(back))
+        pauses = sorted(kill.pause_s for kill in own)
+        table.add_row(role, str(len(own)), str(len(noticed)), *_spread(noticed), *_spread(pauses))
     console.print(table)
     whole = sum(ended.whole for ended in chaos.rounds)
     compared = [ended for ended in chaos.rounds if ended.same_weights is not None]

@@ -71,9 +71,29 @@ def test_a_run_that_does_nothing_is_named_after_the_limit(
     monkeypatch.setattr(chaos, "LIMIT_S", 0.2)
     hung: Any = SimpleNamespace(is_over=False)
     with pytest.raises(WorkerFailed, match=r"did nothing for 0\.2 s"):
-        Watched(config, tmp_path).wait_for_work(hung)
+        Watched(config, tmp_path).longest_pause(hung)
     over: Any = SimpleNamespace(is_over=True)
-    Watched(config, tmp_path).wait_for_work(over)
+    assert Watched(config, tmp_path).longest_pause(over) == 0.0
+
+
+def test_a_pause_lasts_until_a_step_that_was_never_done_before(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 to 3 are done; from the kill on: step 4 after 1 s, at 3 s back to 2, step 4 again at 12 s, step
+    5 at 13 s, 6 at 16 s."""
+    clock = [0.0]
+    positions = {0: 3, 1: 4, 3: 2, 12: 4, 13: 5, 16: 6}
+    watched = Watched(config, tmp_path)
+
+    def position() -> tuple[int, int, str]:
+        return 1, positions[max(at for at in positions if at <= clock[0])], "rlhf/arm"
+
+    monkeypatch.setattr(watched, "position", position)
+    monkeypatch.setattr(chaos.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(chaos.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 0.5))
+    run: Any = SimpleNamespace(is_over=False)
+    assert watched.longest_pause(run, settle_s=15.0) == 12.0
+    assert clock[0] == 16.0
 
 
 @pytest.mark.parametrize(("steps", "whole"), [((1, 2, 3), True), ((1, 2), False), ((1, 2, 2, 3), False)])
@@ -98,8 +118,8 @@ def test_actors_are_found_by_the_names_of_their_run_alone(monkeypatch: pytest.Mo
 
 def test_the_table_has_the_median_and_the_largest_of_each_role() -> None:
     kills = [
-        Kill(role="rollout", stage="rlhf/arm", step=step, noticed_s=noticed, back_s=back)
-        for step, noticed, back in ((1, 0.5, 20.0), (2, None, 1.0), (3, 2.5, 30.0))
+        Kill(role="rollout", stage="rlhf/arm", step=step, noticed_s=noticed, pause_s=pause)
+        for step, noticed, pause in ((1, 0.5, 20.0), (2, None, 1.0), (3, 2.5, 30.0))
     ]
     rounds = (
         Round(folder="round-000", kills=2, same_weights=True, whole=True),
