@@ -47,6 +47,9 @@ def engine_settings(model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any
     }
     if model.deterministic:  # else it follows the free memory, and with it who is put off for lack of it
         settings["kv_cache_memory_bytes"] = rollout.kv_cache_gib << 30
+    if rollout.staleness and rollout.in_flight:
+        # else a step returns what the one before it drew, and its tokens get the label of newer weights
+        settings["async_scheduling"] = False
     if rollout.tensor_parallel > 1:
         # in an actor vLLM would start Ray workers of its own, in the placement group of this run
         settings["distributed_executor_backend"] = "mp"

@@ -96,6 +96,18 @@ def test_the_bits_are_asked_for_of_engines_on_cards_alone() -> None:
     assert "VLLM_BATCH_INVARIANT" not in _vllm.vllm_environment(config("rollout.num_gpus=1"))
 
 
+def test_an_engine_whose_weights_change_in_the_middle_returns_a_token_in_the_step_that_draws_it() -> None:
+    """Else vLLM schedules ahead on a card, and the token would have the label of newer weights."""
+
+    def settings(*sets: str) -> dict[str, Any]:
+        asked = config("rollout.num_gpus=1", *sets)
+        return _vllm.engine_settings(asked.model, asked.rollout)
+
+    assert settings("rollout.staleness=1")["async_scheduling"] is False
+    assert "async_scheduling" not in settings("rollout.staleness=1", "rollout.in_flight=false")
+    assert "async_scheduling" not in settings()
+
+
 def test_a_role_without_gpus_never_takes_the_card() -> None:
     said: list[str] = []
     pools = {role: Pool(role, said) for role in ("rollout", "learner", "finetune", "evaluate", "reference")}
