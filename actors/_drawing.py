@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors._calls import Actors, StartedAnew, failure_of, logger, tell_death, wait_until_back
 from frpo.roles import Running, WorkerFailed
-from frpo.types import Arrivals, Group, Ticket
+from frpo.types import Arrivals, Drawn, Group, Ticket
 
 
 class StaleWeights(StartedAnew):
@@ -46,6 +47,9 @@ class Ended:
     worker: int
     number: int
     answer: Future[Group]
+    began: float
+    """As `ended`, by time.perf_counter."""
+    ended: float
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,18 @@ class EngineSession:
         worker = self.slots.popleft()
         self.drawing[ticket.number] = worker
         answer: Any = self.engines.draw(worker, ticket, policy_version).future()  # type: ignore[attr-defined]
-        answer.add_done_callback(lambda ended: self.events.put(Ended(worker, ticket.number, ended)))
+        began = time.perf_counter()
+
+        def tell(answer: Future[Group]) -> None:
+            self.events.put(Ended(worker, ticket.number, answer, began, time.perf_counter()))
+
+        answer.add_done_callback(tell)
 
     def wait(self, until: Running[object] | None = None) -> Arrivals:
         if until is not None and until is not self.watched:
             self.watched = until
             until.on_ready(lambda: self.events.put(None))
-        groups, lost = list[Group](), list[int]()
+        drawn, lost = list[Drawn](), list[int]()
         for event in self._next_events(until):
             if isinstance(event, Back):
                 self._welcome(event)
@@ -107,8 +116,8 @@ class EngineSession:
                 if group is None:
                     lost.append(event.number)
                 else:
-                    groups.append(group)
-        return Arrivals(tuple(groups), tuple(lost))
+                    drawn.append(Drawn(group, event.began, event.ended))
+        return Arrivals(tuple(drawn), tuple(lost))
 
     def _next_events(self, until: Running[object] | None) -> Iterator[Ended | Back]:
         """All that have come, and one at least, unless `until` is ready."""

@@ -10,6 +10,7 @@ the run's seed and the step's number alone, so a run resumed from any checkpoint
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -28,6 +29,7 @@ from frpo.stops import (
 )
 from frpo.types import (
     BatchStats,
+    Drawn,
     Flight,
     Floats,
     Group,
@@ -102,8 +104,9 @@ def train(
     """
     step, state = begun.step, begun.steering
     partners.publisher.publish(step)
+    clock = Clock()
     while not steering.is_finished(state, arm.learner, step):
-        clock = Clock()
+        clock.begin_step()
         with clock.phase("generate"):
             asked = draw(config, arm, partners, step)
         waiting = count_waiting(asked)
@@ -119,7 +122,8 @@ def train(
         step += 1
         with clock.phase("publish"):
             published = partners.publisher.publish(step)
-        metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
+        times = clock.times([group.drawn for group in asked])
+        metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
         state = next_state(state, arm, stats, update, step)
         yield Step(metrics, state, steering.is_finished(state, arm.learner, step))
 
@@ -147,10 +151,14 @@ def next_state(
 class Asked:
     """A group whose scores are being computed; None for those that nobody needs."""
 
-    group: Group
+    drawn: Drawn
     rewards: Pending[tuple[Reward, ...]]
     reference: Pending[tuple[Floats, ...]] | None
     policy: Pending[tuple[Floats, ...]] | None
+
+    @property
+    def group(self) -> Group:
+        return self.drawn.group
 
     def wait(self) -> ScoredGroup:
         """Raises WorkerFailed."""
@@ -165,15 +173,18 @@ def draw(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[
     prompts = partners.prompts.take(step)
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]
     asked = []
+    began = time.perf_counter()
     for group in partners.rollouts.generate(prompts, seeds, sampling_of(config), step):
-        asked += ask_policy(arm, partners, [ask(partners, group)])
+        drawn = Drawn(group, began, time.perf_counter())
+        asked += ask_policy(arm, partners, [ask(partners, drawn)])
     return asked
 
 
-def ask(partners: Partners, group: Group) -> Asked:
+def ask(partners: Partners, drawn: Drawn) -> Asked:
     """All but the policy's log-probs."""
-    rewards = partners.rewards.score(group)
-    return Asked(group, rewards, partners.reference.score(group) if partners.reference else None, None)
+    rewards = partners.rewards.score(drawn.group)
+    reference = partners.reference.score(drawn.group) if partners.reference else None
+    return Asked(drawn, rewards, reference, None)
 
 
 def ask_policy(arm: ArmConfig, partners: Partners, groups: Sequence[Asked]) -> list[Asked]:

@@ -16,7 +16,7 @@ from frpo.driver import Partners, Start, Step
 from frpo.roles import Running
 from frpo.seeds import derive
 from frpo.stops import stop_if_update_is_broken
-from frpo.types import StepMetrics, Ticket
+from frpo.types import Drawn, StepMetrics, Ticket
 from frpo.window import Window
 
 
@@ -29,7 +29,7 @@ class Stream:
         self.window = Window(size, rollout.staleness, num_steps, step=begun.step, flight=begun.flight)
         self.session = partners.rollouts.open(driver.sampling_of(config))
         groups = begun.flight.groups if begun.flight else ()
-        self.asked = {group.index: driver.ask(partners, group) for group in groups}
+        self.asked = {group.index: driver.ask(partners, Drawn(group)) for group in groups}
 
     def refill(self) -> None:
         """Give the engines what may begin, as far as they have room."""
@@ -44,9 +44,9 @@ class Stream:
         arrivals = self.session.wait(until)
         for number in arrivals.lost:
             self.window.lose(number)
-        for group in arrivals.groups:
-            self.window.arrive(group.index, group.policy_version)
-            self.asked[group.index] = driver.ask(self.partners, group)
+        for drawn in arrivals.drawn:
+            self.window.arrive(drawn.group.index, drawn.group.policy_version)
+            self.asked[drawn.group.index] = driver.ask(self.partners, drawn)
 
     def take(self) -> list[driver.Asked]:
         return [self.asked.pop(number) for number in self.window.take()]
@@ -63,9 +63,10 @@ def train_ahead(
     step, state = begun.step, begun.steering
     partners.publisher.publish(step)
     stream = Stream(config, arm, partners, begun)
+    clock = Clock()
     try:
         while not steering.is_finished(state, arm.learner, step):
-            clock = Clock()
+            clock.begin_step()
             with clock.phase("generate"):
                 # consumes groups; waits for the last of a step; unblocked by the engines that draw them
                 while not stream.window.ready:
@@ -90,7 +91,8 @@ def train_ahead(
                 published = partners.publisher.publish(step)
             stream.window.publish(step)
             stream.refill()
-            metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), published)
+            times = clock.times([group.drawn for group in asked])
+            metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
             state = driver.next_state(state, arm, stats, update, step)
             flight = stream.window.flight(asked.group for asked in stream.asked.values())
             yield Step(metrics, state, steering.is_finished(state, arm.learner, step), flight)

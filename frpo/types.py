@@ -7,6 +7,7 @@ Token ids are int32, log-probabilities float32 in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,10 +92,22 @@ class Ticket:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A group that is there, and when it was drawn: by time.perf_counter of the driver's process. What an
+    earlier process drew is older than everything."""
+
+    group: Group
+    began: float = -math.inf
+    """An engine was given its prompt."""
+    ended: float = -math.inf
+    """It was there, whether or not the loop looked."""
+
+
+@dataclass(frozen=True)
 class Arrivals:
     """What has become of tickets since it was last asked."""
 
-    groups: tuple[Group, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
     lost: tuple[int, ...] = ()
     """Numbers of those whose engine died."""
 
@@ -322,6 +335,24 @@ class Phases:
 
 
 @dataclass(frozen=True)
+class Times:
+    """When a step did what: seconds since its loop began, which is 0 again where a run was resumed. How long
+    each phase took stands in `Phases`."""
+
+    generate_at: float
+    """The step began: it waits for its groups."""
+    score_at: float
+    update_at: float
+    publish_at: float
+    drawn: tuple[tuple[float, float], ...]
+    """(from, to), in order: while at least one of the groups that it trains on was being drawn. The first was
+    begun at drawn[0][0], the last was there at drawn[-1][1]. All before `generate_at` where the loop was
+    far enough ahead; 0 for what was drawn before the loop began."""
+    groups_ahead: int
+    """Groups of these that were there when the step began."""
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """One row of metrics.jsonl in a stage that runs the loop."""
 
@@ -331,6 +362,7 @@ class StepMetrics:
     batch: BatchStats
     update: UpdateStats
     phases: Phases
+    times: Times
     published_bytes: int
     """Weights that one engine was sent at the end of the step."""
 

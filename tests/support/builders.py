@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from frpo.types import BatchStats, Phases, StepMetrics, UpdateStats
+from frpo.types import BatchStats, Phases, StepMetrics, Times, UpdateStats
 
 BATCH = BatchStats(
     reward=0.5,
@@ -59,6 +59,14 @@ PHASES = Phases(
 
 def metrics(step: int, **changed: Any) -> StepMetrics:
     """Of one step; `changed` are fields of any of the records in it."""
+    times = Times(
+        generate_at=0.5 * step,
+        score_at=0.5 * step + 0.15,
+        update_at=0.5 * step + 0.16,
+        publish_at=0.5 * step + 0.32,
+        drawn=((0.5 * step - 0.1, 0.5 * step + 0.15),),
+        groups_ahead=1,
+    )
     of = {
         kind: {f.name: changed.pop(f.name) for f in fields(kind) if f.name in changed}
         for kind in (BatchStats, UpdateStats, Phases)
@@ -70,5 +78,6 @@ def metrics(step: int, **changed: Any) -> StepMetrics:
         batch=replace(BATCH, **of[BatchStats]),
         update=replace(UPDATE, **of[UpdateStats]),
         phases=replace(PHASES, **of[Phases]),
+        times=times,
         published_bytes=1000,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from frpo.roles import Running, Team
 from frpo.types import (
     Arrivals,
     Completion,
+    Drawn,
     FinetuneStats,
     Floats,
     Group,
@@ -103,7 +105,7 @@ class FakeSession:
 
     def __init__(self, engine: FakeEngine, sampling: Sampling, room: int = 10) -> None:
         self.engine, self.sampling, self.places = engine, sampling, room
-        self.drawing: dict[int, tuple[Ticket, int]] = {}
+        self.drawing: dict[int, tuple[Ticket, float]] = {}
         self.begun: list[int] = []
         self.dies: set[int] = set()
         self.closed = False
@@ -116,7 +118,7 @@ class FakeSession:
     def begin(self, ticket: Ticket, policy_version: int) -> None:
         assert policy_version == self.engine.version
         assert self.room > 0
-        self.drawing[ticket.number] = ticket, policy_version
+        self.drawing[ticket.number] = ticket, time.perf_counter()
         self.begun.append(ticket.number)
 
     def wait(self, until: Running[object] | None = None) -> Arrivals:
@@ -124,12 +126,12 @@ class FakeSession:
             assert until is not None, "nobody could unblock this"
             return Arrivals()
         number = max(self.drawing, key=lambda n: (n * 7 + 3) % 11)
-        ticket, _ = self.drawing.pop(number)
+        ticket, began = self.drawing.pop(number)
         if number in self.dies:
             self.dies.remove(number)
             return Arrivals(lost=(number,))
         (group,) = self.engine.generate([ticket.prompt], [ticket.seed], self.sampling, self.engine.version)
-        return Arrivals((replace(group, index=number),))
+        return Arrivals((Drawn(replace(group, index=number), began, time.perf_counter()),))
 
     def close(self) -> None:
         self.closed = True

@@ -19,7 +19,7 @@ from frpo.advice import advise
 from frpo.config import Config
 from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
-from frpo.types import BatchStats, FinetuneStats, Phases, UpdateStats
+from frpo.types import BatchStats, FinetuneStats, Phases, Times, UpdateStats
 from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
 
@@ -137,10 +137,11 @@ def test_what_teaches_little_is_said_once_even_over_a_resume(
 
 def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
     numbers = numbers_of(metrics(3, kl=None, radius=None))
-    names = [field.name for field in chain.from_iterable(map(fields, (BatchStats, UpdateStats, Phases)))]
+    records = (BatchStats, UpdateStats, Phases, Times)
+    names = [field.name for field in chain.from_iterable(map(fields, records))]
     assert len(set(names)) == len(names)  # no two records share one
-    mappings = {"reward_parts", "reward_tasks", "errors"}
-    expected = {*names, "policy_version", "published_bytes"} - mappings - {"kl", "radius"}
+    several = {"reward_parts", "reward_tasks", "errors", "drawn"}
+    expected = {*names, "policy_version", "published_bytes"} - several - {"kl", "radius"}
     assert set(numbers) == expected | {"reward_parts/a", "reward_tasks/t"}
     assert numbers["reward"] == BATCH.reward
     assert numbers["loss"] == UPDATE.loss
