@@ -32,6 +32,7 @@ from frpo.report.schema import (
     Report,
     TrainingCurves,
 )
+from frpo.report.timeline import describe_timeline
 from frpo.rows import read_rows
 from frpo.types import StepMetrics
 
@@ -80,6 +81,7 @@ def collect_report(folder: Path) -> Report:
         robustness=planes,
         benchmarks=tuple(_benchmarks_of(results, arms, finetunes)),
         training=tuple(_training_curves(arm.name, steps[arm.name]) for arm in arms),
+        timeline=describe_timeline(arms[0].name, steps[arms[0].name]) if arms else None,
         prompts=_answered_prompts(base, arms, runs),
         seconds={stage: result.seconds for stage, result in results.items()},
         config=text,

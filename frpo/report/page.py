@@ -10,6 +10,7 @@ from frpo.report.bootstrap import Interval
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Report
 from frpo.report.sweep import Sweep
+from frpo.report.timeline_plots import draw_timeline
 
 MISSING = "–"
 
@@ -54,6 +55,7 @@ def render_run(report: Report) -> str:
         "plane": plots.draw_reward_over_kl(report),
         "training": plots.draw_training(report),
         "phases": plots.draw_phases(report),
+        "timeline": draw_timeline(report.timeline),
     }
     page = _make_environment().get_template("page.html.j2")
     return page.render(r=report, svg=drawings, reward_of=task_reward)

@@ -109,12 +109,12 @@ def make_panels(count: int, *, columns: int, width: float, height: float) -> tup
     return figure, grid
 
 
-def add_legend(axes: Axes) -> None:
+def add_legend(axes: Axes, columns: int = 4) -> None:
     """Below the figure, of what is drawn in one of its panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels))
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels))
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record
 from frpo.report.robustness import Robustness
+from frpo.report.timeline import Timeline
 
 
 class Kept(Record):
@@ -115,6 +116,8 @@ class Report(Record):
     benchmarks: tuple[Benchmarks, ...]
     """Empty without a harness stage."""
     training: tuple[TrainingCurves, ...]
+    timeline: Timeline | None
+    """Of the first arm."""
     prompts: tuple[AnsweredPrompt, ...]
     seconds: dict[str, float]
     """Of each stage."""

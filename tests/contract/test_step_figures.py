@@ -12,9 +12,21 @@ from typing import Any
 
 import pytest
 
-from frpo.driver import Partners, Start, train
+from frpo.driver import Partners, Start, Step, train
+from frpo.driver_ahead import train_ahead
+from frpo.roles import Running
 from frpo.steering import begin_steering
-from frpo.types import Group, Prompt, RolloutBatch, Sampling, Sequences, StepMetrics, UpdateStats
+from frpo.types import (
+    Arrivals,
+    Group,
+    Prompt,
+    RolloutBatch,
+    Sampling,
+    Sequences,
+    StepMetrics,
+    Times,
+    UpdateStats,
+)
 from tests.support.fakes import (
     FakeEngine,
     FakeLearner,
@@ -22,6 +34,7 @@ from tests.support.fakes import (
     FakePublisher,
     FakeReference,
     FakeRewards,
+    FakeSession,
     Now,
     config,
 )
@@ -164,6 +177,96 @@ def test_each_phase_has_the_time_that_it_took(clock: Clock) -> None:
     assert (second.generate_s, second.score_s, second.update_s, second.publish_s) == (6, 160, 1000, 5000)
     assert second.step_s == 6166  # the step's own, not since the beginning
     assert second.driver_s == 6166 / 4
+
+
+def test_a_step_says_when_its_phases_began_and_its_groups_were_drawn(clock: Clock) -> None:
+    first, second = (row.times for row in steps(2, clock)[0])
+    assert first == Times(
+        generate_at=0,
+        score_at=6,
+        update_at=6 + 160,
+        publish_at=6 + 160 + 1200,
+        drawn=((0, 6),),
+        groups_ahead=0,
+    )
+    began = 6 + 160 + 1200 + 5000
+    assert second == Times(
+        generate_at=began,
+        score_at=began + 6,
+        update_at=began + 6 + 160,
+        publish_at=began + 6 + 160 + 1000,
+        drawn=((began, began + 6),),
+        groups_ahead=0,
+    )
+
+
+def steps_ahead(clock: Clock, begun: Start | None = None) -> list[Step]:
+    """Three steps with a staleness of 1. A group takes 1 s, an update 10 beside the two groups that are drawn
+    during it, a published version 5; scores are there at once."""
+    cfg = config(beta=0.1)
+    rollout = cfg.rollout.model_copy(update={"staleness": 1, "parity_every": 1000})
+    cfg = cfg.model_copy(update={"rollout": rollout})
+
+    class Session(FakeSession):
+        def wait(self, until: Running[object] | None = None) -> Arrivals:
+            clock.takes(1 if self.drawing else 0)
+            return super().wait(until)
+
+    class Engine(FakeEngine):
+        def open(self, sampling: Sampling) -> FakeSession:
+            return Session(self, sampling)
+
+    @dataclass
+    class Update:
+        answer: UpdateStats
+        looks: int = 2
+
+        def ready(self) -> bool:
+            self.looks -= 1
+            return self.looks < 0
+
+        def result(self) -> UpdateStats:
+            clock.takes(10)
+            return self.answer
+
+    class Learner(FakeLearner):
+        def update(self, batch: RolloutBatch) -> Any:
+            return Update(self.learn(batch))
+
+    class Publisher(FakePublisher):
+        def publish(self, policy_version: int) -> int:
+            clock.takes(5)
+            return super().publish(policy_version)
+
+    engine, learner = Engine(), Learner(cfg.arms[0].objective)
+    publisher = Publisher(learner, engine)
+    partners = Partners(FakePrompts(6), engine, FakeRewards(TABLE), FakeReference(), learner, publisher)
+    begun = begun or Start(0, begin_steering(cfg.arms[0].objective))
+    return list(itertools.islice(train_ahead(cfg, cfg.arms[0], partners, begun), 3))
+
+
+def test_a_step_says_what_was_drawn_ahead_of_it(clock: Clock) -> None:
+    """Numbers are drawn in the order 1 4 7 10 2 5, which is the first step; 8 0 in its update; then, when
+    12 to 17 have begun, 12 15 13 16 11 3 14 6 17 9."""
+    first, second, third = (step.metrics for step in steps_ahead(clock))
+    assert first.times == Times(0, 6, 6, 18, drawn=((0, 6),), groups_ahead=0)
+    assert (first.phases.update_s, first.phases.publish_s) == (12, 5)
+    # 0 3 6 8 9 begun at 0 and 11 at 2; of them 8 and 0 were there, 9 came last
+    assert second.times == Times(23, 33, 33, 43, drawn=((0, 33),), groups_ahead=2)
+    assert second.phases.generate_s == 10
+    # 12 to 17 begun at 23, 17 came last of them: the step waits for nothing
+    assert third.times == Times(48, 48, 48, 60, drawn=((23, 32),), groups_ahead=6)
+    assert third.phases.generate_s == 0
+
+
+def test_the_clock_of_a_resumed_loop_begins_again(clock: Clock) -> None:
+    first = steps_ahead(clock)[0]
+    clock.takes(1000)
+    second, third, _ = (step.metrics for step in steps_ahead(clock, Start(1, first.steering, first.flight)))
+    # 8 and 0 are there; 12 15 13 16 are the next, now that 3 6 9 11 are to be drawn by newer weights
+    assert second.times == Times(0, 4, 4, 16, drawn=((0, 4),), groups_ahead=2)
+    # 11 and 3 came in the update; 6 9 14 17, begun at 0 too, after 23 18 21 19 22
+    assert third.times == Times(21, 30, 30, 41, drawn=((0, 30),), groups_ahead=2)
 
 
 def test_what_the_learner_measured_stands_under_its_own_name() -> None:

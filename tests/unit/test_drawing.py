@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -87,6 +88,21 @@ def test_engines_get_prompts_in_turn_and_then_who_is_free_gets_the_next() -> Non
     arrivals = pool.session.wait()
     assert ([drawn.group for drawn in arrivals.drawn], arrivals.lost) == (["group 3", "group 1"], ())
     assert pool.begin(4, 5) == [1, 1]
+
+
+def test_a_group_says_when_it_was_there_not_when_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 11.0, 12.0, 15.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    pool = Pool()
+    pool.begin(0, 1)
+    pool.finish(1)
+    pool.finish(0)
+    monkeypatch.undo()
+    drawn = pool.session.wait().drawn
+    assert [(each.group, each.began, each.ended) for each in drawn] == [
+        ("group 1", 11, 12),
+        ("group 0", 10, 15),
+    ]
 
 
 def test_a_wait_ends_when_what_it_waits_for_beside_is_there() -> None:
