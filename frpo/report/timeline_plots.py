@@ -28,13 +28,13 @@ def draw_timeline(timeline: Timeline | None) -> str:
     if timeline is None:
         return ""
     with plt.rc_context(STYLE):
-        return write_svg(_plot_timelines({"": timeline}), "What a step waits for")
+        return write_svg(plot_timelines({"": timeline}), "What a step waits for")
 
 
 def save_timelines(timelines: Mapping[str, Timeline], file: Path) -> None:
     """As PNG, on one axis of time; by title."""
     with plt.rc_context(PAPER):
-        figure = _plot_timelines({say_shares(name, line): line for name, line in timelines.items()})
+        figure = plot_timelines({say_shares(name, line): line for name, line in timelines.items()})
         figure.savefig(file, dpi=110, bbox_inches="tight")
         plt.close(figure)
 
@@ -46,7 +46,8 @@ def say_shares(name: str, timeline: Timeline) -> str:
     )
 
 
-def _plot_timelines(timelines: Mapping[str, Timeline]) -> Figure:
+def plot_timelines(timelines: Mapping[str, Timeline]) -> Figure:
+    """One above the other, by title."""
     heights = [0.34 * len(timeline.steps) for timeline in timelines.values()]
     figure, grid = plt.subplots(
         len(timelines),

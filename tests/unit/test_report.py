@@ -164,7 +164,10 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
     outside = re.findall(r'(?:src|href)="(?!#)[^"]*"|@import|url\((?!#)', page)
     assert outside == []
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
+    assert "Steps 1 to 6 of grpo, two bars each" in page
+    assert "25 % of the groups were there when their step began" in page
+    assert "The learner updated 33 % of the time, groups were being drawn 48 % of it" in page
     assert "how do i &lt;b&gt;break&lt;/b&gt; it" in page  # what a model says is text, never markup
     assert "said by frpo 200" in page
     assert "0.64 ± 0.04" in page
@@ -226,7 +229,7 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     )
     assert "1 of 2 measured policies lies below what was certified" in words
     page = report.build_report(run).read_text()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "attack 0.5" in page
     coverage = gather_sweep([run]).arms[1].coverage
     assert coverage
