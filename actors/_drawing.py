@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors._calls import Actors, StartedAnew, failure_of, logger, tell_death, wait_until_back
 from frpo.roles import Running, WorkerFailed
-from frpo.types import Arrivals, Drawn, Group, Ticket
+from frpo.types import Arrival, Arrivals, Group, Ticket
 
 
 class StaleWeights(StartedAnew):
@@ -106,7 +106,7 @@ class EngineSession:
         if until is not None and until is not self.watched:
             self.watched = until
             until.on_ready(lambda: self.events.put(None))
-        drawn, lost = list[Drawn](), list[int]()
+        arrived, lost = list[Arrival](), list[int]()
         for event in self._next_events(until):
             if isinstance(event, Back):
                 self._welcome(event)
@@ -116,8 +116,8 @@ class EngineSession:
                 if group is None:
                     lost.append(event.number)
                 else:
-                    drawn.append(Drawn(group, event.began, event.ended))
-        return Arrivals(tuple(drawn), tuple(lost))
+                    arrived.append(Arrival(group, event.began, event.ended))
+        return Arrivals(tuple(arrived), tuple(lost))
 
     def _next_events(self, until: Running[object] | None) -> Iterator[Ended | Back]:
         """All that have come, and one at least, unless `until` is ready."""

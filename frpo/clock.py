@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from frpo.types import Drawn, Phases, Times
+from frpo.types import Arrival, Phases, Times
 
 Phase = Literal["generate", "score", "update", "publish"]
 Span = tuple[float, float]
@@ -46,7 +46,7 @@ class Clock:
             driver_s=time.process_time() - self.cpu_began,
         )
 
-    def times(self, groups: Sequence[Drawn]) -> Times:
+    def times(self, groups: Sequence[Arrival]) -> Times:
         """Of the step, when all four have ended; `groups` are those that it trains on."""
         began = {name: self.seconds_at(span[0]) for name, span in self.spans.items()}
         drawn = [(self.seconds_at(group.began), self.seconds_at(group.ended)) for group in groups]

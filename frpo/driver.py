@@ -28,8 +28,8 @@ from frpo.stops import (
     stop_if_update_is_broken,
 )
 from frpo.types import (
+    Arrival,
     BatchStats,
-    Drawn,
     Flight,
     Floats,
     Group,
@@ -122,7 +122,7 @@ def train(
         step += 1
         with clock.phase("publish"):
             published = partners.publisher.publish(step)
-        times = clock.times([group.drawn for group in asked])
+        times = clock.times([group.arrival for group in asked])
         metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
         state = next_state(state, arm, stats, update, step)
         yield Step(metrics, state, steering.is_finished(state, arm.learner, step))
@@ -151,14 +151,14 @@ def next_state(
 class Asked:
     """A group whose scores are being computed; None for those that nobody needs."""
 
-    drawn: Drawn
+    arrival: Arrival
     rewards: Pending[tuple[Reward, ...]]
     reference: Pending[tuple[Floats, ...]] | None
     policy: Pending[tuple[Floats, ...]] | None
 
     @property
     def group(self) -> Group:
-        return self.drawn.group
+        return self.arrival.group
 
     def wait(self) -> ScoredGroup:
         """Raises WorkerFailed."""
@@ -175,16 +175,16 @@ def draw(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[
     asked = []
     began = time.perf_counter()
     for group in partners.rollouts.generate(prompts, seeds, sampling_of(config), step):
-        drawn = Drawn(group, began, time.perf_counter())
-        asked += ask_policy(arm, partners, [ask(partners, drawn)])
+        arrival = Arrival(group, began, time.perf_counter())
+        asked += ask_policy(arm, partners, [ask(partners, arrival)])
     return asked
 
 
-def ask(partners: Partners, drawn: Drawn) -> Asked:
+def ask(partners: Partners, arrival: Arrival) -> Asked:
     """All but the policy's log-probs."""
-    rewards = partners.rewards.score(drawn.group)
-    reference = partners.reference.score(drawn.group) if partners.reference else None
-    return Asked(drawn, rewards, reference, None)
+    rewards = partners.rewards.score(arrival.group)
+    reference = partners.reference.score(arrival.group) if partners.reference else None
+    return Asked(arrival, rewards, reference, None)
 
 
 def ask_policy(arm: ArmConfig, partners: Partners, groups: Sequence[Asked]) -> list[Asked]:

@@ -16,7 +16,7 @@ from frpo.driver import Partners, Start, Step
 from frpo.roles import Running
 from frpo.seeds import derive
 from frpo.stops import stop_if_update_is_broken
-from frpo.types import Drawn, StepMetrics, Ticket
+from frpo.types import Arrival, StepMetrics, Ticket
 from frpo.window import Window
 
 
@@ -29,7 +29,7 @@ class Stream:
         self.window = Window(size, rollout.staleness, num_steps, step=begun.step, flight=begun.flight)
         self.session = partners.rollouts.open(driver.sampling_of(config))
         groups = begun.flight.groups if begun.flight else ()
-        self.asked = {group.index: driver.ask(partners, Drawn(group)) for group in groups}
+        self.asked = {group.index: driver.ask(partners, Arrival(group)) for group in groups}
 
     def refill(self) -> None:
         """Give the engines what may begin, as far as they have room."""
@@ -44,9 +44,9 @@ class Stream:
         arrivals = self.session.wait(until)
         for number in arrivals.lost:
             self.window.lose(number)
-        for drawn in arrivals.drawn:
-            self.window.arrive(drawn.group.index, drawn.group.policy_version)
-            self.asked[drawn.group.index] = driver.ask(self.partners, drawn)
+        for arrival in arrivals.arrived:
+            self.window.arrive(arrival.group.index, arrival.group.policy_version)
+            self.asked[arrival.group.index] = driver.ask(self.partners, arrival)
 
     def take(self) -> list[driver.Asked]:
         return [self.asked.pop(number) for number in self.window.take()]
@@ -91,7 +91,7 @@ def train_ahead(
                 published = partners.publisher.publish(step)
             stream.window.publish(step)
             stream.refill()
-            times = clock.times([group.drawn for group in asked])
+            times = clock.times([group.arrival for group in asked])
             metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
             state = driver.next_state(state, arm, stats, update, step)
             flight = stream.window.flight(asked.group for asked in stream.asked.values())

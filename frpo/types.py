@@ -92,7 +92,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Arrival:
     """A group that is there, and when it was drawn: by time.perf_counter of the driver's process. What an
     earlier process drew is older than everything."""
 
@@ -107,9 +107,13 @@ class Drawn:
 class Arrivals:
     """What has become of tickets since it was last asked."""
 
-    drawn: tuple[Drawn, ...] = ()
+    arrived: tuple[Arrival, ...] = ()
     lost: tuple[int, ...] = ()
     """Numbers of those whose engine died."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(arrival.group for arrival in self.arrived)
 
 
 @dataclass(frozen=True)

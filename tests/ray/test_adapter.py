@@ -67,12 +67,12 @@ def test_an_adapter_takes_the_place_of_the_last_under_completions_that_go_on(
     session = pool.open(SAMPLING)
     for number, prompt in enumerate(prompts[:24]):
         session.begin(Ticket(number, prompt, number), 1)
-    drawn = [arrived.group for arrived in session.wait().drawn]
+    drawn = [*session.wait().groups]
     pool.deliver(parcel, 2)
     for number, prompt in enumerate(prompts[24:], 24):
         session.begin(Ticket(number, prompt, number), 2)
     while len(drawn) < 28:
-        drawn += [arrived.group for arrived in session.wait().drawn]
+        drawn += session.wait().groups
     own = np.concatenate([completion.logprobs for completion in completions_of(drawn)])
     versions = np.concatenate([completion.versions for completion in completions_of(drawn)])
     before = old.logprobs(sequences_of(drawn))

@@ -37,10 +37,10 @@ def begin(session: DrawSession, prompts: list[Prompt], version: int, first: int 
 
 def collect(session: DrawSession, count: int) -> list[Group]:
     """As many groups, by number; what was lost is left out."""
-    groups: list[Group] = []
-    while len(groups) < count:
-        groups += [drawn.group for drawn in session.wait().drawn]
-    return sorted(groups, key=lambda group: group.index)
+    drawn: list[Group] = []
+    while len(drawn) < count:
+        drawn += session.wait().groups
+    return sorted(drawn, key=lambda group: group.index)
 
 
 def gap(model: Any, group: Group, completion: Completion) -> float:

@@ -15,9 +15,9 @@ from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 from frpo.records import BenchmarkScore
 from frpo.roles import Running, Team
 from frpo.types import (
+    Arrival,
     Arrivals,
     Completion,
-    Drawn,
     FinetuneStats,
     Floats,
     Group,
@@ -131,7 +131,7 @@ class FakeSession:
             self.dies.remove(number)
             return Arrivals(lost=(number,))
         (group,) = self.engine.generate([ticket.prompt], [ticket.seed], self.sampling, self.engine.version)
-        return Arrivals((Drawn(replace(group, index=number), began, time.perf_counter()),))
+        return Arrivals((Arrival(replace(group, index=number), began, time.perf_counter()),))
 
     def close(self) -> None:
         self.closed = True

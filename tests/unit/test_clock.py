@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frpo.clock import Clock, Span, merge_spans
-from frpo.types import Drawn, Group, Prompt
+from frpo.types import Arrival, Group, Prompt
 
 GROUP = Group(0, Prompt("p", "?", np.array([9], np.int32), "t", {}), ())
 
@@ -35,8 +35,8 @@ def test_when_the_groups_of_a_step_were_drawn(monkeypatch: pytest.MonkeyPatch) -
     for name in ("generate", "score", "update", "publish"):
         with clock.phase(name):
             now += 1
-    earlier = Drawn(GROUP)
-    ahead, just_there, late = Drawn(GROUP, 105, 110), Drawn(GROUP, 125, 130), Drawn(GROUP, 120, 130.5)
+    earlier = Arrival(GROUP)
+    ahead, just_there, late = Arrival(GROUP, 105, 110), Arrival(GROUP, 125, 130), Arrival(GROUP, 120, 130.5)
     times = clock.times([late, just_there, ahead, earlier])
     assert times.drawn == ((0, 0), (5, 10), (20, 30.5))
     assert times.groups_ahead == 3

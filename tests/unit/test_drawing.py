@@ -86,7 +86,7 @@ def test_engines_get_prompts_in_turn_and_then_who_is_free_gets_the_next() -> Non
     pool.finish(3)
     pool.finish(1)
     arrivals = pool.session.wait()
-    assert ([drawn.group for drawn in arrivals.drawn], arrivals.lost) == (["group 3", "group 1"], ())
+    assert (arrivals.groups, arrivals.lost) == (("group 3", "group 1"), ())
     assert pool.begin(4, 5) == [1, 1]
 
 
@@ -98,8 +98,8 @@ def test_a_group_says_when_it_was_there_not_when_it_was_looked_for(monkeypatch: 
     pool.finish(1)
     pool.finish(0)
     monkeypatch.undo()
-    drawn = pool.session.wait().drawn
-    assert [(each.group, each.began, each.ended) for each in drawn] == [
+    arrived = pool.session.wait().arrived
+    assert [(each.group, each.began, each.ended) for each in arrived] == [
         ("group 1", 11, 12),
         ("group 0", 10, 15),
     ]
@@ -111,11 +111,11 @@ def test_a_wait_ends_when_what_it_waits_for_beside_is_there() -> None:
     update_call: Any = update
     for _ in range(2):
         pool.finish(len(pool.calls) - 1)
-        assert len(pool.session.wait(update_call).drawn) == 1
+        assert len(pool.session.wait(update_call).groups) == 1
         pool.begin(len(pool.calls))
     (tell,) = update.told  # asked once, however often it is waited for
     tell()
-    assert pool.session.wait(update_call).drawn == ()
+    assert pool.session.wait(update_call).groups == ()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_an_engine_that_dies_loses_its_prompts_and_comes_back_with_the_weights(
     pool.fail(1, error)
     pool.fail(3, error)
     arrivals = pool.session.wait()
-    assert (arrivals.drawn, set(arrivals.lost)) == ((), {1, 3})
+    assert (arrivals.groups, set(arrivals.lost)) == ((), {1, 3})
     assert pool.session.room == 0  # the other engine is full
     while not pool.welcomed:
         pool.session.wait()
@@ -139,8 +139,7 @@ def test_an_engine_that_dies_loses_its_prompts_and_comes_back_with_the_weights(
     assert waited == ["rollout worker 1 11"]  # once
     assert pool.begin(1, 3) == [1, 1]
     pool.finish(0)
-    (drawn,) = pool.session.wait().drawn
-    assert drawn.group == "group 0"
+    assert pool.session.wait().groups == ("group 0",)
 
 
 def test_an_engine_that_cannot_have_the_weights_alone_draws_again_after_the_next_publish(
