@@ -36,14 +36,15 @@ class Sums:
     clipped: float = 0.0
     capped: float = 0.0
     mismatch: float = 0.0
-    """Of fresh tokens: those that the learner's own version drew."""
+    """Of fresh tokens: those of completions that the learner's own version drew alone. What it adds to one
+    that an older version began stands on that one's keys and values, which are not the learner's."""
     stale: float = 0.0
     """The same of all others."""
     divergence: float = 0.0
     tokens: float = 0.0
     """Completion tokens."""
     fresh: float = 0.0
-    """Of them, those that the learner's own version drew."""
+    """Of them, the fresh ones."""
     computed: float = 0.0
     """Tokens, prompts included, each as often as it was computed."""
 
@@ -141,7 +142,8 @@ class LearnerWorker(TrainWorker):
             gap = ((behaviour - before) * now.mask).double()
             # k3 of KL(engine || learner), drawn from the engine
             mismatch = torch.exp(-gap) - 1 + gap
-            fresh = now.mask & (values(batch.staleness) == 0)
+            oldest = values(batch.staleness).amax(dim=1, keepdim=True)
+            fresh = now.mask & (oldest == 0)
             divergence = 0.0
             if reference is not None:
                 divergence = float(((old - reference) * now.mask).double().sum())

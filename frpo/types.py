@@ -288,11 +288,12 @@ class UpdateStats:
     capped_share: float
     """Share of completion tokens whose importance weight was cut at the cap, or that it left out."""
     mismatch_kl: float | None
-    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the tokens that the
-    engine drew by the learner's own policy version: 0 for identical policies. None where it drew none."""
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the completions that
+    the engine drew by the learner's own policy version alone: 0 for identical policies. None where there are
+    none."""
     stale_kl: float | None
-    """The same over the tokens that older versions drew, which differ from the learner's on purpose; None
-    where there are none."""
+    """The same over all others, which older versions drew or began, and which differ from the learner's on
+    purpose; None where there are none."""
     kl: float | None
     """Mean over the completions that train of log policy - log reference before the update, nats; None
     without a reference. The policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2

@@ -162,12 +162,15 @@ def test_a_large_importance_weight_is_cut_at_the_cap() -> None:
     assert stats.capped_share == 1.0
 
 
-def test_the_mismatch_is_of_fresh_tokens_and_what_older_versions_drew_stands_apart() -> None:
-    stats, _ = update({"aggregation": "token"}, gap=-0.4, staleness=(0, 0, 1, 2, 0, 1))
+def test_the_mismatch_is_of_fresh_completions_and_what_older_versions_began_stands_apart() -> None:
+    """Also the tokens that the learner's version added to what an older one had begun: it drew them after
+    that one's keys and values."""
+    stats, _ = update({"aggregation": "token"}, gap=-0.4, staleness=(0, 1, 0, 2, 1, 0))
     assert stats.mismatch_kl == pytest.approx(k3(0.4), rel=1e-4)
-    assert stats.stale_kl == pytest.approx((k3(0.8) + k3(1.2) + k3(0.8)) / 3, rel=1e-4)
+    stale = mean(k3(gap) for gap in (0.8, 0.4, 1.2, 0.8, 0.4))
+    assert stats.stale_kl == pytest.approx(stale, rel=1e-4)
     # weights exp(0.8) and exp(1.2) are above the cap of 2
-    weights = [math.exp(0.4), math.exp(0.4), 2.0, 2.0, math.exp(0.4), 2.0]
+    weights = [math.exp(0.4), 2.0, math.exp(0.4), 2.0, 2.0, math.exp(0.4)]
     advantages = np.repeat(ADVANTAGES, LENGTHS)
     assert stats.loss == pytest.approx(-float((advantages * weights).mean()), rel=1e-5)
     assert stats.capped_share == pytest.approx(3 / 6)
