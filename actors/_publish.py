@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors._calls import wait_all
 from actors._train import TrainPool, TrainWorker
 from actors.rollout import RolloutPool
 from actors.transport.group import Announced
@@ -24,7 +23,7 @@ class ParcelPublisher:
 
 
 class GroupPublisher:
-    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine was
+    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine or a rank was
     restarted.
 
     An engine that is killed in the middle of a broadcast breaks it: the run ends and is resumed from its
@@ -39,14 +38,13 @@ class GroupPublisher:
     def publish(self, policy_version: int) -> int:
         self.rollouts.forget()  # a broadcast that an engine missed is not repeated to it alone
         ranks = self.source.actors
-        members = self.rollouts.members()
+        members = (*self.source.processes, *self.rollouts.members())
         if self.parcel is None or members != self.members:
             self._form_group()
             self.members = members
             self.parcel = ranks.call_all(TrainWorker.announce, self.name)[0]
         sending = ranks.submit_all(TrainWorker.pack)
-        self.rollouts.receive(self.parcel, policy_version)
-        wait_all(sending)
+        self.rollouts.receive(self.parcel, policy_version, sending)
         self.rollouts.actors.when_back = lambda _: self.publish(policy_version)
         return self.parcel.num_bytes
 

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import ray
@@ -311,9 +311,11 @@ class RolloutPool:
             )
         wait_all(calls)
 
-    def receive(self, parcel: Parcel, version: int) -> None:
-        """As `deliver`, of one that is on its way now and cannot be had again."""
-        self.actors.call_all(RolloutWorker.deliver, parcel, version)
+    def receive(self, parcel: Parcel, version: int, sending: Sequence[RemoteCall[Any]]) -> None:
+        """As `deliver`, of one that is on its way now, by the calls `sending`, and cannot be had again. Raises
+        as these where they fail: the engines do so for missing them."""
+        calls = self.actors.submit_all(RolloutWorker.deliver, parcel, version)
+        wait_all([*sending, *calls])
         self.num_published += 1
         self.restores_alone = False
 
