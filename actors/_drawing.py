@@ -31,9 +31,9 @@ class Engines:
     draw: Callable[[int, Ticket, int], ObjectRef[Group]]
     """Of a worker, a ticket and the version published last."""
     give_up: Callable[[], object]
-    restore: Callable[[int], bool]
-    """Give a worker that was restarted the current weights; False where it gets none before the next are
-    published to all."""
+    restore: Callable[[int, bool], bool]
+    """Give a worker that was restarted the current weights; False where it can have none now. The second says
+    whether the learner is idle."""
     num_published: Callable[[], int]
     """How often that was done."""
     room: int
@@ -109,7 +109,7 @@ class EngineSession:
         arrived, lost = list[Arrival](), list[int]()
         for event in self._next_events(until):
             if isinstance(event, Back):
-                self._welcome(event)
+                self._welcome(event, idle=until is None)
             else:
                 del self.drawing[event.number]
                 group = self._group_of(event)
@@ -173,11 +173,13 @@ class EngineSession:
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def _welcome(self, back: Back) -> None:
+    def _welcome(self, back: Back, *, idle: bool) -> None:
+        """`idle`: the learner is. The next step, and with it the next publish, might lack this worker's groups
+        alone."""
         if back.error:
             raise back.error
         published = self.engines.num_published()
-        if self.engines.restore(back.worker):
+        if self.engines.restore(back.worker, idle):
             self._admit(back.worker)
         else:
             self.bare[back.worker] = published

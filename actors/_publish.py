@@ -23,8 +23,8 @@ class ParcelPublisher:
 
 
 class GroupPublisher:
-    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine or a rank was
-    restarted.
+    """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine or a rank
+    was restarted.
 
     An engine that is killed in the middle of a broadcast breaks it: the run ends and is resumed from its
     checkpoint.

@@ -159,7 +159,7 @@ class RolloutPool:
         self.num_published = 0
         self.restores_alone = True
         """Whether one engine can have the current weights again while the learner goes on: not where they are
-        the learner's own, by a broadcast to all."""
+        the learner's own, by a broadcast to all, which takes an idle one."""
         self.timeout_s, self.restarts, self.tensor_parallel = timeout_s, restarts, tensor_parallel
 
     @property
@@ -220,12 +220,13 @@ class RolloutPool:
             return self.actors.submit(worker, RolloutWorker.draw, ticket, sampling, policy_version)
 
         def give_up() -> None:
-            self.actors.call_all(RolloutWorker.give_up)
+            """Without a wait: whatever is asked next comes after it, and one that is dead has given up."""
+            self.actors.submit_all(RolloutWorker.give_up)
 
-        def restore(worker: int) -> bool:
-            if self.restores_alone:
+        def restore(worker: int, idle: bool) -> bool:
+            if idle or self.restores_alone:
                 self.actors.when_back(worker)
-            return self.restores_alone
+            return idle or self.restores_alone
 
         at_once = -(-self.max_num_seqs // sampling.num_completions)
         engines = Engines(self.actors, draw, give_up, restore, lambda: self.num_published, room=2 * at_once)
@@ -312,8 +313,8 @@ class RolloutPool:
         wait_all(calls)
 
     def receive(self, parcel: Parcel, version: int, sending: Sequence[RemoteCall[Any]]) -> None:
-        """As `deliver`, of one that is on its way now, by the calls `sending`, and cannot be had again. Raises
-        as these where they fail: the engines do so for missing them."""
+        """As `deliver`, of one that is on its way now, by the calls `sending`, and cannot be had again. Where
+        these fail, engines do for missing them; what is raised is of these then."""
         calls = self.actors.submit_all(RolloutWorker.deliver, parcel, version)
         wait_all([*sending, *calls])
         self.num_published += 1

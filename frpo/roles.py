@@ -120,8 +120,9 @@ class DrawSession(Protocol):
         ...
 
     def wait(self, until: Running[object] | None = None) -> Arrivals:
-        """Wait for a group, or until `until` is ready. Raises WorkerFailed: nothing came within the limit, an
-        engine died for good, or a prompt cannot be drawn."""
+        """Wait for a group, or until `until`, which the learner computes, is ready; without it the learner is
+        idle. Raises WorkerFailed: nothing came within the limit, an engine died for good, or a prompt cannot
+        be drawn."""
         ...
 
     def close(self) -> None:

@@ -288,9 +288,9 @@ class UpdateStats:
     capped_share: float
     """Share of completion tokens whose importance weight was cut at the cap, or that it left out."""
     mismatch_kl: float | None
-    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the completions that
-    the engine drew by the learner's own policy version alone: 0 for identical policies. None where there are
-    none."""
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the completions
+    that the engine drew by the learner's own policy version alone: 0 for identical policies. None where there
+    are none."""
     stale_kl: float | None
     """The same over all others, which older versions drew or began, and which differ from the learner's on
     purpose; None where there are none."""

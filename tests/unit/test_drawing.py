@@ -38,9 +38,9 @@ class Pool:
             Engines(self.actors, self.draw, self.give_up, self.restore, lambda: self.published, room=2)
         )
 
-    def restore(self, worker: int) -> bool:
+    def restore(self, worker: int, idle: bool) -> bool:
         self.welcomed.append(worker)
-        return self.restores
+        return self.restores or idle
 
     def draw(self, worker: int, asked: Ticket, policy_version: int) -> Any:
         self.calls[asked.number] = (worker, Future())
@@ -149,16 +149,32 @@ def test_an_engine_that_cannot_have_the_weights_alone_draws_again_after_the_next
     monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: None)
     pool = Pool()
     pool.restores = False
+    update: Any = Update()
     pool.begin(0, 1)
     pool.fail(1, ActorUnavailableError("gone", None))
-    pool.session.wait()
+    pool.session.wait(update)
     while not pool.welcomed:
-        pool.session.wait()
+        pool.session.wait(update)
     assert pool.session.room == 1
     assert pool.begin(2) == [0]
     assert pool.session.room == 0
     pool.published = 2
     assert pool.session.room == 2
+    assert pool.begin(1, 3) == [1, 1]
+
+
+def test_an_engine_that_is_back_while_the_learner_is_idle_draws_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next publish might wait for its groups."""
+    monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: None)
+    pool = Pool()
+    pool.restores = False
+    pool.begin(0, 1, 2, 3)
+    pool.fail(1, ActorUnavailableError("gone", None))
+    pool.fail(3, ActorUnavailableError("gone", None))
+    while not pool.welcomed:
+        pool.session.wait()
     assert pool.begin(1, 3) == [1, 1]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
 from actors.rollout import RolloutPool, StaleWeights
 from frpo.roles import WorkerFailed
+from frpo.types import Prompt, Sampling, Ticket
 
 
 def test_a_worker_that_never_has_the_right_weights_is_not_called_dead() -> None:
@@ -20,3 +23,23 @@ def test_a_worker_that_never_has_the_right_weights_is_not_called_dead() -> None:
         match=r"^rollout worker 0 was given the weights 3 times and still runs policy version 1, asked for 2",
     ):
         pool._recover(0, error, {0: 0})
+
+
+def test_who_gives_up_waits_for_no_engine() -> None:
+    """One may be dead, or hang, and be the reason why a run ends: that is told at once."""
+    asked: list[str] = []
+    nothing = SimpleNamespace(future=lambda: SimpleNamespace(add_done_callback=lambda call: None))
+
+    def method(name: str) -> Any:
+        def ask(*given: Any) -> Any:
+            asked.append(name)
+            return nothing
+
+        return SimpleNamespace(remote=ask)
+
+    handles: Any = [SimpleNamespace(draw=method("draw"), give_up=method(f"give_up {i}")) for i in range(2)]
+    pool = RolloutPool(handles, timeout_s=1, restarts=3, tensor_parallel=1, max_num_seqs=4)
+    session = pool.open(Sampling(4, 1))
+    session.begin(Ticket(0, Prompt("p", "?", np.array([9], np.int32), "t", {}), 0), 1)
+    session.close()
+    assert asked == ["draw", "give_up 0", "give_up 1"]
