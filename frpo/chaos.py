@@ -26,10 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from frpo import cluster
-from frpo.config import Config
-from frpo.disk import write_text
+from frpo.config import Config, LearnerConfig
+from frpo.disk import sha256_of_folder, write_text
 from frpo.outline import list_stages
-from frpo.records import StageResult
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 
@@ -244,8 +243,12 @@ def kill_actor(watched: Watched, run: Run, chance: random.Random) -> Kill | None
     victim = chance.choice(actors[role])
     _, step, stage = watched.position()
     began = time.time()
+    try:
+        handle = ray.get_actor(victim.name, victim.namespace)
+    except ValueError:  # the run has come to its end since
+        return None
     # as a crash: what it was asked for fails, and Ray starts it again
-    ray.kill(ray.get_actor(victim.name, victim.namespace), no_restart=False)
+    ray.kill(handle, no_restart=False)
     pause_s = watched.longest_pause(run, SETTLE_S)
     return Kill(role=role, stage=stage, step=step, noticed_s=watched.noticed(began), pause_s=pause_s)
 
@@ -289,15 +292,10 @@ def judge(config: Config, plan: ChaosPlan, folder: Path, kills: int) -> Round:
     return Round(folder=folder.name, kills=kills, same_weights=same, whole=is_whole(config, folder))
 
 
-def digests_of(config: Config, folder: Path) -> list[str]:
-    """Of the policies of its arms."""
-    digests = []
-    for stage in list_stages(config):
-        file = folder / stage.name / "done.json"
-        arm = StageResult.model_validate_json(file.read_text()).arm if file.exists() else None
-        if arm:
-            digests.append(arm.weights_sha256)
-    return digests
+def digests_of(config: Config, folder: Path) -> dict[str, str]:
+    """Of every policy that it trained, by stage."""
+    policies = {stage.name: folder / stage.name / "policy" for stage in list_stages(config)}
+    return {name: sha256_of_folder(policy) for name, policy in policies.items() if policy.is_dir()}
 
 
 def is_whole(config: Config, folder: Path) -> bool:
@@ -307,7 +305,12 @@ def is_whole(config: Config, folder: Path) -> bool:
             steps.setdefault(row["stage"], []).append(row["step"])
     for stage in list_stages(config):
         training = stage.training()
-        if training and steps.get(stage.name) != list(range(1, training.num_steps + 1)):
+        if training is None:
+            continue
+        given = steps.get(stage.name, [])
+        early = isinstance(training.settings, LearnerConfig) and training.settings.stop_at_reward is not None
+        last = len(given) if given and early else training.num_steps
+        if given != list(range(1, last + 1)):
             return False
     return True
 

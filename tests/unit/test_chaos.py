@@ -105,6 +105,27 @@ def test_a_run_is_whole_when_every_step_stands_once(
     assert chaos.is_whole(config, tmp_path) is whole
 
 
+def test_a_run_that_may_stop_at_a_reward_is_whole_without_a_gap(tmp_path: Path, config: Config) -> None:
+    (arm,) = config.arms
+    early = arm.model_copy(update={"learner": arm.learner.model_copy(update={"stop_at_reward": 0.5})})
+    config = config.model_copy(update={"arms": (early,)})
+    write_steps(tmp_path, "base", 1, 2, kind="finetune")
+    assert not chaos.is_whole(config, tmp_path)
+    write_steps(tmp_path, "rlhf/arm", 1, 2)
+    assert chaos.is_whole(config, tmp_path)
+    write_steps(tmp_path, "rlhf/arm", 4)
+    assert not chaos.is_whole(config, tmp_path)
+
+
+def test_the_weights_of_every_stage_are_compared(tmp_path: Path, config: Config) -> None:
+    for folder, weights in (("one", "a"), ("other", "b")):
+        for stage, content in (("base", weights), ("rlhf/arm", "the same")):
+            (tmp_path / folder / stage / "policy").mkdir(parents=True)
+            (tmp_path / folder / stage / "policy" / "model.safetensors").write_text(content)
+    one, other = (chaos.digests_of(config, tmp_path / folder) for folder in ("one", "other"))
+    assert {name: one[name] == other[name] for name in one} == {"base": False, "rlhf/arm": True}
+
+
 def test_actors_are_found_by_the_names_of_their_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["round-000 rollout 0", "round-000 rollout 1", "round-000 learner 0", "other rollout 0", "x"]
     actors = [{"name": name, "namespace": "group"} for name in names]
