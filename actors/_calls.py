@@ -153,18 +153,18 @@ def last_lines(pid: int, count: int = 5) -> str:
     return "".join(["\nIts last lines:", *(f"\n  {line[:300]}" for line in lines)]) if lines else ""
 
 
-def wait_until_back(name: str, handle: ActorHandle[Any], other_than: int | None = None) -> None:
+def wait_until_back(name: str, handle: ActorHandle[Any], other_than: int | None = None) -> int:
     """Wait for Ray to restart an actor, whose process was `other_than`: one that was just told to end still
-    answers. Raises WorkerFailed when it does not come back."""
+    answers. The new one's number. Raises WorkerFailed when it does not come back."""
     late = WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.")
     deadline = time.monotonic() + RESTART_LIMIT_S
     pause = 0.2
-    ping: Request[Any] = Request("ping")
+    ping: Request[int] = Request("ping")
     while True:
         try:
             process = ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))
             if process != other_than:
-                return
+                return process
         except ActorUnavailableError:
             if time.monotonic() > deadline:
                 raise late from None

@@ -14,7 +14,15 @@ from typing import Any
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, StartedAnew, failure_of, logger, tell_death, wait_until_back
+from actors._calls import (
+    RESTART_LIMIT_S,
+    Actors,
+    StartedAnew,
+    failure_of,
+    logger,
+    tell_death,
+    wait_until_back,
+)
 from frpo.roles import Running, WorkerFailed
 from frpo.types import Arrival, Arrivals, Group, Ticket
 
@@ -122,6 +130,8 @@ class EngineSession:
     def _next_events(self, until: Running[object] | None) -> Iterator[Ended | Back]:
         """All that have come, and one at least, unless `until` is ready."""
         limit = self.actors.timeout_s
+        if self.away.difference(self.bare):  # who is waited for says so when it is back, or is late
+            limit = max(limit, 2 * RESTART_LIMIT_S)
         try:
             events = [self.events.get(timeout=limit)]
         except Empty:
@@ -174,8 +184,7 @@ class EngineSession:
         threading.Thread(target=wait, daemon=True).start()
 
     def _welcome(self, back: Back, *, idle: bool) -> None:
-        """`idle`: the learner is. The next step, and with it the next publish, might lack this worker's groups
-        alone."""
+        """`idle`: the learner is. The next step, and with it the next publish, might wait for this worker."""
         if back.error:
             raise back.error
         published = self.engines.num_published()

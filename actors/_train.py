@@ -171,7 +171,7 @@ class TrainPool(Generic[W]):
         for handle in self.actors.handles:
             ray.kill(handle, no_restart=False)
         for rank, (handle, old) in enumerate(zip(self.actors.handles, self.processes, strict=True)):
-            wait_until_back(self.actors.name(rank), handle, other_than=old)
+            self.processes[rank] = wait_until_back(self.actors.name(rank), handle, other_than=old)
         self.join()
 
     def logprobs(self, sequences: Sequences) -> Floats:

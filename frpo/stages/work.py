@@ -60,16 +60,18 @@ class Work:
         folders.finish_stage(folder, standing.made, result, keep_last=not fixed_end(standing.stage))
 
     def _do(self, stage: Stage) -> StageResult:
-        """A stage whose ranks die goes on from its last checkpoint."""
+        """A stage whose ranks die goes on from its last checkpoint; they may die again while they start."""
+        ranks: dict[str, Trainer] = {"learner": self.team.learner, "fine-tune": self.team.finetune}
+        dead: Trainer | None = None
         while True:
             try:
+                if dead:
+                    with self.log.waiting("starting the ranks anew"):
+                        dead.revive()
                 return stage.do(self)
             except RankDied as error:
                 self.log.note(f"{stage.name}: {error}\nAll its ranks are started anew.")
-                ranks: dict[str, Trainer] = {"learner": self.team.learner, "fine-tune": self.team.finetune}
                 dead = ranks[error.job]
-            with self.log.waiting("starting the ranks anew"):
-                dead.revive()
 
     def policy_of(self, stage: str) -> Path:
         """Absolute. The base of a recipe without a base stage is its model."""

@@ -184,6 +184,13 @@ class Mortal(fakes.FakeLearner):
 
     update_that_dies = 0
     dies_in_scoring = False
+    dies_in_reviving = False
+
+    def revive(self) -> None:
+        super().revive()
+        if self.dies_in_reviving:
+            self.dies_in_reviving = False
+            raise RankDied("learner", "learner worker 0 died during join(): killed")
 
     def update(self, batch: RolloutBatch) -> fakes.Now:
         self.update_that_dies -= 1
@@ -199,16 +206,17 @@ class Mortal(fakes.FakeLearner):
 
 
 @pytest.mark.parametrize(
-    ("dies", "again"),
+    ("dies", "again", "revived"),
     [
-        ({"update_that_dies": 1}, []),
-        ({"update_that_dies": 4}, [3]),  # the checkpoint is of step 2
-        ({"dies_in_scoring": True}, [5, 6]),  # at the end, while the arm is measured
+        ({"update_that_dies": 1}, [], 1),
+        ({"update_that_dies": 4}, [3], 1),  # the checkpoint is of step 2
+        ({"dies_in_scoring": True}, [5, 6], 1),  # at the end, while the arm is measured
+        ({"update_that_dies": 4, "dies_in_reviving": True}, [3], 2),
     ],
 )
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_rank_that_dies_is_replaced_within_the_run(
-    tmp_path: Path, dies: dict[str, Any], again: list[int], staleness: int
+    tmp_path: Path, dies: dict[str, Any], again: list[int], revived: int, staleness: int
 ) -> None:
     """Training goes on from the last checkpoint; without staleness the policy is the undisturbed one."""
     settings: dict[str, Any] = {
@@ -225,7 +233,7 @@ def test_a_rank_that_dies_is_replaced_within_the_run(
     learner.__dict__.update(dies)
     publisher = fakes.FakePublisher(learner, team.rollouts)  # type: ignore[arg-type]
     run(config, replace(team, learner=learner, learner_publisher=publisher))
-    assert learner.revived == 1
+    assert learner.revived == revived
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] in ("step", "validation", "evaluation")]
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4]

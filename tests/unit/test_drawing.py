@@ -199,6 +199,18 @@ def test_one_that_does_not_come_back_ends_the_run(monkeypatch: pytest.MonkeyPatc
         pool.session.wait()
 
 
+def test_one_that_is_started_anew_is_waited_for_beyond_the_limit_of_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: time.sleep(0.3))
+    pool = Pool(limit_s=0.05)
+    pool.begin(0)
+    pool.fail(0, ActorUnavailableError("gone", None))
+    assert pool.session.wait().lost == (0,)
+    pool.session.wait()
+    assert pool.welcomed == [0]
+
+
 def test_a_prompt_that_cannot_be_drawn_is_named() -> None:
     pool = Pool()
     pool.begin(0)
