@@ -43,6 +43,7 @@ class GroupPublisher:
             self._form_group()
             self.members = members
             self.parcel = ranks.call_all(TrainWorker.announce, self.name)[0]
+        self.rollouts.settle()  # rank 0 waits for them, once it sends, no longer than GROUP_TIMEOUT_S
         sending = ranks.submit_all(TrainWorker.pack)
         self.rollouts.receive(self.parcel, policy_version, sending)
         self.rollouts.actors.when_back = lambda _: self.publish(policy_version)

@@ -26,6 +26,10 @@ from frpo.types import Floats, Group, Ints, Prompt, Sampling, Sequences, Ticket
 Stream: TypeAlias = "Iterator[ObjectRef[tuple[Group, ...]]]"
 """Groups of one worker, those that end together as one; `ray.wait` takes it."""
 
+MOST_DRAWS = 900
+"""Of one engine. Ray lets 1,000 calls of an actor with coroutines run at once; what comes beside them, as new
+weights do, waits for none of these."""
+
 
 class RolloutWorker:
     """One vLLM engine and the policy version that it runs.
@@ -110,7 +114,7 @@ class RolloutWorker:
 
     def deliver(self, parcel: Parcel, version: int) -> None:
         """Take in a published version: what is being drawn goes on under it, or is finished first."""
-        self._finish_running()
+        self.settle()
         parcel.deliver(self.sampler)
         self._now(version)
 
@@ -123,8 +127,9 @@ class RolloutWorker:
     ) -> None:
         self.sampler.join(name, host, port, first_rank, world_size, backend)
 
-    def _finish_running(self) -> None:
-        """Nothing begins meanwhile: this call does not let others have their turn."""
+    def settle(self) -> None:
+        """Finish what is being drawn, where it is not to go on under other weights. Nothing begins meanwhile:
+        this call does not let others have their turn."""
         while self.sampler.running and not self.in_flight:
             self.sampler.step()
 
@@ -229,7 +234,8 @@ class RolloutPool:
             return idle or self.restores_alone
 
         at_once = -(-self.max_num_seqs // sampling.num_completions)
-        engines = Engines(self.actors, draw, give_up, restore, lambda: self.num_published, room=2 * at_once)
+        room = min(2 * at_once, MOST_DRAWS)
+        engines = Engines(self.actors, draw, give_up, restore, lambda: self.num_published, room)
         return EngineSession(engines)
 
     def _next_ready(self, streams: Mapping[Stream, int]) -> Stream:
@@ -311,6 +317,10 @@ class RolloutPool:
                 )
             )
         wait_all(calls)
+
+    def settle(self) -> None:
+        """Let every engine come to where it takes new weights in."""
+        self.actors.call_all(RolloutWorker.settle)
 
     def receive(self, parcel: Parcel, version: int, sending: Sequence[RemoteCall[Any]]) -> None:
         """As `deliver`, of one that is on its way now, by the calls `sending`, and cannot be had again. Where

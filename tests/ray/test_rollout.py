@@ -144,7 +144,7 @@ def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any],
     ray.get(opening, timeout=60)
     meta = ray.get(sender.meta.remote(), timeout=60)
     sending = sender.send.remote()
-    pool.receive(Announced("learner", meta), 9)
+    pool.receive(Announced("learner", meta), 9, sending=[])
     ray.get(sending, timeout=60)
     model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, 5)
     assert max(largest_gap(model, pool, draw(pool, models.prompts(tokenizer, 6), 9))) < 1e-4

@@ -16,13 +16,14 @@ class FakeRanks:
 
     def __init__(self) -> None:
         self.processes, self.asked, self.actors = [11, 12], list[str](), self
+        self.engines: FakeEngines | None = None
 
     def call(self, index: int, method: Any, *given: Any) -> Now:
         self.asked.append(method.__name__)
         return Now(("here", 5) if method is TrainWorker.address else None)
 
     def submit_all(self, method: Any) -> list[Now]:
-        self.asked.append(method.__name__)
+        self.asked.append(method.__name__ if self.engines and self.engines.settled else "too early")
         return [Now(None), Now(None)]
 
     def call_all(self, method: Any, *given: Any) -> list[Any]:
@@ -35,6 +36,7 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.process, self.received, self.actors = 21, list[int](), SimpleNamespace(when_back=None)
+        self.settled = False
 
     def forget(self) -> None: ...
 
@@ -42,6 +44,9 @@ class FakeEngines:
         return (self.process,)
 
     def join_group(self, *given: Any) -> None: ...
+
+    def settle(self) -> None:
+        self.settled = True
 
     def receive(self, parcel: Any, version: int, sending: Sequence[Any]) -> None:
         assert len(sending) == 2
@@ -53,12 +58,13 @@ FORMED = ["address", "open_weight_group", "announce", "pack"]
 
 def test_the_group_is_formed_anew_when_an_engine_or_a_rank_was_restarted() -> None:
     ranks, engines = FakeRanks(), FakeEngines()
+    ranks.engines = engines
     source: Any = ranks
     rollouts: Any = engines
     publisher = GroupPublisher("learner", source, rollouts, "gloo")
     asked = []
     for version, (rank, engine) in enumerate([(11, 21), (11, 21), (11, 22), (13, 22), (13, 22)]):
-        ranks.processes[0], engines.process = rank, engine
+        ranks.processes[0], engines.process, engines.settled = rank, engine, False
         assert publisher.publish(version) == 7
         asked.append(list(ranks.asked))
         ranks.asked.clear()

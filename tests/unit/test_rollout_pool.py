@@ -43,3 +43,10 @@ def test_who_gives_up_waits_for_no_engine() -> None:
     session.begin(Ticket(0, Prompt("p", "?", np.array([9], np.int32), "t", {}), 0), 1)
     session.close()
     assert asked == ["draw", "give_up 0", "give_up 1"]
+
+
+def test_a_publish_finds_its_place_among_the_calls_that_ray_runs_at_once() -> None:
+    nobody: Any = None
+    pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1, max_num_seqs=4096)
+    assert pool.open(Sampling(16, 1)).room == 512
+    assert pool.open(Sampling(2, 1)).room == 900
