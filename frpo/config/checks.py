@@ -61,12 +61,18 @@ def check_transport(config: Config) -> None:
 
 
 def check_staleness(config: Config) -> None:
-    """That engines have cards of their own where they are to draw while the learner updates."""
+    """That engines have cards of their own where they are to draw while the learner updates, and that nobody
+    counts on the same bits, which depend on when they do."""
     rollout = config.rollout
     if rollout.staleness and rollout.sleep:
         raise ValueError(
             f"rollout.staleness: {rollout.staleness} draws while the learner updates, and with rollout.sleep "
             "both take turns on one GPU; set it to 0, or give the engines GPUs of their own"
+        )
+    if rollout.staleness and config.model.deterministic:
+        raise ValueError(
+            f"rollout.staleness: {rollout.staleness} lets a run depend on who is done first, and "
+            "model.deterministic pays for the same bits each time; set it to 0, or leave deterministic out"
         )
 
 

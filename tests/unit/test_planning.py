@@ -108,6 +108,20 @@ def test_the_backend_of_a_broadcast_is_that_of_the_actors() -> None:
     assert backend_of(config("rollout.num_gpus=1")) == backend_of(config()) == "gloo"
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("rollout.sleep=true", "with rollout.sleep both take turns on one GPU"),
+        ("model.deterministic=true", "model.deterministic pays for the same bits each time"),
+    ],
+)
+def test_what_a_loop_that_runs_ahead_cannot_be_together_with(setting: str, why: str) -> None:
+    alone = ("rollout.num_gpus=1", "learner.num_gpus=1", setting)
+    assert config(*alone).rollout.staleness == 0
+    with pytest.raises(ConfigError, match=rf"rollout\.staleness: 2 .*{why}"):
+        config(*alone, "rollout.staleness=2")
+
+
 def test_an_adapter_needs_no_broadcast_for_engines_of_two_cards() -> None:
     assert (
         config("rollout.num_gpus=1", "rollout.tensor_parallel=2", "model.lora={}").rollout.transport
