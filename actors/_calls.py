@@ -23,7 +23,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
 
 from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
@@ -39,6 +46,10 @@ RESTART_LIMIT_S = 300.0
 
 class StartedAnew(RuntimeError):
     """The worker lacks what it was given: Ray has restarted it since, while nobody asked it for anything."""
+
+
+class LostWithOwner(WorkerFailed):
+    """What the call was given lay in the object store of a process that died."""
 
 
 class Worker(Protocol):
@@ -132,6 +143,8 @@ def failure_of(name: str, method: str, error: RayTaskError) -> WorkerFailed | Co
     cause = error.cause if isinstance(error.cause, BaseException) else error
     if isinstance(cause, ConfigError):
         return ConfigError(str(cause))
+    if isinstance(cause, ObjectLostError):
+        return LostWithOwner(f"{name} found in {method}() that what it was given is lost: its owner died.")
     return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from actors._calls import LostWithOwner
 from actors._train import TrainPool, TrainWorker
 from actors.rollout import RolloutPool
 from actors.transport.group import Announced
@@ -18,8 +21,24 @@ class ParcelPublisher:
     def publish(self, policy_version: int) -> int:
         self.rollouts.forget()  # the last version's place in the store, before the next takes as much again
         parcel = self.source.pack().result()
-        self.rollouts.deliver(parcel, policy_version)
+        with self._owner_named():
+            self.rollouts.deliver(parcel, policy_version)
+        restore = self.rollouts.actors.when_back
+
+        def restore_or_name(worker: int) -> None:
+            with self._owner_named():
+                restore(worker)
+
+        self.rollouts.actors.when_back = restore_or_name
         return parcel.num_bytes
+
+    @contextmanager
+    def _owner_named(self) -> Iterator[None]:
+        """A parcel dies with the rank that packed it: then the job begins anew, and publishes again."""
+        try:
+            yield
+        except LostWithOwner as error:
+            raise self.source.actors.died(str(error)) from None
 
 
 class GroupPublisher:

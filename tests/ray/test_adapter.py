@@ -23,9 +23,8 @@ from actors.transport import Transport
 from actors.transport.adapter import AdapterTransport
 from actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
-from frpo.types import Ticket
 from tests.support import models
-from tests.support.engines import SAMPLING, completions_of, draw, engine, largest_gap
+from tests.support.engines import completions_of, draw, draw_over_a_publish, engine, largest_gap
 from tests.support.learners import ENV, OBJECTIVE, batch, settings
 from tests.support.policies import lora, write_adapter
 
@@ -64,15 +63,7 @@ def test_an_adapter_takes_the_place_of_the_last_under_completions_that_go_on(
     parcel = new.pack().result()
     prompts = models.prompts(models.load_hf(tiny_model)[1], 28)
     pool.deliver(old.pack().result(), 1)
-    session = pool.open(SAMPLING)
-    for number, prompt in enumerate(prompts[:24]):
-        session.begin(Ticket(number, prompt, number), 1)
-    drawn = [*session.wait().groups]
-    pool.deliver(parcel, 2)
-    for number, prompt in enumerate(prompts[24:], 24):
-        session.begin(Ticket(number, prompt, number), 2)
-    while len(drawn) < 28:
-        drawn += session.wait().groups
+    drawn = draw_over_a_publish(pool, prompts[:24], prompts[24:], parcel)
     own = np.concatenate([completion.logprobs for completion in completions_of(drawn)])
     versions = np.concatenate([completion.versions for completion in completions_of(drawn)])
     before = old.logprobs(sequences_of(drawn))
@@ -83,7 +74,6 @@ def test_an_adapter_takes_the_place_of_the_last_under_completions_that_go_on(
     own = np.concatenate([completion.logprobs for completion in completions_of(fresh)])
     np.testing.assert_allclose(own, new.logprobs(sequences_of(fresh)), atol=1e-4)
     assert abs(own - old.logprobs(sequences_of(fresh))).max() > 0.01
-    session.close()
     stop(old, new)
 
 

@@ -13,7 +13,7 @@ from actors._vllm import vllm_environment
 from actors.rollout import RolloutPool, RolloutWorker
 from frpo.config import ModelConfig
 from frpo.seeds import derive
-from frpo.types import Completion, Group, Prompt, Sampling
+from frpo.types import Completion, Group, Prompt, Sampling, Ticket
 from tests.support import models
 
 SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
@@ -35,6 +35,31 @@ def engine(model: ModelConfig) -> RolloutPool:
 def draw(pool: RolloutPool, prompts: list[Prompt], version: int, seed: int = 0) -> list[Group]:
     seeds = [derive(seed, i) for i in range(len(prompts))]
     return sorted(pool.generate(prompts, seeds, SAMPLING, version), key=lambda g: g.index)
+
+
+def draw_over_a_publish(
+    pool: RolloutPool, before: list[Prompt], after: list[Prompt], parcel: Any, *, in_flight: bool = True
+) -> list[Group]:
+    """Groups of `before`, begun under the version that the engine runs, and of `after`, begun under version
+    2, which it takes in after three tokens. All in one call, so that it does not hang on who is faster."""
+    tickets = [Ticket(i, prompt, derive(0, i)) for i, prompt in enumerate([*before, *after])]
+    count = len(before)
+
+    def draw_there(worker: Any) -> list[Group]:
+        sampler, worker.in_flight = worker.sampler, in_flight
+        names = [sampler.begin(ticket, SAMPLING, "before") for ticket in tickets[:count]]
+        for _ in range(4):  # the first is the prompts'
+            sampler.step()
+        worker.deliver(parcel, 2)
+        names += [sampler.begin(ticket, SAMPLING, "after") for ticket in tickets[count:]]
+        while sampler.running:
+            sampler.step()
+        worker.in_flight = True
+        return [sampler.group_of(name, ticket) for name, ticket in zip(names, tickets, strict=True)]
+
+    handle: Any = pool.actors.handles[0]
+    groups: list[Group] = ray.get(handle.__ray_call__.remote(draw_there), timeout=120)
+    return groups
 
 
 def completions_of(groups: list[Group]) -> list[Completion]:
