@@ -17,7 +17,7 @@ from actors._gather import Dealt, Gathered
 from actors._train import OfRank0, TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.roles import Pending, Running
-from frpo.types import Floats, Group, Ints, RolloutBatch, UpdateStats
+from frpo.types import Floats, Group, RolloutBatch, UpdateStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,15 +36,14 @@ class Sums:
     clipped: float = 0.0
     capped: float = 0.0
     mismatch: float = 0.0
-    """Of fresh tokens: those of completions that the learner's own version drew alone. What it adds to one
-    that an older version began stands on that one's keys and values, which are not the learner's."""
+    """Of the tokens of fresh completions (`RolloutBatch.fresh`)."""
     stale: float = 0.0
     """The same of all others."""
     divergence: float = 0.0
     tokens: float = 0.0
     """Completion tokens."""
     fresh: float = 0.0
-    """Of them, the fresh ones."""
+    """Of them, those of fresh completions."""
     computed: float = 0.0
     """Tokens, prompts included, each as often as it was computed."""
 
@@ -124,7 +123,7 @@ class LearnerWorker(TrainWorker):
             now = engine.forward(pad_packs(sequences, packs, engine.device), self.rollout.temperature)
             rows = np.concatenate(packs)
 
-            def values(flat: Floats | Ints) -> Tensor:
+            def values(flat: Floats) -> Tensor:
                 return pad_values(flat, sequences, rows, now.mask.shape[1]).to(engine.device)
 
             own = now.logprobs.detach()
@@ -142,8 +141,7 @@ class LearnerWorker(TrainWorker):
             gap = ((behaviour - before) * now.mask).double()
             # k3 of KL(engine || learner), drawn from the engine
             mismatch = torch.exp(-gap) - 1 + gap
-            oldest = values(batch.staleness).amax(dim=1, keepdim=True)
-            fresh = now.mask & (oldest == 0)
+            fresh = now.mask & torch.from_numpy(batch.fresh[rows])[:, None].to(engine.device)
             divergence = 0.0
             if reference is not None:
                 divergence = float(((old - reference) * now.mask).double().sum())

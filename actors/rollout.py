@@ -46,7 +46,7 @@ class RolloutWorker:
         self.sampler = Sampler(model_path, model, rollout, max_model_len)
         self.in_flight = rollout.in_flight
         self.version = -1
-        self.num_loads = self.num_batches = 0
+        self.num_batches = 0
         self.runner: asyncio.Task[None] | None = None
 
     def ping(self) -> int:
@@ -85,7 +85,9 @@ class RolloutWorker:
         if self.version < policy_version:
             raise StaleWeights(f"runs policy version {self.version}, asked for {policy_version}")
         self.sampler.check_length(ticket.prompt, sampling)
-        name = self.sampler.begin(ticket, sampling, f"weights {self.num_loads}")
+        # a salt of its own: it may wait until other weights are there, and finds no prefix of these then
+        self.num_batches += 1
+        name = self.sampler.begin(ticket, sampling, f"batch {self.num_batches}")
         while name not in self.sampler.finished:
             if self.runner is None or self.runner.done():
                 self.runner = asyncio.create_task(self._step())
@@ -134,7 +136,6 @@ class RolloutWorker:
             self.sampler.step()
 
     def _now(self, version: int) -> None:
-        self.num_loads += 1
         self.version = version
         self.sampler.label(version)
 

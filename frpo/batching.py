@@ -136,7 +136,7 @@ def _assemble(batch: Weighed, beta: float) -> RolloutBatch:
         behaviour=_concatenate([item.group.completions[j].logprobs for item, j in kept]),
         old=_concatenate(policies) if scored[0].policy is not None else None,
         reference=_concatenate(references) if scored[0].reference is not None else None,
-        staleness=staleness_of([item.group.completions[j] for item, j in kept], batch.version),
+        fresh=np.array([item.group.policy_version == batch.version for item, _ in kept], dtype=bool),
         beta=beta,
     )
 
@@ -144,8 +144,7 @@ def _assemble(batch: Weighed, beta: float) -> RolloutBatch:
 def staleness_of(completions: Sequence[Completion], version: int) -> Ints:
     """Of each of their tokens, one completion after the other: how many updates older than `version` the
     policy was that drew it."""
-    versions = [completion.versions for completion in completions]
-    return version - np.concatenate(versions) if versions else np.zeros(0, np.int32)
+    return version - np.concatenate([completion.versions for completion in completions])
 
 
 def _concatenate(arrays: list[Floats]) -> Floats:

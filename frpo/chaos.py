@@ -138,6 +138,8 @@ def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Ca
                 done = done.model_copy(update={"kills": (*done.kills, kill)})
                 write_text(plan.folder / "chaos.json", done.model_dump_json(indent=1))
                 tell(f"{len(done.kills)}/{plan.kills} {say(kill)}")
+        while not run.is_over:
+            watched.longest_pause(run)  # raises where it hangs
         run.wait_for_end()
     ended = judge(config, plan, watched.folder, len(done.kills) - before)
     done = done.model_copy(update={"rounds": (*done.rounds, ended)})

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frpo.types import Floats, Ints, Sequences
+from frpo.types import Floats, Sequences
 
 Rows = NDArray[np.int64]
 """[N], which of the sequences"""
@@ -219,7 +219,7 @@ def pad_packs(sequences: Sequences, packs: Sequence[Pack], device: torch.device 
     )
 
 
-def pad_values(values: Floats | Ints, sequences: Sequences, rows: Rows, width: int) -> Tensor:
+def pad_values(values: Floats, sequences: Sequences, rows: Rows, width: int) -> Tensor:
     """Per-token values `[sum of completion lengths]` of the chosen sequences as `[N, width]` float32, 0
     beyond each end.
 

@@ -221,8 +221,9 @@ class RolloutBatch:
     were not asked for"""
     reference: Floats | None
     """[sum of completion lengths]; None without a penalty"""
-    staleness: Ints
-    """[sum of completion lengths], updates that the policy has seen since it drew each token"""
+    fresh: NDArray[np.bool_]
+    """[N], whether the policy that is updated drew all of its group: else even what it drew stands on keys
+    and values of an older one"""
     beta: float
     """Weight of the k3 penalty in this step"""
 
@@ -288,16 +289,17 @@ class UpdateStats:
     capped_share: float
     """Share of completion tokens whose importance weight was cut at the cap, or that it left out."""
     mismatch_kl: float | None
-    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the completions
-    that the engine drew by the learner's own policy version alone: 0 for identical policies. None where there
-    are none."""
+    """k3 estimate of KL(engine || learner) per token, nats, before the first update, over the groups that the
+    engine drew by the learner's own policy version alone: 0 for identical policies. None where there are
+    none."""
     stale_kl: float | None
     """The same over all others, which older versions drew or began, and which differ from the learner's on
     purpose; None where there are none."""
     kl: float | None
     """Mean over the completions that train of log policy - log reference before the update, nats; None
     without a reference. The policy's are the learner's: an engine's differ from them, in bfloat16 by 1 to 2
-    nats in 1,000 tokens. Of a nucleus (top_p below 1) it is the KL of what was drawn."""
+    nats in 1,000 tokens. Of a nucleus (top_p below 1), and of what older policies drew, it is the mean over
+    that, not the policy's own."""
     num_computed_tokens: int
     """Prompts included: once for all completions that share its computation."""
     learner_s: float

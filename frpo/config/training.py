@@ -17,7 +17,8 @@ class Workers(Section):
     num_workers: Annotated[Positive, NOTHING] = 1
     """Number of actors."""
     num_cpus: Annotated[NotNegative, NOTHING] = 0.25
-    """CPUs that Ray reserves for each; a share lets actors that never run at once stand on one core."""
+    """CPUs that Ray reserves for each; a share lets actors that never run at once stand on one core. Under
+    rollout.staleness engines and learner do run at once."""
     num_gpus: Annotated[NotNegative, NOTHING] = 0.0
     """GPUs, or a share of one, for each."""
     num_threads: Annotated[Positive, NOTHING] = 1
@@ -105,7 +106,7 @@ class ObjectiveConfig(Section):
     """Weight of the KL penalty to the reference; 0 starts no reference actor."""
     target_kl: PositiveFloat | None = None
     """Steer beta, from its given value, so that the run ends at this KL to the reference, nats per
-    completion."""
+    completion. Under rollout.staleness it is steered by what older policies drew, and follows later."""
     penalty: Literal["k3", "reverse"] = "reverse"
     """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy ||
     reference), per completion."""

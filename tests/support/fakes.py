@@ -201,7 +201,7 @@ class FakeLearner:
         (gradient,) = torch.autograd.grad(terms.loss, self.logits)
         gap = torch.from_numpy(batch.behaviour) - logprobs.detach()[:, 0]
         mismatch = gap.exp() - gap - 1
-        fresh = torch.from_numpy(batch.staleness == 0)
+        fresh = torch.from_numpy(batch.fresh)
         with torch.no_grad():
             self.logits -= self.learning_rate * gradient
         divergence = (

@@ -55,7 +55,7 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
     tokens = data.num_completion_tokens
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
     advantages = rng.normal(size=count).astype(np.float32)
-    fresh = np.zeros(tokens, np.int32)
+    fresh = np.ones(count, bool)
     return RolloutBatch(data, advantages, near(), None, near(), fresh, OBJECTIVE.beta)
 
 

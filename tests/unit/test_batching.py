@@ -156,3 +156,21 @@ def test_flatten() -> None:
     assert sequences.num_completion_tokens == 3
     assert sequences.tokens.dtype == np.int32
     assert len(flatten([])) == 0
+
+
+def test_a_completion_is_fresh_where_the_policy_that_is_updated_drew_all_of_its_group() -> None:
+    """Not where an older one began another completion of it, whose prompt they share."""
+    old, mixed, new = (group(index, [1.0, 0.0]) for index in range(3))
+
+    def drawn_by(scored: ScoredGroup, *versions: tuple[int, int]) -> ScoredGroup:
+        completions = [
+            replace(completion, versions=np.array(tokens, np.int32))
+            for completion, tokens in zip(scored.group.completions, versions, strict=True)
+        ]
+        return replace(scored, group=replace(scored.group, completions=tuple(completions)))
+
+    drawn = [drawn_by(old, (3, 3), (3, 4)), drawn_by(mixed, (3, 4), (4, 4)), drawn_by(new, (4, 4), (4, 4))]
+    batch, stats = make_batch(drawn, GRPO, version=4)
+    assert batch.fresh.tolist() == [False, False, False, False, True, True]
+    assert stats.staleness == pytest.approx(4 / 12)
+    assert stats.max_staleness == 1

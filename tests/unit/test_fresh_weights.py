@@ -99,7 +99,7 @@ def worker_of(llm: FakeLLM, *, in_flight: bool = True, version: int | None = Non
     )
     worker = RolloutWorker.__new__(RolloutWorker)
     worker.sampler, worker.in_flight, worker.version = sampler, in_flight, -1
-    worker.num_loads = worker.num_batches = 0
+    worker.num_batches = 0
     worker.runner = None
     if version is not None:
         worker.deliver(Weights(), version)
@@ -170,7 +170,7 @@ def draw_over_a_publish(worker: RolloutWorker, after: int) -> list[int]:
 def test_each_token_has_the_version_that_drew_it(llm: FakeLLM, after: int) -> None:
     worker = worker_of(llm, version=3)
     assert draw_over_a_publish(worker, after) == [3] * after + [4] * (4 - after)
-    assert llm.events == ["[9, 9, 9, 9] with seed 70 under weights 1", "frpo_load beside 1"]
+    assert llm.events == ["[9, 9, 9, 9] with seed 70 under batch 1", "frpo_load beside 1"]
 
 
 def test_an_engine_may_finish_what_it_has_begun_before_it_takes_new_weights(llm: FakeLLM) -> None:
@@ -186,7 +186,7 @@ def test_new_weights_find_no_cache_of_the_old_ones(llm: FakeLLM) -> None:
     worker.deliver(Weights(), 4)
     asyncio.run(worker.draw(LONG, Sampling(1, 4), 4))
     salts = [event.split("under ")[1] for event in llm.events if "under" in event]
-    assert salts == ["weights 1", "weights 2"]
+    assert salts == ["batch 1", "batch 2"]
 
 
 def test_draws_run_side_by_side_and_a_batch_beside_them(llm: FakeLLM) -> None:

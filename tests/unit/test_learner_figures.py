@@ -62,9 +62,11 @@ def update(
     reference: Any = None,
     gap: float = 0.2,
     staleness: tuple[int, ...] = (0,) * 6,
+    fresh: tuple[bool, ...] = (True, True, True),
 ) -> tuple[UpdateStats, FakeEngine]:
     """`old` and `reference` are what they give more than the policy to each token; the engine of the rollouts
-    gives `gap` more, and a token that is s versions old s + 1 times as much."""
+    gives `gap` more, and a token that is s versions old s + 1 times as much; completions in `fresh` are of
+    groups that the policy drew itself."""
     prompts = [np.full(i + 1, 99, np.int32) for i in range(3)]
     sequences = flatten([(p, np.array(t, np.int32)) for p, t in zip(prompts, TOKENS, strict=True)])
 
@@ -79,7 +81,7 @@ def update(
         behaviour,
         policy_and(old),
         policy_and(reference),
-        staleness=ages,
+        fresh=np.array(fresh),
         beta=0.25,
     )
     worker = LearnerWorker.__new__(LearnerWorker)
@@ -165,7 +167,9 @@ def test_a_large_importance_weight_is_cut_at_the_cap() -> None:
 def test_the_mismatch_is_of_fresh_completions_and_what_older_versions_began_stands_apart() -> None:
     """Also the tokens that the learner's version added to what an older one had begun: it drew them after
     that one's keys and values."""
-    stats, _ = update({"aggregation": "token"}, gap=-0.4, staleness=(0, 1, 0, 2, 1, 0))
+    stats, _ = update(
+        {"aggregation": "token"}, gap=-0.4, staleness=(0, 1, 0, 2, 1, 0), fresh=(True, False, False)
+    )
     assert stats.mismatch_kl == pytest.approx(k3(0.4), rel=1e-4)
     stale = mean(k3(gap) for gap in (0.8, 0.4, 1.2, 0.8, 0.4))
     assert stats.stale_kl == pytest.approx(stale, rel=1e-4)
@@ -178,7 +182,7 @@ def test_the_mismatch_is_of_fresh_completions_and_what_older_versions_began_stan
 
 def test_a_batch_of_one_kind_of_token_tells_nothing_of_the_other() -> None:
     fresh, _ = update({})
-    stale, _ = update({}, staleness=(1,) * 6)
+    stale, _ = update({}, staleness=(1,) * 6, fresh=(False, False, False))
     assert (fresh.stale_kl, stale.mismatch_kl) == (None, None)
     assert fresh.mismatch_kl is not None
     assert stale.stale_kl is not None
