@@ -1,0 +1,309 @@
+"""The partners of the real loops, on virtual time. A completion is one token that stands for all of it: its id is the
+number of the completion, and `Ledger` knows its length and the versions that drew it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors._drawing import EngineSession
+from actors.rollout import RolloutPool
+from frpo.roles import Pending
+from frpo.types import (
+    Completion,
+    Floats,
+    Group,
+    Prompt,
+    Reward,
+    RolloutBatch,
+    Sampling,
+    Sequences,
+    Ticket,
+    UpdateStats,
+)
+
+from .engines import Engine, Request, Span
+from .timeline import Later, Mailbox, Timeline
+
+ZERO: Floats = np.zeros(1, np.float32)
+TOKEN = np.zeros(1, np.int32)
+UPDATE = UpdateStats(
+    loss=0.0,
+    penalty=0.0,
+    grad_norm=0.0,
+    learning_rate=0.0,
+    entropy=0.0,
+    clip_share=0.0,
+    capped_share=0.0,
+    mismatch_kl=None,
+    stale_kl=None,
+    kl=None,
+    num_computed_tokens=0,
+    learner_s=0.0,
+)
+
+
+class Ledger:
+    """Lengths of all completions `[prompts, k]`, tokens, and what drew them."""
+
+    def __init__(self, lengths: NDArray[np.int64]) -> None:
+        self.lengths = lengths
+        self.versions = np.zeros(lengths.shape)
+        """Mean version over the tokens of each that is drawn."""
+        self.oldest = np.zeros(lengths.shape, np.int64)
+
+    def tokens_of(self, group: Group) -> int:
+        return int(self.lengths[group.index].sum())
+
+    def make_group(self, number: int, prompt: Prompt, spans: Sequence[Sequence[Span]]) -> Group:
+        completions = []
+        for i, (own, length) in enumerate(zip(spans, self.lengths[number], strict=True)):
+            total = sum(span.version * span.tokens for span in own)
+            self.versions[number, i] = total / length
+            self.oldest[number, i] = own[0].version
+            token = np.array([number * len(spans) + i], np.int32)
+            versions = np.array([own[0].version], np.int32)
+            completions.append(Completion(token, ZERO, versions, "", "stop"))
+        return Group(number, prompt, tuple(completions))
+
+
+class SamePrompts:
+    def __init__(self, per_step: int) -> None:
+        self.per_step = per_step
+
+    def take(self, step: int) -> tuple[Prompt, ...]:
+        return tuple(map(self.at, range(step * self.per_step, (step + 1) * self.per_step)))
+
+    def at(self, place: int) -> Prompt:
+        return Prompt(str(place), "", TOKEN, "only", {})
+
+
+class RewardsLater:
+    """Each group's are there `seconds` after it was drawn."""
+
+    def __init__(self, timeline: Timeline, seconds: float) -> None:
+        self.timeline, self.seconds = timeline, seconds
+
+    def score(self, group: Group) -> Pending[tuple[Reward, ...]]:
+        values = (float(c.token_ids[0] * 7919 % 101) / 100 for c in group.completions)
+        rewards = tuple(Reward(value, {"only": value}) for value in values)
+        return Later(self.timeline, self.timeline.now + self.seconds, rewards)
+
+
+class Cards:
+    """GPUs that share each piece of work, one piece after the other."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.free_at = 0.0
+        self.busy_s = 0.0
+
+    def take(self, seconds: float) -> float:
+        """When a piece that takes `seconds` ends."""
+        self.free_at = max(self.free_at, self.timeline.now) + seconds
+        self.busy_s += seconds
+        return self.free_at
+
+
+class CardReference:
+    """A reference on `cards`, `token_s` seconds a token; `waits`: until the first answer is wanted, since the cards
+    are the engines' too."""
+
+    def __init__(self, cards: Cards, ledger: Ledger, token_s: float, waits: bool) -> None:
+        self.cards, self.ledger, self.token_s, self.waits = cards, ledger, token_s, waits
+        self.asked: list[CardScores] = []
+
+    def use(self, policy: Path, temperature: float) -> None: ...
+
+    def score(self, group: Group) -> Pending[tuple[Floats, ...]]:
+        self.asked.append(CardScores(self, group))
+        scores = self.asked[-1]
+        if not self.waits:
+            self.begin()
+        return scores
+
+    def begin(self) -> None:
+        """All that was asked for."""
+        for scores in self.asked:
+            seconds = self.ledger.tokens_of(scores.group) * self.token_s
+            value = (ZERO,) * len(scores.group.completions)
+            scores.answer = Later(self.cards.timeline, self.cards.take(seconds), value)
+        self.asked.clear()
+
+
+class CardScores:
+    """Implements roles.Pending."""
+
+    def __init__(self, reference: CardReference, group: Group) -> None:
+        self.reference, self.group = reference, group
+        self.answer: Later[tuple[Floats, ...]] | None = None
+
+    def ready(self) -> bool:
+        return self.answer is not None and self.answer.ready()
+
+    def result(self) -> tuple[Floats, ...]:
+        if self.answer is None:
+            self.reference.begin()
+        assert self.answer is not None
+        return self.answer.result()
+
+
+@dataclass
+class Trained:
+    """A step as its learner saw it."""
+
+    tokens: int
+    staleness: float
+    """Updates, mean over tokens."""
+    max_staleness: int
+    begun_s: float
+    ended_s: float
+
+
+@dataclass
+class CardLearner:
+    """An update takes `token_s` seconds a token, counted over all of its cards."""
+
+    cards: Cards
+    ledger: Ledger
+    token_s: float
+    trained: list[Trained] = field(default_factory=list)
+
+    def update(self, batch: RolloutBatch) -> Any:
+        version = len(self.trained)
+        numbers = batch.sequences.tokens.reshape(-1, 2)[:, 1]
+        lengths = self.ledger.lengths.reshape(-1)[numbers]
+        behind = version - self.ledger.versions.reshape(-1)[numbers]
+        tokens = int(lengths.sum())
+        seconds = tokens * self.token_s
+        ended_s = self.cards.take(seconds)
+        oldest = int(self.ledger.oldest.reshape(-1)[numbers].min())
+        staleness = float((behind * lengths).sum() / tokens)
+        self.trained.append(Trained(tokens, staleness, version - oldest, ended_s - seconds, ended_s))
+        return Later(self.cards.timeline, ended_s, UPDATE)
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return np.zeros(sequences.num_completion_tokens, np.float32)
+
+
+class EngineHandle:
+    """What `RolloutPool` calls of an actor: its answer is a Future by way of Ray's `ObjectRef.future`."""
+
+    def __init__(self, engine: Engine, ledger: Ledger) -> None:
+        self.engine, self.ledger = engine, ledger
+        self.draw = self
+
+    def remote(self, ticket: Ticket, sampling: Sampling, policy_version: int) -> Drawing:
+        drawing = Drawing()
+
+        def finish(spans: list[list[Span]]) -> None:
+            drawing.set_result(self.ledger.make_group(ticket.number, ticket.prompt, spans))
+
+        self.engine.submit(Request(self.ledger.lengths[ticket.number].tolist(), finish))
+        return drawing
+
+
+class Drawing:
+    """A concurrent.futures.Future of one thread, without its locks, and the reference that gives it."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.told: Any = None
+
+    def future(self) -> Drawing:
+        return self
+
+    def add_done_callback(self, told: Any) -> None:
+        self.told = told
+
+    def set_result(self, value: Group) -> None:
+        self.value = value
+        self.told(self)
+
+    def result(self) -> Group:
+        return self.value
+
+
+class SimulatedRollouts:
+    """Engines behind the real `RolloutPool.open` and `EngineSession`; `generate` deals prompts out as the pool's
+    own. `room` times max_num_seqs is what an engine has in hand; None: what the pool gives it."""
+
+    def __init__(
+        self, timeline: Timeline, engines: Sequence[Engine], ledger: Ledger, room: float | None = None
+    ) -> None:
+        self.timeline, self.engines, self.ledger, self.room = timeline, engines, ledger, room
+        handles: Any = [EngineHandle(engine, ledger) for engine in engines]
+        slots = engines[0].speed.slots
+        self.pool = RolloutPool(handles, timeout_s=1e9, restarts=0, tensor_parallel=1, max_num_seqs=slots)
+        self.drained_s: list[tuple[float, float]] = []
+        """Of each `generate`: when its first engine had nothing left to draw, and when the last."""
+
+    def open(self, sampling: Sampling) -> EngineSession:
+        engines = replace(self.pool.open(sampling).engines, give_up=lambda: None)
+        if self.room is not None:
+            slots = self.engines[0].speed.slots
+            engines = replace(engines, room=math.ceil(self.room * slots / sampling.num_completions))
+        session = EngineSession(engines)
+        session.events = Mailbox(self.timeline)  # type: ignore[assignment]
+        return session
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, policy_version: int
+    ) -> Iterator[Group]:
+        arrived: Mailbox[tuple[int, Group]] = Mailbox(self.timeline)
+        numbers = [int(prompt.id) for prompt in prompts]
+        left = [len(range(worker, len(prompts), len(self.engines))) for worker in range(len(self.engines))]
+        for at, number in enumerate(numbers):
+            worker = at % len(self.engines)
+            self._ask(worker, number, prompts[at], arrived)
+        first_s = None
+        for _ in numbers:
+            worker, group = arrived.get()
+            left[worker] -= 1
+            if not left[worker] and first_s is None:
+                first_s = self.timeline.now
+            yield group
+        assert first_s is not None
+        self.drained_s.append((first_s, self.timeline.now))
+
+    def _ask(self, worker: int, number: int, prompt: Prompt, arrived: Mailbox[tuple[int, Group]]) -> None:
+        def finish(spans: list[list[Span]]) -> None:
+            arrived.put((worker, self.ledger.make_group(number, prompt, spans)))
+
+        self.engines[worker].submit(Request(self.ledger.lengths[number].tolist(), finish))
+
+    def logprobs(self, sequences: Sequences) -> Floats:
+        return np.zeros((1, sequences.num_completion_tokens), np.float32)
+
+
+@dataclass
+class SimulatedPublisher:
+    """`send_s` on the learner's cards, then `load_s` in which an engine draws nothing; returns when all have it."""
+
+    rollouts: SimulatedRollouts
+    cards: Cards
+    send_s: float
+    load_s: float
+    in_flight: bool
+
+    def publish(self, policy_version: int) -> int:
+        timeline = self.cards.timeline
+        Later(timeline, self.cards.take(self.send_s), None).result()
+        left = count(len(self.rollouts.engines) - 1, -1)
+        is_last: list[bool] = []
+
+        def count_down() -> None:
+            if next(left) == 0:
+                is_last.append(True)
+
+        for engine in self.rollouts.engines:
+            engine.load(policy_version, self.load_s, in_flight=self.in_flight, on_done=count_down)
+        timeline.run_until(lambda: bool(is_last))
+        return 0
