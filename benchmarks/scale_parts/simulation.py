@@ -85,6 +85,8 @@ class Scenario:
     in_flight: bool = True
     room: float | None = None
     """Times max_num_seqs that an engine has in hand; None: RolloutPool's own rule, 2."""
+    emptiest: bool = False
+    """The engine with the least in hand gets the next prompt: not what EngineSession does."""
     reward_s: float = 1.0
     reference_token_s: float | None = None
     """Seconds a token on one card; None: no reference."""
@@ -153,7 +155,7 @@ class Simulation:
         self.engines = [Engine(self.timeline, s.speed) for _ in range(s.engines)]
         self.cards = Cards(self.timeline)
         self.learner = CardLearner(self.cards, self.ledger, s.update_token_s / s.learners)
-        self.rollouts = SimulatedRollouts(self.timeline, self.engines, self.ledger, s.room)
+        self.rollouts = SimulatedRollouts(self.timeline, self.engines, self.ledger, s.room, s.emptiest)
         self.waited_s: list[float] = []
         self.marks: list[tuple[float, float, Meter]] = []
         """After each step: seconds, seconds that the learner's cards were busy, and the engines' meters added up."""
@@ -218,7 +220,7 @@ class Simulation:
             "learner_use": (end[1] - begin[1]) / seconds,
             "step_s": seconds / s.measured,
             "tokens_per_s_per_gpu": tokens / seconds / s.num_gpus,
-            "staleness": mean(step.staleness for step in trained),
+            "staleness": abs(mean(step.staleness for step in trained)),
             "max_staleness": max(step.max_staleness for step in trained),
             "tail_s": mean(tails),
             "generate_s": mean(phase.generate_s for phase in phases),
@@ -249,7 +251,7 @@ def make_config(scenario: Scenario) -> Config:
                 "parity_every": 1_000_000,
             },
             "objective": {"estimator": {"kind": "grpo"}, "penalty": "k3", "beta": beta},
-            "learner": {"num_steps": scenario.num_steps},
+            "learner": {"num_steps": scenario.num_steps, "micro_batch_tokens": 65_536},
             "arms": [{"name": "arm"}],
         }
     )
