@@ -113,6 +113,11 @@ class Cards:
         self.busy_s += seconds
         return self.free_at
 
+    def slip_in(self, seconds: float) -> float:
+        """When it ends if nothing that waits comes before it: pieces of work are short beside `seconds`."""
+        self.take(seconds)
+        return self.timeline.now + seconds
+
 
 class CardReference:
     """A reference on `cards`, `token_s` seconds a token; `waits`: until the first answer is wanted, since the cards
@@ -303,10 +308,13 @@ class SimulatedPublisher:
     send_s: float
     load_s: float
     in_flight: bool
+    comes_first: bool = False
+    """Sent before whatever else waits for the cards: not what a learner rank does."""
 
     def publish(self, policy_version: int) -> int:
         timeline = self.cards.timeline
-        Later(timeline, self.cards.take(self.send_s), None).result()
+        take = self.cards.slip_in if self.comes_first else self.cards.take
+        Later(timeline, take(self.send_s), None).result()
         left = count(len(self.rollouts.engines) - 1, -1)
         is_last: list[bool] = []
 

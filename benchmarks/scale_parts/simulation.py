@@ -92,6 +92,8 @@ class Scenario:
     """Seconds a token on one card; None: no reference."""
     references: int = 0
     """Cards of their own for it; 0: the learners score."""
+    publishes_first: bool = False
+    """Weights are sent before the scoring that waits for the learners: not what they do."""
     send_s: float = 0.2
     load_s: float = 0.3
     """In which an engine draws nothing."""
@@ -169,7 +171,7 @@ class Simulation:
             per_token_s = s.reference_token_s / (s.references or s.learners)
             reference = CardReference(cards, self.ledger, per_token_s, waits=s.shares_cards)
         publisher = SimulatedPublisher(
-            self.rollouts, self.cards, s.send_s + 2 * s.turn_s, s.load_s, s.in_flight
+            self.rollouts, self.cards, s.send_s + 2 * s.turn_s, s.load_s, s.in_flight, s.publishes_first
         )
         rollouts: Any = self.rollouts
         learner: Any = self.learner
