@@ -1,5 +1,5 @@
-"""CPU time of the driver's process for a completion, in the real loop ahead of the learner, on the real clock: engines
-that answer at once, in real shapes, and partners that do nothing."""
+"""CPU time of the driver's process for a completion, in the real loop ahead of the learner, on the real
+clock: engines that answer at once, in real shapes, and partners that do nothing."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class Idle:
 
 
 class OneByOne:
-    """In the place of EngineSession's queue: the oldest drawing is done whenever somebody waits, so that each group
-    comes alone."""
+    """In the place of EngineSession's queue: the oldest drawing is done whenever somebody waits, so that
+    each group comes alone."""
 
     def __init__(self) -> None:
         self.open: deque[tuple[Drawing, Group]] = deque()
@@ -228,7 +228,8 @@ def measure_loop(load: Load, rollouts: Any, idle: Idle) -> dict[str, float]:
 
 
 def profile_loop(load: Load, rollouts: Any, idle: Idle) -> list[dict[str, Any]]:
-    """The functions of the loop's thread in which most time goes by; the profiler makes all of them slower."""
+    """The functions of the loop's thread in which most time goes by; the profiler makes all of them
+    slower."""
     loop = run_loop(load, rollouts, idle)
     next(loop)
     profile = cProfile.Profile(time.thread_time)
@@ -252,7 +253,8 @@ def list_functions(profile: cProfile.Profile, completions: int, most: int = 25) 
 
 
 def measure_bytes(load: Load, idle: Idle) -> dict[str, int]:
-    """What passes the driver in a step, as pickled: once from the engines, and as often on as somebody is asked."""
+    """What passes the driver in a step, as pickled: once from the engines, and as often on as somebody is
+    asked."""
     group, (batch,) = idle.first, idle.batches
     assert group is not None
     ticket = Ticket(0, group.prompt, 0)

@@ -1,5 +1,5 @@
-"""An engine that decodes with continuous batching, on virtual time: an event for each completion, none for each
-token."""
+"""An engine that decodes with continuous batching, on virtual time: an event for each completion, none for
+each token."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ class Meter:
 class Engine:
     """Sequences are decoded in the order in which they came, as many at once as there are places.
 
-    `progress` counts the steps it has made: each sequence that is decoded has one token for each since it began. A
-    sequence that comes between two steps begins at once, so steps are not whole numbers; what that changes is less
-    than a step for a completion. Prompts cost nothing.
+    `progress` counts the steps it has made: each sequence that is decoded has one token for each since it
+    began. A sequence that comes between two steps begins at once, so steps are not whole numbers; what
+    that changes is less than a step for a completion. Prompts cost nothing.
     """
 
     def __init__(self, timeline: Timeline, speed: Speed) -> None:
@@ -96,7 +96,8 @@ class Engine:
         self.progress = 0.0
         self.looked_at = timeline.now
         self.running: list[tuple[float, int, float, Request, int]] = []
-        """A heap: progress at the end, number of the sequence, progress at its beginning, request, completion."""
+        """A heap: progress at the end, number of the sequence, progress at its beginning, request,
+        completion."""
         self.waiting: deque[tuple[Request, int]] = deque()
         self.held: list[Request] = []
         """Asked for while weights are being taken in."""

@@ -1,5 +1,6 @@
-"""What a step of ours would give on 16 H100 at the work that NeMo-RL publishes (1,562 tokens/s a GPU on policy, 2,161
-one step off policy, Llama-3.1-8B in full): simulated, from phases that were measured on one H100 at 7.6B."""
+"""What a step of ours would give on 16 H100 at the work that NeMo-RL publishes (1,562 tokens/s a GPU on
+policy, 2,161 one step off policy, Llama-3.1-8B in full): simulated, from phases that were measured on one
+H100 at 7.6B."""
 
 from __future__ import annotations
 
@@ -62,6 +63,8 @@ def measure_nemo(quick: bool) -> dict[str, Any]:
         for engines in splits:
             parts[f"staleness_{staleness}"].append(play(replace(make_scenario(engines), staleness=staleness)))
     if not quick:
+        parts["reference_apart"] = move_reference()
+        parts["room"] = vary_room()
         parts |= vary_work()
     best = {}
     for name, rows in parts.items():
@@ -79,9 +82,39 @@ def measure_nemo(quick: bool) -> dict[str, Any]:
     }
 
 
+def move_reference() -> list[dict[str, Any]]:
+    """To cards of its own."""
+    rows = []
+    for staleness in (1, 2):
+        for engines, references in ((4, 2), (4, 3), (5, 2), (5, 3), (6, 3)):
+            split = replace(
+                make_scenario(engines), learners=GPUS - engines - references, references=references
+            )
+            rows.append(
+                play(replace(split, staleness=staleness), references=references, staleness_allowed=staleness)
+            )
+    return rows
+
+
+def vary_room() -> list[dict[str, Any]]:
+    """Groups of K = 32 hold their room until the longest of 32 is drawn; and weights that go out before
+    the scoring that waits for the learners."""
+    rows = []
+    for staleness in (2, 3):
+        for engines in (4, 5):
+            for room in (2.0, 3.0, 4.0):
+                for first in (False, True):
+                    asked = replace(
+                        make_scenario(engines), staleness=staleness, room=room, publishes_first=first
+                    )
+                    words = {"staleness_allowed": staleness, "room": room, "publishes_first": first}
+                    rows.append(play(asked, **words))
+    return rows
+
+
 def vary_work() -> dict[str, list[dict[str, Any]]]:
-    """The best splits with completions that are more or less alike, without a reference, and with a batch that is
-    larger."""
+    """The best splits with completions that are more or less alike, without a reference, and with a batch
+    that is larger."""
     rows: dict[str, list[dict[str, Any]]] = {
         "narrow": [],
         "wide": [],

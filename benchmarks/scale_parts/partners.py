@@ -1,5 +1,5 @@
-"""The partners of the real loops, on virtual time. A completion is one token that stands for all of it: its id is the
-number of the completion, and `Ledger` knows its length and the versions that drew it."""
+"""The partners of the real loops, on virtual time. A completion is one token that stands for all of it:
+its id is the number of the completion, and `Ledger` knows its length and the versions that drew it."""
 
 from __future__ import annotations
 
@@ -105,13 +105,17 @@ class Cards:
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
         self.free_at = 0.0
-        self.busy_s = 0.0
+        self.asked_s = 0.0
 
     def take(self, seconds: float) -> float:
         """When a piece that takes `seconds` ends."""
         self.free_at = max(self.free_at, self.timeline.now) + seconds
-        self.busy_s += seconds
+        self.asked_s += seconds
         return self.free_at
+
+    def worked_s(self) -> float:
+        """Seconds of work that are done."""
+        return self.asked_s - max(0.0, self.free_at - self.timeline.now)
 
     def slip_in(self, seconds: float) -> float:
         """When it ends if nothing that waits comes before it: pieces of work are short beside `seconds`."""
@@ -120,8 +124,8 @@ class Cards:
 
 
 class CardReference:
-    """A reference on `cards`, `token_s` seconds a token; `waits`: until the first answer is wanted, since the cards
-    are the engines' too."""
+    """A reference on `cards`, `token_s` seconds a token; `waits`: until the first answer is wanted, since
+    the cards are the engines' too."""
 
     def __init__(self, cards: Cards, ledger: Ledger, token_s: float, waits: bool) -> None:
         self.cards, self.ledger, self.token_s, self.waits = cards, ledger, token_s, waits
@@ -166,12 +170,12 @@ class CardScores:
 class Trained:
     """A step as its learner saw it."""
 
+    numbers: list[int]
+    """Of its completions."""
     tokens: int
     staleness: float
     """Updates, mean over tokens."""
     max_staleness: int
-    begun_s: float
-    ended_s: float
 
 
 @dataclass
@@ -193,7 +197,7 @@ class CardLearner:
         ended_s = self.cards.take(seconds)
         oldest = int(self.ledger.oldest.reshape(-1)[numbers].min())
         staleness = float((behind * lengths).sum() / tokens)
-        self.trained.append(Trained(tokens, staleness, version - oldest, ended_s - seconds, ended_s))
+        self.trained.append(Trained(numbers.tolist(), tokens, staleness, version - oldest))
         return Later(self.cards.timeline, ended_s, UPDATE)
 
     def logprobs(self, sequences: Sequences) -> Floats:
@@ -239,9 +243,10 @@ class Drawing:
 
 
 class SimulatedRollouts:
-    """Engines behind the real `RolloutPool.open` and `EngineSession`; `generate` deals prompts out as the pool's
-    own. `room` times max_num_seqs is what an engine has in hand; None: what the pool gives it. `emptiest`: who has the
-    least in hand gets the next, where the session gives it to who has been free for longest."""
+    """Engines behind the real `RolloutPool.open` and `EngineSession`; `generate` deals prompts out as the
+    pool's own. `room` times max_num_seqs is what an engine has in hand; None: what the pool gives it.
+    `emptiest`: who has the least in hand gets the next, where the session gives it to who has been free
+    for longest."""
 
     def __init__(
         self,
@@ -301,7 +306,8 @@ class SimulatedRollouts:
 
 @dataclass
 class SimulatedPublisher:
-    """`send_s` on the learner's cards, then `load_s` in which an engine draws nothing; returns when all have it."""
+    """`send_s` on the learner's cards, then `load_s` in which an engine draws nothing; returns when all
+    have it."""
 
     rollouts: SimulatedRollouts
     cards: Cards
@@ -329,8 +335,8 @@ class SimulatedPublisher:
 
 
 class EmptiestFirst:
-    """In the place of EngineSession's `slots`: gives the worker that has the most of them left, the first among
-    equals."""
+    """In the place of EngineSession's `slots`: gives the worker that has the most of them left, the first
+    among equals."""
 
     def __init__(self, slots: deque[int]) -> None:
         self.free = Counter(slots)

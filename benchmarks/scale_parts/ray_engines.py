@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pickle
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,13 +22,14 @@ from actors.rollout import RolloutPool
 from frpo.types import Floats, Group, Reward, Sampling, Sequences, Ticket
 
 from .driver import (
-    K,
+    PROMPT_TOKENS,
     ROOM,
+    TOKENS,
     Cost,
     Idle,
+    K,
     Load,
-    PROMPT_TOKENS,
-    TOKENS,
+    RealPrompts,
     make_completions,
     measure_loop,
     profile_loop,
@@ -33,6 +38,8 @@ from .driver import (
 PROCESSES = 4
 STORE_BYTES = 3 * 2**30
 LONG_S = 60.0
+SEVERAL = 8
+"""Groups of a call, in the way of `measure_ways` that asks for several."""
 
 
 class ManyEngines:
@@ -40,26 +47,35 @@ class ManyEngines:
 
     def __init__(self, by_reference: bool) -> None:
         self.by_reference = by_reference
-        self.completions: dict[int, Any] = {}
+        self.completions: dict[tuple[int, int], Any] = {}
         self.rewards = tuple(Reward(i / K, {"only": i / K}) for i in range(K))
 
     async def draw(self, ticket: Ticket, sampling: Sampling, policy_version: int) -> Group:
         if sampling.max_new_tokens == 1:  # of `notice_death`
-            import asyncio
-
             await asyncio.sleep(LONG_S)
-        if policy_version not in self.completions:
-            self.completions[policy_version] = make_completions(policy_version)
-        group = Group(ticket.number, ticket.prompt, self.completions[policy_version])
+        kind = policy_version, ticket.number % SEVERAL  # arrays that are the same object are sent once
+        if kind not in self.completions:
+            self.completions[kind] = make_completions(policy_version)
+        group = Group(ticket.number, ticket.prompt, self.completions[kind])
         return self._stand_in(group) if self.by_reference else group
 
     def _stand_in(self, group: Group) -> Group:
-        """Completions of one token each: what the loop itself reads of a group, beside a reference to all of it."""
-        from dataclasses import replace
-
+        """Completions of one token each: what the loop itself reads of a group, beside a reference to all
+        of it."""
         completions = make_completions(group.policy_version, tokens=1, characters=0)
         prompt = replace(group.prompt, columns={"group": ray.put(group)})
         return Group(group.index, prompt, completions)
+
+    async def draw_one(self, asked: tuple[Ticket, Sampling, int]) -> Group:
+        return await self.draw(*asked)
+
+    async def draw_pickled(self, asked: bytes) -> Group:
+        return await self.draw(*pickle.loads(asked))
+
+    async def draw_several(self, tickets: list[Ticket], sampling: Sampling, version: int) -> list[Group]:
+        return [await self.draw(ticket, sampling, version) for ticket in tickets]
+
+    async def nothing(self, *asked: Any) -> None: ...
 
     async def score(self, group: Group) -> tuple[Reward, ...]:
         return self.rewards
@@ -119,10 +135,10 @@ def start_engines(by_reference: bool = False) -> Iterator[list[Any]]:
 
 
 def notice_death(actors: list[Any], engines: int = 64) -> dict[str, float]:
-    """One of the processes is killed in the middle of all drawings: seconds until the session tells, and until the
-    engines have room again."""
+    """One of the processes is killed in the middle of all drawings: seconds until the session tells, and
+    until the engines have room again."""
     session = RealRollouts(actors, engines).open(Sampling(num_completions=K, max_new_tokens=1))
-    prompt = make_prompt()
+    prompt = RealPrompts(1).at(0)
     for number in range(engines):
         session.begin(Ticket(number, prompt, 0), 0)
     room = session.room
@@ -143,34 +159,63 @@ def notice_death(actors: list[Any], engines: int = 64) -> dict[str, float]:
     return {"lost": len(lost), "first_s": first_s, "all_s": all_s, "back_s": back_s}
 
 
-def make_prompt() -> Any:
-    from .driver import RealPrompts
-
-    return RealPrompts(1).at(0)
-
-
-def measure_submitting(actors: list[Any], count: int = 512) -> dict[str, float]:
-    """Parts of a group's way: the call, and then all that Ray does until its answer is a Python object."""
+def measure_session(actors: list[Any], groups: int) -> dict[str, float]:
+    """EngineSession alone: no batch is made."""
     session = RealRollouts(actors, 64).open(Sampling(num_completions=K, max_new_tokens=TOKENS))
-    prompt = make_prompt()
+    prompt = RealPrompts(1).at(0)
     begin_s = 0.0
+    begun = missing = 0
     before = Cost.now()
-    missing = 0
-    number = 0
-    while number < count or missing:
-        while number < count and session.room:
+    while begun < groups or missing:
+        while begun < groups and session.room:
             began = time.thread_time()
-            session.begin(Ticket(number, prompt, 0), 0)
+            session.begin(Ticket(begun, prompt, 0), 0)
             begin_s += time.thread_time() - began
-            number += 1
+            begun += 1
             missing += 1
         missing -= len(session.wait().groups)
-    row = Cost.now().since(before, count * K)
-    return {"begin_us": 1e6 * begin_s / count / K, **row}
+    row = Cost.now().since(before, groups * K)
+    return {"begin_us": 1e6 * begin_s / groups / K, **row}
+
+
+def measure_ways(actors: list[Any], groups: int) -> dict[str, dict[str, float]]:
+    """What a group costs by other ways than EngineSession's, a Future for each call as there."""
+    sampling = Sampling(num_completions=K, max_new_tokens=TOKENS)
+    tickets = [Ticket(number, RealPrompts(1).at(number), 0) for number in range(SEVERAL)]
+    asked = (tickets[0], sampling, 0)
+    ways: dict[str, tuple[Callable[[Any], Any], int]] = {
+        "nothing": (lambda actor: actor.nothing.remote(), 1),
+        "no_answer": (lambda actor: actor.nothing.remote(*asked), 1),
+        "as_it_is": (lambda actor: actor.draw.remote(*asked), 1),
+        "one_argument": (lambda actor: actor.draw_one.remote(asked), 1),
+        "pickled": (lambda actor: actor.draw_pickled.remote(pickle.dumps(asked, protocol=5)), 1),
+        "several_a_call": (lambda actor: actor.draw_several.remote(tickets, sampling, 0), SEVERAL),
+    }
+    rows = {}
+    for name, (submit, per_call) in ways.items():
+        call_all(actors, submit, groups // 8)
+        before = Cost.now()
+        call_all(actors, submit, groups // per_call)
+        rows[name] = Cost.now().since(before, groups * K)
+    return rows
+
+
+def call_all(actors: list[Any], submit: Callable[[Any], Any], calls: int, at_once: int = 128) -> None:
+    """With as many under way as the session of 64 engines has."""
+    ended: SimpleQueue[Any] = SimpleQueue()
+    begun = missing = 0
+    while begun < calls or missing:
+        while begun < calls and missing < at_once:
+            submit(actors[begun % len(actors)]).future().add_done_callback(ended.put)
+            begun += 1
+            missing += 1
+        ended.get().result()
+        missing -= 1
 
 
 def measure_with_ray(quick: bool) -> dict[str, Any]:
     load = Load(prompts=64, steps=1) if quick else Load(prompts=256, steps=4)
+    groups = 64 if quick else 1024
     result: dict[str, Any] = {
         "processes": PROCESSES,
         "completions": load.completions,
@@ -179,17 +224,19 @@ def measure_with_ray(quick: bool) -> dict[str, Any]:
     }
     with start_engines() as actors:
         rows = []
-        for engines in (16, 64) if quick else (16, 64, 256, 1024):
+        for engines in (16,) if quick else (16, 64, 256, 1024):
             rows.append({"engines": engines, **measure_loop(load, RealRollouts(actors, engines), Idle())})
         result["by_engines"] = rows
-        result["drawing_alone"] = measure_submitting(actors, 64 if quick else 1024)
-        rewards = ScoredElsewhere(actors)
-        result["with_rewards"] = measure_loop(load, RealRollouts(actors, 64), rewards)
+        result["session_alone"] = measure_session(actors, groups)
+        result["ways"] = measure_ways(actors, groups)
+        if quick:
+            return result
+        result["with_rewards"] = measure_loop(load, RealRollouts(actors, 64), ScoredElsewhere(actors))
         result["profile"] = profile_loop(load, RealRollouts(actors, 64), ScoredElsewhere(actors))
         result["dead_engine"] = notice_death(actors)
     with start_engines(by_reference=True) as actors:
         result["by_reference"] = {
-            "drawing_alone": measure_submitting(actors, 64 if quick else 1024),
+            "session_alone": measure_session(actors, groups),
             "loop": measure_loop(load, RealRollouts(actors, 64), Idle()),
             "with_rewards": measure_loop(load, RealRollouts(actors, 64), ScoredElsewhere(actors)),
         }

@@ -1,4 +1,5 @@
-"""One set-up on virtual time: the real `driver.train` or `driver_ahead.train_ahead`, and what it made of its GPUs."""
+"""One set-up on virtual time: the real `driver.train` or `driver_ahead.train_ahead`, and what it made of
+its GPUs."""
 
 from __future__ import annotations
 
@@ -135,8 +136,8 @@ class WatchedWindow(Window):
 
 @contextmanager
 def watch_windows(timeline: Timeline) -> Iterator[list[float]]:
-    """Seconds that each step of a loop ahead waited, all that it needed being there but for what is too old to be
-    left."""
+    """Seconds that each step of a loop ahead waited, all that it needed being there but for what is too
+    old to be left."""
     waited_s: list[float] = []
     watched = type("Watched", (WatchedWindow,), {"timeline": timeline, "waited_s": waited_s})
     module: Any = driver_ahead
@@ -160,7 +161,8 @@ class Simulation:
         self.rollouts = SimulatedRollouts(self.timeline, self.engines, self.ledger, s.room, s.emptiest)
         self.waited_s: list[float] = []
         self.marks: list[tuple[float, float, Meter]] = []
-        """After each step: seconds, seconds that the learner's cards were busy, and the engines' meters added up."""
+        """After each step: seconds, seconds that the learner's cards were busy, and the engines' meters
+        added up."""
         self.steps: list[Step] = []
 
     def partners(self) -> Partners:
@@ -199,7 +201,7 @@ class Simulation:
             sum(meter.place_s for meter in meters),
             sum(meter.tokens for meter in meters),
         )
-        self.marks.append((self.timeline.now, self.learner.cards.busy_s, total))
+        self.marks.append((self.timeline.now, self.cards.worked_s(), total))
 
     def describe(self) -> dict[str, Any]:
         s = self.scenario
