@@ -205,15 +205,17 @@ class Cost:
 def run_loop(load: Load, rollouts: Any, idle: Idle) -> Iterator[None]:
     """One step after the other: the first, then those that are measured."""
     config = load.config()
-    partners: Any = Partners(RealPrompts(load.prompts), rollouts, idle, None, idle, idle)  # type: ignore[arg-type]
+    everybody: Any = idle
+    prompts = RealPrompts(load.prompts)
+    partners = Partners(prompts, rollouts, everybody, None, everybody, everybody)
     begun = Start(0, begin_steering(config.arms[0].objective))
-    steps = train_ahead(config, config.arms[0], partners, begun)
+    steps: Any = train_ahead(config, config.arms[0], partners, begun)
     try:
         for _ in range(1 + load.steps):
             next(steps)
             yield
     finally:
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
 
 
 def measure_loop(load: Load, rollouts: Any, idle: Idle) -> dict[str, float]:

@@ -115,8 +115,11 @@ class Engine:
             self.held.append(request)
             return
         self._catch_up()
-        self.waiting.extend((request, i) for i in range(len(request.lengths)))
+        self._queue(request)
         self._go_on()
+
+    def _queue(self, request: Request) -> None:
+        self.waiting.extend((request, i) for i in range(len(request.lengths)))
 
     def load(self, version: int, seconds: float, *, in_flight: bool, on_done: Callable[[], None]) -> None:
         """Take in weights, which takes `seconds`: between two tokens, or after all that was asked for."""
@@ -132,7 +135,8 @@ class Engine:
             self.looked_at = self.timeline.now  # nothing was drawn meanwhile
             self.is_loading = self.is_draining = False
             self.versions.append((self.progress, version))
-            self.waiting.extend((request, i) for request in self.held for i in range(len(request.lengths)))
+            for request in self.held:
+                self._queue(request)
             self.held.clear()
             self._go_on()
             on_done()

@@ -45,7 +45,7 @@ def share_cards(scenario: Scenario) -> Scenario:
     return replace(scenario, engines=GPUS, learners=GPUS, shares_cards=True, turn_s=TURN_S)
 
 
-def play(scenario: Scenario, **words: Any) -> dict[str, Any]:
+def play_row(scenario: Scenario, **words: Any) -> dict[str, Any]:
     figures = Simulation(scenario).play()
     split = {"engines": scenario.engines, "learners": scenario.learners}
     return {**split, **words, **{name: figures[name] for name in COLUMNS}}
@@ -54,14 +54,16 @@ def play(scenario: Scenario, **words: Any) -> dict[str, Any]:
 def measure_nemo(quick: bool) -> dict[str, Any]:
     splits = (4, 6) if quick else (3, 4, 5, 6, 7, 8, 10)
     parts: dict[str, list[dict[str, Any]]] = {
-        "together": [play(share_cards(make_scenario(GPUS)), shared=True)]
+        "together": [play_row(share_cards(make_scenario(GPUS)), shared=True)]
     }
     for engines in splits:
-        parts["together"].append(play(make_scenario(engines)))
+        parts["together"].append(play_row(make_scenario(engines)))
     for staleness in (1,) if quick else (1, 2, 4):
         parts[f"staleness_{staleness}"] = []
         for engines in splits:
-            parts[f"staleness_{staleness}"].append(play(replace(make_scenario(engines), staleness=staleness)))
+            parts[f"staleness_{staleness}"].append(
+                play_row(replace(make_scenario(engines), staleness=staleness))
+            )
     if not quick:
         parts["reference_apart"] = move_reference()
         parts["room"] = vary_room()
@@ -91,7 +93,9 @@ def move_reference() -> list[dict[str, Any]]:
                 make_scenario(engines), learners=GPUS - engines - references, references=references
             )
             rows.append(
-                play(replace(split, staleness=staleness), references=references, staleness_allowed=staleness)
+                play_row(
+                    replace(split, staleness=staleness), references=references, staleness_allowed=staleness
+                )
             )
     return rows
 
@@ -108,7 +112,7 @@ def vary_room() -> list[dict[str, Any]]:
                         make_scenario(engines), staleness=staleness, room=room, publishes_first=first
                     )
                     words = {"staleness_allowed": staleness, "room": room, "publishes_first": first}
-                    rows.append(play(asked, **words))
+                    rows.append(play_row(asked, **words))
     return rows
 
 
@@ -127,8 +131,8 @@ def vary_work() -> dict[str, list[dict[str, Any]]]:
             words = {"staleness_allowed": staleness}
             for name, sigma in (("narrow", 0.3), ("wide", 1.0)):
                 lengths = replace(ahead.lengths, sigma=sigma)
-                rows[name].append(play(replace(ahead, lengths=lengths), sigma=sigma, **words))
-            rows["no_reference"].append(play(replace(ahead, reference_token_s=None), **words))
+                rows[name].append(play_row(replace(ahead, lengths=lengths), sigma=sigma, **words))
+            rows["no_reference"].append(play_row(replace(ahead, reference_token_s=None), **words))
             larger = replace(ahead, prompts=4 * PROMPTS, measured=math.ceil(ahead.measured / 2))
-            rows["batch_times_4"].append(play(larger, **words))
+            rows["batch_times_4"].append(play_row(larger, **words))
     return rows

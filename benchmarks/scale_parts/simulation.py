@@ -61,11 +61,12 @@ class Lengths:
 
     def _mean_of(self, centre: float) -> float:
         cut = (math.log(self.limit) - centre) / self.sigma
-        below = math.exp(centre + self.sigma**2 / 2) * _phi(cut - self.sigma)
-        return below + self.limit * (1 - _phi(cut))
+        below = math.exp(centre + self.sigma**2 / 2) * _share_below(cut - self.sigma)
+        return below + self.limit * (1 - _share_below(cut))
 
 
-def _phi(x: float) -> float:
+def _share_below(x: float) -> float:
+    """Of a standard normal variable."""
     return (1 + math.erf(x / math.sqrt(2))) / 2
 
 

@@ -37,7 +37,7 @@ def make_base(engines: int, batch: float = 1.0, lengths: Lengths = ORDINARY) -> 
     return replace(base, prompts=prompts, update_token_s=1 / base.speed.tokens_per_s)
 
 
-def play(scenario: Scenario, **words: Any) -> dict[str, Any]:
+def play_row(scenario: Scenario, **words: Any) -> dict[str, Any]:
     """A row: `words`, what was asked, and what came of it."""
     asked = {"staleness_allowed": scenario.staleness, "in_flight": scenario.in_flight}
     row = {**words, **asked, **Simulation(scenario).play()}
@@ -46,10 +46,10 @@ def play(scenario: Scenario, **words: Any) -> dict[str, Any]:
 
 
 def play_by_staleness(base: Scenario) -> list[dict[str, Any]]:
-    rows = [play(base)]
+    rows = [play_row(base)]
     for staleness in (1, 2, 4):
         for in_flight in (True, False):
-            rows.append(play(replace(base, staleness=staleness, in_flight=in_flight)))
+            rows.append(play_row(replace(base, staleness=staleness, in_flight=in_flight)))
     return rows
 
 
@@ -64,7 +64,7 @@ def vary_room(base: Scenario, staleness: Iterable[int]) -> list[dict[str, Any]]:
     rows = []
     for each in staleness:
         for room in ROOMS:
-            rows.append(play(replace(base, staleness=each, room=room), room=room))
+            rows.append(play_row(replace(base, staleness=each, room=room), room=room))
     return rows
 
 
@@ -73,7 +73,7 @@ def vary_order(base: Scenario) -> list[dict[str, Any]]:
     for staleness in (1, 2):
         for room in (1.25, 2.0):
             asked = replace(base, staleness=staleness, room=room, emptiest=True)
-            rows.append(play(asked, room=room, emptiest=True))
+            rows.append(play_row(asked, room=room, emptiest=True))
     return rows
 
 
@@ -90,14 +90,16 @@ def measure_use(quick: bool) -> dict[str, Any]:
         for batch in (0.5, 2.0, 4.0):
             for staleness in (1, 2):
                 asked = replace(make_base(16, batch), staleness=staleness)
-                parts["batch"].append(play(asked, batch=batch, engines=16))
+                parts["batch"].append(play_row(asked, batch=batch, engines=16))
         parts["heavy"] = []
         for staleness in (0, 1, 2, 4):
-            parts["heavy"].append(play(replace(make_base(engines, lengths=HEAVY), staleness=staleness)))
+            parts["heavy"].append(play_row(replace(make_base(engines, lengths=HEAVY), staleness=staleness)))
         parts["engines"] = []
         for count in (16, 256):
             for staleness in (1, 2):
-                parts["engines"].append(play(replace(make_base(count), staleness=staleness), engines=count))
+                parts["engines"].append(
+                    play_row(replace(make_base(count), staleness=staleness), engines=count)
+                )
     return {
         "simulated": True,
         "engines": engines,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from itertools import chain
 from queue import Empty
 
 import pytest
@@ -156,7 +157,7 @@ def test_the_loops_train_on_each_completion_once_and_the_clock_adds_up(
     played = Simulation(replace(SMALL, staleness=staleness, in_flight=in_flight))
     figures = played.play()
     real = clock.time.perf_counter()
-    numbers = sorted(number for step in played.learner.trained for number in step.numbers)
+    numbers = sorted(chain.from_iterable(step.numbers for step in played.learner.trained))
     assert len(numbers) == len(set(numbers)) == 5 * 8 * 2
     drawn = played.ledger.lengths.reshape(-1)[numbers].sum()
     assert sum(step.tokens for step in played.learner.trained) == drawn
