@@ -36,8 +36,8 @@ def make_scenario(engines: int, sigma: float = 0.6) -> Scenario:
         update_token_s=1 / UPDATE,
         speed=Speed().at_rate(GENERATION),
         reference_token_s=1 / SCORING,
-        warm_up=3,
-        measured=5,
+        warm_up=6,
+        measured=12,
     )
 
 

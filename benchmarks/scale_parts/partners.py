@@ -94,7 +94,7 @@ class RewardsLater:
         self.timeline, self.seconds = timeline, seconds
 
     def score(self, group: Group) -> Pending[tuple[Reward, ...]]:
-        values = (float(c.token_ids[0] * 7919 % 101) / 100 for c in group.completions)
+        values = (int(c.token_ids[0]) * 7919 % 101 / 100 for c in group.completions)
         rewards = tuple(Reward(value, {"only": value}) for value in values)
         return Later(self.timeline, self.timeline.now + self.seconds, rewards)
 

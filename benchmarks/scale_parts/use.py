@@ -77,6 +77,16 @@ def vary_order(base: Scenario) -> list[dict[str, Any]]:
     return rows
 
 
+def settle(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
+    """Some rows again over more steps, after more: what the first ones left has worn off."""
+    rows = []
+    for name, scenario in (("equal", equal), ("matched", base)):
+        for staleness in (1, 2):
+            longer = replace(scenario, staleness=staleness, warm_up=8, measured=10)
+            rows.append(play_row(longer, update=name))
+    return rows
+
+
 def measure_use(quick: bool) -> dict[str, Any]:
     engines = 8 if quick else 64
     base = make_base(engines)
@@ -86,6 +96,7 @@ def measure_use(quick: bool) -> dict[str, Any]:
         parts["room"] = vary_room(base, (1, 2, 4))
         parts["room_drained"] = vary_room(replace(base, in_flight=False), (1,))
         parts["emptiest"] = vary_order(base)
+        parts["settled"] = settle(base, equal)
         parts["batch"] = []
         for batch in (0.5, 2.0, 4.0):
             for staleness in (1, 2):
