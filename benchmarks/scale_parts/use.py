@@ -68,12 +68,13 @@ def vary_room(base: Scenario, staleness: Iterable[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def vary_order(base: Scenario) -> list[dict[str, Any]]:
-    rows = []
+def vary_order(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
+    ahead = replace(equal, staleness=1, emptiest=True)
+    rows = [play_row(ahead, update="equal", room=2.0, emptiest=True)]
     for staleness in (1, 2):
         for room in (1.25, 2.0):
             asked = replace(base, staleness=staleness, room=room, emptiest=True)
-            rows.append(play_row(asked, room=room, emptiest=True))
+            rows.append(play_row(asked, update="matched", room=room, emptiest=True))
     return rows
 
 
@@ -95,7 +96,7 @@ def measure_use(quick: bool) -> dict[str, Any]:
     if not quick:
         parts["room"] = vary_room(base, (1, 2, 4))
         parts["room_drained"] = vary_room(replace(base, in_flight=False), (1,))
-        parts["emptiest"] = vary_order(base)
+        parts["emptiest"] = vary_order(base, equal)
         parts["settled"] = settle(base, equal)
         parts["batch"] = []
         for batch in (0.5, 2.0, 4.0):
