@@ -106,10 +106,10 @@ def measure_use(quick: bool) -> dict[str, Any]:
         parts["heavy"] = []
         for staleness in (0, 1, 2, 4):
             parts["heavy"].append(play_row(replace(make_base(engines, lengths=HEAVY), staleness=staleness)))
-        parts["engines"] = []
+        parts["by_engines"] = []
         for count in (16, 256):
             for staleness in (1, 2):
-                parts["engines"].append(
+                parts["by_engines"].append(
                     play_row(replace(make_base(count), staleness=staleness), engines=count)
                 )
     return {
