@@ -41,14 +41,14 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 }
 
 
-def shorten(value: Any) -> Any:
+def shorten_figures(value: Any) -> Any:
     """The same with four digits of each number."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, list):
-        return [shorten(each) for each in value]
+        return [shorten_figures(each) for each in value]
     if isinstance(value, dict):
-        return {name: shorten(each) for name, each in value.items()}
+        return {name: shorten_figures(each) for name, each in value.items()}
     return value
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         figures = json.loads(asked.out.read_text())
     for part in asked.parts.split(","):
         began = time.perf_counter()
-        figures[part] = shorten(PARTS[part](asked.quick))
+        figures[part] = shorten_figures(PARTS[part](asked.quick))
         print(f" {part}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         if asked.out:
             asked.out.write_text(json.dumps(figures, indent=1) + "\n")

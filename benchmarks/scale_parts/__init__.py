@@ -1,5 +1,5 @@
 """The parts of `benchmarks/scale.py`.
 
-`timeline`, `engines`, `partners` and `simulation` run the real loops on virtual time, `use` and `nemo` ask
-them their questions; `driver` and `ray_engines` measure the driver's own process on the real clock.
+`timeline`, `engines`, `partners`, `rollouts` and `simulation` run the real loops on virtual time, `use` and
+`nemo` ask them their questions; `driver` and `ray_engines` measure the driver's process on the real clock.
 """

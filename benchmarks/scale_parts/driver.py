@@ -25,7 +25,8 @@ from frpo.steering import begin_steering
 from frpo.types import Completion, Floats, Group, Prompt, Reward, RolloutBatch, Sampling, Sequences, Ticket
 
 from .engines import Speed
-from .partners import UPDATE, Drawing
+from .partners import UPDATE
+from .rollouts import Drawing
 from .simulation import Lengths, Scenario, make_config
 
 K = 8

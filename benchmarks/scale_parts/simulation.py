@@ -28,9 +28,8 @@ from .partners import (
     Ledger,
     RewardsLater,
     SamePrompts,
-    SimulatedPublisher,
-    SimulatedRollouts,
 )
+from .rollouts import SimulatedPublisher, SimulatedRollouts
 from .timeline import Timeline, keep_time
 
 

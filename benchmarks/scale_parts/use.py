@@ -78,7 +78,7 @@ def vary_order(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
     return rows
 
 
-def settle(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
+def play_longer(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
     """Some rows again over more steps, after more: what the first ones left has worn off."""
     rows = []
     for name, scenario in (("equal", equal), ("matched", base)):
@@ -97,7 +97,7 @@ def measure_use(quick: bool) -> dict[str, Any]:
         parts["room"] = vary_room(base, (1, 2, 4))
         parts["room_drained"] = vary_room(replace(base, in_flight=False), (1,))
         parts["emptiest"] = vary_order(base, equal)
-        parts["settled"] = settle(base, equal)
+        parts["settled"] = play_longer(base, equal)
         parts["batch"] = []
         for batch in (0.5, 2.0, 4.0):
             for staleness in (1, 2):

@@ -11,7 +11,8 @@ from queue import Empty
 import pytest
 
 from benchmarks.scale_parts.engines import Engine, Meter, Request, Span, Speed
-from benchmarks.scale_parts.partners import Cards, EmptiestFirst
+from benchmarks.scale_parts.partners import Cards
+from benchmarks.scale_parts.rollouts import EmptiestFirst
 from benchmarks.scale_parts.simulation import Lengths, Scenario, Simulation
 from benchmarks.scale_parts.timeline import Later, Mailbox, Timeline
 from frpo import clock
