@@ -56,7 +56,8 @@ class Drawing:
         self.told(self)
 
     def result(self) -> Group:
-        return self.value
+        group: Group = self.value
+        return group
 
 
 class SimulatedRollouts:

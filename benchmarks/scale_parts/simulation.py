@@ -45,7 +45,8 @@ class Lengths:
         """[prompts, k]"""
         normal = np.random.default_rng(seed).normal(size=(prompts, k))
         values = np.exp(self._centre() + self.sigma * normal)
-        return np.clip(np.rint(values), 1, self.limit).astype(np.int64)
+        lengths: NDArray[np.int64] = np.clip(np.rint(values), 1, self.limit).astype(np.int64)
+        return lengths
 
     def _centre(self) -> float:
         """mu of E[min(X, limit)] = mean, by bisection."""
