@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from actors._calls import (
     tell_death,
     wait_until_back,
 )
+from actors._slots import Slots
 from frpo.roles import Running, WorkerFailed
 from frpo.types import Arrival, Arrivals, Group, Ticket
 
@@ -78,11 +78,7 @@ class EngineSession:
 
     def __init__(self, engines: Engines) -> None:
         self.engines, self.actors = engines, engines.actors
-        workers = range(len(self.actors))
-        self.slots: deque[int] = deque()
-        """Workers, each as often as it has room; who has been free for longest comes first."""
-        for _ in range(engines.room):
-            self.slots.extend(workers)
+        self.slots = Slots(len(self.actors), engines.room)
         self.drawing: dict[int, int] = {}
         """Worker by number of the ticket."""
         self.away: set[int] = set()
@@ -100,7 +96,7 @@ class EngineSession:
         return len(self.slots)
 
     def begin(self, ticket: Ticket, policy_version: int) -> None:
-        worker = self.slots.popleft()
+        worker = self.slots.take()
         self.drawing[ticket.number] = worker
         answer: Any = self.engines.draw(worker, ticket, policy_version).future()  # type: ignore[attr-defined]
         began = time.perf_counter()
@@ -161,8 +157,7 @@ class EngineSession:
                 raise failure_of(name, "draw", error) from None
             self._send_away(worker)
             return None
-        if worker not in self.away:
-            self.slots.append(worker)
+        self.slots.give_back(worker)
         return group
 
     def _send_away(self, worker: int) -> None:
@@ -171,7 +166,7 @@ class EngineSession:
             return
         self.away.add(worker)
         logger.warning("%s was killed; its prompts are drawn again", self.actors.name(worker))
-        self.slots = deque(slot for slot in self.slots if slot != worker)
+        self.slots.remove(worker)
 
         def wait() -> None:
             error = None
@@ -195,7 +190,7 @@ class EngineSession:
 
     def _admit(self, worker: int) -> None:
         self.away.discard(worker)
-        self.slots.extend([worker] * self.engines.room)
+        self.slots.add(worker)
 
     def close(self) -> None:
         if self.drawing:

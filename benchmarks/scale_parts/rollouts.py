@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -62,9 +60,7 @@ class Drawing:
 
 class SimulatedRollouts:
     """Engines behind the real `RolloutPool.open` and `EngineSession`; `generate` deals prompts out as the
-    pool's own. `room` times max_num_seqs is what an engine has in hand; None: what the pool gives it.
-    `emptiest`: who has the least in hand gets the next, where the session gives it to who has been free
-    for longest."""
+    pool's own. `room` times max_num_seqs is what an engine has in hand; None: what the pool gives it."""
 
     def __init__(
         self,
@@ -72,10 +68,9 @@ class SimulatedRollouts:
         engines: Sequence[Engine],
         ledger: Ledger,
         room: float | None,
-        emptiest: bool,
     ) -> None:
         self.timeline, self.engines, self.ledger = timeline, engines, ledger
-        self.room, self.emptiest = room, emptiest
+        self.room = room
         handles: Any = [EngineHandle(engine, ledger) for engine in engines]
         slots = engines[0].speed.slots
         self.pool = RolloutPool(handles, timeout_s=1e9, restarts=0, tensor_parallel=1, max_num_seqs=slots)
@@ -88,8 +83,6 @@ class SimulatedRollouts:
             slots = self.engines[0].speed.slots
             engines = replace(engines, room=math.ceil(self.room * slots / sampling.num_completions))
         session = EngineSession(engines)
-        if self.emptiest:
-            session.slots = EmptiestFirst(session.slots)  # type: ignore[assignment]
         session.events = Mailbox(self.timeline)  # type: ignore[assignment]
         return session
 
@@ -150,30 +143,3 @@ class SimulatedPublisher:
             engine.load(policy_version, self.load_s, in_flight=self.in_flight, on_done=count_down)
         timeline.run_until(lambda: bool(is_last))
         return 0
-
-
-class EmptiestFirst:
-    """In the place of EngineSession's `slots`: gives the worker that has the most of them left, the first
-    among equals."""
-
-    def __init__(self, slots: deque[int]) -> None:
-        self.free = Counter(slots)
-        self.heap = [(-free, worker) for worker, free in self.free.items()]
-        heapq.heapify(self.heap)
-
-    def __len__(self) -> int:
-        return self.free.total()
-
-    def popleft(self) -> int:
-        while True:
-            free, worker = heapq.heappop(self.heap)
-            if -free == self.free[worker] > 0:
-                self._change(worker, -1)
-                return worker
-
-    def append(self, worker: int) -> None:
-        self._change(worker, 1)
-
-    def _change(self, worker: int, by: int) -> None:
-        self.free[worker] += by
-        heapq.heappush(self.heap, (-self.free[worker], worker))

@@ -87,7 +87,6 @@ class Scenario:
     in_flight: bool = True
     room: float | None = None
     """Times max_num_seqs that an engine has in hand; None: RolloutPool's own rule, 2."""
-    emptiest: bool = False
     """The engine with the least in hand gets the next prompt: not what EngineSession does."""
     reward_s: float = 1.0
     reference_token_s: float | None = None
@@ -159,7 +158,7 @@ class Simulation:
         self.engines = [Engine(self.timeline, s.speed) for _ in range(s.engines)]
         self.cards = Cards(self.timeline)
         self.learner = CardLearner(self.cards, self.ledger, s.update_token_s / s.learners)
-        self.rollouts = SimulatedRollouts(self.timeline, self.engines, self.ledger, s.room, s.emptiest)
+        self.rollouts = SimulatedRollouts(self.timeline, self.engines, self.ledger, s.room)
         self.waited_s: list[float] = []
         self.marks: list[tuple[float, float, Meter]] = []
         """After each step: seconds, seconds that the learner's cards were busy, and the engines' meters

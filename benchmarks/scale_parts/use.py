@@ -26,7 +26,6 @@ MEANING = {
     "equal": "an update takes as long as the engines take at staleness 0, tail and all",
     "batch": "completions of a step as a multiple of all places of all engines",
     "room": "completions that an engine has in hand, as a multiple of max_num_seqs; RolloutPool.open gives 2",
-    "emptiest": "the engine with the least in hand gets the next prompt (a variation, not the code)",
 }
 
 
@@ -68,16 +67,6 @@ def vary_room(base: Scenario, staleness: Iterable[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def vary_order(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
-    ahead = replace(equal, staleness=1, emptiest=True)
-    rows = [play_row(ahead, update="equal", room=2.0, emptiest=True)]
-    for staleness in (1, 2):
-        for room in (1.25, 2.0):
-            asked = replace(base, staleness=staleness, room=room, emptiest=True)
-            rows.append(play_row(asked, update="matched", room=room, emptiest=True))
-    return rows
-
-
 def play_longer(base: Scenario, equal: Scenario) -> list[dict[str, Any]]:
     """Some rows again over more steps, after more: what the first ones left has worn off."""
     rows = []
@@ -96,7 +85,6 @@ def measure_use(quick: bool) -> dict[str, Any]:
     if not quick:
         parts["room"] = vary_room(base, (1, 2, 4))
         parts["room_drained"] = vary_room(replace(base, in_flight=False), (1,))
-        parts["emptiest"] = vary_order(base, equal)
         parts["settled"] = play_longer(base, equal)
         parts["batch"] = []
         for batch in (0.5, 2.0, 4.0):

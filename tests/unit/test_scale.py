@@ -3,7 +3,6 @@ and that nothing is lost or drawn twice."""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from itertools import chain
 from queue import Empty
@@ -12,7 +11,6 @@ import pytest
 
 from benchmarks.scale_parts.engines import Engine, Meter, Request, Span, Speed
 from benchmarks.scale_parts.partners import Cards
-from benchmarks.scale_parts.rollouts import EmptiestFirst
 from benchmarks.scale_parts.simulation import Lengths, Scenario, Simulation
 from benchmarks.scale_parts.timeline import Later, Mailbox, Timeline
 from frpo import clock
@@ -120,15 +118,6 @@ def test_cards_do_one_piece_of_work_after_the_other() -> None:
     assert cards.worked_s() == 4.0
     assert cards.slip_in(1.0) == 5.0
     assert cards.take(1.0) == 7.0
-
-
-def test_the_emptiest_engine_is_next_and_the_first_among_equals() -> None:
-    slots = EmptiestFirst(deque([0, 1, 0, 1]))
-    assert [slots.popleft() for _ in range(3)] == [0, 1, 0]
-    slots.append(0)
-    slots.append(0)
-    assert len(slots) == 3
-    assert [slots.popleft() for _ in range(3)] == [0, 0, 1]
 
 
 def test_lengths_have_the_mean_that_is_asked_for_after_the_cut() -> None:
