@@ -30,7 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from frpo.advice import Adviser
-from frpo.config import Config
+from frpo.config import Config, ConfigError
 from frpo.disk import write_text
 from frpo.records import Evaluation, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
@@ -43,9 +43,15 @@ PLAIN_EVERY_S = 5.0
 
 
 def read_steps(folder: Path, stage: str) -> list[StepMetrics]:
-    """The steps of an rlhf stage, in order."""
+    """The steps of an rlhf stage, in order. Raises ConfigError for rows that another version wrote."""
     rows = [row for row in read_rows(folder) if row["kind"] == "step" and row["stage"] == stage]
-    return [step_of(row) for row in rows]
+    try:
+        return [step_of(row) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder / METRICS}: another version of frpo wrote its rows ({type(error).__name__}: {error}); "
+            "give another --run-dir, or read it with that version"
+        ) from None
 
 
 def step_of(row: Mapping[str, Any]) -> StepMetrics:

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from frpo.advice import advise
-from frpo.config import Config
+from frpo.config import Config, ConfigError
 from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
+from frpo.rows import append_rows
 from frpo.types import BatchStats, FinetuneStats, Phases, Times, UpdateStats
 from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
@@ -259,3 +260,15 @@ def test_samples_of_steps_that_are_done_again_appear_once(tmp_path: Path, cfg: C
         log.begin("rlhf/arm", 10, start=4)
     assert list(read_rows(tmp_path, SAMPLES)) == rows[:2]
     assert "é" in (tmp_path / SAMPLES).read_text()
+
+
+@pytest.mark.parametrize("lacking", ["times", "batch"])
+def test_rows_of_another_version_are_refused_by_their_file(tmp_path: Path, lacking: str) -> None:
+    row = {"kind": "step", "stage": "rlhf/arm", **asdict(metrics(3))}
+    append_rows(tmp_path, "metrics.jsonl", [row])
+    assert read_steps(tmp_path, "rlhf/arm") == [metrics(3)]
+    del row[lacking]
+    append_rows(tmp_path, "metrics.jsonl", [row])
+    message = rf"metrics.jsonl: another version .*KeyError: '{lacking}'.* --run-dir"
+    with pytest.raises(ConfigError, match=message):
+        read_steps(tmp_path, "rlhf/arm")
