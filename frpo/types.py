@@ -353,7 +353,7 @@ class Times:
     publish_at: float
     drawn: tuple[tuple[float, float], ...]
     """(from, to), in order: while at least one of the groups that it trains on was being drawn. The first was
-    begun at drawn[0][0], the last was there at drawn[-1][1]. All before `generate_at` where the loop was
+    begun at `drawn[0][0]`, the last was there at `drawn[-1][1]`. All before `generate_at` where the loop was
     far enough ahead; 0 for what was drawn before the loop began."""
     groups_ahead: int
     """Groups of these that were there when the step began."""

@@ -44,7 +44,7 @@ def wrong(ranks: Actors[LearnerWorker], rollouts: Actors[RolloutWorker], sequenc
     ranks.call_all(LearnerWorker.update, put_once(sequences))  # E: expected "RolloutBatch"
     ranks.call(0, LearnerWorker.export, "there", merge=True)  # E: Unexpected keyword
     batch: RolloutBatch = ranks.call(0, LearnerWorker.logprobs, sequences).result()  # E: variable
-    rollouts.stream(0, RolloutWorker.logprobs, sequences)  # E: Sequences], Iterator[
+    rollouts.stream(0, RolloutWorker.logprobs, sequences)  # E: Sequences], AsyncIterator[
     LearnerPool([RolloutWorker], timeout_s=1)  # E: List item 0 has incompatible type "type[RolloutWorker]"
 """
 
