@@ -145,15 +145,12 @@ class Sampler:
         self.running.add(name)
         return name
 
-    def step(self) -> list[str]:
-        """One step of the engine with all that runs. The names of requests that it finished."""
-        done = [request for request in self.llm.llm_engine.step() if request.finished]
-        names = []
-        for request in done:
-            self.running.discard(request.request_id)
-            self.finished[request.request_id] = request
-            names.append(request.request_id)
-        return names
+    def step(self) -> None:
+        """One step of the engine with all that runs."""
+        for request in self.llm.llm_engine.step():
+            if request.finished:
+                self.running.discard(request.request_id)
+                self.finished[request.request_id] = request
 
     def abort(self) -> None:
         """All that runs."""

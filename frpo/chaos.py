@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Literal
 
 import ray
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from frpo import cluster
 from frpo.config import Config, LearnerConfig
 from frpo.disk import sha256_of_folder, write_text
 from frpo.outline import list_stages
+from frpo.records import Record
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 
@@ -47,10 +47,8 @@ NOTICED = re.compile(r"was killed|died during|did not answer")
 """What a run says of a death, in run.log."""
 
 
-class Kill(BaseModel):
+class Kill(Record):
     """One kill and what came of it."""
-
-    model_config = ConfigDict(frozen=True)
 
     role: str
     """driver, or rollout, learner, ..."""
@@ -65,10 +63,8 @@ class Kill(BaseModel):
     includes all that a start takes. (An evaluation is a pause too.)"""
 
 
-class Round(BaseModel):
+class Round(Record):
     """One run, from its start to its end."""
-
-    model_config = ConfigDict(frozen=True)
 
     folder: str
     kills: int
@@ -78,10 +74,8 @@ class Round(BaseModel):
     """Whether every step of every stage stands in metrics.jsonl, once and in order."""
 
 
-class Chaos(BaseModel):
+class Chaos(Record):
     """chaos.json"""
-
-    model_config = ConfigDict(frozen=True)
 
     recipe: str
     seed: int
