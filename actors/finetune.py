@@ -14,7 +14,8 @@ from ray.actor import ActorHandle
 from actors._calls import put_once
 from actors._train import TrainPool, TrainWorker
 from frpo.config import FinetuneConfig, ModelConfig
-from frpo.types import FinetuneStats, Sequences
+from frpo.stats import FinetuneStats
+from frpo.types import Sequences
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,8 @@ from actors._gather import Dealt, Gathered
 from actors._train import OfRank0, TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.roles import Pending, Running
-from frpo.types import Floats, Group, RolloutBatch, UpdateStats
+from frpo.stats import UpdateStats
+from frpo.types import Floats, Group, RolloutBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ class LearnerWorker(TrainWorker):
         counted on the way."""
         import torch
 
-        from frpo.objective import Denominators, TokenTerms, policy_loss
+        from frpo.objective import Denominators, TokenTerms, Weights, policy_loss
         from frpo.packing import pack_lengths, pad_packs, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
@@ -117,7 +118,7 @@ class LearnerWorker(TrainWorker):
             num_tokens=int((sequences.lengths - sequences.prompt_lengths)[part].sum()),
             max_tokens=self.rollout.max_new_tokens,
         )
-        surrogate = make_surrogate(o, batch.beta)
+        surrogate = make_surrogate(o)
 
         def loss(packs: list[Pack]) -> tuple[Tensor, Sums]:
             now = engine.forward(pad_packs(sequences, packs, engine.device), self.rollout.temperature)
@@ -131,10 +132,12 @@ class LearnerWorker(TrainWorker):
             before = old if several else own
             behaviour = values(batch.behaviour)
             reference = None if batch.reference is None else values(batch.reference)
-            compared = reference if o.penalty == "k3" else None
+            advantages, betas = (
+                torch.from_numpy(of[rows]).to(engine.device) for of in (batch.advantages, batch.betas)
+            )
             terms = policy_loss(
-                TokenTerms(now.logprobs, before, behaviour, compared, now.mask),
-                torch.from_numpy(batch.advantages[rows]).to(engine.device),
+                TokenTerms(now.logprobs, before, behaviour, reference, now.mask),
+                Weights(advantages, betas),
                 surrogate,
                 denominators,
             )
@@ -162,17 +165,17 @@ class LearnerWorker(TrainWorker):
         return loss
 
 
-def make_surrogate(objective: ObjectiveConfig, beta: float) -> Surrogate:
+def make_surrogate(objective: ObjectiveConfig) -> Surrogate:
     from frpo.objective import Surrogate
 
     return Surrogate(
-        beta=beta,
         ratio=objective.ratio,
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
         importance=objective.importance,
         importance_cap=objective.importance_cap,
         aggregation=objective.aggregation,
+        penalty=objective.penalty,
     )
 
 

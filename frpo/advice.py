@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from frpo.types import StepMetrics
+from frpo.stats import StepMetrics
 
 PATIENCE = 3
 """Steps in a row without a reward that tells completions apart."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,11 @@ from numpy.typing import NDArray
 
 from frpo.config import ObjectiveConfig
 from frpo.estimators import make_estimator
-from frpo.objective import Groups, measure_tilt, non_monotone_share, reverse_penalty
+from frpo.objective import Groups, measure_tilt, non_monotone_share
+from frpo.penalties import Doubles, Mask, Penalty
+from frpo.stats import BatchStats
 from frpo.steering import begin_steering, lam_for
-from frpo.types import (
-    BatchStats,
-    Completion,
-    Floats,
-    Group,
-    Ints,
-    RolloutBatch,
-    ScoredGroup,
-    Sequences,
-    Steering,
-)
-
-Doubles = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from frpo.types import Completion, Floats, Group, Ints, RolloutBatch, ScoredGroup, Sequences, Steering
 
 
 def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Sequences:
@@ -62,23 +52,6 @@ def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) 
     return rewards, mask
 
 
-def log_ratios(scored: Sequence[ScoredGroup]) -> Doubles | None:
-    """D `[G, k]` of each completion; None where the policy's log-probs or the reference's were not asked
-    for."""
-    rows = []
-    for item in scored:
-        if item.policy is None or item.reference is None:
-            return None
-        rows.append(log_ratios_of(item.policy, item.reference))
-    return np.array(rows)
-
-
-def log_ratios_of(policy: Sequence[Floats], reference: Sequence[Floats]) -> list[float]:
-    """Of each completion: sum over its tokens of log policy - log reference, nats."""
-    pairs = zip(policy, reference, strict=True)
-    return [float((own.astype(np.float64) - other).sum()) for own, other in pairs]
-
-
 def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
     """Neighbours that are scored together, up to `budget_tokens` or one group: the same whoever scores them,
     so that a policy's log-probs differ from themselves by nothing, in bfloat16 too."""
@@ -92,15 +65,6 @@ def blocks_of(groups: Sequence[Group], budget_tokens: int) -> list[list[Group]]:
         blocks[-1].append(group)
         room -= size
     return blocks
-
-
-def penalties(mask: Mask, divergence: Doubles | None, objective: ObjectiveConfig, beta: float) -> Doubles:
-    """What the reverse penalty adds to each advantage `[G, k]`; 0 where there is none."""
-    if divergence is None or objective.penalty != "reverse" or beta == 0:
-        return np.zeros(mask.shape)
-    ratios = Groups.of(torch.from_numpy(divergence), torch.from_numpy(mask))
-    result: Doubles = reverse_penalty(ratios, beta).numpy()
-    return result
 
 
 def make_batch(
@@ -117,13 +81,13 @@ def make_batch(
     groups = Groups.of(torch.from_numpy(rewards), torch.from_numpy(has_reward))
     lam = lam_for(groups, objective.estimator, steering)
     own: Doubles = make_estimator(objective.estimator, lam).advantages(groups).numpy()
-    values = own + penalties(has_reward, log_ratios(scored), objective, steering.beta)
     trains = has_reward & (has_reward.sum(axis=1, keepdims=True) >= 2)
-    weighed = Weighed(scored, groups, trains, own, values, version)
-    return _assemble(weighed, steering.beta), describe_batch(weighed, lam, steering.beta)
+    penalty = Penalty(objective, scored, rewards, trains, steering.beta)
+    weighed = Weighed(groups, own, penalty, version)
+    return _assemble(weighed), describe_batch(weighed, lam)
 
 
-def _assemble(batch: Weighed, beta: float) -> RolloutBatch:
+def _assemble(batch: Weighed) -> RolloutBatch:
     """The completions that train, group by group."""
     scored, trains = batch.scored, batch.trains
     kept = [(scored[g], int(j)) for g, j in zip(*np.nonzero(trains), strict=True)]
@@ -133,11 +97,11 @@ def _assemble(batch: Weighed, beta: float) -> RolloutBatch:
     return RolloutBatch(
         sequences=flatten(pairs),
         advantages=batch.values[trains].astype(np.float32),
+        betas=batch.penalty.per_token[trains],
         behaviour=_concatenate([item.group.completions[j].logprobs for item, j in kept]),
         old=_concatenate(policies) if scored[0].policy is not None else None,
         reference=_concatenate(references) if scored[0].reference is not None else None,
         fresh=np.array([item.group.policy_version == batch.version for item, _ in kept], dtype=bool),
-        beta=beta,
     )
 
 
@@ -155,19 +119,29 @@ def _concatenate(arrays: list[Floats]) -> Floats:
 class Weighed:
     """The groups of a step with what training makes of them, all `[G, k]`."""
 
-    scored: Sequence[ScoredGroup]
     groups: Groups
     """Their rewards."""
-    trains: Mask
     own: Doubles
     """The estimator's advantages."""
-    values: Doubles
-    """The same with the penalty."""
+    penalty: Penalty
     version: int
     """Of the policy that is updated."""
 
+    @property
+    def scored(self) -> Sequence[ScoredGroup]:
+        return self.penalty.scored
 
-def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats:
+    @property
+    def trains(self) -> Mask:
+        return self.penalty.trains
+
+    @cached_property
+    def values(self) -> Doubles:
+        """Advantages with the penalty."""
+        return self.own + self.penalty.of_advantages
+
+
+def describe_batch(batch: Weighed, lam: float | None) -> BatchStats:
     scored, trains = batch.scored, batch.trains
     completions = list(itertools.chain.from_iterable(item.group.completions for item in scored))
     rewards = list(itertools.chain.from_iterable(item.rewards for item in scored))
@@ -186,7 +160,8 @@ def describe_batch(batch: Weighed, lam: float | None, beta: float) -> BatchStats
         equal_groups=_mean_or(1.0, spreads < 1e-9),
         advantage_std=float(batch.values[trains].std()) if trains.any() else 0.0,
         non_monotone=non_monotone_share(batch.groups, torch.from_numpy(batch.own)),
-        beta=beta,
+        beta=batch.penalty.beta,
+        gate=batch.penalty.describe_gate(),
         lam=lam,
         radius=radius,
         effective_samples=effective,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from frpo.types import Arrival, Phases, Times
+from frpo.stats import Phases, Times
+from frpo.types import Arrival
 
 Phase = Literal["generate", "score", "update", "publish"]
 Span = tuple[float, float]

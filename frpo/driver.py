@@ -21,6 +21,7 @@ from frpo.clock import Clock
 from frpo.config import ArmConfig, Config
 from frpo.roles import Learner, Pending, Publisher, Reference, Rewards, Rollouts
 from frpo.seeds import derive
+from frpo.stats import BatchStats, StepMetrics, UpdateStats
 from frpo.stops import (
     stop_if_batch_is_broken,
     stop_if_engines_differ,
@@ -29,7 +30,6 @@ from frpo.stops import (
 )
 from frpo.types import (
     Arrival,
-    BatchStats,
     Flight,
     Floats,
     Group,
@@ -40,8 +40,6 @@ from frpo.types import (
     ScoredGroup,
     Sequences,
     Steering,
-    StepMetrics,
-    UpdateStats,
 )
 
 
@@ -202,9 +200,9 @@ def count_waiting(asked: Sequence[Asked]) -> tuple[int, int]:
 
 
 def scores_policy(arm: ArmConfig) -> bool:
-    """Whether the learner's log-probs are wanted before the update: for the penalty in the advantages, or as
-    the old ones of several updates. Else the update itself tells the KL."""
-    return arm.objective.reverse or arm.learner.updates_per_batch > 1
+    """Whether the learner's log-probs are wanted before the update: for the penalty, or as the old ones of
+    several updates. Else the update itself tells the KL."""
+    return arm.objective.wants_divergence or arm.learner.updates_per_batch > 1
 
 
 def sampling_of(config: Config) -> Sampling:

@@ -15,8 +15,9 @@ from frpo.config import ArmConfig, Config
 from frpo.driver import Partners, Start, Step
 from frpo.roles import Running
 from frpo.seeds import derive
+from frpo.stats import StepMetrics
 from frpo.stops import stop_if_update_is_broken
-from frpo.types import Arrival, StepMetrics, Ticket
+from frpo.types import Arrival, Ticket
 from frpo.window import Window
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from frpo.batching import log_ratios_of, means_of, reasons_of
+from frpo.batching import means_of, reasons_of
 from frpo.certificate import curve_of, tilt_to
 from frpo.config import CertifyConfig, Config, ConfigError, ObjectiveConfig
+from frpo.penalties import log_ratios_of
 from frpo.records import Certificate, Estimate, Evaluation, Sample, TaskReward
 from frpo.roles import Pending, PolicyScorer, Rewards, Rollouts, Trainer
 from frpo.seeds import derive

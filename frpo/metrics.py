@@ -34,7 +34,7 @@ from frpo.config import Config, ConfigError
 from frpo.disk import write_text
 from frpo.records import Evaluation, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
-from frpo.types import BatchStats, FinetuneStats, Phases, StepMetrics, Times, UpdateStats
+from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, StepMetrics, Times, UpdateStats
 
 WANDB_ID = "wandb.id"
 """Holds the id under which W&B knows the run, so that a resumed one goes on there."""
@@ -58,10 +58,11 @@ def step_of(row: Mapping[str, Any]) -> StepMetrics:
     """A row as JSON has it; null in place of what was no number."""
     errors = tuple(row["batch"]["errors"])
     drawn = tuple((began, ended) for began, ended in row["times"]["drawn"])
+    gate = row["batch"]["gate"]
     return StepMetrics(
         step=row["step"],
         policy_version=row["policy_version"],
-        batch=BatchStats(**{**row["batch"], "errors": errors}),
+        batch=BatchStats(**{**row["batch"], "errors": errors, "gate": GateStats(**gate) if gate else None}),
         update=UpdateStats(**row["update"]),
         phases=Phases(**row["phases"]),
         times=Times(**{**row["times"], "drawn": drawn}),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 Scale = Literal["exact", "unit", "code"]
 Importance = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Penalty = Literal["k3", "token", "reverse"]
 
 
 @dataclass(frozen=True)
@@ -192,10 +193,12 @@ def lam_of_radius(groups: Groups, rho: float, *, floor: float = LAM_FLOOR) -> fl
     return math.exp((low + high) / 2)
 
 
-def reverse_penalty(log_ratios: Groups, beta: float) -> Tensor:
+def reverse_penalty(log_ratios: Groups, beta: Tensor) -> Tensor:
     """Advantage that descends KL(policy || reference): -beta (D_j - mean of the group's D), float64 `[G, k]`.
 
-    `log_ratios` are D_j = sum over tokens of log policy - log reference, nats per completion, detached.
+    `log_ratios` are D_j = sum over tokens of log policy - log reference, nats per completion, detached, of
+    those that pay; `beta` `[G, 1]`. Where only the successes S pay, it descends pi(S) KL(policy given S ||
+    reference given S), with pi(S) held fixed: nothing pulls failures back.
     """
     return -beta * Grpo(normalize_std=False).advantages(log_ratios)
 
@@ -222,7 +225,7 @@ class TokenTerms:
     behaviour: Tensor
     """Under the rollout engine that drew them."""
     reference: Tensor | None
-    """Under the frozen reference; None: no k3 penalty."""
+    """Under the frozen reference; None: no penalty."""
     mask: Tensor
     """bool: tokens of completions."""
 
@@ -231,8 +234,6 @@ class TokenTerms:
 class Surrogate:
     """What is descended."""
 
-    beta: float
-    """Weight of the k3 penalty, reward units per nat."""
     ratio: Literal["token", "sequence"]
     """Importance ratio per token (PPO), or the geometric mean of a completion's (GSPO)."""
     clip_low: float
@@ -243,6 +244,20 @@ class Surrogate:
     importance_cap: float
     aggregation: Literal["completion", "token", "sum"]
     """Which of the denominators a token's term is divided by."""
+    penalty: Penalty = "k3"
+    """What a token pays: k3, whose gradient is that of KL(reference || policy), or k3 times its importance
+    ratio, whose gradient is that of the token's own KL(policy || reference). reverse: nothing, it is in the
+    advantages."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of each completion of a micro-batch, `[N]`."""
+
+    advantages: Tensor
+    """Reward units."""
+    betas: Tensor
+    """Of the penalty of its tokens, reward units per nat."""
 
 
 @dataclass(frozen=True)
@@ -269,25 +284,28 @@ class LossTerms:
 
 
 def policy_loss(
-    tokens: TokenTerms, advantages: Tensor, surrogate: Surrogate, denominators: Denominators
+    tokens: TokenTerms, weights: Weights, surrogate: Surrogate, denominators: Denominators
 ) -> LossTerms:
-    """Clipped policy gradient with truncated importance weights and an optional k3 penalty, for one
-    micro-batch; `advantages` `[N]`."""
+    """Clipped policy gradient with truncated importance weights and an optional penalty of each token, for
+    one micro-batch."""
     now, mask = tokens.now, tokens.mask
     weight = mask.to(now.dtype)
     ratio = _log_ratio(tokens, weight, surrogate.ratio).exp()
-    a = advantages[:, None].to(now.dtype)
+    a = weights.advantages[:, None].to(now.dtype)
     # -min(ratio A, clip(ratio) A) w
     free = ratio * a
     limited = ratio.clamp(1 - surrogate.clip_low, 1 + surrogate.clip_high) * a
     importance, capped = importance_weights(tokens, surrogate.importance, surrogate.importance_cap)
     per_token = -torch.minimum(free, limited) * importance
     penalty_sum = now.new_zeros(())
-    if tokens.reference is not None:
+    if tokens.reference is not None and surrogate.penalty != "reverse":
         # k3 = exp(d) - d - 1, with d = log reference - log policy
         delta = (tokens.reference - now) * weight
         k3 = delta.exp() - delta - 1
-        per_token = per_token + surrogate.beta * k3
+        cost = k3
+        if surrogate.penalty == "token":
+            cost = k3 * _log_ratio(tokens, weight, "token").exp() * importance
+        per_token = per_token + weights.betas[:, None].to(now.dtype) * cost
         penalty_sum = (k3 * weight).sum().detach()
     clipped = (limited < free) & mask
     loss = _aggregate(per_token * weight, weight, surrogate.aggregation, denominators)

@@ -10,9 +10,9 @@ from typing import Literal, Protocol, TypeVar
 
 from frpo.config import FinetuneConfig, LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.records import BenchmarkScore
+from frpo.stats import FinetuneStats, UpdateStats
 from frpo.types import (
     Arrivals,
-    FinetuneStats,
     Floats,
     Group,
     Prompt,
@@ -21,7 +21,6 @@ from frpo.types import (
     Sampling,
     Sequences,
     Ticket,
-    UpdateStats,
     Written,
 )
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from frpo.config import Config
-from frpo.types import BatchStats, Floats, RolloutBatch, UpdateStats
+from frpo.stats import BatchStats, UpdateStats
+from frpo.types import Floats, RolloutBatch
 
 SMALLER = "bring the values near 1 (rewards.<name>.scale)"
 BROKEN = (

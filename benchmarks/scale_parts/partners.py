@@ -12,16 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frpo.roles import Pending
-from frpo.types import (
-    Completion,
-    Floats,
-    Group,
-    Prompt,
-    Reward,
-    RolloutBatch,
-    Sequences,
-    UpdateStats,
-)
+from frpo.stats import UpdateStats
+from frpo.types import Completion, Floats, Group, Prompt, Reward, RolloutBatch, Sequences
 
 from .engines import Span
 from .timeline import Later, Timeline

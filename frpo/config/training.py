@@ -99,6 +99,13 @@ class RolloutConfig(Workers):
         return self.max_mismatch_kl + self.top_p - 1 - math.log(self.top_p)
 
 
+class GateConfig(Section):
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Protected tasks: those in which a failure is known by its reward."""
+    threshold: float = 0.5
+    """A completion with a lower reward has failed."""
+
+
 class ObjectiveConfig(Section):
     estimator: EstimatorConfig = FrpoEstimator()
     """How rewards become advantages."""
@@ -107,9 +114,15 @@ class ObjectiveConfig(Section):
     target_kl: PositiveFloat | None = None
     """Steer beta, from its given value, so that the run ends at this KL to the reference, nats per
     completion. Under rollout.staleness it is steered by what older policies drew, and follows later."""
-    penalty: Literal["k3", "reverse"] = "reverse"
-    """k3: in the loss, per token, mode covering (what GRPO does). reverse: the gradient of KL(policy ||
-    reference), per completion."""
+    penalty: Literal["k3", "token", "reverse"] = "reverse"
+    """k3: in the loss, per token, mode covering (the GRPO paper's, and the released FRPO code's). token: k3
+    times the importance ratio, the gradient of each token's own KL(policy || reference), blind to what the
+    token does to later ones (TRL's default since 1.16). reverse: the gradient of KL(policy || reference),
+    per completion."""
+    gate: GateConfig | None = None
+    """Let failures on some tasks pay no penalty, which would pull them back."""
+    beta_of: dict[str, NotNegative] = {}
+    """Factor on beta, by task; 1 where a task has none."""
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio per token (PPO) or per sequence (GSPO: geometric mean)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -138,9 +151,15 @@ class ObjectiveConfig(Section):
         return self.beta > 0
 
     @property
-    def reverse(self) -> bool:
-        """Whether the KL to the reference is in its advantages."""
-        return self.penalised and self.penalty == "reverse"
+    def wants_divergence(self) -> bool:
+        """Whether the penalty needs each completion's log-ratio to the reference before the update."""
+        return self.penalised and (self.penalty == "reverse" or self.gate is not None)
+
+    @property
+    def penalised_tasks(self) -> dict[str, tuple[str, ...]]:
+        """The tasks that are named, by the field that names them."""
+        gated = self.gate.tasks if self.gate else ()
+        return {"gate.tasks": gated, "beta_of": tuple(self.beta_of)}
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +178,16 @@ class ObjectiveConfig(Section):
                 f"target_kl: {self.target_kl:g} is reached by steering beta, which is 0; give a beta > 0 to "
                 "start from"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gated(self) -> ObjectiveConfig:
+        for field, tasks in self.penalised_tasks.items():
+            if tasks and self.beta == 0:
+                raise ValueError(
+                    f"{field}: {', '.join(tasks)} would have a penalty of their own, and beta is 0; give a "
+                    "beta > 0, or leave it out"
+                )
         return self
 
 

@@ -46,7 +46,7 @@ def estimate_phases(
     if config.model.gradient_checkpointing:
         operations += 2
     yield Phase("update", operations / 2 * forward / ranks)
-    own = any(arm.objective.reverse for arm in config.arms) or learner.updates_per_batch > 1
+    own = any(arm.objective.wants_divergence for arm in config.arms) or learner.updates_per_batch > 1
     passes = own + (config.reference.share is not None)
     if passes:
         yield Phase("log-probs by the learner", passes * forward / ranks)

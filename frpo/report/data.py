@@ -34,9 +34,9 @@ from frpo.report.schema import (
 )
 from frpo.report.timeline import describe_timeline
 from frpo.rows import read_rows
-from frpo.types import StepMetrics
+from frpo.stats import StepMetrics
 
-NAMED = {"estimator", "beta", "target_kl", "penalty"}
+NAMED = {"estimator", "beta", "target_kl", "penalty", "gate", "beta_of"}
 """Fields of the objective that stand in an arm's settings anyhow."""
 
 
@@ -173,7 +173,7 @@ def _read_arm(
         name=name,
         settings=settings,
         family=family,
-        penalty=objective.penalty,
+        penalty=describe_penalty(objective),
         beta=objective.beta,
         target_kl=objective.target_kl,
         lam=objective.estimator.temperature,
@@ -210,12 +210,28 @@ def _fields_unlike_the_run(arm: dict[str, Any], config: dict[str, Any]) -> Itera
 def settings_of(objective: ObjectiveConfig) -> tuple[str, str]:
     """The objective in a few words, with and without the weight of its penalty."""
     words = describe_estimator(objective.estimator)
-    family = f"{words}, {objective.penalty}"
+    penalty = describe_penalty(objective)
+    family = f"{words}, {penalty}"
     if objective.target_kl:
         return f"{family} steered to KL {objective.target_kl}", family
     if objective.beta:
-        return f"{words}, β {objective.beta} {objective.penalty}", family
+        return f"{words}, β {objective.beta} {penalty}", family
     return f"{words}, no penalty", family
+
+
+def describe_penalty(objective: ObjectiveConfig) -> str:
+    """Its kind, and what it leaves out: arms whose penalties differ in it stand on curves of their own.
+
+    Example: "reverse" or "reverse gated (harmful below 0.5; harmless x 0.5)".
+    """
+    details = []
+    if objective.gate:
+        details.append(f"{', '.join(objective.gate.tasks)} below {objective.gate.threshold:g}")
+    details += [f"{task} x {factor:g}" for task, factor in objective.beta_of.items()]
+    if not details:
+        return objective.penalty
+    gated = " gated" if objective.gate else ""
+    return f"{objective.penalty}{gated} ({'; '.join(details)})"
 
 
 def _focus_of(arms: Sequence[Arm], tasks: Sequence[str]) -> str | None:

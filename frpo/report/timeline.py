@@ -7,7 +7,7 @@ from itertools import chain
 
 from frpo.clock import Span, merge_spans
 from frpo.records import Record
-from frpo.types import StepMetrics
+from frpo.stats import StepMetrics
 
 
 class StepTimes(Record):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from frpo import saved, testbed
-from frpo.config import Config, ConfigError, DatasetConfig
+from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, ObjectiveConfig
 from frpo.data_checks import identity_of, measure_overlap
 from frpo.metrics import RunLog
 from frpo.outline.stage import Data, Stage
@@ -42,20 +42,26 @@ class Inputs:
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer_folder(Path(config.model.path)))
         self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
-        self._check_mix("data.mix", config.data.mix)
-        self._check_mix("attack.mix", config.attack.mix if config.attack else {})
+        self._check_tasks("data.mix", config.data.mix, self.train)
+        self._check_tasks("attack.mix", config.attack.mix if config.attack else {}, self.train)
+        for arm in config.arms:
+            self._check_penalty(f"arms.{arm.name}.objective", arm.objective, self.train)
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
         shared = measure_overlap(identities_of(self.train), identities_of(self.heldout))
         log.data(asdict(shared))
         if shared.shared:
             log.note(f"data.heldout: {shared}")
 
-    def _check_mix(self, field: str, mix: Mapping[str, float]) -> None:
-        known = {prompt.task for prompt in self.train}
-        if unknown := sorted(set(mix) - known):
+    def _check_tasks(self, field: str, tasks: Iterable[str], prompts: Sequence[Prompt]) -> None:
+        known = {prompt.task for prompt in prompts}
+        if unknown := sorted(set(tasks) - known):
             raise ConfigError(
                 f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
             )
+
+    def _check_penalty(self, field: str, objective: ObjectiveConfig, prompts: Sequence[Prompt]) -> None:
+        for name, tasks in objective.penalised_tasks.items():
+            self._check_tasks(f"{field}.{name}", tasks, prompts)
 
     def read_ahead(self, left: Sequence[Stage]) -> None:
         """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to
@@ -63,11 +69,15 @@ class Inputs:
         asked: dict[str, Data] = {}
         for stage in left:
             asked |= {data.field: data for data in stage.data()}
+        loops = {f"downstream.{task.name}.data": task for task in self.config.downstream}
         for data in asked.values():
-            if data.max_tokens is None:
-                self.prompts(data.field, data.sources)
-            else:
+            if data.max_tokens is not None:
                 self.examples(data)
+                continue
+            prompts = self.prompts(data.field, data.sources)
+            loop = loops.get(data.field)
+            if isinstance(loop, DownstreamRl):
+                self._check_penalty(f"downstream.{loop.name}.objective", loop.objective, prompts)
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
         """Raises ConfigError when none is short enough."""

@@ -35,8 +35,9 @@ from frpo.roles import Learner, RankDied, Team, Trainer, Writing
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.folders import Standing
+from frpo.stats import FinetuneStats, StepMetrics
 from frpo.stops import say_too_fast, stop_if_not_finite
-from frpo.types import FinetuneStats, Prompt, Steering, StepMetrics
+from frpo.types import Prompt, Steering
 
 if TYPE_CHECKING:  # it reads by transformers
     from frpo.stages.inputs import Inputs

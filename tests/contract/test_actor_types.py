@@ -22,7 +22,8 @@ from actors.finetune import FinetuneWorker
 from actors.learner import LearnerPool, LearnerWorker
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
-from frpo.types import Group, Reward, RolloutBatch, Sequences, UpdateStats
+from frpo.stats import UpdateStats
+from frpo.types import Group, Reward, RolloutBatch, Sequences
 
 
 def right(

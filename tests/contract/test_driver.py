@@ -11,9 +11,10 @@ import torch
 
 from frpo.config import Config, ObjectiveConfig
 from frpo.driver import Partners, Start, train
+from frpo.stats import StepMetrics, UpdateStats
 from frpo.steering import begin_steering
 from frpo.stops import RunStopped
-from frpo.types import Completion, Group, RolloutBatch, Steering, StepMetrics, UpdateStats
+from frpo.types import Completion, Group, RolloutBatch, Steering
 from tests.support.fakes import (
     FakeEngine,
     FakeLearner,

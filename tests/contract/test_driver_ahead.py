@@ -16,9 +16,10 @@ from frpo.driver import Partners, Start, Step
 from frpo.driver_ahead import train_ahead
 from frpo.flights import read_flight, write_flight
 from frpo.roles import Running
+from frpo.stats import UpdateStats
 from frpo.steering import begin_steering
 from frpo.stops import RunStopped
-from frpo.types import Arrivals, Floats, RolloutBatch, Sampling, UpdateStats
+from frpo.types import Arrivals, Floats, RolloutBatch, Sampling
 from tests.support.fakes import (
     FakeEngine,
     FakeLearner,

@@ -18,8 +18,9 @@ from frpo.prompts import Examples
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 from frpo.stages.work import Work
+from frpo.stats import FinetuneStats
 from frpo.stops import RunStopped
-from frpo.types import FinetuneStats, Sequences, Written
+from frpo.types import Sequences, Written
 from tests.support.fakes import Now, config, team
 
 

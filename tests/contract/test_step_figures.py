@@ -15,18 +15,9 @@ import pytest
 from frpo.driver import Partners, Start, Step, train
 from frpo.driver_ahead import train_ahead
 from frpo.roles import Running
+from frpo.stats import StepMetrics, Times, UpdateStats
 from frpo.steering import begin_steering
-from frpo.types import (
-    Arrivals,
-    Group,
-    Prompt,
-    RolloutBatch,
-    Sampling,
-    Sequences,
-    StepMetrics,
-    Times,
-    UpdateStats,
-)
+from frpo.types import Arrivals, Group, Prompt, RolloutBatch, Sampling, Sequences
 from tests.support.fakes import (
     FakeEngine,
     FakeLearner,

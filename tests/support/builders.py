@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from frpo.types import BatchStats, Phases, StepMetrics, Times, UpdateStats
+import torch
+from torch import Tensor
+
+from frpo.objective import Weights
+from frpo.stats import BatchStats, Phases, StepMetrics, Times, UpdateStats
 
 BATCH = BatchStats(
     reward=0.5,
@@ -15,6 +19,7 @@ BATCH = BatchStats(
     advantage_std=1.0,
     non_monotone=0.01,
     beta=0.13,
+    gate=None,
     lam=0.55,
     radius=0.21,
     effective_samples=5.0,
@@ -81,3 +86,8 @@ def metrics(step: int, **changed: Any) -> StepMetrics:
         times=times,
         published_bytes=1000,
     )
+
+
+def weigh(advantages: Tensor, beta: float = 0.1) -> Weights:
+    """Every completion under one weight of the penalty."""
+    return Weights(advantages, torch.full_like(advantages, beta))

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from frpo.config import Config, ObjectiveConfig
-from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
+from frpo.objective import Denominators, Surrogate, TokenTerms, Weights, policy_loss
 from frpo.records import BenchmarkScore
 from frpo.roles import Running, Team
+from frpo.stats import FinetuneStats, UpdateStats
 from frpo.types import (
     Arrival,
     Arrivals,
     Completion,
-    FinetuneStats,
     Floats,
     Group,
     Prompt,
@@ -27,7 +27,6 @@ from frpo.types import (
     Sampling,
     Sequences,
     Ticket,
-    UpdateStats,
 )
 
 ANSWERS = 6
@@ -187,14 +186,20 @@ class FakeLearner:
         o = self.objective
         behaviour = torch.from_numpy(batch.behaviour)[:, None]
         reference = None
-        if batch.reference is not None and o.penalty == "k3":
+        if batch.reference is not None:
             reference = torch.from_numpy(batch.reference)[:, None]
         mask = torch.ones_like(logprobs, dtype=torch.bool)
         terms = policy_loss(
             TokenTerms(logprobs, logprobs.detach(), behaviour, reference, mask),
-            torch.from_numpy(batch.advantages),
+            Weights(torch.from_numpy(batch.advantages), torch.from_numpy(batch.betas)),
             Surrogate(
-                batch.beta, o.ratio, o.clip_low, o.clip_high, o.importance, o.importance_cap, o.aggregation
+                o.ratio,
+                o.clip_low,
+                o.clip_high,
+                o.importance,
+                o.importance_cap,
+                o.aggregation,
+                o.penalty,
             ),
             Denominators(num_completions=len(tokens), num_tokens=len(tokens), max_tokens=1),
         )

@@ -18,6 +18,7 @@ from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss
 from frpo.packing import pad_packs, pad_values
 from frpo.types import RolloutBatch
 from tests.support import models
+from tests.support.builders import weigh
 
 CONFIG: Config = models.config()
 ENV = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -56,7 +57,8 @@ def batch(count: int = 23, seed: int = 0, group: int = 1) -> RolloutBatch:
     near = lambda: (-5.25 + 0.1 * rng.normal(size=tokens)).astype(np.float32)  # noqa: E731
     advantages = rng.normal(size=count).astype(np.float32)
     fresh = np.ones(count, bool)
-    return RolloutBatch(data, advantages, near(), None, near(), fresh, OBJECTIVE.beta)
+    betas = np.full(count, OBJECTIVE.beta, np.float32)
+    return RolloutBatch(data, advantages, near(), None, near(), fresh, betas)
 
 
 def settings(**fields: Any) -> LearnerConfig:
@@ -107,8 +109,8 @@ def plain_torch(
         )
         terms = policy_loss(
             TokenTerms(now.logprobs, now.logprobs.detach(), behaviour, reference, now.mask),
-            torch.from_numpy(b.advantages),
-            Surrogate(0.1, "token", 0.2, 0.2, "token_truncate", 2.0, "completion"),
+            weigh(torch.from_numpy(b.advantages)),
+            Surrogate("token", 0.2, 0.2, "token_truncate", 2.0, "completion"),
             Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
         )
         terms.loss.backward()

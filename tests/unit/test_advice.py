@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from frpo.advice import advise
-from frpo.types import StepMetrics
+from frpo.stats import StepMetrics
 from tests.support.builders import metrics
 
 EQUAL = (

@@ -9,9 +9,11 @@ from statistics import mean, pstdev
 import numpy as np
 import pytest
 
-from frpo.batching import flatten, log_ratios, make_batch, means_of
+from frpo.batching import flatten, make_batch, means_of
 from frpo.config import FrpoEstimator, GrpoEstimator, ObjectiveConfig, RlooEstimator
-from frpo.types import BatchStats, Completion, Group, Prompt, Reward, ScoredGroup, Steering
+from frpo.penalties import log_ratios
+from frpo.stats import BatchStats
+from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup, Steering
 
 GRPO = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)
 
@@ -159,7 +161,7 @@ def test_the_batch_holds_the_tokens_and_log_probs_of_what_trains_one_after_the_o
     assert {a.dtype for a in (batch.behaviour, batch.old, batch.reference, batch.advantages)} == {
         np.dtype(np.float32)
     }
-    assert batch.beta == 0.25
+    assert batch.betas.tolist() == [0.25] * 5
 
 
 def test_what_was_not_asked_for_is_not_in_the_batch() -> None:
@@ -184,7 +186,7 @@ def test_the_reverse_penalty_is_of_the_weight_in_use_and_only_where_it_is_chosen
     kl = [-123 / 40, -310 / 40]  # of the two that train
     own = np.array([-0.2, 0.2])
     np.testing.assert_allclose(batch.advantages, own - (np.array(kl) - mean(kl)), rtol=1e-5)
-    assert stats.beta == batch.beta == 1.0
+    assert stats.beta == 1.0
     for other in (reverse.model_copy(update={"penalty": "k3"}), reverse):
         weight = 1.0 if other.penalty == "k3" else 0.0
         batch, _ = make_batch((SECOND,), other, Steering(beta=weight, centre=0.1, lam=None))

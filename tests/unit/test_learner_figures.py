@@ -15,7 +15,8 @@ import torch
 from actors.learner import LearnerWorker
 from frpo.batching import flatten
 from frpo.config import LearnerConfig, ObjectiveConfig, RolloutConfig
-from frpo.types import RolloutBatch, UpdateStats
+from frpo.stats import UpdateStats
+from frpo.types import RolloutBatch
 
 TOKENS = ([10], [20, 30], [40, 50, 60])
 """Of three completions, behind prompts of 1, 2 and 3 tokens."""
@@ -82,7 +83,7 @@ def update(
         policy_and(old),
         policy_and(reference),
         fresh=np.array(fresh),
-        beta=0.25,
+        betas=np.full(3, 0.25, np.float32),
     )
     worker = LearnerWorker.__new__(LearnerWorker)
     engine = FakeEngine()

@@ -16,6 +16,7 @@ from frpo.config import ConfigError
 from frpo.logprobs import LogprobModel, completion_logprobs
 from frpo.packing import cut_micro_batches, pack_lengths, packs_of, pad_packs, pad_values, split_ranks
 from tests.support.architectures import GPT2, SMALL, build
+from tests.support.builders import weigh
 from tests.support.models import naive_logprobs, sequences
 
 APART = np.arange(80)[:, None]
@@ -197,8 +198,8 @@ def test_any_cut_gives_the_same_gradient_in_float64(cut: int, group: int) -> Non
                 drawn = pad_values(behaviour, data, rows, now.mask.shape[1]).double()
                 policy_loss(
                     TokenTerms(logp, logp.detach(), drawn, None, now.mask),
-                    torch.from_numpy(advantages[rows]).double(),
-                    Surrogate(0.0, "token", 0.2, 0.2, "token_truncate", 2.0, "token"),
+                    weigh(torch.from_numpy(advantages[rows]).double()),
+                    Surrogate("token", 0.2, 0.2, "token_truncate", 2.0, "token"),
                     Denominators(24, data.num_completion_tokens, max_tokens=7),
                 ).loss.backward()
         return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])

@@ -20,7 +20,7 @@ from frpo.config import Config, ConfigError
 from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import append_rows
-from frpo.types import BatchStats, FinetuneStats, Phases, Times, UpdateStats
+from frpo.stats import BatchStats, FinetuneStats, Phases, Times, UpdateStats
 from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
 

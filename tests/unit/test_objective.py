@@ -27,6 +27,7 @@ from frpo.objective import (
     reverse_penalty,
     tilted_weights,
 )
+from tests.support.builders import weigh
 
 LAMS = [1e-3, 0.01, 0.2, 0.5, 2.0, 1e3]
 
@@ -36,7 +37,6 @@ def rewards(groups: int = 5, k: int = 8, seed: int = 0) -> Tensor:
 
 
 SURROGATE = Surrogate(
-    beta=0.1,
     ratio="token",
     clip_low=0.2,
     clip_high=0.3,
@@ -239,14 +239,15 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
     logp = torch.log_softmax(logits, 0)
     p = logp.detach().exp()
     grad = torch.zeros_like(logits)
-    if penalty == "k3":
+    if penalty != "reverse":
+        surrogate = replace(SURROGATE, penalty=penalty, aggregation="sum")  # type: ignore[arg-type]
         for a in range(len(p)):
             now = logp[a].reshape(1, 1)
             mask = torch.ones(1, 1, dtype=torch.bool)
             terms = policy_loss(
                 TokenTerms(now, now.detach(), now.detach(), reference[a].log().reshape(1, 1), mask),
-                torch.zeros(1, dtype=torch.float64),
-                replace(SURROGATE, beta=1.0, aggregation="sum"),
+                weigh(torch.zeros(1, dtype=torch.float64), beta=1.0),
+                surrogate,
                 Denominators(1, 1, 1),
             )
             grad += p[a] * torch.autograd.grad(terms.loss, logits, retain_graph=True)[0]
@@ -255,7 +256,8 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
         torch.arange(len(p)), torch.arange(len(p))
     )  # groups of two, each with its probability
     d = (p.log() - reference.log())[pairs]
-    advantage = 2 * reverse_penalty(Groups.of(d), 1.0)  # k/(k-1) = 2 undoes the bias of the group's own mean
+    two = torch.full((len(pairs), 1), 2.0).double()  # k/(k-1) undoes the bias of the group's own mean
+    advantage = reverse_penalty(Groups.of(d), two)
     for pair, a in zip(pairs, advantage, strict=True):
         weight = p[pair].prod()
         loss = -(a * logp[pair]).mean()
@@ -263,7 +265,7 @@ def penalty_gradient(penalty: str, logits: Tensor, reference: Tensor) -> Tensor:
     return grad
 
 
-@pytest.mark.parametrize("penalty", ["k3", "reverse"])
+@pytest.mark.parametrize("penalty", ["k3", "token", "reverse"])
 def test_each_penalty_descends_the_kl_that_it_claims(penalty: str) -> None:
     logits, reference = enumerate_step(penalty)
     p = torch.log_softmax(logits, 0).exp()
@@ -302,7 +304,7 @@ def test_any_cut_of_a_batch_gives_the_same_gradient(aggregation: str, ratio: str
         for rows in cuts:
             part = {name: value[rows] for name, value in {**values, "now": now}.items()}
             signs = part.pop("advantages")
-            policy_loss(TokenTerms(**part), signs, surrogate, total).loss.backward()
+            policy_loss(TokenTerms(**part), weigh(signs), surrogate, total).loss.backward()
         assert now.grad is not None
         return now.grad
 
@@ -321,7 +323,7 @@ def test_ratio_one_is_the_plain_policy_gradient() -> None:
     logprobs = v["now"].clone().requires_grad_()
     terms = policy_loss(
         TokenTerms(logprobs, v["now"], v["now"], None, v["mask"]),
-        v["advantages"],
+        weigh(v["advantages"]),
         replace(SURROGATE, aggregation="sum"),
         Denominators(12, 1, 6),
     )
@@ -338,7 +340,7 @@ def test_clipping_follows_the_sign_of_the_advantage() -> None:
     zero, mask = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
     terms = policy_loss(
         TokenTerms(logprobs, zero, zero, None, mask),
-        torch.tensor([1.0, -1.0], dtype=torch.float64),
+        weigh(torch.tensor([1.0, -1.0], dtype=torch.float64)),
         replace(SURROGATE, aggregation="token"),
         Denominators(2, 4, 6),
     )
@@ -357,7 +359,7 @@ def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
         logprobs = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
         policy_loss(
             TokenTerms(logprobs, 0 * one, -gap * one, None, mask),
-            one[0],
+            weigh(one[0]),
             replace(SURROGATE, aggregation="token"),
             Denominators(1, 1, 6),
         ).loss.backward()

@@ -22,9 +22,9 @@ from frpo.objective import (
     policy_loss,
     tilted_weights,
 )
+from tests.support.builders import weigh
 
 SURROGATE = Surrogate(
-    beta=0.1,
     ratio="token",
     clip_low=0.2,
     clip_high=0.3,
@@ -103,7 +103,7 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens() -> None:
     surrogate = replace(SURROGATE, ratio="sequence", aggregation="token")
     terms = policy_loss(
         TokenTerms(ratios.log(), zero, zero, None, mask),
-        torch.tensor([2.0, -1.0], dtype=torch.float64),
+        weigh(torch.tensor([2.0, -1.0], dtype=torch.float64)),
         surrogate,
         Denominators(num_completions=2, num_tokens=4, max_tokens=3),
     )
@@ -117,7 +117,7 @@ def test_a_loss_is_divided_by_the_denominator_of_its_aggregation(aggregation: An
     mask = torch.tensor([[True, False, False], [True, True, True]])
     terms = policy_loss(
         TokenTerms(zero, zero, zero, zero - 0.5, mask),
-        torch.tensor([2.0, -1.0], dtype=torch.float64),
+        weigh(torch.tensor([2.0, -1.0], dtype=torch.float64)),
         replace(SURROGATE, aggregation=aggregation),
         Denominators(num_completions=2, num_tokens=4, max_tokens=3),
     )
@@ -132,7 +132,7 @@ def test_the_loss_has_the_type_of_the_log_probs() -> None:
     zero = torch.zeros(1, 2)
     terms = policy_loss(
         TokenTerms(zero, zero, zero, None, torch.ones(1, 2, dtype=torch.bool)),
-        torch.ones(1, dtype=torch.float64),
+        weigh(torch.ones(1, dtype=torch.float64)),
         SURROGATE,
         Denominators(num_completions=1, num_tokens=2, max_tokens=2),
     )

@@ -13,7 +13,7 @@ from benchmarks.timeline import read_timeline
 from frpo.report.plots import PALETTE
 from frpo.report.timeline import StepTimes, describe_timeline, share_covered
 from frpo.report.timeline_plots import HEIGHT, draw_timeline, plot_timelines, say_shares
-from frpo.types import StepMetrics, Times
+from frpo.stats import StepMetrics, Times
 from tests.support.builders import metrics
 
 
