@@ -22,6 +22,7 @@ from torch import Tensor
 
 from actors import _adapters, _dist
 from actors._adapters import Adapter
+from actors._average import Gradient, WeightAverage, climbed
 from actors._blocks import Block, Logprobs, by_group, sequences_of
 from actors._export import adapter_in, named_weights, write_adapter, write_whole
 from actors._host import Host, frozen_tensors
@@ -91,6 +92,7 @@ class Engine:
         if not dropout:
             silence_dropout(scorer)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.trained, self.num_updates = trained, num_updates
         factor = learning_rate_factor(train, num_updates)
         self.ds, *_ = deepspeed.initialize(
             model=scorer,
@@ -101,6 +103,10 @@ class Engine:
         self.ds.checkpoint_engine = self.writer = Writer()
         self.optimizer_states = Host(self.device, frozen=False)
         self.frozen_weights = Host(self.device, frozen=True)
+        self.average: WeightAverage | None = None
+        if train.ema is not None:
+            self.average = WeightAverage(trained, train.ema)
+            self.average_values = Host(self.device, frozen=False)
         if self.lora:
             self._leave_frozen_ties_out()
 
@@ -137,17 +143,42 @@ class Engine:
         and anything that is to be told of them: of this rank's micro-batches it is returned in their
         order."""
         self.ds.train()
+        if self.train.sam is None:
+            told = self._pass(share, loss, self._backward)
+        else:
+            gradient = Gradient(self.trained)
+            told = self._pass(share, loss, gradient.add)
+            if self.world_size > 1:
+                gradient.reduce()
+            with climbed(gradient, self.train.sam):
+                self._pass(share, loss, self._backward)
+        rate = float(self.ds.get_lr()[0])
+        self.ds.step()
+        if self.average:
+            self.average.add()
+            self._end_on_average(self.average)
+        return StepResult(norm_of(self.ds.get_global_grad_norm()), rate), told
+
+    def _pass(
+        self,
+        share: Share,
+        loss: Callable[[list[Pack]], tuple[Tensor, T]],
+        backward: Callable[[Tensor], None],
+    ) -> list[T]:
         told = []
         for packs in share.micro_batches:
             value, of_packs = loss(packs)
-            self._backward(value)
+            backward(value)
             told.append(of_packs)
         for _ in range(share.num_idle):
             value, _ = loss(share.idle)
-            self._backward(value * 0.0)
-        rate = float(self.ds.get_lr()[0])
-        self.ds.step()
-        return StepResult(norm_of(self.ds.get_global_grad_norm()), rate), told
+            backward(value * 0.0)
+        return told
+
+    def _end_on_average(self, average: WeightAverage) -> None:
+        """After the last update the policy is the average."""
+        if average.count == self.num_updates:
+            average.replace()
 
     def _backward(self, value: Tensor) -> None:
         # DeepSpeed averages over ranks, and the loss is a sum over all
@@ -237,12 +268,14 @@ class Engine:
         """Copy weights, optimiser, schedule and RNG of this rank, and begin to write them (DeepSpeed's own
         format); all ranks call it, and none goes on before all have their copy. `written` tells the end."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
+        state: dict[str, Any] = {
             "rng": torch.get_rng_state(),
             "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
         }
         if self.device.type == "cuda":
             state["device_rng"] = torch.cuda.get_rng_state(self.device)
+        if self.average:
+            state["average"] = self.average.state()
         self.ds.save_checkpoint(
             str(folder), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=self.lora
         )
@@ -260,6 +293,9 @@ class Engine:
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
+        if self.average:
+            self.average.restore(**state["average"])
+            self._end_on_average(self.average)
 
     def _barrier(self) -> None:
         if self.world_size > 1:
@@ -281,6 +317,8 @@ class Engine:
             self.ds.offload_states()
         if self.lora:
             self.frozen_weights.take(frozen_tensors(self.ds.module))
+        if self.average:
+            self.average_values.take(self.average.values)
 
     def reload(self) -> None:
         self.ds.reload_states()
@@ -288,6 +326,8 @@ class Engine:
             self.optimizer_states.give()
         if self.lora:
             self.frozen_weights.give()
+        if self.average:
+            self.average_values.give()
 
     def _master_weights_and_moments(self) -> list[Tensor]:
         """Of this rank's part under ZeRO-3, float32."""

@@ -82,7 +82,7 @@ class LearnerWorker(TrainWorker):
         engine = self._engine()
         mine = Sums()
         parts = np.array_split(np.arange(len(batch.sequences)), self.learner.updates_per_batch)
-        assert batch.old is not None or len(parts) == 1
+        assert batch.old is not None or not self.learner.wants_old
         for rows in parts:
             if len(rows):
                 result, told = engine.step(engine.share(batch.sequences, rows), self._loss(batch, rows))
@@ -112,7 +112,7 @@ class LearnerWorker(TrainWorker):
         from frpo.packing import pack_lengths, pad_packs, pad_values
 
         engine, o, sequences = self._engine(), self.objective, batch.sequences
-        several = self.learner.updates_per_batch > 1
+        several = self.learner.wants_old
         denominators = Denominators(
             num_completions=len(part),
             num_tokens=int((sequences.lengths - sequences.prompt_lengths)[part].sum()),

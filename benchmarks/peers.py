@@ -28,7 +28,7 @@ import yaml
 GROUP, PROMPTS, RANK, ALPHA, BETA, RATE = 8, 8, 16, 32, 0.04, 1e-5
 REWARD = """
 def length(completions, **_):
-    return [len(text) / 100 for text in completions]
+    return [len(completion[0]["content"]) / 100 for completion in completions]
 """
 TEXT = "explain describe compare list the a of in why how small large river letter number history"
 """What prompts are made of."""
@@ -45,28 +45,32 @@ class Shape:
 SHAPES = {"short": Shape(12, 48), "long": Shape(330, 16)}
 
 
-def write_prompts(folder: Path, shape: Shape, count: int) -> Path:
+def write_prompts(file: Path, shape: Shape, count: int, seed: int) -> Path:
     """Chat prompts of as many words, no two alike."""
     import random
 
-    chance = random.Random(0)
+    chance = random.Random(seed)
     words = TEXT.split()
     rows = []
     for _ in range(count):
         text = " ".join(chance.choice(words) for _ in range(shape.prompt_words))
         rows.append(json.dumps({"prompt": [{"role": "user", "content": text}]}))
-    file = folder / "prompts.jsonl"
     file.write_text("\n".join(rows) + "\n")
     return file
 
 
 def write_recipe(folder: Path, model: Path, shape: Shape, steps: int, threads: int) -> Path:
     (folder / "reward.py").write_text(REWARD)
-    prompts = write_prompts(folder, shape, PROMPTS * steps)
+    prompts = write_prompts(folder / "prompts.jsonl", shape, PROMPTS * steps, seed=0)
+    heldout = write_prompts(folder / "heldout.jsonl", shape, 2, seed=1)
     recipe = {
         "name": "peers",
         "model": {"path": str(model), "lora": {"rank": RANK, "alpha": ALPHA}},
-        "data": {"train": [{"path": str(prompts), "task": "any"}], "max_prompt_tokens": 512},
+        "data": {
+            "train": [{"path": str(prompts), "task": "any"}],
+            "heldout": [{"path": str(heldout), "task": "any"}],
+            "max_prompt_tokens": 512,
+        },
         "rewards": [{"kind": "function", "name": "length", "function": f"{folder / 'reward.py'}:length"}],
         "rollout": {
             "prompts_per_step": PROMPTS,
@@ -166,9 +170,8 @@ def train_by_trl(prompts: Path, out: Path, model: str, new_tokens: int, steps: i
 
 
 def run_bare(folder: Path, recipe: Path, steps: int) -> dict[str, float]:
-    """vLLM, and transformers with AdamW, by hand on the same work (benchmarks/step.py)."""
-    from step import raw_update
-
+    """vLLM, and transformers with AdamW, by hand on the same work (benchmarks/step.py): what is drawn, scored
+    by the reference and updated on."""
     from actors._vllm import vllm_environment
     from frpo.recipe import load_recipe
 
@@ -177,13 +180,30 @@ def run_bare(folder: Path, recipe: Path, steps: int) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).parent / "step.py"), str(recipe), "--steps", str(steps)]
     env = {**os.environ, **vllm_environment(config)}
     subprocess.run([*command, "--raw", str(raw)], check=True, stdout=sys.stderr, env=env)
-    drawn = json.loads(raw.read_text())[1:]
+    out = folder / "bare.json"
+    subprocess.run([sys.executable, __file__, "--bare", str(recipe), str(raw), str(out)], check=True, env=env)
+    figures: dict[str, float] = json.loads(out.read_text())
+    return figures
+
+
+def train_bare(recipe: Path, raw: Path, out: Path) -> None:
+    """In a process of its own: score and update what was drawn, with transformers, peft and AdamW."""
+    from step import raw_scores, raw_update
+
+    from frpo.recipe import load_recipe
+
+    config = load_recipe(recipe)
+    model = Path(config.model.path)
+    drawn = json.loads(raw.read_text())
     tokens = [sum(len(completion) for _, completion in row["pairs"]) for row in drawn]
-    return {
-        "generate_s": median(row["seconds"] for row in drawn),
-        "update_s": median(raw_update(config, Path(config.model.path), drawn)),
-        "tokens": median(tokens),
+    figures = {
+        "generate_s": median(row["seconds"] for row in drawn[1:]),
+        "score_s": median(raw_scores(config, model, drawn)[1:]),
+        "update_s": median(raw_update(config, model, drawn)[1:]),
+        "tokens": median(tokens[1:]),
     }
+    figures["step_s"] = figures["generate_s"] + figures["score_s"] + figures["update_s"]
+    out.write_text(json.dumps(figures))
 
 
 def compare(work: Path, model: Path, name: str, steps: int, threads: int) -> dict[str, Any]:
@@ -193,7 +213,6 @@ def compare(work: Path, model: Path, name: str, steps: int, threads: int) -> dic
     frpo = run_frpo(folder, recipe)
     trl = run_trl(folder, model, shape, steps, threads)
     bare = run_bare(folder, recipe, steps)
-    bare["step_s"] = bare["generate_s"] + bare["update_s"]
 
     def per_token(side: dict[str, float]) -> float:
         return 1000 * side["step_s"] / side["tokens"]
@@ -210,8 +229,11 @@ def compare(work: Path, model: Path, name: str, steps: int, threads: int) -> dic
 
 def main() -> None:
     if sys.argv[1:2] == ["--trl"]:
-        prompts, out, model, new_tokens, steps, threads = sys.argv[2:]
-        train_by_trl(Path(prompts), Path(out), model, int(new_tokens), int(steps), int(threads))
+        prompts, figures, name, new_tokens, steps, threads = sys.argv[2:]
+        train_by_trl(Path(prompts), Path(figures), name, int(new_tokens), int(steps), int(threads))
+        return
+    if sys.argv[1:2] == ["--bare"]:
+        train_bare(*map(Path, sys.argv[2:]))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

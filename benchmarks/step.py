@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,11 +94,8 @@ def raw_generate(config: Config, policy: Path, steps: int, out: Path) -> None:
 def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> list[float]:
     """Forward, backward and AdamW of transformers (and peft) on each step's sequences, sorted into the same
     micro-batches."""
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
-
-    from frpo.packing import cut_micro_batches
 
     torch.set_num_threads(config.learner.num_threads)
     model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
@@ -114,21 +112,50 @@ def raw_update(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> lis
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     seconds = []
     for row in drawn:
-        pairs = row["pairs"]
-        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         began = time.perf_counter()
-        for rows in cut_micro_batches(lengths, config.learner.micro_batch_tokens):
-            tokens = np.zeros((len(rows), max(lengths[i] for i in rows)), dtype=np.int64)
-            labels = np.full_like(tokens, -100)
-            for at, i in enumerate(rows):
-                prompt, completion = pairs[i]
-                tokens[at, : lengths[i]] = prompt + completion
-                labels[at, len(prompt) : lengths[i]] = completion
-            model(input_ids=torch.from_numpy(tokens), labels=torch.from_numpy(labels)).loss.backward()
+        for tokens, labels in micro_batches(config, row["pairs"]):
+            model(input_ids=tokens, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     return seconds
+
+
+def raw_scores(config: Config, policy: Path, drawn: list[dict[str, Any]]) -> list[float]:
+    """Log-probs of the same sequences by transformers under the policy that training began from."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(config.learner.num_threads)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    seconds = []
+    for row in drawn:
+        began = time.perf_counter()
+        for tokens, labels in micro_batches(config, row["pairs"]):
+            with torch.no_grad():
+                logits = model(input_ids=tokens).logits[:, :-1]
+                chosen = labels[:, 1:].clamp(min=0)[..., None]
+                torch.log_softmax(logits, -1).gather(-1, chosen)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def micro_batches(config: Config, pairs: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Padded tokens and labels, cut as the learner cuts them."""
+    import numpy as np
+    import torch
+
+    from frpo.packing import cut_micro_batches
+
+    lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+    for rows in cut_micro_batches(lengths, config.learner.micro_batch_tokens):
+        tokens = np.zeros((len(rows), max(lengths[i] for i in rows)), dtype=np.int64)
+        labels = np.full_like(tokens, -100)
+        for at, i in enumerate(rows):
+            prompt, completion = pairs[i]
+            tokens[at, : lengths[i]] = prompt + completion
+            labels[at, len(prompt) : lengths[i]] = completion
+        yield torch.from_numpy(tokens), torch.from_numpy(labels)
 
 
 def count_completion_tokens(row: dict[str, Any]) -> int:

@@ -200,9 +200,9 @@ def count_waiting(asked: Sequence[Asked]) -> tuple[int, int]:
 
 
 def scores_policy(arm: ArmConfig) -> bool:
-    """Whether the learner's log-probs are wanted before the update: for the penalty, or as the old ones of
-    several updates. Else the update itself tells the KL."""
-    return arm.objective.wants_divergence or arm.learner.updates_per_batch > 1
+    """Whether the learner's log-probs are wanted before the update: for the penalty, or as the old ones where
+    the weights move before the last pass. Else the update itself tells the KL."""
+    return arm.objective.wants_divergence or arm.learner.wants_old
 
 
 def sampling_of(config: Config) -> Sampling:

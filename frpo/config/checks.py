@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from frpo.config.training import ArmConfig, DownstreamRl, DownstreamSft
+from frpo.config.training import ArmConfig, DownstreamRl, DownstreamSft, TrainConfig
 
 if TYPE_CHECKING:
     from frpo.config.run import Config
@@ -114,6 +114,28 @@ def check_loop(config: Config, where: str, loop: ArmConfig | DownstreamRl) -> No
             f"{field}.micro_batch_tokens: {budget} is less than one sequence of "
             f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}; raise it"
         )
+
+
+def check_ascent(config: Config) -> None:
+    """That what an ascent adds to a weight is not lost between the numbers of its dtype."""
+    if config.model.dtype == "float32":
+        return
+    for where, train in _trainings_of(config):
+        if train.sam is not None:
+            raise ValueError(
+                f"{where}.sam: {train.sam:g} spread over all weights is lost between the numbers of "
+                f"{config.model.dtype}; take model.dtype: float32, or leave it out"
+            )
+
+
+def _trainings_of(config: Config) -> Iterator[tuple[str, TrainConfig]]:
+    for where, loop in loops_of(config):
+        yield f"{where}.learner", loop.learner
+    for task in config.downstream:
+        if isinstance(task, DownstreamSft):
+            yield f"downstream.{task.name}", task
+    if config.base:
+        yield "base", config.base
 
 
 def check_counts(config: Config) -> None:

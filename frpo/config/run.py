@@ -245,6 +245,7 @@ class Config(Section):
         check_served(self)
         for where, loop in checks.loops_of(self):
             checks.check_loop(self, where, loop)
+        checks.check_ascent(self)
         checks.check_counts(self)
         return self
 

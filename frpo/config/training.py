@@ -221,12 +221,29 @@ class TrainConfig(Section):
     """Decoupled weight decay."""
     grad_clip: PositiveFloat = 1.0
     """L2 norm at which gradients are clipped."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights: the policy at the end is this average over its
+    updates. What draws and is measured before the end is the policy in training."""
+    sam: PositiveFloat | None = None
+    """Sharpness-aware minimisation (arXiv 2010.01412): each update takes its gradient where the loss is
+    higher, this far up its slope (L2 distance over all trained weights). A forward and a backward pass
+    more."""
     zero_stage: Annotated[Literal[1, 2, 3], NOTHING] = 1
     """DeepSpeed ZeRO stage; in bfloat16 1 runs as 2, which sums gradients in float32."""
     offload: Annotated[Literal["none", "optimizer", "all"], NOTHING] = "none"
     """ZeRO offload to host memory (GPU)."""
     micro_batch_tokens: Annotated[Positive, NOTHING] = 8192
     """Padded tokens in one forward and backward pass of one rank."""
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> TrainConfig:
+        for name in ("ema", "sam"):
+            value = getattr(self, name)
+            if value is not None and self.zero_stage == 3:
+                raise ValueError(
+                    f"{name}: {value:g} needs each rank's weights whole, and zero_stage is 3; take 1 or 2"
+                )
+        return self
 
 
 class LearnerConfig(TrainConfig):
@@ -237,6 +254,20 @@ class LearnerConfig(TrainConfig):
     reward."""
     updates_per_batch: Positive = 1
     """Optimiser updates on each batch; above 1 the PPO clip is at work."""
+
+    @property
+    def wants_old(self) -> bool:
+        """Whether the policy moves between the first and the last pass over a batch."""
+        return self.updates_per_batch > 1 or self.sam is not None
+
+    @model_validator(mode="after")
+    def _known_end(self) -> LearnerConfig:
+        if self.ema is not None and self.stop_at_reward is not None:
+            raise ValueError(
+                f"ema: {self.ema:g} takes effect after the last step, which stop_at_reward "
+                f"({self.stop_at_reward:g}) leaves open; leave one of them out"
+            )
+        return self
 
 
 class RunLearner(LearnerConfig, Workers):

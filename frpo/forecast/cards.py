@@ -125,12 +125,14 @@ def estimate_training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     if train.offload != "none":
         states = 0.0
     shards = ranks if train.zero_stage >= 2 or size == 2 else 1
+    beside = 4 * (train.ema is not None) + (4 + size) * (train.sam is not None)  # whole on each rank
     tokens = find_largest_micro_batch(config, train)
     held = estimate_activations(shape, tokens, size, checkpointing=model.gradient_checkpointing)
     lines = (
         ("weights", weights / GIB),
         ("gradients", 4 * trained / shards / GIB),
         ("optimizer", states / GIB),
+        *([("average and ascent", beside * trained / GIB)] if beside else []),
         ("activations", held / GIB),
         ("logits", estimate_logits(shape, tokens) / GIB),
         ("context", CONTEXT_GIB),

@@ -45,8 +45,10 @@ def estimate_phases(
     operations = 4 if config.model.lora else 6  # no gradients of frozen weights
     if config.model.gradient_checkpointing:
         operations += 2
+    if learner.sam is not None:
+        operations *= 2
     yield Phase("update", operations / 2 * forward / ranks)
-    own = any(arm.objective.wants_divergence for arm in config.arms) or learner.updates_per_batch > 1
+    own = any(arm.objective.wants_divergence for arm in config.arms) or learner.wants_old
     passes = own + (config.reference.share is not None)
     if passes:
         yield Phase("log-probs by the learner", passes * forward / ranks)

@@ -128,6 +128,8 @@ def fixed_end(stage: Stage) -> str:
             f"{where}.warmup_share is {train.warmup_share:g}, so the length of the warm-up depends on the "
             "number of steps"
         )
+    if train.ema is not None:
+        return f"{where}.ema is {train.ema:g}, and the policy became the average after the last step"
     if target_kl is not None:
         return f"target_kl is {target_kl:g}, and how fast the KL may rise depends on the number of steps"
     return ""

@@ -30,7 +30,6 @@ PAIRS = {**DATA, "completion": "answer"}
 OBJECTIVE = {"estimator": {"kind": "frpo", "lam": 0.7}, "beta": 0.3, "target_kl": 0.5, "cut": "penalise"}
 LEARNER = {
     "num_steps": 9,
-    "stop_at_reward": 0.9,
     "schedule": "linear",
     "final_share": 0.1,
     "warmup_share": 0.1,
@@ -77,6 +76,7 @@ OTHER: dict[str, Any] = {
     "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group",
     "limit": 6,
     "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
+    "gate": {"tasks": ["t"]}, "ema": 0.9, "sam": 0.1,
 }  # fmt: skip
 """Other values where the type alone does not say one."""
 WITH: dict[str, dict[str, Any]] = {

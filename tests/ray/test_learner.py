@@ -40,6 +40,50 @@ def test_two_steps_equal_plain_torch(learner: LearnerPool, tiny_model: Path, zer
     assert stats[0].clip_share == 0
 
 
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_updates_that_look_uphill_first_equal_plain_torch(
+    learner: LearnerPool, tiny_model: Path, zero_stage: int
+) -> None:
+    train = settings(sam=0.05, zero_stage=zero_stage)
+    truth, norms = plain_torch(tiny_model, train, 2)
+    _, flat_norms = plain_torch(tiny_model, settings(), 2)
+    assert norms[0] > 1.02 * flat_norms[0]  # uphill it is steeper
+    for budget in (100, 100_000):
+        start(learner, tiny_model, train.model_copy(update={"micro_batch_tokens": budget}))
+        found = []
+        for seed in range(2):
+            asked = batch(seed=seed)
+            asked = replace(asked, old=learner.logprobs(asked.sequences))
+            found.append(learner.update(asked).result())
+        assert [stats.grad_norm for stats in found] == pytest.approx(norms, rel=1e-4)
+        assert_equal(weights(learner), truth)
+        assert found[0].clip_share == 0  # told where the policy stands, not uphill
+
+
+def test_the_policy_at_the_end_is_the_average_of_its_weights(
+    learner: LearnerPool, tiny_model: Path, tmp_path: Path
+) -> None:
+    train = settings(ema=0.6, num_steps=3)
+    truth, _ = plain_torch(tiny_model, train, 3)
+    before, _ = plain_torch(tiny_model, settings(), 2)
+    start(learner, tiny_model, train)
+    for seed in range(2):
+        learner.update(batch(seed=seed)).result()
+    assert_equal(weights(learner), before)  # until then it is the one in training
+    learner.save(tmp_path / "two").result()
+    learner.update(batch(seed=2)).result()
+    assert_equal(weights(learner), truth)
+    end = digest(learner)
+    learner.save(tmp_path / "three").result()
+    start(learner, tiny_model, train)
+    learner.load(tmp_path / "two")
+    learner.update(batch(seed=2)).result()
+    assert digest(learner) == end
+    start(learner, tiny_model, train)
+    learner.load(tmp_path / "three")
+    assert digest(learner) == end
+
+
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradients_of_bfloat16_add_up_in_float32(
     finetune: FinetunePool, tiny_model: Path, zero_stage: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from frpo.objective import Weights
-from frpo.stats import BatchStats, Phases, StepMetrics, Times, UpdateStats
+from frpo.stats import BatchStats, GateStats, Phases, StepMetrics, Times, UpdateStats
 
 BATCH = BatchStats(
     reward=0.5,
@@ -19,7 +19,7 @@ BATCH = BatchStats(
     advantage_std=1.0,
     non_monotone=0.01,
     beta=0.13,
-    gate=None,
+    gate=GateStats(failing_share=0.31, kl_outcome=0.04, kl_success=0.07, kl_failure=0.09),
     lam=0.55,
     radius=0.21,
     effective_samples=5.0,

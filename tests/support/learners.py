@@ -91,7 +91,7 @@ def plain_torch(
     policy: Path, learner: LearnerConfig, steps: int, group: int = 1
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same steps by hand: one padded batch, every sequence with its own prompt, torch AdamW, torch
-    clipping."""
+    clipping; with learner.sam the gradient of the point uphill, with learner.ema the average at the end."""
     model, _ = models.load_hf(policy)
     model.train()
     matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
@@ -100,24 +100,56 @@ def plain_torch(
         lr=learner.learning_rate,
     )
     norms = []
+    seen: list[dict[str, torch.Tensor]] = []
     for step in range(steps):
         b = batch(seed=step, group=group)
-        rows = np.arange(len(b.sequences))
-        now = LogprobModel(model)(pad_packs(b.sequences, list(rows[:, None])))
-        behaviour, reference = (
-            pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)
-        )
-        terms = policy_loss(
-            TokenTerms(now.logprobs, now.logprobs.detach(), behaviour, reference, now.mask),
-            weigh(torch.from_numpy(b.advantages)),
-            Surrogate("token", 0.2, 0.2, "token_truncate", 2.0, "completion"),
-            Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
-        )
-        terms.loss.backward()
+        old = backward(model, b)
+        if learner.sam:
+            uphill = [p.detach() + learner.sam * p.grad / norm_of(model) for p in model.parameters()]
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.zero_grad()
+            put(model, uphill)
+            backward(model, b, old)
+            put(model, before)
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.grad_clip)))
         optimizer.step()
         optimizer.zero_grad()
-    return {n: p.detach() for n, p in model.named_parameters()}, norms
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    if learner.ema is None:
+        return seen[-1], norms
+    shares = [learner.ema ** (steps - 1 - i) for i in range(steps)]
+    ends = {}
+    for name in seen[-1]:
+        ends[name] = sum(share * of[name] for share, of in zip(shares, seen, strict=True)) / sum(shares)
+    return ends, norms
+
+
+def backward(model: Any, b: RolloutBatch, old: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient of the loss; `old` are the policy's log-probs where it has moved. Returns the present
+    ones."""
+    rows = np.arange(len(b.sequences))
+    now = LogprobModel(model)(pad_packs(b.sequences, list(rows[:, None])))
+    behaviour, reference = (
+        pad_values(v, b.sequences, rows, now.mask.shape[1]) for v in (b.behaviour, b.reference)
+    )
+    own = now.logprobs.detach()
+    policy_loss(
+        TokenTerms(now.logprobs, own if old is None else old, behaviour, reference, now.mask),
+        weigh(torch.from_numpy(b.advantages)),
+        Surrogate("token", 0.2, 0.2, "token_truncate", 2.0, "completion"),
+        Denominators(num_completions=len(rows), num_tokens=1, max_tokens=1),
+    ).loss.backward()
+    return own
+
+
+def norm_of(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+
+
+@torch.no_grad()
+def put(model: Any, weights: list[torch.Tensor]) -> None:
+    for parameter, value in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(value)
 
 
 def assert_equal(

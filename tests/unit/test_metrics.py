@@ -20,7 +20,7 @@ from frpo.config import Config, ConfigError
 from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import append_rows
-from frpo.stats import BatchStats, FinetuneStats, Phases, Times, UpdateStats
+from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, Times, UpdateStats
 from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
 
@@ -138,10 +138,10 @@ def test_what_teaches_little_is_said_once_even_over_a_resume(
 
 def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
     numbers = numbers_of(metrics(3, kl=None, radius=None))
-    records = (BatchStats, UpdateStats, Phases, Times)
+    records = (BatchStats, GateStats, UpdateStats, Phases, Times)
     names = [field.name for field in chain.from_iterable(map(fields, records))]
     assert len(set(names)) == len(names)  # no two records share one
-    several = {"reward_parts", "reward_tasks", "errors", "drawn"}
+    several = {"gate", "reward_parts", "reward_tasks", "errors", "drawn"}
     expected = {*names, "policy_version", "published_bytes"} - several - {"kl", "radius"}
     assert set(numbers) == expected | {"reward_parts/a", "reward_tasks/t"}
     assert numbers["reward"] == BATCH.reward

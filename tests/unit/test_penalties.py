@@ -61,7 +61,7 @@ def test_the_token_penalty_descends_the_kl_of_each_next_token_and_not_of_the_who
     own, full = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (of_tokens, whole))
     found = descent_of(replace(SURROGATE, penalty="token"), logits, reference)
     torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-12)
-    assert (found - full).abs().max() > 0.02
+    assert (found - full).abs().max() > 0.01
 
 
 def test_a_token_pays_by_the_policy_in_training_whoever_drew_it() -> None:
