@@ -161,6 +161,7 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         run(config, look_at_stages(config), log, never)
 
 
+@pytest.mark.long
 def test_every_stage_of_the_testbed_is_read_by_the_paths_of_its_files(tmp_path: Path) -> None:
     """A recipe calls them by name; what lies behind is written by the run."""
     config = load_recipe(Path(TESTBED), ()).model_copy(update={"run_dir": tmp_path / "run"})

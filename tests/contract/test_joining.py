@@ -122,6 +122,7 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Path) -> None:
     code, said, seconds = serve("--address", "127.0.0.1:9", FRPO_SERVICE_TOKEN="x")
     assert (code, said.partition(";")[0]) == (2, "--address: 127.0.0.1:9: no connection (Connection refused)")
@@ -146,6 +147,7 @@ def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_missing_token_and_a_taken_port_are_found_before_ray_is_imported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -104,6 +104,7 @@ def test_the_papers_ladder_is_as_published() -> None:
     assert config.rollout.prompts_per_step * config.rollout.group_size == 128
 
 
+@pytest.mark.long
 def test_every_yaml_parses() -> None:
     skipped = {".venv", ".venv-verl", "runs", ".git"}
     files = [p for p in ROOT.rglob("*.y*ml") if not skipped & set(p.relative_to(ROOT).parts)]

@@ -142,6 +142,7 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
     resolved = [
         resolve_testbed(load_recipe(TESTBED, (f"run_dir={tmp_path}", f"seed={seed}"))) for seed in (0, 1, 0)

@@ -102,7 +102,7 @@ APART_ONLY = {
     [
         ("sdpa", "default"),
         ("eager", "default"),
-        ("flex_attention", "force_eager"),
+        pytest.param("flex_attention", "force_eager", marks=pytest.mark.long),
         pytest.param("flex_attention", "default", marks=pytest.mark.long),
     ],
     ids=["sdpa", "eager", "flex_attention", "compiled flex_attention"],
