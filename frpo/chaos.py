@@ -43,7 +43,7 @@ LIMIT_S = 600.0
 """Longest wait for a run to do something."""
 TRAINS = ("step", "finetune")
 """Kinds of rows of a stage that trains."""
-NOTICED = re.compile(r"was killed|died during|did not answer")
+NOTICED = re.compile(r"was killed|died (during|before)|did not answer")
 """What a run says of a death, in run.log."""
 
 
