@@ -117,7 +117,7 @@ def draw_map(comparisons: list[dict[str, Any]], out: Path) -> None:
                     axis.errorbar(
                         row["difference"],
                         -(i + 0.2 * (j - 1)),
-                        xerr=[[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]],
+                        xerr=bars_of(row),
                         fmt="o",
                         color=f"C{j}",
                         label=arm.removeprefix("frpo-lam") if i == 0 else None,
@@ -130,6 +130,13 @@ def draw_map(comparisons: list[dict[str, Any]], out: Path) -> None:
     axes[0].set_ylim(0.5 - len(done), 0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), title="λ", loc="outside right center")
     figure.savefig(out, dpi=110)
+
+
+def bars_of(row: dict[str, Any]) -> list[list[float]] | None:
+    """Below and above the difference; None from too few seeds for an interval."""
+    if row["lo"] is None:
+        return None
+    return [[row["difference"] - row["lo"]], [row["hi"] - row["difference"]]]
 
 
 def main() -> None:
@@ -148,7 +155,7 @@ def main() -> None:
         if any(arm["setting"] == name for arm in result["arms"]):
             continue
         sweep = run_sweep(given.folder / name, given.seeds, setting)
-        result["seeds"] = sweep["seeds"]
+        result |= {"seeds": sweep["seeds"], "intervals": sweep["intervals"]}
         for arm in sweep["arms"]:
             del arm["coverage"]
             result["arms"].append({"setting": name, **arm})

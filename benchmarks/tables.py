@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.report import page
-from frpo.report.bootstrap import Interval
+from frpo.report.intervals import Interval
 
 Kept = dict[str, Any]
 """A study, an arm or a comparison as it was kept: older studies lack the newer fields."""

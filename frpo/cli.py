@@ -92,7 +92,9 @@ def _refuse_if_short(config: Config) -> None:
 @app.command()
 def sweep(
     recipe: Recipe,
-    seeds: Annotated[int, typer.Option(min=2, help="number of seeds, from the recipe's own upwards")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=2, help="number of seeds, from the recipe's own upwards; intervals take 5")
+    ] = 10,
     set: Sets = [],  # noqa: B006
     run_dir: RunDir = None,
 ) -> None:

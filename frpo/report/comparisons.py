@@ -1,5 +1,5 @@
-"""Arms compared over seeds: at equal KL, at equal weight of the penalty, and as they are; intervals paired by
-seed and prompt."""
+"""Arms compared over seeds: at equal KL, at equal weight of the penalty, and as they are; paired by seed and
+prompt."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from typing import Literal
 import numpy as np
 
 from frpo.records import Evaluation, Record
-from frpo.report.bootstrap import CONFIDENCE, Doubles, Interval, Table, Value, interval_of
 from frpo.report.data import rival_pairs
+from frpo.report.intervals import (
+    CONFIDENCE,
+    Doubles,
+    Interval,
+    Table,
+    Value,
+    interval_of,
+    measured_interval,
+)
 from frpo.report.lookup import mean_or_nan, nearest, task_reward
 from frpo.report.schema import Report
 
@@ -30,9 +38,9 @@ class Comparison(Record):
     a: str
     b: str
     matched_by: Literal["kl", "beta", "steps"]
-    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws. beta:
-    two methods under one weight of one penalty, as published comparisons have it, each at its own KL. steps:
-    two arms as they are, each at its own KL."""
+    """kl: two methods at one KL to the reference, on the curves that the weight of the penalty draws in each
+    seed. beta: two methods under one weight of one penalty, as published comparisons have it, each at its own
+    KL. steps: two arms as they are, each at its own KL."""
     at_kl: float | None
     """Nats per completion, for those matched by it."""
     at_beta: float | None
@@ -40,17 +48,25 @@ class Comparison(Record):
     kl_difference: Interval | None
     """For those not matched by KL."""
     num_seeds: int
+    """At equal KL those whose arms reach it, of both methods."""
     difference: float
-    lo: float
-    hi: float
-    corrected_lo: float
+    lo: float | None
+    hi: float | None
+    """None from fewer than `intervals.MIN_SEEDS`."""
+    corrected_lo: float | None
     """At the confidence that holds for all comparisons of this kind at once (Bonferroni)."""
-    corrected_hi: float
+    corrected_hi: float | None
 
     @property
     def verdict(self) -> int:
-        """1: a has more; -1: less; 0: the corrected interval contains 0."""
+        """1: a has more; -1: less; 0: the corrected interval contains 0, or there is none."""
+        if self.corrected_lo is None or self.corrected_hi is None:
+            return 0
         return (self.corrected_lo > 0) - (self.corrected_hi < 0)
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(mean=self.difference, lo=self.lo, hi=self.hi)
 
 
 def compare_arms(table: Table) -> tuple[Comparison, ...]:
@@ -111,7 +127,8 @@ class _Gap:
     metric: str
     a: str
     b: str
-    draws: Doubles
+    values: Doubles
+    """[seeds, prompts]"""
     at_kl: float | None = None
     at_beta: float | None = None
     kl_difference: Interval | None = None
@@ -130,13 +147,13 @@ class _Gap:
         return self.metric.partition(" after ")[0]
 
 
-def _add_intervals(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
+def _add_intervals(gaps: Sequence[_Gap]) -> tuple[Comparison, ...]:
     """Each gap with its interval, and with the one that is corrected for the number of its kind."""
     sizes = Counter(gap.kind for gap in gaps)
     comparisons = []
     for gap in gaps:
-        sure = interval_of(gap.draws, CONFIDENCE)
-        corrected = interval_of(gap.draws, 1 - (1 - CONFIDENCE) / sizes[gap.kind])
+        sure = interval_of(gap.values)
+        corrected = interval_of(gap.values, 1 - (1 - CONFIDENCE) / sizes[gap.kind])
         comparisons.append(
             Comparison(
                 metric=gap.metric,
@@ -146,7 +163,7 @@ def _add_intervals(table: Table, gaps: Sequence[_Gap]) -> tuple[Comparison, ...]
                 at_kl=gap.at_kl,
                 at_beta=gap.at_beta,
                 kl_difference=gap.kl_difference,
-                num_seeds=len(table.reports),
+                num_seeds=len(gap.values),
                 difference=sure.mean,
                 lo=sure.lo,
                 hi=sure.hi,
@@ -169,7 +186,7 @@ def _measure_metrics(table: Table) -> dict[str, Doubles]:
 def _compare_arm_by_arm(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Arms as they are, whatever their KL."""
     pairs = rival_pairs([arm.penalty for arm in table.reports[0].arms])
-    return _add_intervals(table, _gaps_of_pairs(table, metrics, pairs))
+    return _add_intervals(_gaps_of_pairs(table, metrics, pairs))
 
 
 def _compare_at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
@@ -189,7 +206,7 @@ def _compare_at_equal_beta(table: Table, metrics: Mapping[str, Doubles]) -> tupl
     for gap in _gaps_of_pairs(table, metrics, pairs):
         arm = named[gap.a]
         gaps.append(replace(gap, a=arm.family, b=named[gap.b].family, at_beta=arm.beta))
-    return _add_intervals(table, gaps)
+    return _add_intervals(gaps)
 
 
 def _gaps_of_pairs(
@@ -197,37 +214,35 @@ def _gaps_of_pairs(
 ) -> list[_Gap]:
     """Two arms each, by index, at the KL that each has."""
     kl = table.of(kl_of)
-    apart = {(a, b): table.measured(kl[a] - kl[b]) for a, b in pairs}
+    apart = {(a, b): measured_interval(kl[a] - kl[b]) for a, b in pairs}
     gaps = []
     for metric, values in metrics.items():
         for a, b in pairs:
-            draws = table.draws(values[a] - values[b])
-            gaps.append(_Gap(metric, table.arms[a], table.arms[b], draws, kl_difference=apart[a, b]))
+            gap = values[a] - values[b]
+            gaps.append(_Gap(metric, table.arms[a], table.arms[b], gap, kl_difference=apart[a, b]))
     return gaps
 
 
 def _compare_at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
-    """Families of at least two weights of the penalty, where their mean curves overlap in KL.
-
-    A curve is linear between the mean points (KL, value) of its arms; each bootstrap draw draws both anew.
-    """
+    """Families of at least two weights of the penalty, where their mean curves overlap in KL; each seed is
+    read off its own curves."""
     curves = _curves_of(table)
-    measured = table.of(kl_of)
-    if len(curves) < 2 or not np.isfinite(measured).all():
+    kl = table.of(kl_of)[..., 0]
+    if len(curves) < 2 or not np.isfinite(kl).all():
         return ()
-    kl = table.draws(measured)
     names = list(curves)
     pairs = rival_pairs([table.reports[0].arms[curves[name][0]].penalty for name in names])
     gaps = []
-    for metric, values in metrics.items():
-        drawn = table.draws(values)
-        for a, b in pairs:
-            other = curves[names[a]]
-            first = curves[names[b]]
-            for at_kl in _shared_kls(kl[first, 0], kl[other, 0]):
-                draws = _value_at(kl, drawn, other, at_kl) - _value_at(kl, drawn, first, at_kl)
-                gaps.append(_Gap(metric, names[a], names[b], draws, at_kl=at_kl))
-    return _add_intervals(table, gaps)
+    for (metric, values), (a, b) in itertools.product(metrics.items(), pairs):
+        other = curves[names[a]]
+        first = curves[names[b]]
+        for at_kl in _shared_kls(kl[first].mean(axis=1), kl[other].mean(axis=1)):
+            gap = read_curves(kl[other], values[other], at_kl)
+            gap -= read_curves(kl[first], values[first], at_kl)
+            reached = gap[np.isfinite(gap).all(axis=1)]
+            if len(reached):
+                gaps.append(_Gap(metric, names[a], names[b], reached, at_kl=at_kl))
+    return _add_intervals(gaps)
 
 
 def _curves_of(table: Table) -> dict[str, list[int]]:
@@ -251,9 +266,16 @@ def _shared_kls(first: Doubles, other: Doubles) -> list[float]:
     return [float(kl) for kl in np.linspace(low, high, NUM_KLS + 2)[1:-1]]
 
 
-def _value_at(kl: Doubles, values: Doubles, arms: list[int], where: float) -> Doubles:
-    """Value at one KL on the curve of each draw; kl, values [arms, draws]."""
-    order = kl[arms].argsort(axis=0)
-    x = np.take_along_axis(kl[arms], order, 0)
-    y = np.take_along_axis(values[arms], order, 0)
-    return np.array([np.interp(where, x[:, i], y[:, i]) for i in range(x.shape[1])])
+def read_curves(kl: Doubles, values: Doubles, at_kl: float) -> Doubles:
+    """Value at one KL on the curve of each seed, linear between its arms; nan for seeds whose arms do not
+    reach it. kl [arms, seeds], values [arms, seeds, prompts] -> [seeds, prompts]
+
+    Example: arms at KLs 0.2 and 0.6 with values 0.5 and 0.9 give 0.7 at KL 0.4, and nan at 0.7.
+    """
+    curves = []
+    for of_seed, points in zip(kl.T, values.swapaxes(0, 1), strict=True):
+        order = of_seed.argsort()
+        known = of_seed[order]
+        columns = points[order].T
+        curves.append([np.interp(at_kl, known, column, left=np.nan, right=np.nan) for column in columns])
+    return np.array(curves)

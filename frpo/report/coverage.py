@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from frpo.records import Record
-from frpo.report.bootstrap import Interval, Table
+from frpo.report.intervals import Interval, Table, interval_of
 from frpo.report.lookup import mean_or_nan
 from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Report
@@ -59,13 +59,13 @@ def coverage_of(table: Table, arm: str) -> Coverage | None:
         radii=runs[0].radii,
         certified=tuple(np.mean([run.certified for run in runs], axis=0)),
         plug_in=tuple(np.mean([run.plug_in for run in runs], axis=0)),
-        policies=tuple(_over_seeds(table, policy) for policy in policies),
+        policies=tuple(_over_seeds(policy) for policy in policies),
         fine_tunes=sum(len(run.fine_tunes) for run in runs),
         inside=None if runs[0].radius is None else sum(run.num_inside for run in runs),
         attacks=sum(run.num_attacks for run in runs),
         below=sum(run.num_below for run in runs),
-        above_certified=_above_certified(table, runs, attack=False),
-        attack_above_certified=_above_certified(table, runs, attack=True),
+        above_certified=_above_certified(runs, attack=False),
+        attack_above_certified=_above_certified(runs, attack=True),
     )
 
 
@@ -73,28 +73,28 @@ def _plane_of(report: Report, arm: str, task: str) -> Robustness | None:
     return next((plane for plane in report.robustness if (plane.arm, plane.task) == (arm, task)), None)
 
 
-def _interval_over_seeds(table: Table, values: Iterable[float]) -> Interval:
+def _interval_over_seeds(values: Iterable[float]) -> Interval:
     """Of one number a seed."""
-    return table.interval(np.array([[value] for value in values]))
+    return interval_of(np.array([[value] for value in values]))
 
 
-def _over_seeds(table: Table, points: Sequence[MeasuredPolicy]) -> PolicyOverSeeds:
+def _over_seeds(points: Sequence[MeasuredPolicy]) -> PolicyOverSeeds:
     """One policy, given as it was measured in every seed."""
     return PolicyOverSeeds(
         name=points[0].name,
         attack=points[0].attack,
         step=points[0].step,
-        kl=_interval_over_seeds(table, (point.kl.mean for point in points)),
-        reward=_interval_over_seeds(table, (point.reward.mean for point in points)),
-        certified=_interval_over_seeds(table, (point.certified for point in points)),
-        plug_in=_interval_over_seeds(table, (point.plug_in for point in points)),
+        kl=_interval_over_seeds(point.kl.mean for point in points),
+        reward=_interval_over_seeds(point.reward.mean for point in points),
+        certified=_interval_over_seeds(point.certified for point in points),
+        plug_in=_interval_over_seeds(point.plug_in for point in points),
     )
 
 
-def _above_certified(table: Table, runs: Sequence[Robustness], *, attack: bool) -> Interval | None:
+def _above_certified(runs: Sequence[Robustness], *, attack: bool) -> Interval | None:
     """Reward minus what was certified, mean over the policies of a seed; None where a seed has none."""
     means = []
     for run in runs:
         gaps = [point.reward.mean - point.certified for point in run.points if point.attack == attack]
         means.append(mean_or_nan(gaps))
-    return None if np.isnan(means).any() else _interval_over_seeds(table, means)
+    return None if np.isnan(means).any() else _interval_over_seeds(means)

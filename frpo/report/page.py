@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader
 
 from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
-from frpo.report.bootstrap import Interval
+from frpo.report.intervals import MIN_SEEDS, Interval
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Report
 from frpo.report.sweep import Sweep
@@ -29,11 +29,11 @@ def format_estimate(value: Estimate | None) -> str:
 
 
 def format_level(value: Interval | None) -> str:
-    return MISSING if value is None else f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def format_difference(value: Interval | None) -> str:
-    return MISSING if value is None else f"{value.mean:+.3f} [{value.lo:+.3f}, {value.hi:+.3f}]"
+    return MISSING if value is None else f"{value:+.3f}"
 
 
 def _make_environment() -> Environment:
@@ -69,4 +69,5 @@ def render_sweep(sweep: Sweep) -> str:
         "over_lam": sweep_plots.draw_over_lam(sweep),
         "coverage": sweep_plots.draw_coverage(sweep),
     }
-    return _make_environment().get_template("sweep.html.j2").render(s=sweep, svg=drawings)
+    page = _make_environment().get_template("sweep.html.j2")
+    return page.render(s=sweep, svg=drawings, min_seeds=MIN_SEEDS)

@@ -1,10 +1,10 @@
-"""Many runs side by side: run folders -> sweep.json -> sweep.html. Intervals are over seeds and prompts, arms
-are paired by both."""
+"""Many runs side by side: run folders -> sweep.json -> sweep.html."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +13,6 @@ import numpy as np
 from frpo.config import ConfigError
 from frpo.records import Record
 from frpo.report import sweep_headline
-from frpo.report.bootstrap import Interval, Table, Value
 from frpo.report.comparisons import (
     Comparison,
     certified_within,
@@ -25,6 +24,7 @@ from frpo.report.comparisons import (
 )
 from frpo.report.coverage import Coverage, coverage_of
 from frpo.report.data import collect_report
+from frpo.report.intervals import METHOD, Interval, Table, Value, measured_interval
 from frpo.report.robustness import Robustness
 from frpo.report.schema import Arm, Downstream, Report
 
@@ -64,6 +64,8 @@ class Sweep(Record):
     study: str
     seeds: tuple[int, ...]
     focus: str
+    intervals: str
+    """How they were made."""
     headline: tuple[str, ...]
     arms: tuple[ArmOverSeeds, ...]
     comparisons: tuple[Comparison, ...]
@@ -89,11 +91,19 @@ def gather_sweep(folders: Sequence[Path]) -> Sweep:
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else joined[0].tasks[0]
     table = Table(joined, focus)
     comparisons = compare_arms(table)
+    headline = sweep_headline.of_sweep(
+        comparisons,
+        harshest=min(table.finetunes, key=partial(_mean_kept, table), default=""),
+        focus=focus,
+        num_seeds=len(joined),
+        intervals=METHOD,
+    )
     return Sweep(
         study=" + ".join(names),
         seeds=tuple(by_seed),
         focus=focus,
-        headline=tuple(sweep_headline.of_sweep(table, comparisons)),
+        intervals=METHOD,
+        headline=tuple(headline),
         arms=tuple(_arms_over_seeds(table)),
         comparisons=comparisons,
     )
@@ -179,13 +189,13 @@ def _arms_over_seeds(table: Table) -> Iterator[ArmOverSeeds]:
             num_seeds=len(table.reports),
             num_steps=arm.summary.num_steps,
             seconds=float(np.mean([report.arms[i].summary.seconds for report in table.reports])),
-            kl=table.measured(kl[i]),
-            before=table.measured(before[i]),
-            others=table.measured(others[i]),
+            kl=measured_interval(kl[i]),
+            before=measured_interval(before[i]),
+            others=measured_interval(others[i]),
             kept=kept[i],
             others_kept=others_kept[i] if tasks.others else {},
             score=score[i] if tasks.untrained else {},
-            certified=table.measured(certified[i]),
+            certified=measured_interval(certified[i]),
             coverage=coverage_of(table, name),
         )
 
@@ -205,12 +215,17 @@ class _Tasks:
         return cls(table.focus, sorted(trained - {table.focus}), sorted(measured - trained))
 
 
+def _mean_kept(table: Table, finetune: str) -> float:
+    """Over arms, seeds and prompts."""
+    return float(table.of(kept_after(finetune, table.focus)).mean())
+
+
 def _after_each(table: Table, value: Callable[[str], Value]) -> list[dict[str, Interval | None]]:
     """For each arm, what `value` gives for each fine-tune."""
     values = {finetune: table.of(value(finetune)) for finetune in table.finetunes}
     arms = []
     for i in range(len(table.arms)):
-        arms.append({finetune: table.measured(of_arms[i]) for finetune, of_arms in values.items()})
+        arms.append({finetune: measured_interval(of_arms[i]) for finetune, of_arms in values.items()})
     return arms
 
 

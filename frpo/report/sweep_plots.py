@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frpo.report.bootstrap import Interval
 from frpo.report.comparisons import Comparison
 from frpo.report.coverage import PolicyOverSeeds
+from frpo.report.intervals import Doubles, Interval
 from frpo.report.plots import (
     IN_VIEW,
     INK,
@@ -77,8 +78,9 @@ def _draw_differences_of_pair(axes: Axes, rows: Sequence[Comparison], *, y: int,
     for i, row in enumerate(sorted(rows, key=lambda row: row.at_kl or 0.0)):
         height = y + 0.2 * (i - (len(rows) - 1) / 2)
         heights = [height, height]
-        axes.plot([row.corrected_lo, row.corrected_hi], heights, color=own, linewidth=0.8)
-        axes.plot([row.lo, row.hi], heights, color=own, linewidth=2.4, solid_capstyle="butt")
+        if row.lo is not None:
+            axes.plot([row.corrected_lo, row.corrected_hi], heights, color=own, linewidth=0.8)
+            axes.plot([row.lo, row.hi], heights, color=own, linewidth=2.4, solid_capstyle="butt")
         axes.plot([row.difference], [height], color=own, marker=marker_of(arm), markersize=5)
 
 
@@ -152,9 +154,13 @@ def _draw_policies(
     )
 
 
-def _bars_of(values: Sequence[Interval]) -> list[list[float]]:
-    """Lengths of the error bars, down and up, as matplotlib takes them."""
-    return [[value.mean - value.lo for value in values], [value.hi - value.mean for value in values]]
+def _bars_of(values: Sequence[Interval]) -> Doubles | None:
+    """Lengths of the error bars, down and up, as matplotlib takes them; None where there are no intervals."""
+    bars = []
+    for value in values:
+        if value.lo is not None and value.hi is not None:
+            bars.append((value.mean - value.lo, value.hi - value.mean))
+    return np.array(bars).T if bars else None
 
 
 def _plot_trade_off(sweep: Sweep) -> Figure:

@@ -1,20 +1,28 @@
-"""Comparisons over seeds on made-up reports: by hand where there is no noise, else by what theory says of
-the draws."""
+"""Comparisons over seeds on made-up reports: by hand where there is no noise, else by scipy's own t."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter
-from statistics import mean, pvariance
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from frpo.report.bootstrap import DRAWS, Table, interval_of
-from frpo.report.comparisons import certified_within, compare_arms, end_of, kept_after, kl_of
+from frpo.report.comparisons import (
+    Comparison,
+    certified_within,
+    compare_arms,
+    end_of,
+    kept_after,
+    kl_of,
+    read_curves,
+)
+from frpo.report.intervals import Table, interval_of
 
 
 def arm(name: str, family: str = "", **fields: Any) -> dict[str, Any]:
@@ -89,50 +97,7 @@ def table_of(seeds: int = 5) -> Table:
     return Table([report(*made_up(seed)) for seed in range(seeds)], "jokes")
 
 
-# ---- the draws
-
-
-def test_an_interval_lies_between_quantiles_of_the_draws_around_the_sample_itself() -> None:
-    draws = np.array([7.0, *range(101)])
-    found = interval_of(draws, 0.95)
-    assert (found.mean, found.lo, found.hi) == (7.0, pytest.approx(2.5), pytest.approx(97.5))
-    found = interval_of(draws, 0.8)
-    assert (found.lo, found.hi) == (pytest.approx(10), pytest.approx(90))
-
-
-def test_draws_resample_seeds_and_prompts_with_replacement() -> None:
-    """The variance of a mean of n drawn with replacement is that of the n over n. Of 4,000 draws it is known
-    to sqrt(2 / 4000), 2 %."""
-    table = table_of(4)
-    by_seed = np.array([0.0, 1.0, 3.0, 7.0])
-    found = table.draws(by_seed[:, None])
-    assert found.shape == (1 + DRAWS,)
-    assert found[0] == pytest.approx(by_seed.mean())
-    assert found[1:].var() == pytest.approx(pvariance(by_seed) / 4, rel=0.09)
-    assert found[1:].mean() == pytest.approx(by_seed.mean(), abs=4 * (pvariance(by_seed) / 4 / DRAWS) ** 0.5)
-    by_prompt = np.array([0.0, 2.0, 5.0])
-    found = table.draws(np.tile(by_prompt, (4, 1)))
-    assert found[0] == pytest.approx(by_prompt.mean())
-    assert found[1:].var() == pytest.approx(pvariance(by_prompt) / 3, rel=0.09)
-
-
-def test_a_draw_takes_the_same_seeds_and_prompts_for_every_number() -> None:
-    table = table_of(4)
-    rng = np.random.default_rng(1)
-    noise = rng.normal(size=(4, 3))
-    both = table.draws(np.stack([noise, noise + 0.25]))
-    np.testing.assert_allclose(both[1] - both[0], 0.25)
-    np.testing.assert_allclose(table.draws(noise), both[0])
-    np.testing.assert_allclose(table_of(4).draws(noise), both[0])  # and in every report
-
-
-def test_without_a_number_of_some_seed_there_is_no_interval() -> None:
-    table = table_of(2)
-    assert table.measured(np.array([[1.0], [math.nan]])) is None
-    found = table.measured(np.array([[1.0], [3.0]]))
-    assert found is not None
-    assert (found.mean, found.lo, found.hi) == (2.0, 1.0, 3.0)
-    assert table.interval(np.array([[1.0], [3.0]]), confidence=0.2).lo == 2.0
+# ---- what is read
 
 
 def test_fine_tunes_are_those_that_every_arm_of_every_seed_was_measured_after() -> None:
@@ -168,7 +133,7 @@ def test_values_are_read_from_the_arm_and_task_that_they_are_of() -> None:
     assert end_of(of, 1, "f") == "b after f"
 
 
-def test_every_arm_is_compared_with_the_first_as_it_is_with_the_interval_of_its_own_draws() -> None:
+def test_every_arm_is_compared_with_the_first_as_it_is_with_the_interval_of_its_own_seeds() -> None:
     table = table_of()
     found = [c for c in compare_arms(table) if c.matched_by == "steps"]
     assert Counter((c.a, c.b) for c in found) == {("second", "first"): 4, ("third", "first"): 4}
@@ -189,15 +154,17 @@ def test_every_arm_is_compared_with_the_first_as_it_is_with_the_interval_of_its_
     for c in found:
         i = {"second": 1, "third": 2}[c.a]
         gap = values[c.metric][i] - values[c.metric][0]
-        draws = table.draws(gap)[1:]
         assert c.difference == pytest.approx(gap.mean())
-        assert (c.lo, c.hi) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
-        tail = 0.025 / sizes[c.metric]
-        assert (c.corrected_lo, c.corrected_hi) == pytest.approx(tuple(np.quantile(draws, [tail, 1 - tail])))
-        assert c.verdict == int(c.corrected_lo > 0) - int(c.corrected_hi < 0)
+        assert c.interval == interval_of(gap)
+        corrected = interval_of(gap, 1 - 0.05 / sizes[c.metric])
+        assert (c.corrected_lo, c.corrected_hi) == (corrected.lo, corrected.hi)
+        assert corrected.lo is not None
+        assert corrected.hi is not None
+        assert c.verdict == int(corrected.lo > 0) - int(corrected.hi < 0)
         assert c.kl_difference is not None
         assert c.kl_difference.mean == pytest.approx((kl[i] - kl[0]).mean())
-        assert c.kl_difference.hi == pytest.approx(np.quantile(table.draws(kl[i] - kl[0])[1:], 0.975))
+        apart = (kl[i] - kl[0])[:, 0]
+        assert c.kl_difference.hi == pytest.approx(apart.mean() + stats.t.ppf(0.975, 4) * stats.sem(apart))
         assert (c.at_kl, c.at_beta, c.num_seeds) == (None, None, 5)
     assert {c.verdict for c in found} == {-1, 0, 1}
 
@@ -243,7 +210,7 @@ def test_equal_weight_compares_families_with_the_first_of_their_penalty_under_on
     assert {c.at_kl for c in found} == {None}
 
 
-def curves(other: tuple[float, float], seeds: int = 2) -> Table:
+def curves(other: tuple[float, float], seeds: int = 5) -> Table:
     """Two families: 0.2 + 0.4 KL at KLs 0 and 1, and 0.5 + 0.1 KL at those of `other`; the same for every
     seed."""
     arms = [
@@ -254,7 +221,7 @@ def curves(other: tuple[float, float], seeds: int = 2) -> Table:
 
 
 def test_at_equal_kl_families_are_read_off_their_curves_inside_the_overlap() -> None:
-    found = [c for c in compare_arms(curves((0.2, 2.0))) if (c.matched_by, c.metric) == ("kl", "other tasks")]
+    found = at_equal_kl(curves((0.2, 2.0)))
     assert [(c.a, c.b) for c in found] == [("new", "old")] * 3
     assert [c.at_kl for c in found] == pytest.approx([0.4, 0.6, 0.8])
     for c in found:
@@ -264,26 +231,60 @@ def test_at_equal_kl_families_are_read_off_their_curves_inside_the_overlap() -> 
         assert (c.at_beta, c.kl_difference) == (None, None)
 
 
-def test_each_draw_has_a_curve_of_its_own() -> None:
+def moved(*ups: float) -> Table:
+    """In each seed the old family is `up` + 0.4 KL on KLs 0 to 1, the new 0.5 + `up` on `up` to 1 + `up`."""
+    reports = []
+    for up in ups:
+        old = [arm(f"old-{kl}", "old", kl=kl, other=up + 0.4 * kl, beta=0.1 + kl) for kl in (0.0, 1.0)]
+        new = [arm(f"new-{kl}", "new", kl=kl + up, other=0.5 + up, beta=0.2 + kl) for kl in (0.0, 1.0)]
+        reports.append(report(*old, *new))
+    return Table(reports, "jokes")
+
+
+def at_equal_kl(table: Table) -> list[Comparison]:
+    return [c for c in compare_arms(table) if (c.matched_by, c.metric) == ("kl", "other tasks")]
+
+
+def test_each_seed_has_a_curve_of_its_own() -> None:
     """A seed whose values are all 0.3 higher moves both curves; their difference has none of that noise."""
-    low, high = (
-        report(
-            *(arm(f"old-{kl}", "old", kl=kl, other=up + 0.4 * kl, beta=0.1 + kl) for kl in (0.0, 1.0)),
-            *(arm(f"new-{kl}", "new", kl=kl + up, other=0.5 + up, beta=0.2 + kl) for kl in (0.0, 1.0)),
-        )
-        for up in (0.0, 0.3)
-    )
-    found = [
-        c
-        for c in compare_arms(Table([low, high], "jokes"))
-        if (c.matched_by, c.metric) == ("kl", "other tasks")
-    ]
-    # mean curves: old 0.15 + 0.4 KL on [0, 1], new 0.65 on [0.15, 1.15]
+    found = at_equal_kl(moved(0.0, 0.3, 0.0, 0.3, 0.0, 0.3))
+    # mean curves: old on [0, 1], new on [0.15, 1.15]
     assert [c.at_kl for c in found] == pytest.approx([0.3625, 0.575, 0.7875])
     for c in found:
         assert c.at_kl is not None
-        assert c.difference == pytest.approx(0.65 - 0.15 - 0.4 * c.at_kl)
+        assert c.num_seeds == 6
+        assert c.difference == pytest.approx(0.5 - 0.4 * c.at_kl)
         assert (c.lo, c.hi) == pytest.approx((c.difference, c.difference))
+
+
+def test_a_seed_whose_arms_do_not_reach_a_kl_is_left_out_there() -> None:
+    found = at_equal_kl(moved(0.0, 0.0, 0.0, 0.0, 0.0, 0.6))
+    # mean curves: old on [0, 1], new on [0.1, 1.1]; the last seed's new family begins at 0.6
+    assert [c.at_kl for c in found] == pytest.approx([0.325, 0.55, 0.775])
+    assert [c.num_seeds for c in found] == [5, 5, 6]
+    assert [c.difference for c in found] == pytest.approx([0.37, 0.28, 0.19])
+
+
+def test_a_kl_that_fewer_than_five_seeds_reach_has_no_interval_and_one_that_none_reaches_no_row() -> None:
+    found = at_equal_kl(moved(0.0, 0.0, 0.0, 0.0, 0.0, 0.6, 0.6))
+    assert [(c.num_seeds, c.lo is None) for c in found] == [(5, False), (5, False), (7, False)]
+    found = at_equal_kl(moved(0.0, 0.0, 0.0, 0.6, 0.6, 0.6))
+    # mean curves: new on [0.3, 1.3]; compared at 0.475, 0.65 and 0.825
+    assert [(c.num_seeds, c.lo, c.corrected_hi, c.verdict) for c in found[:1]] == [(3, None, None, 0)]
+    assert [c.num_seeds for c in found] == [3, 6, 6]
+    assert [c.verdict for c in found] == [0, 1, 1]
+    apart = at_equal_kl(moved(-0.9, 0.9))  # new on [-0.9, 0.1] and [0.9, 1.9], old on [0, 1]
+    assert apart == []
+
+
+def test_curves_are_read_between_the_arms_of_a_seed_in_the_order_of_their_kls() -> None:
+    kl = np.array([[0.6, 0.2], [0.2, 0.3], [0.4, 0.9]])
+    values = np.array([[[9.0, 8.0], [1.0, 1.0]], [[5.0, 0.0], [2.0, 3.0]], [[7.0, 2.0], [4.0, 9.0]]])
+    # seed 0: 0.2 -> (5, 0), 0.4 -> (7, 2), 0.6 -> (9, 8); seed 1: 0.2 -> (1, 1), 0.3 -> (2, 3), 0.9 -> (4, 9)
+    np.testing.assert_allclose(read_curves(kl, values, 0.5), [[8.0, 5.0], [2 + 2 / 3, 5.0]])
+    np.testing.assert_allclose(read_curves(kl, values, 0.2), [[5.0, 0.0], [1.0, 1.0]])
+    np.testing.assert_allclose(read_curves(kl, values, 0.7), [[np.nan, np.nan], [2 + 4 / 3, 7.0]])
+    assert np.isnan(read_curves(kl, values, 0.1)).all()
 
 
 def test_the_overlap_is_that_of_the_mean_curves() -> None:

@@ -15,6 +15,7 @@ from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build_sweep
 from frpo.report.data import rival_pairs
+from frpo.report.intervals import Interval
 from frpo.report.sweep import gather_sweep
 from frpo.sweep import expand_arms, seeds_of, split_assignments
 from tests.support.builders import metrics
@@ -197,6 +198,13 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
     (run / "report.json").touch()  # finished; what it says is read from the stages
 
 
+def length_of(interval: Interval | None) -> float:
+    assert interval is not None
+    assert interval.lo is not None
+    assert interval.hi is not None
+    return interval.hi - interval.lo
+
+
 @pytest.mark.long
 def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path: Path) -> None:
     for name, lead in (("lead", LEAD), ("none", 0.0)):
@@ -214,7 +222,7 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
             assert e.difference == pytest.approx(
                 lead, abs=0.02
             )  # though FRPO's arms all moved 0.1 nats further
-            assert e.corrected_lo <= e.lo <= e.difference <= e.hi <= e.corrected_hi
+            assert e.num_seeds == 8
             assert e.verdict == (lead > 0)
         same = [c for c in sweep.comparisons if c.matched_by == "beta" and c.metric == "kept after d"]
         assert [(c.a, c.b, c.at_beta) for c in same] == [
@@ -233,8 +241,8 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         assert frpo.kl_difference is not None
         assert frpo.kl_difference.mean == pytest.approx(0.1)
         assert frpo.difference == pytest.approx(0.05 + lead, abs=0.02)
-        assert frpo.hi - frpo.lo < 0.05  # paired: the noise that arms share is gone
-        assert sweep.arms[0].kept["d"].hi - sweep.arms[0].kept["d"].lo > 0.1
+        assert length_of(frpo.interval) < 0.05  # paired: the noise that arms share is gone
+        assert length_of(sweep.arms[0].kept["d"]) > 0.1
     page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
     assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
     assert page.count("<svg") == 2
@@ -300,7 +308,18 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
     assert gaps["other/frpo-0.1"].difference == pytest.approx(0.05 + LEAD, abs=0.02)
     one = gather_sweep([tmp_path / "a" / "seed-001", tmp_path / "b" / "seed-001"])
     assert one.seeds == (1,)
-    assert "one seed proves nothing" in one.headline[-1]
+    assert one.headline[0].endswith(
+        ": 3 comparisons of kept reward, none over 5 seeds or more: nothing is shown."
+    )
+    assert one.headline[-1].startswith("Seeds: 1. From fewer than 5 nothing is said of others: no intervals")
+    assert {(c.lo, c.corrected_hi, c.verdict) for c in one.comparisons} == {(None, None, 0)}
+    kept = one.arms[0].kept["d"]
+    assert kept is not None
+    assert (kept.lo, kept.hi) == (None, None)
+    assert (
+        "none from fewer than 5 seeds"
+        in build_sweep([tmp_path / "a" / "seed-001"], tmp_path / "p").read_text()
+    )
     with pytest.raises(
         ConfigError, match=r"no seed was run once under each of the names \['other', 'testbed'\]"
     ):
