@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.report import page
-from frpo.report.intervals import Interval
+from frpo.report.intervals import MIN_SEEDS, Interval
 
 Kept = dict[str, Any]
 """A study, an arm or a comparison as it was kept: older studies lack the newer fields."""
@@ -70,8 +70,12 @@ def comparison_row(comparison: Kept) -> Row:
         "metric": comparison["metric"],
         "at equal": at,
         "difference": page.format_difference(difference),
-        "corrected": f"[{comparison['corrected_lo']:+.3f}, {comparison['corrected_hi']:+.3f}]",
+        "corrected": format_limits(comparison["corrected_lo"], comparison["corrected_hi"]),
     }
+
+
+def format_limits(lo: float | None, hi: float | None) -> str:
+    return "" if lo is None or hi is None else f"[{lo:+.3f}, {hi:+.3f}]"
 
 
 def write_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -92,17 +96,25 @@ def write_tables(folder: Path) -> str:
     lines = [
         "# Tables",
         "",
-        "Made by `python benchmarks/tables.py docs/results` from the JSON files beside it. Means over seeds "
-        "with 95 % bootstrap intervals over seeds and prompts; corrected: for",
-        "all comparisons of their kind of metric at once. What they mean stands in README.md.",
+        "Made by `python benchmarks/tables.py docs/results` from the JSON files beside it. Means over seeds, "
+        "with 95 % intervals from 5 seeds on; corrected: for all",
+        "comparisons of their kind of metric at once. How the intervals were made stands with each study, "
+        "what they mean in README.md.",
         "",
     ]
     for file in sorted(folder.glob("*.json")):
         study = json.loads(file.read_text())
         if "arms" in study:
             lines += [f"## {study['study']}, {len(study['seeds'])} seeds", ""]
+            lines += [say_intervals(study), ""]
             lines += _tables_of(study)
     return "\n".join(lines)
+
+
+def say_intervals(study: Kept) -> str:
+    if len(study["seeds"]) < MIN_SEEDS:
+        return f"No intervals: they take {MIN_SEEDS} seeds."
+    return f"Intervals by {study['intervals']}."
 
 
 def _tables_of(study: Kept) -> Iterator[str]:
