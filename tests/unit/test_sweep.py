@@ -117,7 +117,7 @@ LEAD = 0.1
 """Of FRPO at equal KL, in the made-up truth."""
 
 
-def evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
+def make_evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
     rows = tuple(
         TaskReward(
             task=t,
@@ -154,7 +154,7 @@ def write_stage(run: Path, stage: str, measured: Evaluation, arm: ArmSummary | N
     )
 
 
-def summary(arm: str) -> ArmSummary:
+def make_summary(arm: str) -> ArmSummary:
     return ArmSummary(
         arm=arm,
         num_steps=1,
@@ -191,8 +191,10 @@ def made_up(folder: Path, seed: int, lead: float, name: str = "testbed", *sets: 
             robust = arm.objective.estimator.kind == "frpo"
             kl = 1.0 - arm.objective.beta + 0.1 * robust
             kept = 0.4 + 0.5 * kl + lead * robust + shared + rng.normal(0, 0.01)
-            write_stage(run, f"rlhf/{arm.name}", evaluation(arm.name, 0.95, kl, None), summary(arm.name))
-            write_stage(run, f"downstream/{arm.name}/d", evaluation(arm.name, kept, kl, "d"))
+            write_stage(
+                run, f"rlhf/{arm.name}", make_evaluation(arm.name, 0.95, kl, None), make_summary(arm.name)
+            )
+            write_stage(run, f"downstream/{arm.name}/d", make_evaluation(arm.name, kept, kl, "d"))
             row = asdict(metrics(1, reward_tasks={"harmful": 0.9, "harmless": 0.8}))
             file.write(json.dumps({"kind": "step", "stage": f"rlhf/{arm.name}", **row}) + "\n")
     (run / "report.json").touch()  # finished; what it says is read from the stages
@@ -273,14 +275,14 @@ def test_arms_that_differ_in_another_field_stand_on_curves_of_their_own(tmp_path
         "arms.5.learner.learning_rate=0.002",
     )
     made_up(tmp_path, 0, 0.0, "testbed", *sets)
-    found = gather_sweep([tmp_path])
-    assert [a.family for a in found.arms[3:]] == [
+    sweep = gather_sweep([tmp_path])
+    assert [a.family for a in sweep.arms[3:]] == [
         "FRPO λ 0.5, reverse",
         "FRPO λ 0.5, scale exact, reverse",
         "FRPO λ 0.5, scale exact, reverse, learning_rate 0.002",
     ]
     # no estimator but GRPO has two arms on one curve
-    assert not [c for c in found.comparisons if c.matched_by == "kl"]
+    assert not [c for c in sweep.comparisons if c.matched_by == "kl"]
 
 
 def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
@@ -317,7 +319,7 @@ def test_runs_of_two_names_stand_side_by_side_over_the_seeds_that_both_have(tmp_
     assert kept is not None
     assert (kept.lo, kept.hi) == (None, None)
     assert (
-        "none from fewer than 5 seeds"
+        "from fewer than 5 seeds there are none"
         in build_sweep([tmp_path / "a" / "seed-001"], tmp_path / "p").read_text()
     )
     with pytest.raises(
