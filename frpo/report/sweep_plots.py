@@ -78,9 +78,9 @@ def _draw_differences_of_pair(axes: Axes, rows: Sequence[Comparison], *, y: int,
     for i, row in enumerate(sorted(rows, key=lambda row: row.at_kl or 0.0)):
         height = y + 0.2 * (i - (len(rows) - 1) / 2)
         heights = [height, height]
-        if row.lo is not None:
-            axes.plot([row.corrected_lo, row.corrected_hi], heights, color=own, linewidth=0.8)
-            axes.plot([row.lo, row.hi], heights, color=own, linewidth=2.4, solid_capstyle="butt")
+        for lo, hi, width in ((row.corrected_lo, row.corrected_hi, 0.8), (row.lo, row.hi, 2.4)):
+            if lo is not None and hi is not None:
+                axes.plot([lo, hi], heights, color=own, linewidth=width, solid_capstyle="butt")
         axes.plot([row.difference], [height], color=own, marker=marker_of(arm), markersize=5)
 
 
