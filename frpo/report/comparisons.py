@@ -20,7 +20,7 @@ from frpo.report.intervals import (
     Table,
     Value,
     interval_of,
-    measured_interval,
+    interval_or_none,
 )
 from frpo.report.lookup import mean_or_nan, nearest, task_reward
 from frpo.report.schema import Report
@@ -214,7 +214,7 @@ def _gaps_of_pairs(
 ) -> list[_Gap]:
     """Two arms each, by index, at the KL that each has."""
     kl = table.of(kl_of)
-    apart = {(a, b): measured_interval(kl[a] - kl[b]) for a, b in pairs}
+    apart = {(a, b): interval_or_none(kl[a] - kl[b]) for a, b in pairs}
     gaps = []
     for metric, values in metrics.items():
         for a, b in pairs:
@@ -226,10 +226,10 @@ def _gaps_of_pairs(
 def _compare_at_equal_kl(table: Table, metrics: Mapping[str, Doubles]) -> tuple[Comparison, ...]:
     """Families of at least two weights of the penalty, where their mean curves overlap in KL; each seed is
     read off its own curves."""
-    curves = _curves_of(table)
     kl = table.of(kl_of)[..., 0]
-    if len(curves) < 2 or not np.isfinite(kl).all():
+    if not np.isfinite(kl).all():
         return ()
+    curves = _curves_of(table)
     names = list(curves)
     pairs = rival_pairs([table.reports[0].arms[curves[name][0]].penalty for name in names])
     gaps = []

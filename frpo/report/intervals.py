@@ -76,7 +76,7 @@ def _share_of_prompts(values: Doubles) -> float:
     return max(0.0, float(of_prompts.var(ddof=1) / prompts - (noise**2).sum() / freedom / values.size))
 
 
-def measured_interval(values: Doubles) -> Interval | None:
+def interval_or_none(values: Doubles) -> Interval | None:
     """Of [seeds, prompts]; None where a seed has no number."""
     return interval_of(values) if np.isfinite(values).all() else None
 

@@ -24,7 +24,7 @@ from frpo.report.comparisons import (
 )
 from frpo.report.coverage import Coverage, coverage_of
 from frpo.report.data import collect_report
-from frpo.report.intervals import METHOD, Interval, Table, Value, measured_interval
+from frpo.report.intervals import METHOD, Interval, Table, Value, interval_or_none
 from frpo.report.robustness import Robustness
 from frpo.report.schema import Arm, Downstream, Report
 
@@ -189,13 +189,13 @@ def _arms_over_seeds(table: Table) -> Iterator[ArmOverSeeds]:
             num_seeds=len(table.reports),
             num_steps=arm.summary.num_steps,
             seconds=float(np.mean([report.arms[i].summary.seconds for report in table.reports])),
-            kl=measured_interval(kl[i]),
-            before=measured_interval(before[i]),
-            others=measured_interval(others[i]),
+            kl=interval_or_none(kl[i]),
+            before=interval_or_none(before[i]),
+            others=interval_or_none(others[i]),
             kept=kept[i],
             others_kept=others_kept[i] if tasks.others else {},
             score=score[i] if tasks.untrained else {},
-            certified=measured_interval(certified[i]),
+            certified=interval_or_none(certified[i]),
             coverage=coverage_of(table, name),
         )
 
@@ -225,7 +225,7 @@ def _after_each(table: Table, value: Callable[[str], Value]) -> list[dict[str, I
     values = {finetune: table.of(value(finetune)) for finetune in table.finetunes}
     arms = []
     for i in range(len(table.arms)):
-        arms.append({finetune: measured_interval(of_arms[i]) for finetune, of_arms in values.items()})
+        arms.append({finetune: interval_or_none(of_arms[i]) for finetune, of_arms in values.items()})
     return arms
 
 

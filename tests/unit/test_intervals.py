@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from frpo.report.intervals import MIN_SEEDS, Doubles, Interval, interval_of, measured_interval
+from frpo.report.intervals import MIN_SEEDS, Doubles, Interval, interval_of, interval_or_none
 from frpo.report.page import format_difference, format_level
 
 
@@ -84,13 +84,14 @@ def test_from_fewer_than_five_seeds_there_is_a_mean_and_no_interval() -> None:
 
 
 def test_without_a_number_of_some_seed_there_is_nothing() -> None:
-    assert measured_interval(np.array([[1.0], [math.nan], [2.0]])) is None
-    assert measured_interval(np.array([[1.0], [3.0]])) == Interval(mean=2.0, lo=None, hi=None)
+    assert interval_or_none(np.array([[1.0], [math.nan], [2.0]])) is None
+    assert interval_or_none(np.array([[1.0], [3.0]])) == Interval(mean=2.0, lo=None, hi=None)
 
 
 def test_an_interval_in_words_leaves_out_limits_that_are_not_there() -> None:
     assert f"{Interval(mean=0.1, lo=-0.05, hi=0.25):+.2f}" == "+0.10 [-0.05, +0.25]"
     assert f"{Interval(mean=0.1, lo=None, hi=None):+.2f}" == "+0.10"
+    assert f"{Interval(mean=0.1, lo=None, hi=0.25):+.2f}" == "+0.10"
     assert format_level(Interval(mean=0.5, lo=0.4, hi=0.6)) == "0.50 [0.40, 0.60]"
     assert format_difference(Interval(mean=0.5, lo=None, hi=None)) == "+0.500"
     assert format_level(None) == "–"
