@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frpo.report.intervals import Doubles, Table, interval_of
 
 from frpo.records import Evaluation
 from frpo.report.comparisons import end_of, kept_after, kl_of, read_curves
 from frpo.report.data import collect_report
+from frpo.report.intervals import Doubles, Table, interval_of
 from frpo.report.lookup import task_measured
 from frpo.report.schema import Report
 
