@@ -8,8 +8,8 @@ nats per completion. No policy Q with mean over prompts of KL(Q || policy) <= rh
     2602.08813)
 
 `worst_case_reward` puts the sample in place of E: good for plots, too high for a promise (Jensen, and the
-maximum), most so where failures are rare. `reward_lower_bound` is valid at every sample size, by sample
-splitting. Imports numpy alone.
+maximum), most so where failures are rare. `reward_lower_bounds` hold at every sample size: they are won by
+betting on each draw before it is seen. Imports numpy alone.
 """
 
 from __future__ import annotations
@@ -21,21 +21,28 @@ from numpy.typing import ArrayLike, NDArray
 
 Doubles = NDArray[np.float64]
 
-SHARES = (0.3, 0.1, 0.03, 0.01, 0.001)
-"""tau: the floor of a prompt's c_x as a share of the pooled mean."""
-SHRINKAGE = 2.0
-"""Draws that the pooled mean counts for when a prompt's own mean is shrunk towards it."""
+SHRINKAGE = (2.0, 1e6)
+"""Draws that the pooled mean counts for when a prompt's own mean is shrunk towards it: few, or so many that
+all prompts are alike."""
+LARGEST_STAKE = 0.75
+"""What one draw at the floor can cost: this share of the capital (1/2 or 3/4 in arXiv 2010.09686)."""
+HEAD = 16
+"""One in so many completions of a prompt, at least one, is not bet on: they choose the first bets."""
 
 
-def _checked_rewards(rewards: ArrayLike, radius: float = 0.0) -> Doubles:
+def _checked_rewards(rewards: ArrayLike) -> Doubles:
     r = np.asarray(rewards, dtype=np.float64)
     if r.ndim != 2 or r.size == 0:
         raise ValueError(f"rewards: shape {r.shape}; need [prompts, completions], not empty")
     if not np.isfinite(r).all():
         raise ValueError("rewards: not finite; a failed reward counts as the floor of the reward here")
+    return r
+
+
+def _checked_radius(radius: float) -> float:
     if not (radius >= 0 and np.isfinite(radius)):
         raise ValueError(f"radius: {radius}; need a number of nats >= 0")
-    return r
+    return radius
 
 
 def _log_mean_exp(x: Doubles, axis: int) -> Doubles:
@@ -76,9 +83,9 @@ def worst_case_reward(rewards: ArrayLike, radius: float) -> float:
     of each prompt need, the mean of the prompts' least rewards. Exact to 1e-9 of the rewards' range
     (bisection on lam). This is the plug-in estimate of R(radius), not a promise: see `reward_lower_bound`.
     """
-    r = _checked_rewards(rewards, radius)
+    r = _checked_rewards(rewards)
     spread = _largest_spread(r)
-    if radius == 0 or spread == 0:
+    if _checked_radius(radius) == 0 or spread == 0:
         return float(r.mean())
     least = r.min(axis=1, keepdims=True)
     if radius >= float(np.log(r.shape[1] / (r == least).sum(axis=1)).mean()):
@@ -93,7 +100,7 @@ def _lam_of_radius(r: Doubles, radius: float, spread: float) -> float:
     """The temperature whose tilted policy lies `radius` nats away: a bisection, as the KL falls in lam."""
     low = np.log(spread * 1e-9)
     high = np.log(spread * 1e9)
-    for _ in range(200):
+    for _ in range(40):
         middle = (low + high) / 2
         _, kl = tilt_to(r, float(np.exp(middle)))
         if kl > radius:
@@ -136,7 +143,7 @@ def curve_of(
         plug_in=np.array([worst_case_reward(r, float(x)) for x in grid]),
         lo=lo,
         hi=hi,
-        certified=np.array([reward_lower_bound(r, float(x), floor=floor, confidence=each) for x in grid]),
+        certified=reward_lower_bounds(r, grid, floor=floor, confidence=each),
     )
 
 
@@ -170,105 +177,152 @@ def bootstrap_curve(
     return lo, hi
 
 
-def binomial_upper(mean: ArrayLike, n: int, log_inverse_delta: float) -> Doubles:
-    """Largest q with n kl(mean, q) <= log(1/delta), kl of Bernoullis: the Hoeffding-Chernoff upper bound of
-    the mean of n independent variables in [0, 1], which need not be alike."""
-    v = np.clip(np.asarray(mean, dtype=np.float64), 0.0, 1.0)
-    low = v.copy()
-    high = np.ones_like(v)
-    budget = log_inverse_delta / n
-    with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.where(v > 0, v * np.log(v), 0.0) + np.where(v < 1, (1 - v) * np.log1p(-v), 0.0)
-        for _ in range(80):
-            q = (low + high) / 2
-            cross = np.where(v > 0, v * np.log(q), 0.0) + np.where(v < 1, (1 - v) * np.log1p(-q), 0.0)
-            inside = own - cross <= budget  # kl(v, q) = own - cross
-            low = np.where(inside, q, low)
-            high = np.where(inside, high, q)
-    return high
-
-
 def reward_lower_bound(rewards: ArrayLike, radius: float, *, floor: float, confidence: float = 0.95) -> float:
-    """A number that R(radius) is not below, with probability >= `confidence` over the draws, at every sample
-    size.
+    """`reward_lower_bounds` at one radius."""
+    return float(reward_lower_bounds(rewards, [radius], floor=floor, confidence=confidence)[0])
+
+
+def reward_lower_bounds(
+    rewards: ArrayLike, radii: ArrayLike, *, floor: float, confidence: float = 0.95
+) -> Doubles:
+    """Numbers `[M]` that R is not below at `radii` `[M]`: each, not all at once, with probability >=
+    `confidence` over the draws, at every sample size.
 
     rewards `[prompts, completions]`, completions >= 2, independent draws that were not used to choose the
     policy, none below `floor`; the statement is about these prompts. Never below `floor`; at `floor` nothing
     can be promised at this radius with so few completions. Raises ValueError for a reward below the floor or
     a single completion.
 
-    z = exp(-(r - floor) / lam) lies in (0, 1]. Half A of the completions chooses lam and a reference c_x per
-    prompt; with half B, Jensen and a Chernoff bound on the mean of v = z min(c) / c_x in [0, 1] give R >=
-    floor - lam (mean_x log c_x + log u + radius), u = v_up / min(c), for any lam and c > 0.
+    Let z = exp(-(r - floor) / lam), in (0, 1], with means mu_x. Before a round, which is one draw of each of
+    X prompts, earlier rounds choose lam and stakes s_x in [0, 1). As log(1 - exp(a)) is concave in a,
+
+        E prod_x (1 - s_x z_x) = prod_x (1 - s_x mu_x) <= (1 - t)^X,  log t = mean_x log s_x + mean_x log mu_x
+
+    Were R(radius) <= floor + b, then -lam (mean_x log mu_x + radius) <= b for every lam, so that log t >=
+    mean_x log s_x - radius - b / lam =: log t(b). The product over rounds of prod_x (1 - s_x z_x) / (1 -
+    t(b))^X is then a capital that starts at 1 and is not expected to grow: by Ville's inequality it ever
+    reaches 1 / delta with probability <= delta. It falls in b: the largest b at which it did is the bound.
+
+    A bet against the mean of a bounded variable (Waudby-Smith and Ramdas 2023, arXiv 2010.09686), on the
+    mean of the logs of many. Prompts need not be alike, and each draw both pays and chooses later bets.
     """
-    r = _checked_rewards(rewards, radius)
+    r = _checked_rewards(rewards)
+    rho = np.array([_checked_radius(radius) for radius in np.asarray(radii, dtype=np.float64)])
     if r.shape[1] < 2:
-        raise ValueError(
-            "rewards: one completion per prompt; the bound needs at least 2, half to choose and half to bound"
-        )
+        raise ValueError("rewards: one completion per prompt; the bound needs at least 2, to choose and bet")
     if (r < floor).any():
         raise ValueError(
             f"floor: {floor} is above the reward {r.min()}; give the least value that the reward can take"
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence}; need a share between 0 and 1")
-    half = r.shape[1] // 2
-    chooses = r[:, :half] - floor
-    bounds = r[:, half:] - floor
-    spread = float(chooses.max())
-    if spread == 0:
-        return float(floor)
-    log_inverse_delta = float(-np.log1p(-confidence))
-    lams = spread * np.geomspace(0.01, 1e3, 61)
-    own = _log_mean_exp(-chooses[None] / lams[:, None, None], 2)  # [lam, prompt]
-    log_c = _reference_means(own, half)  # [choice, lam, prompt]
-    expected = _bound_of(own, lams, log_c, radius, bounds.size, log_inverse_delta)  # [choice, lam]
-    choice, at = np.unravel_index(expected.argmax(), expected.shape)
-    lam = lams[at : at + 1]
-    fresh = _log_mean_exp(-bounds / lam, 1)[None]  # [1, prompt]
-    bound = _bound_of(fresh, lam, log_c[choice, at][None], radius, bounds.size, log_inverse_delta)
-    return float(floor + max(0.0, float(bound[0])))
-
-
-def _reference_means(own: Doubles, count: int) -> Doubles:
-    """The log c_x to choose from `[1 + SHARES, lam, prompt]`, given log mean_y z `[lam, prompt]` of `count`
-    completions: first the pooled mean for all prompts, then each prompt's own mean, shrunk towards it and
-    floored by each share of it."""
-    pooled = _log_mean_exp(own, 1)[:, None]
-    shrunk = np.logaddexp(own + np.log(count), pooled + np.log(SHRINKAGE)) - np.log(count + SHRINKAGE)
-    alike = np.broadcast_to(pooled, own.shape)
-    floored = [np.maximum(shrunk, pooled + np.log(share)) for share in SHARES]
-    return np.stack([alike, *floored])
-
-
-def _bound_of(
-    own: Doubles, lam: Doubles, log_c: Doubles, radius: float, n: int, log_inverse_delta: float
-) -> Doubles:
-    """-lam (mean_x log c_x + log u + radius) for own = log mean_y z of each prompt `[..., X]`, as if from n
-    draws."""
-    least = log_c.min(axis=-1, keepdims=True)
-    v = np.exp(own + least - log_c).mean(axis=-1)  # each in [0, 1]
-    log_u = np.log(binomial_upper(v, n, log_inverse_delta)) - least[..., 0]
-    bound: Doubles = -lam * (log_c.mean(axis=-1) + log_u + radius)
-    return bound
+    above = r - floor
+    goal = float(-np.log1p(-confidence))  # log 1 / delta
+    bets = _place_bets(above, rho, goal)
+    low = np.zeros(len(rho))
+    high = np.full(len(rho), above.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        reached = bets.log_capital(middle) >= goal
+        low = np.where(reached, middle, low)
+        high = np.where(reached, high, middle)
+    return floor + low
 
 
 @dataclass(frozen=True)
-class Point:
-    """One measured policy on the certificate's plane."""
+class _Bets:
+    """K bets for each of M radii, held over T rounds."""
 
-    kl: float
-    """KL(Q || policy), nats per completion"""
-    kl_se: float
-    reward: float
-    reward_se: float
+    lam: Doubles
+    """[M, K]"""
+    level: Doubles
+    """log t(0) [M, K]; -inf without a stake"""
+    won: Doubles
+    """log prod (1 - s_x z_x) over the draws up to each round [M, T]"""
+    draws: Doubles
+    """How many of these were bet on by each bet [K, T]"""
+
+    def log_capital(self, b: Doubles) -> Doubles:
+        """Log of the largest capital of any round `[M]`, were R(radius) <= floor + b `[M]`."""
+        log_fair = np.log1p(-np.exp(self.level - b[:, None] / self.lam))
+        largest: Doubles = (self.won - log_fair @ self.draws).max(axis=1)
+        return largest
 
 
-def violates(
-    point: Point, rewards: ArrayLike, *, floor: float, confidence: float = 0.95, z: float = 1.96
-) -> bool:
-    """Whether a policy lies below what was certified at its own KL: the upper limit of its reward is below
-    the bound at the upper limit of its KL."""
-    farthest = max(0.0, point.kl + z * point.kl_se)
-    bound = reward_lower_bound(rewards, farthest, floor=floor, confidence=confidence)
-    return point.reward + z * point.reward_se < bound
+def _place_bets(above: Doubles, radii: Doubles, goal: float) -> _Bets:
+    """On rewards above the floor `[prompts, completions]`: what was seen chooses the bet on as many again."""
+    prompts, completions = above.shape
+    head = max(1, completions // HEAD)
+    num_seen = [head]
+    while 2 * num_seen[-1] < completions:
+        num_seen.append(2 * num_seen[-1])
+    lams, levels, won = [], [], []
+    for seen in num_seen:
+        lam, stakes = _choose_bet(above[:, :seen], radii, prompts * (completions - head), goal)
+        z = np.exp(-above[:, seen : 2 * seen] / lam[:, None, None])
+        won.append(np.log1p(-stakes[..., None] * z).sum(axis=1))
+        with np.errstate(divide="ignore"):
+            levels.append(np.log(stakes).mean(axis=1) - radii)
+        lams.append(lam)
+    begun = np.array(num_seen)[:, None]
+    rounds = np.clip(np.arange(head + 1, completions + 1) - begun, 0, begun)
+    return _Bets(
+        lam=np.stack(lams, axis=1),
+        level=np.stack(levels, axis=1),
+        won=np.hstack(won).cumsum(axis=1),
+        draws=prompts * rounds.astype(np.float64),
+    )
+
+
+def _choose_bet(seen: Doubles, radii: Doubles, planned: int, goal: float) -> tuple[Doubles, Doubles]:
+    """lam `[M]` and stakes `[M, prompts]` by which `planned` draws like those seen would promise most; no
+    stakes where that is nothing."""
+    lams = (float(seen.max()) or 1.0) * np.geomspace(0.01, 1e3, 61)
+    values, counts = _count_values(seen)
+    z = np.exp(-values / lams[:, None, None])
+    plans = [_plan_stakes(z, counts, prior, planned, goal) for prior in SHRINKAGE]
+    stakes = np.concatenate([plan[0] for plan in plans])
+    log_means = np.concatenate([plan[1] for plan in plans])
+    scale = np.tile(lams, len(plans))
+    expected = -scale * (log_means + radii[:, None])  # [M, plan and lam]
+    best = expected.argmax(axis=1)
+    promising = expected.max(axis=1) > 0
+    return scale[best], np.where(promising[:, None], stakes[best], 0.0)
+
+
+def _count_values(rewards: Doubles) -> tuple[Doubles, Doubles]:
+    """The same draws with fewer numbers where they take few values: values and how often each was drawn
+    `[prompts, K]`."""
+    values, which = np.unique(rewards, return_inverse=True)
+    if len(values) >= rewards.shape[1]:
+        return rewards, np.ones_like(rewards)
+    counts = (which.reshape(rewards.shape)[..., None] == np.arange(len(values))).sum(axis=1)
+    return np.broadcast_to(values, counts.shape), counts.astype(np.float64)
+
+
+def _plan_stakes(
+    z: Doubles, counts: Doubles, prior: float, planned: int, goal: float
+) -> tuple[Doubles, Doubles]:
+    """Stakes `[lam, prompt]` for draws like z `[lam, prompt, K]`, drawn `counts` `[prompt, K]` times, and the
+    upper limit of mean_x log mu_x `[lam]` that `planned` of them would leave.
+
+    s_x is a share of 1 / mean: the prompt's mean, shrunk towards that of all as if `prior` draws had been at
+    it. Then 1 - s_x z goes as 1 + b (1 - z / mean), b = share / (1 - share), and n draws of relative variance
+    v tell most at b = sqrt(2 goal / (n v)). Each draw is judged by the mean that the others give, and one
+    more is counted that fell to the floor.
+    """
+    prompts = len(counts)
+    draws = counts[0].sum()
+    total = (counts * z).sum(axis=2, keepdims=True)
+    pooled = total.mean(axis=1, keepdims=True) / draws
+    mean = (total + prior * pooled) / (draws + prior)
+    others = (total - z + prior * pooled) / (draws - 1 + prior)
+    judged = np.concatenate([z, np.ones_like(mean)], axis=2)
+    by = np.concatenate([np.where(counts > 0, others, mean), mean], axis=2)  # a value not drawn weighs 0
+    weights = np.hstack([counts, np.full((prompts, 1), 1 / prompts)]) / (prompts * draws + 1)
+    variance = (weights * (judged / by - 1) ** 2).sum(axis=(1, 2))
+    share = (1 / (1 + np.sqrt(planned * variance / (2 * goal))))[:, None, None]
+    stakes = np.minimum(share / by, LARGEST_STAKE)
+    growth = (weights * np.log1p(-stakes * judged)).sum(axis=(1, 2))
+    log_stake = (weights * np.log(stakes)).sum(axis=(1, 2))
+    return stakes[..., -1], np.log(-np.expm1(growth - goal / planned)) - log_stake

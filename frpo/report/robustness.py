@@ -6,13 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from frpo.certificate import Point, reward_lower_bound, violates, worst_case_reward
+from frpo.certificate import reward_lower_bounds, worst_case_reward
 from frpo.records import Certificate, Estimate, Evaluation, Record, StageResult
 from frpo.report.lookup import nearest, task_measured
-
-Doubles = NDArray[np.float64]
 
 
 class MeasuredPolicy(Record):
@@ -103,7 +100,6 @@ def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[_Fate]:
 
 def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Robustness:
     rewards = np.array(certificate.rewards)
-    points = [_measure_fate(certificate, rewards, fate) for fate in fates]
     return Robustness(
         arm=arm,
         task=certificate.task,
@@ -117,43 +113,38 @@ def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Rob
         lo=certificate.lo,
         hi=certificate.hi,
         certified=certificate.certified,
-        points=tuple(point for point in points if point),
+        points=tuple(_measure_fates(certificate, fates)),
     )
 
 
-def _measure_fate(certificate: Certificate, rewards: Doubles, fate: _Fate) -> MeasuredPolicy | None:
-    """None where its reward or its KL on the certificate's task was not measured."""
-    task = task_measured(fate.evaluation, certificate.task)
-    if task is None or task.kl_policy is None:
-        return None
-    kl = task.kl_policy
-    return MeasuredPolicy(
-        name=f"attack {fate.name}" if fate.attack else fate.name,
-        attack=fate.attack,
-        step=fate.evaluation.step,
-        kl=kl,
-        reward=task.reward,
-        inside=None if certificate.radius is None else kl.mean <= certificate.radius,
-        certified=_certified_at_limit(certificate, rewards, kl),
-        plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
-        below=_lies_below(certificate, rewards, kl, task.reward),
-    )
+def _measure_fates(certificate: Certificate, fates: Sequence[_Fate]) -> Iterator[MeasuredPolicy]:
+    """Those whose reward and KL on the certificate's task were measured."""
+    rewards = np.array(certificate.rewards)
+    rows = list(_read_fates(certificate.task, fates))
+    limits = [max(0.0, kl.mean + (kl.half or 0.0)) for _, kl, _ in rows]
+    bounds = reward_lower_bounds(rewards, limits, floor=certificate.floor, confidence=certificate.confidence)
+    for (fate, kl, reward), bound in zip(rows, bounds, strict=True):
+        # a single prompt gives its KL no upper limit
+        certified = certificate.floor if kl.half is None else float(bound)
+        yield MeasuredPolicy(
+            name=f"attack {fate.name}" if fate.attack else fate.name,
+            attack=fate.attack,
+            step=fate.evaluation.step,
+            kl=kl,
+            reward=reward,
+            inside=None if certificate.radius is None else kl.mean <= certificate.radius,
+            certified=certified,
+            plug_in=worst_case_reward(rewards, max(0.0, kl.mean)),
+            below=reward.half is not None and reward.mean + reward.half < certified,
+        )
 
 
-def _certified_at_limit(certificate: Certificate, rewards: Doubles, kl: Estimate) -> float:
-    """At the upper 95 % limit of a KL: the floor where a single prompt gives no limit."""
-    if kl.half is None:
-        return certificate.floor
-    farthest = max(0.0, kl.mean + kl.half)
-    return reward_lower_bound(rewards, farthest, floor=certificate.floor, confidence=certificate.confidence)
-
-
-def _lies_below(certificate: Certificate, rewards: Doubles, kl: Estimate, reward: Estimate) -> bool:
-    """Whether a policy violates the certificate: a single prompt proves nothing."""
-    if kl.se is None or reward.se is None:
-        return False
-    point = Point(kl.mean, kl.se, reward.mean, reward.se)
-    return violates(point, rewards, floor=certificate.floor, confidence=certificate.confidence)
+def _read_fates(task: str, fates: Sequence[_Fate]) -> Iterator[tuple[_Fate, Estimate, Estimate]]:
+    """Each with KL(Q || the arm's policy) and the reward on a task, where both were measured."""
+    for fate in fates:
+        measured = task_measured(fate.evaluation, task)
+        if measured is not None and measured.kl_policy is not None:
+            yield fate, measured.kl_policy, measured.reward
 
 
 def describe_planes(planes: Sequence[Robustness], task: str | None) -> Iterator[str]:
