@@ -189,9 +189,9 @@ def reward_lower_bounds(
     `confidence` over the draws, at every sample size.
 
     rewards `[prompts, completions]`, completions >= 2, independent draws that were not used to choose the
-    policy, none below `floor`; the statement is about these prompts. Never below `floor`; at `floor` nothing
-    can be promised at this radius with so few completions. Raises ValueError for a reward below the floor or
-    a single completion.
+    policy, in an order that does not depend on them, none below `floor`; the statement is about these
+    prompts. Never below `floor`; at `floor` nothing can be promised at this radius with so few completions.
+    Raises ValueError for a reward below the floor or a single completion.
 
     Let z = exp(-(r - floor) / lam), in (0, 1], with means mu_x. Before a round, which is one draw of each of
     X prompts, earlier rounds choose lam and stakes s_x in [0, 1). As log(1 - exp(a)) is concave in a,
@@ -256,7 +256,9 @@ def _place_bets(above: Doubles, radii: Doubles, goal: float) -> _Bets:
     num_seen = [head]
     while 2 * num_seen[-1] < completions:
         num_seen.append(2 * num_seen[-1])
-    lams, levels, won = [], [], []
+    lams: list[Doubles] = []
+    levels: list[Doubles] = []
+    won: list[Doubles] = []
     for seen in num_seen:
         lam, stakes = _choose_bet(above[:, :seen], radii, prompts * (completions - head), goal)
         z = np.exp(-above[:, seen : 2 * seen] / lam[:, None, None])
