@@ -83,10 +83,11 @@ def bound_slowly(above: np.ndarray, radius: float, delta: float) -> float:
 @pytest.mark.parametrize(("radius", "delta"), [(0.02, 0.05), (0.2, 0.3)])
 def test_the_bound_is_what_slow_betting_wins(completions: int, radius: float, delta: float) -> None:
     rewards = 2 * sample(seed=completions, prompts=5, completions=completions)
-    for drawn in (rewards, np.ceil(2 * rewards) / 2):  # continuous, and of 4 values
+    failing_late = np.where(np.arange(completions) < 0.7 * completions, rewards, 0.0)
+    for drawn in (rewards, np.ceil(2 * rewards) / 2, failing_late):  # the second: of 4 values
         bound = reward_lower_bound(drawn, radius, floor=0.0, confidence=1 - delta)
         assert bound == pytest.approx(bound_slowly(drawn, radius, delta), abs=1e-9)
-        assert bound > 0
+    assert reward_lower_bound(rewards, radius, floor=0.0, confidence=1 - delta) > 0
 
 
 @pytest.mark.parametrize(("radius", "confidence"), [(0.05, 0.95), (0.3, 0.95), (0.3, 0.8)])
@@ -112,9 +113,15 @@ def test_what_was_won_is_kept_and_no_bet_is_placed_without_hope() -> None:
     good, bad = np.ones((20, 32)), np.zeros((20, 32))
     early = reward_lower_bound(np.hstack([good, bad]), 0.05, floor=0.0)
     assert 0.7 < early < reward_lower_bound(np.hstack([good, good]), 0.05, floor=0.0)
-    assert reward_lower_bound(np.hstack([bad, good]), 0.05, floor=0.0) == 0.0
-    late = np.hstack([np.zeros((20, 4)), np.ones((20, 124))])  # half of the 8 that choose the first bet
-    assert reward_lower_bound(late, 0.05, floor=0.0) > 0.7
+    with np.errstate(all="raise", under="ignore"):
+        assert reward_lower_bound(np.hstack([bad, good]), 0.05, floor=0.0) == 0.0
+        # the 8 that choose the first bet all fail, and 4 of the 8 that it would be on
+        late = np.hstack([np.zeros((20, 12)), np.ones((20, 116))])
+        assert reward_lower_bound(late, 0.05, floor=0.0) > 0.3
+
+
+def test_two_completions_are_enough() -> None:
+    assert 0.5 < reward_lower_bound(np.ones((200, 2)), 0.01, floor=0.0) < 1
 
 
 def test_a_bet_is_chosen_before_its_draws() -> None:
