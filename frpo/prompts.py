@@ -111,6 +111,8 @@ class Examples:
     """Tokenized prompt and completion pairs; the completion ends with the end-of-sequence token."""
 
     pairs: tuple[tuple[Ints, Ints], ...]
+    tasks: tuple[str, ...]
+    """Of each pair."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -141,6 +143,7 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
             "its folder"
         )
     pairs = []
+    tasks = []
     dropped = 0
     for source in sources:
         for row in read_dataset(source, examples=True):
@@ -153,12 +156,13 @@ def load_examples(sources: Sequence[DatasetConfig], tokenizer: Any, max_tokens: 
                 dropped += 1
             else:
                 pairs.append((prompt, np.array(ids, dtype=np.int32)))
+                tasks.append(row.task)
     if not pairs:
         raise ConfigError(
             f"data set {sources[0].path}: no example of at most {max_tokens} tokens; raise the stage's "
             "max_tokens"
         )
-    return Examples(tuple(pairs)), dropped
+    return Examples(tuple(pairs), tuple(tasks)), dropped
 
 
 # ---- streams
@@ -185,33 +189,29 @@ class Shuffled:
         return self._order[offset]
 
 
-class PromptStream:
-    """Deals prompts to steps. With `mix` each task gets its share of every batch, to within one prompt."""
+class Mixture:
+    """Deals row numbers to places. With `mix` each task gets its share of every run of places, to within one
+    row; without, rows come by their number."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], mix: Mapping[str, float], seed: int, prompts_per_step: int
+        self, tasks: Sequence[str], mix: Mapping[str, float], seed: int, *, in_order: bool = False
     ) -> None:
-        self.per_step = prompts_per_step
+        """`tasks` is of every row, in order."""
         shares = mix or {"": 1.0}
         whole = sum(shares[task] for task in sorted(shares))
         self.tasks = sorted(shares)
         self.weights = [shares[task] / whole for task in self.tasks]
-        self.rows: dict[str, list[Prompt]] = {}
+        self.rows: dict[str, list[int]] = {}
         self.orders: dict[str, Shuffled] = {}
         for i, task in enumerate(self.tasks):
-            self.rows[task] = [prompt for prompt in prompts if not mix or prompt.task == task]
-            self.orders[task] = Shuffled(len(self.rows[task]), seed + i)
+            self.rows[task] = [row for row, own in enumerate(tasks) if not mix or own == task]
+            self.orders[task] = Shuffled(len(self.rows[task]), seed + i, in_order)
         self._counts = [0] * len(self.tasks)
         self._dealt = list[tuple[str, int]]()
         """Of every place so far, the task that it was given to, and how many that task had before."""
 
-    def take(self, step: int) -> tuple[Prompt, ...]:
-        """The prompts of a step (from 0): a pure function of its number."""
-        first = step * self.per_step
-        return tuple(self.at(place) for place in range(first, first + self.per_step))
-
-    def at(self, place: int) -> Prompt:
-        """The prompt of a place (from 0) among those of all steps."""
+    def at(self, place: int) -> int:
+        """The row of a place (from 0): a pure function of it."""
         while len(self._dealt) <= place:
             self._deal()
         task, before = self._dealt[place]
@@ -225,15 +225,44 @@ class PromptStream:
         self._counts[number] += 1
 
 
-class ExampleStream:
-    """Deals examples to optimiser updates."""
+class PromptStream:
+    """Deals prompts to steps. With `mix` each task gets its share of every batch, to within one prompt."""
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, in_order: bool) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], mix: Mapping[str, float], seed: int, prompts_per_step: int
+    ) -> None:
+        self.prompts = prompts
+        self.per_step = prompts_per_step
+        self.mixture = Mixture([prompt.task for prompt in prompts], mix, seed)
+
+    def take(self, step: int) -> tuple[Prompt, ...]:
+        """The prompts of a step (from 0): a pure function of its number."""
+        first = step * self.per_step
+        return tuple(self.at(place) for place in range(first, first + self.per_step))
+
+    def at(self, place: int) -> Prompt:
+        """The prompt of a place (from 0) among those of all steps."""
+        return self.prompts[self.mixture.at(place)]
+
+
+class ExampleStream:
+    """Deals examples to optimiser updates. With `mix` each task gets its share of every batch, to within one
+    example."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        seed: int,
+        *,
+        in_order: bool = False,
+        mix: Mapping[str, float] | None = None,
+    ) -> None:
         self.examples = examples
         self.batch_size = batch_size
-        self.order = Shuffled(len(examples), seed, in_order)
+        self.mixture = Mixture(examples.tasks, mix or {}, seed, in_order=in_order)
 
     def take(self, step: int) -> Sequences:
         """The examples of an update (from 0): a pure function of its number."""
         first = step * self.batch_size
-        return self.examples.take([self.order.at(i) for i in range(first, first + self.batch_size)])
+        return self.examples.take([self.mixture.at(i) for i in range(first, first + self.batch_size)])

@@ -300,6 +300,8 @@ class DownstreamSft(FinetuneConfig):
     """Name in metrics and reports."""
     data: tuple[DatasetConfig, ...]
     """Examples to fine-tune on."""
+    mix: dict[str, PositiveFloat] = {}
+    """Weight of each task of `data` in a batch; empty: by number of rows."""
     heldout: tuple[DatasetConfig, ...] = ()
     """Examples to measure the downstream loss on."""
     marks: tuple[Positive, ...] = ()

@@ -29,7 +29,7 @@ class Sft(DownstreamStage):
     def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         before = work.policy_of(self.stands_on)
-        finetune = Finetune(self.task, self.data()[0], (0, *self.task.marks))
+        finetune = Finetune(self.task, self.data()[0], (0, *self.task.marks), mix=self.task.mix)
         for pause in work.finetune(self, finetune, kept):
             work.publish_finetune(pause.step)
             subject = Subject(self.arm.name, self.task.name, before, work.heldout_loss(self.heldout))

@@ -166,6 +166,8 @@ class Finetune:
     marks: tuple[int, ...] = ()
     """Steps at which it pauses, and at the last where there are any."""
     in_order: bool = False
+    mix: Mapping[str, float] = field(default_factory=dict)
+    """Shares of tasks in a batch; empty: as in the data."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from frpo import saved, testbed
-from frpo.config import Config, ConfigError, DatasetConfig, DownstreamRl, ObjectiveConfig
+from frpo.config import (
+    Config,
+    ConfigError,
+    DatasetConfig,
+    DownstreamRl,
+    DownstreamSft,
+    ObjectiveConfig,
+)
 from frpo.data_checks import identity_of, measure_overlap
 from frpo.metrics import RunLog
 from frpo.outline.stage import Data, Stage
@@ -34,6 +41,10 @@ def identities_of(prompts: Sequence[Prompt]) -> list[str]:
     return [identity_of(prompt.messages or prompt.text) for prompt in prompts]
 
 
+def tasks_of(prompts: Iterable[Prompt]) -> set[str]:
+    return {prompt.task for prompt in prompts}
+
+
 class Inputs:
     """Tokenized prompts and examples of a run, read once. Raises ConfigError."""
 
@@ -42,8 +53,9 @@ class Inputs:
         self.tokenizer = AutoTokenizer.from_pretrained(saved.tokenizer_folder(Path(config.model.path)))
         self._examples: dict[str, Examples] = {}
         self.train = self.prompts("data.train", config.data.train)
-        self._check_tasks("data.mix", config.data.mix, self.train)
-        self._check_tasks("attack.mix", config.attack.mix if config.attack else {}, self.train)
+        trained = tasks_of(self.train)
+        self._check_tasks("data.mix", config.data.mix, trained)
+        self._check_tasks("attack.mix", config.attack.mix if config.attack else {}, trained)
         for arm in config.arms:
             self._check_penalty(f"arms.{arm.name}.objective", arm.objective, self.train)
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
@@ -52,8 +64,7 @@ class Inputs:
         if shared.shared:
             log.note(f"data.heldout: {shared}")
 
-    def _check_tasks(self, field: str, tasks: Iterable[str], prompts: Sequence[Prompt]) -> None:
-        known = {prompt.task for prompt in prompts}
+    def _check_tasks(self, field: str, tasks: Iterable[str], known: Set[str]) -> None:
         if unknown := sorted(set(tasks) - known):
             raise ConfigError(
                 f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
@@ -61,7 +72,7 @@ class Inputs:
 
     def _check_penalty(self, field: str, objective: ObjectiveConfig, prompts: Sequence[Prompt]) -> None:
         for name, tasks in objective.penalised_tasks.items():
-            self._check_tasks(f"{field}.{name}", tasks, prompts)
+            self._check_tasks(f"{field}.{name}", tasks, tasks_of(prompts))
 
     def read_ahead(self, left: Sequence[Stage]) -> None:
         """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to
@@ -69,15 +80,17 @@ class Inputs:
         asked: dict[str, Data] = {}
         for stage in left:
             asked |= {data.field: data for data in stage.data()}
-        loops = {f"downstream.{task.name}.data": task for task in self.config.downstream}
+        tasks = {f"downstream.{task.name}.data": task for task in self.config.downstream}
         for data in asked.values():
+            task = tasks.get(data.field)
             if data.max_tokens is not None:
-                self.examples(data)
+                examples = self.examples(data)
+                if isinstance(task, DownstreamSft):
+                    self._check_tasks(f"downstream.{task.name}.mix", task.mix, set(examples.tasks))
                 continue
             prompts = self.prompts(data.field, data.sources)
-            loop = loops.get(data.field)
-            if isinstance(loop, DownstreamRl):
-                self._check_penalty(f"downstream.{loop.name}.objective", loop.objective, prompts)
+            if isinstance(task, DownstreamRl):
+                self._check_penalty(f"downstream.{task.name}.objective", task.objective, prompts)
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
         """Raises ConfigError when none is short enough."""

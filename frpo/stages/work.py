@@ -162,7 +162,9 @@ class Work:
         start = resumed.progress.step if resumed else 0
         examples = self.inputs.examples(finetune.data)
         seed = derive(config.seed, "examples")
-        stream = ExampleStream(examples, settings.batch_size, seed, finetune.in_order)
+        stream = ExampleStream(
+            examples, settings.batch_size, seed, in_order=finetune.in_order, mix=finetune.mix
+        )
         with self.training(stage, settings.num_steps, start, checkpoints):
             for step in range(start + 1, settings.num_steps + 1):
                 last = step == settings.num_steps

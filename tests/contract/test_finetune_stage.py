@@ -80,7 +80,7 @@ def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] 
     cfg = config().model_copy(update={"run_dir": run})
     cfg = cfg.model_copy(update={"checkpoint": cfg.checkpoint.model_copy(update={"every": 1})})
     ranks = kind(stats)
-    examples = Examples(((np.array([1], np.int32), np.array([2], np.int32)),) * 4)
+    examples = Examples(((np.array([1], np.int32), np.array([2], np.int32)),) * 4, ("t",) * 4)
     inputs: Any = SimpleNamespace(examples=lambda data: examples)
     settings = BaseConfig(num_steps=len(stats), batch_size=2, data=())
     with RunLog(run, cfg) as log:

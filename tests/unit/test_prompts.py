@@ -365,10 +365,25 @@ def test_a_mix_keeps_its_shares_in_every_batch(per_step: int, seed: int) -> None
 
 def test_example_stream_in_order_and_shuffled() -> None:
     pairs = tuple((np.array([i], np.int32), np.array([100 + i], np.int32)) for i in range(6))
-    ordered = ExampleStream(Examples(pairs), 4, 0, True)
+    examples = Examples(pairs, ("a",) * 4 + ("b",) * 2)
+    ordered = ExampleStream(examples, 4, 0, in_order=True)
     assert ordered.take(1).tokens[::2].tolist() == [4, 5, 0, 1]
-    shuffled = ExampleStream(Examples(pairs), 3, 0, False)
+    shuffled = ExampleStream(examples, 3, 0)
     assert sorted([*shuffled.take(0).tokens[::2], *shuffled.take(1).tokens[::2]]) == list(range(6))
+
+
+def test_examples_are_mixed_by_share_whatever_their_number() -> None:
+    pairs = tuple((np.array([i], np.int32), np.array([100 + i], np.int32)) for i in range(6))
+    examples = Examples(pairs, ("a",) * 4 + ("b",) * 2)
+    stream = ExampleStream(examples, 20, 0, mix={"a": 0.95, "b": 0.05})
+    batches = [stream.take(step).tokens[::2].tolist() for step in range(4)]
+    assert [sum(row >= 4 for row in batch) for batch in batches] == [1, 1, 1, 1]
+    assert {row for batch in batches for row in batch if row >= 4} == {4, 5}
+    assert (
+        ExampleStream(examples, 20, 0, mix={"a": 0.95, "b": 0.05}).take(3).tokens[::2].tolist() == batches[3]
+    )
+    alone = ExampleStream(examples, 8, 0, mix={"a": 1.0})
+    assert sorted(alone.take(0).tokens[::2].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_prompt_can_be_a_template_of_columns(tmp_path: Path) -> None:
