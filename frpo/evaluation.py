@@ -156,8 +156,9 @@ class Divergences:
         self.others: list[Pending[list[tuple[Floats, ...]]] | None] = [None, None]
         if trainer and scorer and (against.reference or against.policy):
             self.own = trainer.submit(groups)
-            folders = (against.reference, against.policy)
-            self.others = [scorer.submit(folder, groups) if folder else None for folder in folders]
+            folders = [folder for folder in (against.reference, against.policy) if folder]
+            asked = {str(folder): scorer.submit(folder, groups) for folder in dict.fromkeys(folders)}
+            self.others = [asked.get(str(folder)) for folder in (against.reference, against.policy)]
 
     def wait(self) -> tuple[list[float] | None, list[float] | None]:
         """Per prompt, the estimates of KL(drawn || reference) and of KL(drawn || arm's policy), nats per

@@ -141,7 +141,8 @@ def _print_step(config: Config, console: Console) -> None:
 
 
 def count_heldout(config: Config) -> Heldout:
-    """Read the held-out rows, and of the training rows the tasks."""
+    """Read the held-out rows, and of the training rows the tasks; without arms every task counts as
+    trained."""
     rows: Counter[str] = Counter()
     trained: set[str] = set()
     with TemporaryDirectory() as folder:
@@ -152,6 +153,8 @@ def count_heldout(config: Config) -> Heldout:
                 trained.add(source.task)
             else:
                 trained.update(row.task for row in _read_source(source, config.seed, Path(folder)))
+    if not config.arms:
+        trained = set(rows)
     most = config.evaluate.max_prompts
     kept = {task: min(count, most or count) for task, count in rows.items()}
     return Heldout(sum(kept.values()), sum(count for task, count in kept.items() if task in trained))
@@ -226,6 +229,8 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
     in_turn = ", in turn" if config.rollout.sleep else ""
     title = f"Memory of a {here.name}, GiB of {here.gib:g}{in_turn}"
     yield _tabulate_gpu_memory(estimate_needs(config, sizes, here, asked), title)
+    if not config.arms:
+        return
     arm = max(config.arms, key=lambda arm: arm.learner.num_steps)
     phases = tuple(estimate_phases(config, arm.learner, sizes, here, asked))
     ahead = config.rollout.staleness > 0

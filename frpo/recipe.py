@@ -66,7 +66,7 @@ def load_recipe(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
     """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is
     nothing to train on."""
     config = read_section(recipe, assignments, Config)
-    if not config.data.train:
+    if config.arms and not config.data.train:
         raise ConfigError("data.train: a list of 0; every arm is trained on prompts, give some")
     return config
 

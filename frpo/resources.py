@@ -124,7 +124,7 @@ def disk_bytes(config: Config) -> int:
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     # the last of each stage that could go on
     kept += sum(not fixed_end(stage) for stage in list_stages(config))
-    fine_tuned = len(config.arms) * len(config.downstream)
+    fine_tuned = max(1, len(config.arms)) * len(config.downstream)
     if config.model.lora:
         whole = fine_tuned if config.model.dtype == "float32" else 0  # else adapters are written
         return size * (2 + whole) + size // 4 * kept

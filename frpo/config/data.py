@@ -118,8 +118,8 @@ class DatasetConfig(Section):
 
 
 class DataConfig(Section):
-    train: Annotated[tuple[DatasetConfig, ...], Redoes(("rlhf",))]
-    """Prompts of the rlhf stage."""
+    train: Annotated[tuple[DatasetConfig, ...], Redoes(("rlhf",))] = ()
+    """Prompts of the rlhf stage; none where there are no arms."""
     heldout: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Prompts of validation and evaluation; never trained on. Refused when more than half of them are
     training prompts too."""

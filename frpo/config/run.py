@@ -194,8 +194,8 @@ class Config(Section):
     """Default of all arms."""
     base: Annotated[BaseConfig | None, Redoes(("base",))] = None
     """Supervised fine-tuning that makes the base model; null takes model.path as it is."""
-    arms: Annotated[tuple[ArmConfig, ...], Redoes(("rlhf",), one=True)] = Field(min_length=1)
-    """Policies to train."""
+    arms: Annotated[tuple[ArmConfig, ...], Redoes(("rlhf",), one=True)] = ()
+    """Policies to train. Without any the base policy itself is what is certified and fine-tuned."""
     downstream: Annotated[tuple[DownstreamConfig, ...], Redoes(("downstream",), one=True)] = ()
     """Fine-tunes that every arm goes through, each from the arm's policy."""
     certify: Annotated[CertifyConfig | None, Redoes(("certify",))] = None
@@ -219,12 +219,13 @@ class Config(Section):
     def _arms_inherit(cls, data: Any) -> Any:
         """Give each arm the run's objective and learner with its own fields on top, and each downstream rl
         the learner, but not the reward to stop at: the arm's policy has it when the fine-tune begins."""
-        if not isinstance(data, dict) or not isinstance(data.get("arms"), list | tuple):
+        if not isinstance(data, dict):
             return data
         refuse_workers(data)
-        inherited = {**data, "arms": [_arm_of_run(data, arm) for arm in data["arms"]]}
-        if isinstance(data.get("downstream"), list | tuple):
-            inherited["downstream"] = [_task_of_run(data, task) for task in data["downstream"]]
+        inherited = dict(data)
+        for part, merge in (("arms", _arm_of_run), ("downstream", _task_of_run)):
+            if isinstance(data.get(part), list | tuple):
+                inherited[part] = [merge(data, item) for item in data[part]]
         return inherited
 
     @model_validator(mode="after")
@@ -236,6 +237,8 @@ class Config(Section):
         check_combination(self.rewards, self.combine)
         if "base" in [arm.name for arm in self.arms]:
             raise ValueError("arms: the name 'base' is taken by the base policy; choose another")
+        if self.attack and not self.arms:
+            raise ValueError("attack: it trains as an arm does, and there is none; give one, or leave it out")
         checks.check_marks(self)
         checks.check_batches(self)
         check_cards(self)

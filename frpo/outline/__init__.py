@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frpo.config import ArmConfig, Config, DownstreamConfig, DownstreamRl
+from frpo.config import ArmConfig, Config, DownstreamConfig, DownstreamRl, GrpoEstimator, ObjectiveConfig
 from frpo.outline.attack import Attack
 from frpo.outline.base import Base
 from frpo.outline.certify import Certify
@@ -13,7 +13,7 @@ from frpo.outline.harness import Harness
 from frpo.outline.rl import Rl
 from frpo.outline.rlhf import Rlhf
 from frpo.outline.sft import Sft
-from frpo.outline.stage import Heldout, Stage, fixed_end
+from frpo.outline.stage import BASE, Heldout, Stage, fixed_end
 
 __all__ = ["KINDS", "Heldout", "Stage", "fixed_end", "outline"]
 
@@ -32,8 +32,9 @@ def list_stages(config: Config) -> tuple[Stage, ...]:
 
 def _trained_and_measured(config: Config) -> Iterator[Stage]:
     yield Base(config.base)
-    for arm in config.arms:
-        yield Rlhf(arm)
+    for arm in config.arms or (stand_in(config),):
+        if config.arms:
+            yield Rlhf(arm)
         if config.certify:
             yield Certify(arm)
         for task in config.downstream:
@@ -41,6 +42,12 @@ def _trained_and_measured(config: Config) -> Iterator[Stage]:
         if config.attack:
             for radius in config.attack.radii:
                 yield Attack(arm, config.attack, radius)
+
+
+def stand_in(config: Config) -> ArmConfig:
+    """The base policy in place of the arms that a recipe does not have; nothing trains it."""
+    objective = ObjectiveConfig(estimator=GrpoEstimator(), beta=0.0)
+    return ArmConfig(name=BASE, objective=objective, learner=config.learner)
 
 
 def downstream_stage(arm: ArmConfig, task: DownstreamConfig) -> Stage:

@@ -1,11 +1,11 @@
-"""The stage that certifies an arm's policy on the held-out prompts that it was trained for."""
+"""The stage that certifies an arm's policy on the held-out prompts of the tasks that it was trained for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config
-from frpo.outline.stage import Heldout, Stage, Workbench
+from frpo.outline.stage import Heldout, Stage, Workbench, maker_of
 from frpo.records import StageResult
 
 
@@ -19,7 +19,7 @@ class Certify(Stage):
 
     @property
     def stands_on(self) -> str:
-        return f"rlhf/{self.arm.name}"
+        return maker_of(self.arm)
 
     def num_measured(self, config: Config, heldout: Heldout) -> int:
         assert config.certify is not None

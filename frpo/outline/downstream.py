@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, Config, DownstreamConfig, Section
-from frpo.outline.stage import Heldout, Stage
+from frpo.outline.stage import Heldout, Stage, maker_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class DownstreamStage(Stage):
 
     @property
     def stands_on(self) -> str:
-        return f"rlhf/{self.arm.name}"
+        return maker_of(self.arm)
 
     @property
     def field(self) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from frpo.config import ArmConfig, DownstreamRl
 from frpo.outline.downstream import DownstreamStage
-from frpo.outline.stage import Data, Loop, Subject, Training, Workbench
+from frpo.outline.stage import BASE, Data, Loop, Subject, Training, Workbench
 from frpo.records import Evaluation, StageResult
 
 
 @dataclass(frozen=True)
 class Rl(DownstreamStage):
     task: DownstreamRl
+
+    @property
+    def redone_as(self) -> Set[str]:
+        """On the base itself, no rlhf stage below it counts what the loop draws with."""
+        return {self.kind, "rlhf"} if self.stands_on == BASE else {self.kind}
 
     def data(self) -> Sequence[Data]:
         return (Data(f"{self.field}.data", self.task.data),)

@@ -24,6 +24,14 @@ from frpo.config import (
 from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, StageResult
 from frpo.types import Prompt
 
+BASE = "base"
+"""The stage of the base policy; of a recipe without arms, the name that this policy has in their place."""
+
+
+def maker_of(arm: ArmConfig) -> str:
+    """Name of the stage that leaves the arm's policy."""
+    return BASE if arm.name == BASE else f"rlhf/{arm.name}"
+
 
 @dataclass(frozen=True)
 class Data:
@@ -84,6 +92,11 @@ class Stage(Protocol):
     def kind(self) -> str:
         """As fields of the configuration name it (`frpo.config.section.Redoes`)."""
         return self.name.split("/")[0]
+
+    @property
+    def redone_as(self) -> Set[str]:
+        """Kinds of stage whose fields of the configuration count for it."""
+        return {self.kind}
 
     def sections(self) -> Mapping[str, Section]:
         """Parts of the recipe that are this stage's alone, by path: with those that all stages share they

@@ -8,18 +8,16 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from frpo import tree
 from frpo.advice import advise
-from frpo.config import ConfigError, ObjectiveConfig
-from frpo.estimators import describe_estimator
+from frpo.config import ConfigError
 from frpo.metrics import read_steps
 from frpo.outline import KINDS
-from frpo.recipe import checked
+from frpo.outline.stage import BASE
 from frpo.records import Z95, Evaluation, StageResult
 from frpo.report import headline
-from frpo.report.lookup import task_measured, task_reward
+from frpo.report.arms import read_arm, read_base
 from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
     Answer,
@@ -36,9 +34,6 @@ from frpo.report.timeline import describe_timeline
 from frpo.rows import read_rows
 from frpo.stats import StepMetrics
 
-NAMED = {"estimator", "beta", "target_kl", "penalty", "gate", "beta_of"}
-"""Fields of the objective that stand in an arm's settings anyhow."""
-
 
 def collect_report(folder: Path) -> Report:
     """Read the configuration, metrics and stage results of a run. Raises ConfigError for files that are
@@ -51,15 +46,19 @@ def collect_report(folder: Path) -> Report:
         )
     results = {result.stage: result for result in map(_read_result, _result_files(folder))}
     steps = {arm["name"]: read_steps(folder, f"rlhf/{arm['name']}") for arm in config["arms"]}
-    tasks = _tasks_of(itertools.chain.from_iterable(steps.values()))
+    base = results["base"].evaluations[0] if "base" in results else None
     finetunes = [downstream["name"] for downstream in config["downstream"]]
-    trained = [arm for arm in config["arms"] if f"rlhf/{arm['name']}" in results]
-    arms = tuple(_read_arm(arm, config, results, tasks, finetunes) for arm in trained)
+    if config["arms"]:
+        tasks = _tasks_of(itertools.chain.from_iterable(steps.values()))
+        trained = [arm for arm in config["arms"] if f"rlhf/{arm['name']}" in results]
+        arms = tuple(read_arm(arm, config, results, tasks, finetunes) for arm in trained)
+    else:
+        tasks = [measured.task for measured in base.rewards] if base else []
+        arms = (read_base(base, results, tasks, finetunes),) if base else ()
     runs = tuple(_downstream_runs(results, arms, finetunes))
     focus = _focus_of(arms, tasks)
     comparisons = _compare_arms(arms, focus)
     planes = tuple(itertools.chain.from_iterable(planes_of(arm.name, results) for arm in arms))
-    base = results["base"].evaluations[0] if "base" in results else None
     versions = folder / "versions.json"
     return Report(
         name=config["name"],
@@ -80,8 +79,8 @@ def collect_report(folder: Path) -> Report:
         zero_line=_zero_line(runs),
         robustness=planes,
         benchmarks=tuple(_benchmarks_of(results, arms, finetunes)),
-        training=tuple(_training_curves(arm.name, steps[arm.name]) for arm in arms),
-        timeline=describe_timeline(arms[0].name, steps[arms[0].name]) if arms else None,
+        training=tuple(_training_curves(arm.name, steps[arm.name]) for arm in arms if steps),
+        timeline=describe_timeline(arms[0].name, steps[arms[0].name]) if arms and steps else None,
         prompts=_answered_prompts(base, arms, runs),
         seconds={stage: result.seconds for stage, result in results.items()},
         config=text,
@@ -147,91 +146,6 @@ def _read_result(file: Path) -> StageResult:
         raise ConfigError(
             f"report: {file} is no result of a stage ({reason}); `frpo run` makes it again"
         ) from None
-
-
-def _read_arm(
-    arm: dict[str, Any],
-    config: dict[str, Any],
-    results: dict[str, StageResult],
-    tasks: Sequence[str],
-    finetunes: Sequence[str],
-) -> Arm:
-    name = str(arm["name"])
-    result = results[f"rlhf/{name}"]
-    assert result.arm is not None
-    start = result.evaluations[0]
-    kept: list[Kept] = []
-    for finetune in finetunes:
-        stage = results.get(f"downstream/{name}/{finetune}")
-        if stage:
-            kept += _kept_of(finetune, tasks, start, stage.evaluations[-1])
-    with checked(ObjectiveConfig):
-        objective = ObjectiveConfig.model_validate(arm["objective"])
-    unlike = "".join(f", {words}" for words in _fields_unlike_the_run(arm, config))
-    settings, family = (f"{words}{unlike}" for words in settings_of(objective))
-    return Arm(
-        name=name,
-        settings=settings,
-        family=family,
-        penalty=describe_penalty(objective),
-        beta=objective.beta,
-        target_kl=objective.target_kl,
-        lam=objective.estimator.temperature,
-        evaluation=start,
-        summary=result.arm,
-        kept=tuple(kept),
-    )
-
-
-def _kept_of(finetune: str, tasks: Sequence[str], start: Evaluation, end: Evaluation) -> Iterator[Kept]:
-    """Of each task that was measured before and after a fine-tune."""
-    for task in tasks:
-        before = task_reward(start, task)
-        after = task_measured(end, task)
-        if before and after:
-            yield Kept(
-                downstream=finetune,
-                task=task,
-                before=before,
-                after=after.reward,
-                per_prompt=after.per_prompt,
-            )
-
-
-def _fields_unlike_the_run(arm: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """What an arm has otherwise than the run, beyond estimator and penalty: arms that differ in it stand on
-    curves of their own."""
-    for section in ("objective", "learner"):
-        for field, value in arm[section].items():
-            if field not in NAMED and value != config[section][field]:
-                yield f"{value} steps" if field == "num_steps" else f"{field} {value}"
-
-
-def settings_of(objective: ObjectiveConfig) -> tuple[str, str]:
-    """The objective in a few words, with and without the weight of its penalty."""
-    words = describe_estimator(objective.estimator)
-    penalty = describe_penalty(objective)
-    family = f"{words}, {penalty}"
-    if objective.target_kl:
-        return f"{family} steered to KL {objective.target_kl}", family
-    if objective.beta:
-        return f"{words}, β {objective.beta} {penalty}", family
-    return f"{words}, no penalty", family
-
-
-def describe_penalty(objective: ObjectiveConfig) -> str:
-    """Its kind, and what it leaves out: arms whose penalties differ in it stand on curves of their own.
-
-    Example: "reverse" or "reverse gated (harmful below 0.5; harmless x 0.5)".
-    """
-    details = []
-    if objective.gate:
-        details.append(f"{', '.join(objective.gate.tasks)} below {objective.gate.threshold:g}")
-    details += [f"{task} x {factor:g}" for task, factor in objective.beta_of.items()]
-    if not details:
-        return objective.penalty
-    gated = " gated" if objective.gate else ""
-    return f"{objective.penalty}{gated} ({'; '.join(details)})"
 
 
 def _focus_of(arms: Sequence[Arm], tasks: Sequence[str]) -> str | None:
@@ -318,7 +232,8 @@ def _answered_prompts(
     """The same held-out prompts, answered by every policy."""
     policies = [("base", base)] if base else []
     for arm in arms:
-        policies.append((arm.name, arm.evaluation))
+        if arm.name != BASE:
+            policies.append((arm.name, arm.evaluation))
         policies += [
             (f"{arm.name} after {run.task}", run.evaluations[-1]) for run in runs if run.arm == arm.name
         ]

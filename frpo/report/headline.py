@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from frpo.data_checks import Overlap
+from frpo.outline.stage import BASE
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
@@ -18,6 +19,9 @@ EQUALLY_MUCH = 0.005
 
 def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: str | None) -> Iterator[str]:
     """Who kept the most after the fine-tune that cost most, by how much, and at which KL to the reference."""
+    if [arm.name for arm in arms] == [BASE]:
+        yield _of_base(arms[0], focus)
+        return
     if not comparisons or focus is None:
         yield _without_downstream(arms, focus or "")
         return
@@ -37,6 +41,17 @@ def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: s
         f"KL to the reference before downstream, nats per completion: {words}. Compare arms only where it is "
         "about equal."
     )
+
+
+def _of_base(base: Arm, focus: str | None) -> str:
+    """What the fine-tune that cost most left of a policy that no arm stands beside."""
+    if focus is None:
+        levels = [f"{each.task} {each.reward.mean:.2f}" for each in base.evaluation.rewards]
+        return f"The policy as it is, before any fine-tune: {', '.join(levels)}."
+    after = {kept.downstream: kept for kept in base.kept if kept.task == focus}
+    harshest = min(after, key=lambda finetune: after[finetune].after.mean)
+    level = f"{after[harshest].after.mean:.2f} of {after[harshest].before.mean:.2f}"
+    return f"After {harshest}, the policy kept {level} on {focus} prompts."
 
 
 def _kept_after(arms: Sequence[Arm], finetune: str, task: str) -> dict[str, Kept]:

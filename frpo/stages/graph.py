@@ -74,7 +74,7 @@ def _made_of(leaves: list[Leaf], stage: Stage, below: str, digests: Digests) -> 
     values: dict[str, Any] = {}
     named: dict[str, str] = {}
     for leaf in leaves:
-        if stage.kind not in leaf.redoes.kinds:
+        if not stage.redone_as & set(leaf.redoes.kinds):
             continue
         if leaf.content:
             values[leaf.path] = digests.of(leaf.content, leaf.value)

@@ -96,7 +96,9 @@ class Work:
 
     @cached_property
     def trained_tasks(self) -> set[str]:
-        return {prompt.task for prompt in self.inputs.train}
+        """Of a recipe without arms, those that its base is measured on."""
+        prompts = self.inputs.train if self.config.arms else self.inputs.heldout
+        return {prompt.task for prompt in prompts}
 
     def read_prompts(self, data: Data) -> Sequence[Prompt]:
         return self.inputs.prompts(data.field, data.sources)

@@ -80,7 +80,7 @@ from frpo.estimators import describe_estimator, make_estimator
 from frpo.explain import explain_config
 from frpo.objective import Groups
 from frpo.recipe import load_recipe
-from frpo.report.data import settings_of
+from frpo.report.arms import settings_of
 
 sets = ("arms=[{name: a, objective: {estimator: {kind: maxrl, least: 0.1}}}, {name: b}]",)
 first, second = (arm.objective for arm in load_recipe(Path(sys.argv[1]), sets).arms)

@@ -34,9 +34,9 @@ def test_a_recipe_loads_plans_and_its_rewards_resolve(recipe: Path, tmp_path: Pa
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_recipe(tmp_path / "again.yaml") == config
     asked = plan_run(config)
-    roles = {"rollout", "reward", "learner", "finetune", "evaluate"} | (
-        {"reference"} if config.reference.share is None else set()
-    )
+    roles = {"rollout", "reward", "learner", "finetune", "evaluate"}
+    if config.arms and config.reference.share is None:
+        roles.add("reference")
     assert {a.role for a in asked.actors} - {"harness"} == roles
     assert [s.name for s in asked.stages] == [s.name for s in list_stages(config)]
     check_tasks(config)

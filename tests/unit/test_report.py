@@ -27,7 +27,8 @@ from frpo.evaluation import make_certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
-from frpo.report.data import collect_report, settings_of
+from frpo.report.arms import settings_of
+from frpo.report.data import collect_report
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
 from frpo.types import Reward
