@@ -5,10 +5,8 @@ The JSON is all that a later fine-tune needs to know what is promised at which K
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from frpo import hub, saved
+from frpo import hub
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
-from frpo.disk import sha256_of_folder, write_text
+from frpo.disk import write_text
 from frpo.evaluation import certify
 from frpo.records import Certificate, Record
 from frpo.roles import PolicyScorer, Rollouts
 from frpo.rundir import hold_folder
+from frpo.saved import weights_sha256
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 
@@ -228,19 +227,6 @@ def _name_of_reward(config: Config) -> str:
         return reward.function
     assert isinstance(reward, ModelReward)
     return hub.name_of(reward.path) or reward.path
-
-
-def weights_sha256(policy: Path) -> str:
-    """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it
-    stands on."""
-    if not saved.is_adapter(policy):
-        return sha256_of_folder(policy)
-    parts = (
-        sha256_of_folder(policy),
-        weights_sha256(saved.parent_of(policy)),
-        saved.adapter_settings(policy),
-    )
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check_parity(

@@ -3,6 +3,7 @@ base. Imports no ML library."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from frpo import hub
 from frpo.config import ConfigError
+from frpo.disk import sha256_of_folder
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -157,6 +159,19 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """How an adapter is applied: its configuration without where its base lies. Raises as `read_json`."""
     places = ("base_model_name_or_path", "revision", "inference_mode")
     return {key: value for key, value in read_json(folder / ADAPTER).items() if key not in places}
+
+
+def weights_sha256(policy: Path) -> str:
+    """Digest of all that a policy's weights are made of: an adapter's own, how it is applied, and what it
+    stands on."""
+    if not is_adapter(policy):
+        return sha256_of_folder(policy)
+    parts = (
+        sha256_of_folder(policy),
+        weights_sha256(parent_of(policy)),
+        adapter_settings(policy),
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def base_of(folder: Path, *, download: bool = True) -> Path:

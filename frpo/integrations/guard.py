@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, GenerationConfig, TrainerCallback
 
 from frpo import hub, policies, saved
 from frpo.batching import flatten
-from frpo.certify import CertificateFile, weights_sha256
+from frpo.certify import CertificateFile
 from frpo.evaluation import estimate_mean
 from frpo.logprobs import LogprobModel, completion_logprobs
 from frpo.records import Certificate, Estimate
@@ -75,7 +75,7 @@ class FinetuneGuard(TrainerCallback):
             raise FileNotFoundError(
                 f"certificate: the certified policy {folder} is not here; give policy=its folder"
             )
-        if weights_sha256(folder) != self.file.weights_sha256:
+        if saved.weights_sha256(folder) != self.file.weights_sha256:
             raise ValueError(
                 f"certificate: {folder} holds other weights than those that {certificate} certifies"
             )

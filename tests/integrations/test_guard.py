@@ -255,8 +255,8 @@ def test_a_training_that_diverged_is_outside(
 
 def test_an_adapter_is_guarded_as_it_was_certified(certified: tuple[Path, Any], tmp_path: Path) -> None:
     """Its base, and how strongly it is applied, are part of what the certificate names."""
-    from frpo.certify import weights_sha256
     from frpo.integrations.guard import FinetuneGuard
+    from frpo.saved import weights_sha256
 
     adapted = adapter(certified[0] / "policy", tmp_path / "adapter")
     file = CertificateFile.model_validate_json((certified[0] / "certificate.json").read_text())

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from frpo.certify import CertificateFile, weights_sha256
+from frpo.certify import CertificateFile
 from frpo.disk import sha256_of_folder
 from frpo.metrics import read_steps
 from frpo.recipe import load_recipe
+from frpo.saved import weights_sha256
 from tests.support import hubs, runs
 
 NAME = "toy/policy-0.1B"

@@ -17,10 +17,10 @@ from frpo.certify import (
     make_configuration,
     parse_pairs,
     parse_reward,
-    weights_sha256,
 )
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.disk import sha256_of_folder
+from frpo.saved import weights_sha256
 from frpo.stops import RunStopped
 from frpo.types import Floats, Group
 from tests.support.fakes import ANSWERS, FakeEngine, FakePrompts, Now, completion_logprobs
