@@ -67,6 +67,8 @@ def check_data(config: Config, progress: Callable[[int], None]) -> data_checks.C
             prompts += task.data
         else:
             examples += task.sources
+    if config.audit:
+        examples += config.audit.harmful
     every = (config.data.train, config.data.heldout, prompts, examples)
     return data_checks.check_rows(*map(_drop_doubles, every), progress=progress)
 

@@ -5,6 +5,7 @@ Every field has a docstring, which `frpo config` prints beside its value. What o
 checked here; what needs the disk or the cluster is checked in `frpo.preflight`.
 """
 
+from frpo.config.audit import AuditConfig, UtilityConfig
 from frpo.config.cards import LARGEST_RANK
 from frpo.config.cluster import ClusterConfig, find_cluster
 from frpo.config.data import DataConfig, DatasetConfig
@@ -40,6 +41,7 @@ __all__ = [
     "LARGEST_RANK",
     "ArmConfig",
     "AttackConfig",
+    "AuditConfig",
     "BaseConfig",
     "CertifyConfig",
     "CheckpointConfig",
@@ -74,6 +76,7 @@ __all__ = [
     "ServeReward",
     "TrainConfig",
     "UrlReward",
+    "UtilityConfig",
     "Workers",
     "find_cluster",
 ]  # fmt: skip

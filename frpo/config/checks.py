@@ -138,6 +138,31 @@ def _trainings_of(config: Config) -> Iterator[tuple[str, TrainConfig]]:
         yield "base", config.base
 
 
+def check_audit(config: Config) -> None:
+    """That an audit is of one policy, and that its grid alone says what is varied."""
+    audit = config.audit
+    if audit is None:
+        return
+    if config.arms:
+        raise ValueError(
+            f"audit: it is of one policy, and the recipe trains {len(config.arms)} arms; leave them out and "
+            "give the folder of one of them as model.path"
+        )
+    if config.model.lora:
+        raise ValueError(
+            "model.lora: an audit has adapters of the ranks in audit.ranks; leave it out, or give "
+            f"audit.ranks: [{config.model.lora.rank}]"
+        )
+    for task in config.downstream:
+        steps = audit.steps if isinstance(task, DownstreamSft) else audit.rl_steps
+        train = task if isinstance(task, DownstreamSft) else task.learner
+        if len(steps) > 1 and train.schedule != "constant":
+            raise ValueError(
+                f"downstream.{task.name}.schedule: {train.schedule} ends with the last step, and audit.steps "
+                "measures earlier ones too; set it to constant, or give one number of steps"
+            )
+
+
 def check_counts(config: Config) -> None:
     for where, workers in (
         ("rollout", config.rollout),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from frpo.config import checks
+from frpo.config.audit import AuditConfig
 from frpo.config.cards import check_cards, check_served
 from frpo.config.cluster import ClusterConfig
 from frpo.config.data import DataConfig
@@ -205,6 +206,8 @@ class Config(Section):
     harness: Annotated[HarnessConfig | None, Redoes(("harness",))] = None
     """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream
     fine-tune."""
+    audit: Annotated[AuditConfig | None, NOTHING] = None
+    """For `frpo audit` alone: how it varies each of the downstream tasks."""
     evaluate: Annotated[EvaluateConfig, Redoes(("base",))] = EvaluateConfig()
     """Evaluation and validation."""
     checkpoint: Annotated[CheckpointConfig, NOTHING] = CheckpointConfig()
@@ -249,6 +252,7 @@ class Config(Section):
         for where, loop in checks.loops_of(self):
             checks.check_loop(self, where, loop)
         checks.check_ascent(self)
+        checks.check_audit(self)
         checks.check_counts(self)
         return self
 
