@@ -8,7 +8,7 @@ from pathlib import Path
 
 from frpo.config import ConfigError
 
-__all__ = ["build", "build_sweep"]
+__all__ = ["build_audit", "build_report", "build_sweep", "compare_audits"]
 
 
 def build_report(folder: Path, out: Path | None = None) -> Path:
@@ -47,3 +47,32 @@ def build_sweep(folders: Sequence[Path], out: Path) -> Path:
     (out / "sweep.html").write_text(render_sweep(read_back))
     save_pictures(read_back, out)
     return out / "sweep.html"
+
+
+def build_audit(folder: Path, out: Path | None = None) -> Path:
+    """Write audit.json and audit.html of an audit into `out`, by default its own folder; returns the page.
+    Raises ConfigError when its certificate is not finished."""
+    from frpo.report.audit import gather_audit
+    from frpo.report.audit_schema import Audit
+    from frpo.report.page import render_audits
+
+    audit = gather_audit(folder)
+    out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "audit.json").write_text(audit.model_dump_json(indent=1))
+    read_back = Audit.model_validate_json((out / "audit.json").read_text())
+    (out / "audit.html").write_text(render_audits([read_back]))
+    return out / "audit.html"
+
+
+def compare_audits(folders: Sequence[Path], out: Path) -> Path:
+    """Write a page with the audits in `folders` side by side; returns it. Raises ConfigError for folders that
+    hold none, or that measured different things."""
+    from frpo.report.audit_schema import read_audit, refuse_unlike
+    from frpo.report.page import render_audits
+
+    audits = [read_audit(folder) for folder in folders]
+    refuse_unlike(audits)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "audit.html").write_text(render_audits(audits))
+    return out / "audit.html"

@@ -1,14 +1,20 @@
-"""report.json -> report.html, sweep.json -> sweep.html. Numbers come from the records alone."""
+"""The records of a run, a sweep or an audit -> its page. Numbers come from the records alone."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader
 
 from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
+from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
+from frpo.report.audit_plots import draw_audits
+from frpo.report.audit_schema import Audit, join_rows, name_models
 from frpo.report.intervals import MIN_SEEDS, Interval
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Report
+from frpo.report.spread import Spread
 from frpo.report.sweep import Sweep
 from frpo.report.timeline_plots import draw_timeline
 
@@ -32,6 +38,15 @@ def format_level(value: Interval | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
+def format_spread(value: Spread | None) -> str:
+    """Without an interval the mean alone."""
+    if value is None:
+        return MISSING
+    if value.lo is None or value.hi is None:
+        return f"{value.mean:.2f}"
+    return f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
+
+
 def format_difference(value: Interval | None) -> str:
     return MISSING if value is None else f"{value:+.3f}"
 
@@ -43,6 +58,7 @@ def _make_environment() -> Environment:
     environment.filters["number"] = format_number
     environment.filters["estimate"] = format_estimate
     environment.filters["level"] = format_level
+    environment.filters["spread"] = format_spread
     environment.filters["difference"] = format_difference
     return environment
 
@@ -59,6 +75,20 @@ def render_run(report: Report) -> str:
     }
     page = _make_environment().get_template("page.html.j2")
     return page.render(r=report, svg=drawings, reward_of=task_reward)
+
+
+def render_audits(audits: Sequence[Audit]) -> str:
+    """The page of an audit, or of several side by side."""
+    page = _make_environment().get_template("audit.html.j2")
+    return page.render(
+        audits=audits,
+        names=name_models(audits),
+        numbers=[number_of(audit) for audit in audits],
+        words=[list(describe_audit(audit)) for audit in audits],
+        rows=join_rows(audits),
+        describe=describe_fine_tune,
+        svg=draw_audits(audits),
+    )
 
 
 def render_sweep(sweep: Sweep) -> str:

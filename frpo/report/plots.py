@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from frpo.records import Certificate, Estimate, Evaluation
+from frpo.report.audit_schema import Promise
 from frpo.report.lookup import task_reward
 from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Report
@@ -236,7 +237,7 @@ def draw_planes(report: Report) -> str:
 
 
 def draw_curves(
-    axes: Axes, curve: Certificate | Robustness, colour: str, certified: str = "certified"
+    axes: Axes, curve: Certificate | Robustness | Promise, colour: str, certified: str = "certified"
 ) -> None:
     """Plug-in with its bootstrap interval, and what is certified, which `certified` names."""
     axes.plot(

@@ -70,7 +70,7 @@ class Robustness(Record):
 
 
 @dataclass(frozen=True)
-class _Fate:
+class Fate:
     """What became of an arm's policy in a downstream fine-tune or attack, at one step of it."""
 
     name: str
@@ -87,7 +87,7 @@ def planes_of(arm: str, results: dict[str, StageResult]) -> tuple[Robustness, ..
     return tuple(_plane_of(arm, certificate, fates) for certificate in stage.certificates)
 
 
-def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[_Fate]:
+def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[Fate]:
     """Stages of three parts, kind/arm/name, are those that change a policy."""
     for stage, result in results.items():
         kind, *rest = stage.split("/")
@@ -95,10 +95,10 @@ def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[_Fate]:
             continue
         for evaluation in result.evaluations:
             if evaluation.step > 0:
-                yield _Fate(rest[1], kind == "attack", evaluation)
+                yield Fate(rest[1], kind == "attack", evaluation)
 
 
-def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Robustness:
+def _plane_of(arm: str, certificate: Certificate, fates: Sequence[Fate]) -> Robustness:
     rewards = np.array(certificate.rewards)
     return Robustness(
         arm=arm,
@@ -113,11 +113,11 @@ def _plane_of(arm: str, certificate: Certificate, fates: Sequence[_Fate]) -> Rob
         lo=certificate.lo,
         hi=certificate.hi,
         certified=certificate.certified,
-        points=tuple(_measure_fates(certificate, fates)),
+        points=tuple(measure_fates(certificate, fates)),
     )
 
 
-def _measure_fates(certificate: Certificate, fates: Sequence[_Fate]) -> Iterator[MeasuredPolicy]:
+def measure_fates(certificate: Certificate, fates: Sequence[Fate]) -> Iterator[MeasuredPolicy]:
     """Those whose reward and KL on the certificate's task were measured."""
     rewards = np.array(certificate.rewards)
     rows = list(_read_fates(certificate.task, fates))
@@ -139,7 +139,7 @@ def _measure_fates(certificate: Certificate, fates: Sequence[_Fate]) -> Iterator
         )
 
 
-def _read_fates(task: str, fates: Sequence[_Fate]) -> Iterator[tuple[_Fate, Estimate, Estimate]]:
+def _read_fates(task: str, fates: Sequence[Fate]) -> Iterator[tuple[Fate, Estimate, Estimate]]:
     """Each with KL(Q || the arm's policy) and the reward on a task, where both were measured."""
     for fate in fates:
         measured = task_measured(fate.evaluation, task)
