@@ -62,7 +62,7 @@ OPTIONS = {
 """Fields of the configuration by the options that fill them."""
 
 
-def in_options(error: ConfigError) -> ConfigError:
+def in_options(error: ConfigError, options: Mapping[str, str] = OPTIONS) -> ConfigError:
     """The same mistakes, each line's fields named by the options.
 
     Example: "radii.2 + floor: no" becomes "--radius.2 + --floor: no".
@@ -70,14 +70,14 @@ def in_options(error: ConfigError) -> ConfigError:
     lines = []
     for line in str(error).splitlines():
         head, colon, rest = line.partition(": ")
-        options = " + ".join(map(_option_of, head.split(" + ")))
-        lines.append(options + colon + rest)
+        named = " + ".join(_option_of(field, options) for field in head.split(" + "))
+        lines.append(named + colon + rest)
     return ConfigError("\n".join(lines))
 
 
-def _option_of(field: str) -> str:
+def _option_of(field: str, options: Mapping[str, str]) -> str:
     """The option that fills a field; the field where there is none."""
-    for name, option in OPTIONS.items():
+    for name, option in options.items():
         if field == name or field.startswith(f"{name}."):
             return option + field.removeprefix(name)
     return field

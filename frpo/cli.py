@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from frpo import policy_commands
+from frpo.arguments import Recipe, RunDir, Sets, expand_home, refuse_if_short
 from frpo.config import Config, ConfigError, find_cluster
 from frpo.ending import Stopped, end_with, on_sigterm, resumable
 from frpo.recipe import load_recipe
@@ -22,21 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-
-def expand_home(path: str) -> Path:
-    """~ in a path that the shell left as it is (--run-dir=~/runs)."""
-    return Path(os.path.expanduser(path))
-
-
-Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=expand_home, metavar="RECIPE")]
-Sets = Annotated[
-    list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")
-]
-RunDir = Annotated[
-    Path | None,
-    typer.Option("--run-dir", help="run folder; default runs/<name>", parser=expand_home, metavar="DIR"),
-]
 
 
 def read_config(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
@@ -65,7 +52,7 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
         progress=lambda count: print(f"  {count} rows read", flush=True),
         note=lambda text: print(f"Note: {text}", flush=True),
     )
-    _refuse_if_short(config)
+    refuse_if_short(config)
     with hold_folder(config.folder), RunLog(config.folder, config) as log:
         with log.waiting("reading what the recipe names"):
             standings = look_and_tell(config, log.note)
@@ -74,19 +61,6 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
             from frpo.stages.walk import run
 
             run(config, standings, log)
-
-
-def _refuse_if_short(config: Config) -> None:
-    from frpo.joining import refuse_unreachable
-    from frpo.planning import plan_run
-    from frpo.resources import list_missing_resources
-
-    missing = list_missing_resources(config, plan_run(config))
-    if missing:
-        raise ConfigError("\n".join(missing))
-    cluster = find_cluster(config.cluster.address)
-    if cluster:
-        refuse_unreachable(*cluster)
 
 
 @app.command()
@@ -111,7 +85,7 @@ def sweep(
     folder = run_dir or Path("runs") / f"{config.name}-sweep"
     print(f"frpo sweep {config.name}: {len(config.arms)} arms x {seeds} seeds, folder {folder}", flush=True)
     config = preflight.make_ready(config)
-    _refuse_if_short(config)
+    refuse_if_short(config)
     with resumable(config, lambda: f"in {folder}"):
         print(f"Sweep: {sweeping.run_sweep(config, seeds, folder)}")
 
@@ -133,7 +107,7 @@ def chaos(
     config = read_config(recipe, set, None)
     folder = run_dir or Path("runs") / f"{config.name}-chaos"
     config = preflight.make_ready(config)
-    _refuse_if_short(config)
+    refuse_if_short(config)
     asked = ChaosPlan(recipe, tuple(set), folder, kills, seed, "driver" if drivers else "actors")
     with resumable(config, lambda: f"in {folder}"):
         print_chaos(run_chaos(config, asked, print), Console())
@@ -161,7 +135,7 @@ def print_config(recipe: Recipe, set: Sets = []) -> None:  # noqa: B006
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="run folders, or folders of sweeps", parser=expand_home, metavar="DIR..."),
+        typer.Argument(help="folders of runs, sweeps or audits", parser=expand_home, metavar="DIR..."),
     ],
     out: Annotated[
         Path | None,
@@ -172,11 +146,16 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write the report of a run or of a sweep again; several folders are compared on one page."""
-    from frpo.report import build_report, build_sweep
+    """Write the page of a run, a sweep or an audit again; several folders are compared on one page."""
+    from frpo.report import build_audit, build_report, build_sweep, compare_audits
+    from frpo.report.audit_schema import RECIPE
 
     first = folders[0]
-    if len(folders) > 1:
+    if (first / RECIPE).is_file() and len(folders) > 1:
+        print(compare_audits(folders, out or Path("comparison")))
+    elif (first / RECIPE).is_file():
+        print(build_audit(first, out))
+    elif len(folders) > 1:
         print(build_sweep(folders, out or Path("comparison")))
     elif any(first.glob("seed-*")):
         print(build_sweep(folders, out or first))
@@ -184,67 +163,8 @@ def report(
         print(build_report(first, out))
 
 
-@app.command()
-def certify(
-    model: Annotated[str, typer.Argument(help="Hugging Face or PEFT folder of the policy, or its hub name")],
-    prompts: Annotated[str, typer.Argument(help=".jsonl, .csv or .parquet file, or a Hugging Face data set")],
-    reward: Annotated[
-        str,
-        typer.Option(help="module:function, file.py:function, or the folder or hub name of a reward model"),
-    ],
-    argument: Annotated[
-        list[str],
-        typer.Option(
-            help="of the reward function, its value in YAML, as often as you like", metavar="key=value"
-        ),
-    ] = [],  # noqa: B006
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="folder for certificate.json and certificate.png", parser=expand_home, metavar="DIR"
-        ),
-    ] = Path("certificate"),
-    column: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
-    where: Annotated[
-        list[str],
-        typer.Option(
-            help="keep only rows whose column equals the value, as often as you like", metavar="column=value"
-        ),
-    ] = [],  # noqa: B006
-    heldout_share: Annotated[
-        float,
-        typer.Option(
-            help="take only this share of the rows, by a hash of the prompt: those that a run with the same "
-            "share holds out"
-        ),
-    ] = 0.0,
-    chat: Annotated[bool, typer.Option(help="wrap string prompts as a user message")] = False,
-    completions: Annotated[int, typer.Option(help="fresh completions of each prompt")] = 64,
-    radius: Annotated[
-        list[float],
-        typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2"),
-    ] = [],  # noqa: B006
-    floor: Annotated[float, typer.Option(help="least value that the reward can take")] = 0.0,
-    max_prompt_tokens: int = 512,
-    max_new_tokens: int = 256,
-    seed: int = 0,
-) -> None:
-    """Bound from below what a policy's reward can fall to inside a KL ball around it."""
-    from frpo import certify as certifying
-    from frpo import preflight
-    from frpo.recipe import checked
-
-    drawing = certifying.Drawing(max_prompt_tokens, max_new_tokens, seed, out)
-    try:
-        with checked():
-            rows = certifying.rows_of(prompts, column, where, chat=chat, heldout_share=heldout_share)
-            bounds = certifying.bounds_of(completions, floor, radius)
-            by = certifying.parse_reward(reward, argument)
-            config = preflight.make_ready(certifying.make_configuration(model, rows, by, bounds, drawing))
-    except ConfigError as error:
-        raise certifying.in_options(error) from None
-    with resumable(config, lambda: f"certifying {model}"):
-        print(certifying.run_certify(config))
+app.command()(policy_commands.certify)
+app.command()(policy_commands.audit)
 
 
 @app.command()

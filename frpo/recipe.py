@@ -77,16 +77,22 @@ def read_section(recipe: Path, assignments: tuple[str, ...], kind: type[S]) -> S
 
     Raises ConfigError with one line per mistake: field, value, remedy.
     """
+    fields = read_fields(recipe)
+    for assignment in assignments:
+        set_field(fields, *parse_assignment(assignment))
+    with checked(kind):
+        return kind.model_validate(fields)
+
+
+def read_fields(recipe: Path) -> dict[str, Any]:
+    """What a YAML file says, unchecked. Raises ConfigError where it holds no fields."""
     fields = tree.parse_yaml(_read_text(recipe), f"recipe {recipe}")
     if not isinstance(fields, dict):
         there = "nothing" if fields is None else shorten_value(fields)
         raise ConfigError(
             f"recipe {recipe}: expected fields with values, found {there}; see recipes/ for examples"
         )
-    for assignment in assignments:
-        set_field(fields, *parse_assignment(assignment))
-    with checked(kind):
-        return kind.model_validate(fields)
+    return fields
 
 
 def _read_text(recipe: Path) -> str:

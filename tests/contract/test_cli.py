@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from frpo.cli import main
 from frpo.config import ConfigError, ModelConfig
 from frpo.ending import resumable
 from frpo.model_checks import weight_bytes
@@ -23,47 +21,12 @@ from frpo.preflight import check_attention
 from frpo.recipe import load_recipe
 from frpo.roles import WorkerFailed
 from frpo.stops import RunStopped
+from tests.support.command_line import CommandLine
 from tests.support.runs import options_of
 
 ROOT = Path(__file__).parents[2]
 TESTBED = str(ROOT / "recipes" / "testbed.yaml")
 HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "datasets", "ray"}
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-class CommandLine:
-    """The command line in this process, for what it does before anything starts."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setenv("COLUMNS", "200")
-
-    def __call__(self, *args: str) -> Ended:
-        self.monkeypatch.setattr(sys, "argv", ["frpo", *args])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = self.capsys.readouterr()
-        assert "Traceback" not in printed.err + printed.out
-        assert isinstance(end.value.code, int)
-        return Ended(end.value.code, printed.out, printed.err)
-
-    def refuses(self, *args: str) -> str:
-        """What it wrote to stderr with exit code 2."""
-        done = self(*args)
-        assert done.code == 2, done
-        return done.err
-
-
-@pytest.fixture
-def frpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
 
 
 def test_the_module_is_the_command_line() -> None:
