@@ -85,7 +85,7 @@ WITH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What else has to be set, beside the field, for it to be valid; none of it counts where the field itself
 does not."""
-FIXED = {"kind", "part", "top_p"}
+FIXED = {"kind", "part", "top_p", "audit"}
 """Fields whose other values need another section around them; tested below."""
 
 
