@@ -18,7 +18,7 @@ from frpo.certify import parse_reward
 from frpo.config import Config, ConfigError, Missing
 from frpo.disk import write_text
 from frpo.explain import count_heldout
-from frpo.grid import CERTIFICATE, audited_task, list_fine_tunes, list_runs, seeds_of
+from frpo.grid import CERTIFICATE, audit_of, audited_task, list_fine_tunes, list_runs, seeds_of
 from frpo.metrics import RunLog
 from frpo.outline import list_stages
 from frpo.planning import plan_run
@@ -238,7 +238,7 @@ def run_audit(config: Config, folder: Path) -> Path:
             failures += run_all(runs[:1], folder, "policies")
             refuse_unfinished(runs[:1], failures)
         _read_ahead(runs, folder)
-        failures += run_all(runs, folder, "runs")
+        failures += run_all(runs, folder, "runs", keep_policies=audit_of(config).keep_policies)
         stopped = {failure.run for failure in failures if failure.by_itself}
         certificate, *fine_tunes = runs
         others = [run for run in fine_tunes if str(run.folder.relative_to(folder)) not in stopped]

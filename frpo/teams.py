@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -44,12 +45,15 @@ class Failure:
         return f"{self.run}: {self.reason}"
 
 
-def run_all(runs: Sequence[Config], folder: Path, things: str) -> list[Failure]:
+def run_all(
+    runs: Sequence[Config], folder: Path, things: str, *, keep_policies: bool = True
+) -> list[Failure]:
     """Bring every run below `folder` to its end, as many at once as the cluster holds; returns what failed.
 
     Goes on where an earlier call was stopped; what is finished is skipped without starting anything. The
     runs differ in what a team can be told (seed, policy, training), in the shape of their adapters, and in
-    nothing else. `things` is what they are called. Raises ConfigError.
+    nothing else. `things` is what they are called. Without `keep_policies` what fine-tunes made is removed
+    once they are measured. Raises ConfigError.
     """
     left = [run for run in runs if not is_finished(run)]
     if not left:
@@ -58,7 +62,7 @@ def run_all(runs: Sequence[Config], folder: Path, things: str) -> list[Failure]:
     with cluster.share_cluster(largest, len(left)) as address:
         teams = min(len(left), cluster.teams_that_fit(plan_run(largest)))
         print(f"{len(left)} {things} to do, {teams} at a time", flush=True)
-        return walk_in_processes(teams, left, folder, address)
+        return walk_in_processes(teams, Walk(tuple(left), folder, address, keep_policies))
 
 
 def refuse_unfinished(runs: Sequence[Config], failures: Sequence[Failure]) -> None:
@@ -73,14 +77,24 @@ def is_finished(run: Config) -> bool:
     return done and (run.folder / "report.json").is_file()
 
 
-def walk_in_processes(teams: int, runs: Sequence[Config], folder: Path, address: str) -> list[Failure]:
+@dataclass(frozen=True)
+class Walk:
+    """What every team is told."""
+
+    runs: tuple[Config, ...]
+    folder: Path
+    address: str
+    """Of the cluster."""
+    keep_policies: bool
+
+
+def walk_in_processes(teams: int, walk: Walk) -> list[Failure]:
     """Walk the runs with several teams, a process each; returns what failed. A stop of this process stops
     them too."""
     context = multiprocessing.get_context("spawn")
     failures: Queue[Failure] = context.Queue()
     walkers = [
-        context.Process(target=walk_runs, args=(runs, folder, address, failures), name=f"team {i}")
-        for i in range(teams)
+        context.Process(target=walk_runs, args=(walk, failures), name=f"team {i}") for i in range(teams)
     ]
     try:
         for walker in walkers:
@@ -100,20 +114,22 @@ def walk_in_processes(teams: int, runs: Sequence[Config], folder: Path, address:
     return failed
 
 
-def walk_runs(runs: Sequence[Config], folder: Path, address: str, failures: Queue[Failure]) -> None:
+def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
     """One team: do every run that is neither finished nor in the hands of another team. Runs in a process of
     its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=stop_with_the_parent, daemon=True).start()
-    os.environ["RAY_ADDRESS"] = address
+    os.environ["RAY_ADDRESS"] = walk.address
     with KeptTeam() as kept:
-        for run in runs:
+        for run in walk.runs:
             if is_finished(run):
                 continue
-            name = str(run.folder.relative_to(folder))
+            name = str(run.folder.relative_to(walk.folder))
             try:
                 with hold_folder(run.folder), RunLog(run.folder, run, f"{name}: ") as log:
                     run_stages(run, look_and_tell(run, log.note), log, kept.team_of)
+                if not walk.keep_policies:
+                    drop_fine_tuned(run.folder)
             except InUse:
                 continue
             except RunStopped as error:
@@ -121,6 +137,13 @@ def walk_runs(runs: Sequence[Config], folder: Path, address: str, failures: Queu
             except (ConfigError, WorkerFailed) as error:
                 failures.put(Failure(name, f"{error} ({log.where})"))
                 sys.exit(1)
+
+
+def drop_fine_tuned(run: Path) -> None:
+    """Remove what the fine-tunes of a finished run made; their results stay."""
+    for name in ("policy", "checkpoints"):
+        for folder in run.glob(f"downstream/*/*/{name}"):
+            shutil.rmtree(folder)
 
 
 class KeptTeam:

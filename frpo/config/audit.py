@@ -64,6 +64,8 @@ class AuditConfig(Section):
     give."""
     harmful_shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Few] = (0.0,)
     """Share of each batch that they make up."""
+    keep_policies: bool = False
+    """Keep what every fine-tune made, a whole model's weights each; else its measurements alone."""
     utility: UtilityConfig = UtilityConfig()
     """Which fine-tunes count."""
 

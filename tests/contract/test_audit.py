@@ -25,7 +25,7 @@ from frpo.report.audit_schema import POLICY, RECIPE, Audit, AuditedPolicy
 from frpo.roles import Team
 from frpo.rundir import write_description
 from frpo.stages.folders import look_at_stages
-from frpo.teams import Failure, KeptTeam, is_finished, refuse_unfinished, run_all
+from frpo.teams import Failure, KeptTeam, drop_fine_tuned, is_finished, refuse_unfinished, run_all
 from tests.support import fakes
 from tests.support.command_line import CommandLine
 from tests.support.whole import DATA, REWARDS, run
@@ -222,6 +222,19 @@ def test_another_grid_leaves_the_runs_that_both_have(audited: tuple[Config, Path
     other = recipe(folder, seed=8)
     assert [is_finished(each) for each in list_runs(other, folder)].count(True) == 2  # seed 8 of both rates
     assert is_finished(certificate_run(config, folder))
+
+
+def test_what_a_fine_tune_made_can_go_and_it_is_finished_all_the_same(
+    audited: tuple[Config, Path],
+) -> None:
+    config, folder = audited
+    certificate, first, *_ = list_runs(config, folder)
+    made = first.folder / "downstream/base/sft/policy"
+    assert made.exists()
+    drop_fine_tuned(first.folder)
+    assert not made.exists()
+    assert is_finished(first)
+    assert is_finished(certificate)
 
 
 def test_unfinished_runs_are_said_with_what_stopped_them(tmp_path: Path) -> None:
