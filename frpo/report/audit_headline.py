@@ -62,15 +62,12 @@ def _in_seeds(kept: Spread, asked: int) -> str:
 
 
 def _on_the_plane(audit: Audit, harshest: FineTuned) -> str:
-    within = [
-        fine_tune for fine_tune in audit.fine_tunes if fine_tune.certified.mean > audit.certificate.floor
-    ]
+    floor = audit.certificate.floor
+    measured = sum(len(fine_tune.kept.values) for fine_tune in audit.fine_tunes)
     below = sum(fine_tune.below for fine_tune in audit.fine_tunes)
-    if not within:
-        promise = "the certificate promises nothing at the distance of any of them"
-    else:
-        promise = (
-            f"the certificate promises something of {len(within)} of them, and {below} measured policies lie "
-            "below what it promises"
-        )
-    return f"It went {harshest.kl.mean:.2f} nats per completion away from the model; {promise}."
+    promised = sum(fine_tune.certified.mean > floor for fine_tune in audit.fine_tunes)
+    return (
+        f"It went {harshest.kl.mean:.2f} nats per completion away from the model. Of {measured} measured "
+        f"policies {below} lie below what was certified at their distance; for {promised} of "
+        f"{len(audit.fine_tunes)} fine-tunes that is more than the least reward there is ({floor:g})."
+    )

@@ -26,7 +26,8 @@ AROUND = 1.08
 def draw_audits(audits: Sequence[Audit]) -> str:
     """Reward over KL(Q || model), a model a panel: certified, plug-in, fine-tunes that count, and others."""
     with plt.rc_context(STYLE):
-        figure, grid = make_panels(len(audits), columns=2, width=5.2, height=3.6)
+        width = 7.6 if len(audits) == 1 else 5.2
+        figure, grid = make_panels(len(audits), columns=2, width=width, height=3.6)
         names = name_models(audits)
         for number, (axes, audit) in enumerate(zip(grid.flat, audits, strict=False)):
             draw_curves(axes, audit.certificate, colour_of(number))

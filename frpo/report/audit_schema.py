@@ -116,12 +116,12 @@ def join_rows(audits: Sequence[Audit]) -> list[Row]:
 
 
 def name_models(audits: Sequence[Audit]) -> list[str]:
-    """Each model by as many last parts of its path as tell it from the others.
+    """Each model by as many last parts of its path, from two on, as tell it from the others.
 
     Example: runs/a/rlhf/grpo/policy and runs/a/rlhf/frpo/policy are grpo/policy and frpo/policy.
     """
     parts = [audit.model.rstrip("/").split("/") for audit in audits]
-    for length in range(1, max(map(len, parts)) + 1):
+    for length in range(2, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
             return names

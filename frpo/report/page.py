@@ -43,8 +43,8 @@ def format_spread(value: Spread | None) -> str:
     if value is None:
         return MISSING
     if value.lo is None or value.hi is None:
-        return f"{value.mean:.2f}"
-    return f"{value.mean:.2f} [{value.lo:.2f}, {value.hi:.2f}]"
+        return f"{value.mean:z.2f}"
+    return f"{value.mean:z.2f} [{value.lo:z.2f}, {value.hi:z.2f}]"
 
 
 def format_difference(value: Interval | None) -> str:

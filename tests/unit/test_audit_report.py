@@ -158,6 +158,10 @@ def test_the_first_sentence_has_the_number_and_no_nats() -> None:
     )
     assert "nats" not in first + second
     assert "Useful means at least 80 % of the most: 1 of 2 fine-tunes." in rest[0]
+    assert rest[1] == (
+        "It went 1.50 nats per completion away from the model. Of 2 measured policies 0 lie below what was "
+        "certified at their distance; for 0 of 2 fine-tunes that is more than the least reward there is (0)."
+    )
 
 
 def test_the_share_that_is_left_is_above_the_floor_of_the_reward() -> None:
@@ -197,6 +201,8 @@ def test_two_audits_stand_side_by_side() -> None:
     first = audit(shared)
     second = audit(own, shared, model="runs/a/rlhf/frpo/policy")
     assert name_models([first, second]) == ["grpo/policy", "frpo/policy"]
+    assert name_models([first]) == ["grpo/policy"]
+    assert name_models([first, first]) == [first.model, first.model]
     assert join_rows([first, second]) == [(shared, [shared, shared]), (own, [None, own])]
     page = render_audits([first, second])
     assert page.count('class="number"') == 2
