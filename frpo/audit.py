@@ -180,12 +180,15 @@ def print_plan(config: Config, console: Console) -> bool:
     console.print(_tabulate_runs(runs, config.folder))
     for line in missing:
         console.print(f"Missing {line}", markup=False, soft_wrap=True)
+    if not missing:
+        console.print("Nothing is missing.")
     return not missing
 
 
 def _tabulate_runs(runs: Sequence[Config], folder: Path) -> Table:
     """A row for each fine-tune, and how many of its seeds are done."""
-    table = Table("run", "seeds", "updates", "trained on", "measured by", "done", title=f"Audit in {folder}")
+    columns = ("run", "seeds", "updates", "trained on", "measured by", "done")
+    table = Table(*columns, title=f"Runs in {folder}, and the completions that they draw")
     table.columns[0].overflow = "fold"
     by_name: dict[str, list[Config]] = {}
     for run in runs:

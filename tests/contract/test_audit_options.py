@@ -131,6 +131,7 @@ def test_the_plan_lists_every_fine_tune_and_starts_nothing(
 ) -> None:
     done = frpo("audit", "--recipe", str(RECIPE), "--seeds", "3", "--plan", "--run-dir", places["out"])
     assert done.code == 0
+    assert "Nothing is missing." in done.out
     lines = [line.split("│")[1:-1] for line in done.out.splitlines() if "│" in line]
     table: dict[str, Any] = {name.strip(): list(map(str.strip, cells)) for name, *cells in lines}
     # the certificate: 36 prompts, 16 completions each, and 128 to certify
