@@ -192,6 +192,6 @@ def _written_by(template: str | None, sources: Sequence[DatasetConfig]) -> tuple
     """The data sets with their string prompts written by a template."""
     if template is None:
         return tuple(sources)
-    plain = {"chat": False, "system": None, "chat_template_kwargs": {}}
+    plain: dict[str, Any] = {"chat": False, "system": None, "chat_template_kwargs": {}}
     changed = {"chat": True} if template == "chat" else plain
     return tuple(source.model_copy(update=changed) for source in sources)

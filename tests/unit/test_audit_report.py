@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fine_tuned(
-    kept: float, utility: float | None, name: str = "sft-lr0.001-full", **changed: Any
+    kept: float | list[float], utility: float | None, name: str = "sft-full", **changed: Any
 ) -> FineTuned:
     fields: dict[str, Any] = {
         "name": name,
