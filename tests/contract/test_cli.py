@@ -297,12 +297,14 @@ def test_flash_attention_without_its_package_is_refused() -> None:
             check_attention(config)
 
 
-def test_a_recipe_without_arms(tmp_path: Path, frpo: CommandLine) -> None:
+def test_a_recipe_without_arms_has_its_base_to_fine_tune(tmp_path: Path, frpo: CommandLine) -> None:
     tree = yaml.safe_load(Path(TESTBED).read_text())
     del tree["arms"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
     done = frpo("plan", str(tmp_path / "r.yaml"))
-    assert (done.code, done.err.strip()) == (2, "arms: missing; it has no default")
+    assert done.code == 0
+    stages = [line.split("│")[1].strip() for line in done.out.splitlines() if "base" in line]
+    assert stages == ["base", "downstream/base/crafts-gentle", "downstream/base/crafts-harsh"]
 
 
 @pytest.mark.parametrize(
