@@ -4,6 +4,7 @@ of what counts is what the numbers of the runs say. No Ray, no engines."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from frpo import report
+from frpo.audit import print_audit, run_audit
 from frpo.config import Config, FinetuneConfig
 from frpo.disk import write_text
 from frpo.grid import FINE_TUNES, certificate_run, list_runs
@@ -24,6 +27,7 @@ from frpo.records import StageResult
 from frpo.report.audit_schema import POLICY, RECIPE, Audit, AuditedPolicy
 from frpo.roles import Team
 from frpo.rundir import write_description
+from frpo.saved import weights_sha256
 from frpo.stages.folders import look_at_stages
 from frpo.teams import Failure, KeptTeam, drop_fine_tuned, is_finished, refuse_unfinished, run_all
 from tests.support import fakes
@@ -212,6 +216,25 @@ def test_an_audit_that_is_finished_starts_nothing(audited: tuple[Config, Path]) 
     runs = list_runs(config, folder)
     assert run_all(runs, folder, "runs") == []  # with work to do it would start Ray
     refuse_unfinished(runs, [])
+
+
+def test_a_finished_audit_is_told_again_with_the_weights_that_it_is_of(
+    audited: tuple[Config, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = audited
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    weights = tmp_path / "policy"
+    weights.mkdir()
+    assert run_audit(recipe(again), again) == again / "audit.html"
+    told = audit_in(again)
+    assert told.model == "nowhere"
+    assert told.weights_sha256 == weights_sha256(weights)  # of no file at all
+    assert told.fine_tunes == audit_in(folder).fine_tunes
+    capsys.readouterr()
+    print_audit(again, Console(width=200))
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{100 * (told.left or 0):.0f} % of this model's reward on only prompts is left")
 
 
 def test_another_grid_leaves_the_runs_that_both_have(audited: tuple[Config, Path]) -> None:
