@@ -4,6 +4,7 @@ for all fine-tunes within a KL, and a grid of fine-tunes that are done and measu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,8 @@ def _plain_recipe(asked: Asked) -> dict[str, Any]:
     grid = dict(GRID)
     if asked.harmful:
         grid["harmful_shares"] = HARMFUL_SHARES
-    name = Path(asked.model or "").name
     return {
-        "name": f"audit-{name}" if name else "audit",
+        "name": "audit",
         "data": {},
         "learner": {"num_steps": 1},
         "certify": {},
@@ -114,6 +114,7 @@ def _put_options(fields: dict[str, Any], asked: Asked) -> None:
     """Every option that was given, in its place."""
     if asked.model:
         set_field(fields, "model.path", asked.model)
+        fields["name"] = name_after(str(fields.get("name", "audit")), asked.model)
         fields.pop("base", None)
     if asked.prompts:
         source = _source_of(asked, asked.prompts)
@@ -127,6 +128,15 @@ def _put_options(fields: dict[str, Any], asked: Asked) -> None:
         set_field(fields, "audit.harmful", [_examples_of(asked, asked.harmful)])
     if asked.seeds:
         set_field(fields, "audit.num_seeds", asked.seeds)
+
+
+def name_after(name: str, model: str) -> str:
+    """The recipe's name and the last two parts of the model's, so that each model has a folder of its own.
+
+    Example: audit_testbed and runs/testbed/rlhf/frpo/policy give audit_testbed-frpo-policy.
+    """
+    parts = re.findall(r"[A-Za-z0-9._]+", model)[-2:]
+    return "-".join([name, *parts])[:100]
 
 
 def _source_of(asked: Asked, path: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_options_alone_make_a_whole_recipe() -> None:
         seeds=5,
     )
     config = make_recipe(asked, ["audit.ranks=[full]", "max_failed_rewards=0.5"])
-    assert config.name == "audit-policy"
+    assert config.name == "audit-a-policy"
     assert config.model.path == "a/policy"
     (heldout,) = config.data.heldout
     assert (heldout.path, heldout.prompt, heldout.task, heldout.chat) == ("p.jsonl", "goal", "prompts", True)
@@ -79,6 +79,7 @@ def test_options_go_over_the_recipe() -> None:
     config = make_recipe(Asked(model="a/policy", recipe=RECIPE, seeds=2), ["audit.steps=[10]"])
     assert config.base is None
     assert config.model.path == "a/policy"
+    assert config.name == "audit_testbed-a-policy"
     assert config.audit is not None
     assert (config.audit.num_seeds, config.audit.steps) == (2, (10,))
     assert make_recipe(Asked(model=None, recipe=RECIPE), []).base is not None
