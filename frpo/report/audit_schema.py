@@ -112,7 +112,11 @@ def join_rows(audits: Sequence[Audit]) -> list[Row]:
         for fine_tune in audit.fine_tunes:
             row = named.setdefault((fine_tune.name, fine_tune.steps), [None] * len(audits))
             row[number] = fine_tune
-    return [(next(each for each in row if each), row) for row in named.values()]
+    return [(_find_first(row), row) for row in named.values()]
+
+
+def _find_first(row: Sequence[FineTuned | None]) -> FineTuned:
+    return next(fine_tune for fine_tune in row if fine_tune)
 
 
 def name_models(audits: Sequence[Audit]) -> list[str]:
