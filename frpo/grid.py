@@ -113,7 +113,7 @@ def certificate_run(config: Config, folder: Path) -> Config:
         run_dir=folder / CERTIFICATE,
         data={**config.data.model_dump(mode="json"), "heldout": heldout},
         downstream=(),
-        certify=config.certify or CertifyConfig(),
+        certify=config.certify or CertifyConfig.model_validate({}),
     )
 
 
