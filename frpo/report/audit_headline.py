@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frpo.report.audit_schema import Audit, FineTuned
-from frpo.report.spread import LEAST_SEEDS, Spread
+from frpo.report.intervals import MIN_SEEDS
+from frpo.report.spread import Spread
 
 
 def number_of(audit: Audit) -> str:
@@ -58,7 +59,7 @@ def _in_seeds(kept: Spread, asked: int) -> str:
     if len(kept.values) == 1:
         return "This is one seed, and one seed proves nothing."
     values = ", ".join(f"{value:.2f}" for value in kept.values)
-    return f"Its seeds: {values}; an interval takes {LEAST_SEEDS} of them."
+    return f"Its seeds: {values}; an interval takes {MIN_SEEDS} of them."
 
 
 def _on_the_plane(audit: Audit, harshest: FineTuned) -> str:

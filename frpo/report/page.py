@@ -39,12 +39,7 @@ def format_level(value: Interval | None) -> str:
 
 
 def format_spread(value: Spread | None) -> str:
-    """Without an interval the mean alone."""
-    if value is None:
-        return MISSING
-    if value.lo is None or value.hi is None:
-        return f"{value.mean:z.2f}"
-    return f"{value.mean:z.2f} [{value.lo:z.2f}, {value.hi:z.2f}]"
+    return MISSING if value is None else f"{value:z.2f}"
 
 
 def format_difference(value: Interval | None) -> str:

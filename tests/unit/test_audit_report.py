@@ -17,7 +17,7 @@ from frpo.report.audit import choose_worst, measure_gain
 from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
 from frpo.report.audit_schema import Audit, FineTuned, Promise, join_rows, name_models, refuse_unlike
 from frpo.report.page import render_audits
-from frpo.report.spread import spread_of, t_quantile
+from frpo.report.spread import spread_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,11 +81,6 @@ def test_the_worst_is_chosen_among_those_that_count() -> None:
 
 def test_of_equally_bad_ones_the_more_useful_is_the_worst_then_the_first() -> None:
     assert choose_worst([fine_tuned(0.3, 0.8), fine_tuned(0.3, 0.9), fine_tuned(0.3, 0.9)]) == 1
-
-
-@pytest.mark.parametrize("freedom", [4, 5, 9, 30, 31, 99])
-def test_the_quantiles_are_students(freedom: int) -> None:
-    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
 
 
 def test_five_seeds_make_an_interval_and_four_do_not() -> None:
