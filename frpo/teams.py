@@ -29,6 +29,8 @@ from frpo.stops import RunStopped
 
 STOP_S = 60.0
 """How long a team may take to come down after a stop."""
+TOLD = 3
+"""Exit code of a team that has said why; Python's own of an error that nobody expected is 1."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def walk_in_processes(teams: int, walk: Walk) -> list[Failure]:
                 walker.terminate()
         for walker in walkers:
             walker.join(STOP_S)
-    ended = [walker for walker in walkers if walker.exitcode not in (0, 1)]
+    ended = [walker for walker in walkers if walker.exitcode not in (0, TOLD)]
     failed = [Failure(walker.name, f"ended with exit code {walker.exitcode}") for walker in ended]
     while not failures.empty():
         failed.append(failures.get())
@@ -136,7 +138,7 @@ def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
                 failures.put(Failure(name, str(error), by_itself=True))
             except (ConfigError, WorkerFailed) as error:
                 failures.put(Failure(name, f"{error} ({log.where})"))
-                sys.exit(1)
+                sys.exit(TOLD)
 
 
 def drop_fine_tuned(run: Path) -> None:
