@@ -19,19 +19,25 @@ from frpo.logprobs import LogprobModel
 
 @torch.no_grad()
 def named_weights(scorer: LogprobModel, *, sharded: bool) -> Iterator[tuple[str, Tensor]]:
-    """Merged weights. `sharded` over ranks (ZeRO-3) every rank must iterate to the end; the tensors of rank 0
-    count."""
+    """Merged weights, in the order of the model without adapters, whichever layers have some. `sharded` over
+    ranks (ZeRO-3) every rank must iterate to the end; the tensors of rank 0 count."""
     import deepspeed
 
-    done: set[int] = set()
-    for name, layer in _adapters.layers_of(scorer):
-        matrices = _adapters.matrices_of(layer)
-        with deepspeed.zero.GatheredParameters(matrices, enabled=sharded):
-            yield _plain_name(name) + ".weight", _adapters.merged_weight(layer)
-        done |= {id(matrix) for matrix in matrices}
+    adapted: dict[int, Any] = {}
+    in_adapters: set[int] = set()
+    for _, layer in _adapters.layers_of(scorer):
+        weight, *matrices = _adapters.matrices_of(layer)
+        adapted[id(weight)] = layer
+        in_adapters |= {id(matrix) for matrix in matrices}
     for name, parameter in scorer.named_parameters():
-        if id(parameter) not in done:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+        if id(parameter) in in_adapters:
+            continue
+        layer = adapted.get(id(parameter))
+        gathered = _adapters.matrices_of(layer) if layer else [parameter]
+        with deepspeed.zero.GatheredParameters(gathered, enabled=sharded):
+            if layer:
+                yield _plain_name(name), _adapters.merged_weight(layer)
+            else:
                 whole = parameter.detach()
                 yield _plain_name(name), whole.clone() if sharded else whole
 
