@@ -199,7 +199,7 @@ class Spawner:
             "rollout",
             RolloutWorker,
             c.model.path,
-            c.model,
+            c.served_model,
             c.rollout,
             c.num_tokens_limit,
             env=vllm_environment(c),

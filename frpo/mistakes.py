@@ -73,7 +73,8 @@ def locate_field(kind: type[BaseModel], where: Sequence[int | str]) -> tuple[Pat
         if part == "[key]":  # pydantic's mark of a name that is wrong itself
             continue
         if len(options) > 1:
-            options = [option for option in options if part in kinds_of(option)] or [Any]
+            options = [option for option in options if part in (*kinds_of(option), _name_of_type(option))]
+            options = options or [Any]
         else:
             path.append(part)
             options = list(_members_of(_type_below(options[0], part)))
@@ -89,6 +90,10 @@ def _members_of(annotation: Any) -> Iterator[Any]:
             yield from _members_of(member)
     elif annotation is not NoneType:
         yield annotation
+
+
+def _name_of_type(annotation: Any) -> str:
+    return getattr(annotation, "__name__", "")
 
 
 def _type_below(annotation: Any, part: int | str) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo import hub, saved
-from frpo.config import Config, ConfigError, LoraConfig, ModelConfig
+from frpo.config import Config, ConfigError, DownstreamSft, LoraConfig, ModelConfig
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """vLLM's attention kernels on the CPU; another size loads and then fails at the first token."""
@@ -85,7 +85,10 @@ def check_policy(config: Config) -> None:
     check_head_dim(config, model)
     check_context(config, model)
     if config.model.lora:
-        check_targets(config.model.lora, folder, model)
+        check_targets("model.lora", config.model.lora, folder, model)
+    for task in config.downstream:
+        if isinstance(task, DownstreamSft) and isinstance(task.lora, LoraConfig):
+            check_targets(f"downstream.{task.name}.lora", task.lora, folder, model)
 
 
 def check_model(field: str, path: str) -> None:
@@ -249,7 +252,7 @@ def check_context(config: Config, model: dict[str, Any]) -> None:
 # ---- adapters of one's own
 
 
-def check_targets(lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None:
+def check_targets(field: str, lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None:
     """That every target names layers that an adapter can stand on, as peft matches them: whole names, or
     their last parts.
 
@@ -265,7 +268,7 @@ def check_targets(lora: LoraConfig, folder: Path, model: dict[str, Any]) -> None
     over_words = [name for name, shape in linear.items() if model.get("vocab_size") in shape]
     tied = model.get("tie_word_embeddings", len(over_words) == 1)
     for i, target in enumerate(lora.targets):
-        where = f"model.lora.targets.{i}: {target}"
+        where = f"{field}.targets.{i}: {target}"
         matching = [name for name in linear if name == target or name.endswith(f".{target}")]
         if tied and (set(matching) & set(over_words) or (target in HEADS and not matching)):
             raise ConfigError(

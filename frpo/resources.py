@@ -125,7 +125,7 @@ def disk_bytes(config: Config) -> int:
     # the last of each stage that could go on
     kept += sum(not fixed_end(stage) for stage in list_stages(config))
     fine_tuned = max(1, len(config.arms)) * len(config.downstream)
-    if config.model.lora:
+    if all(config.model_of(task).lora for task in (config.learner, *config.downstream)):
         whole = fine_tuned if config.model.dtype == "float32" else 0  # else adapters are written
         return size * (2 + whole) + size // 4 * kept
     policies = len(config.arms) + fine_tuned + (config.base is not None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.transport.store import StoredTensors, put_tensors
+from actors.transport.store import StoredTensors, StoreTransport, put_tensors
 from frpo import saved
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class SentAdapter:
 
 
 class AdapterTransport:
-    def pack(self, engine: Engine) -> SentAdapter | None:
+    def pack(self, engine: Engine) -> SentAdapter | StoredTensors | None:
+        """All weights of a fine-tune that trains them."""
+        if not engine.lora:
+            return StoreTransport().pack(engine)
         adapter = engine.adapter()
         if adapter is None:
             return None

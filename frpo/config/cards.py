@@ -80,7 +80,7 @@ def _check_what_leaves(config: Config) -> None:
                 f"{where}.offload: all keeps the weights off the GPU already; with rollout.sleep use none or "
                 "optimizer"
             )
-        if config.model.lora and train.zero_stage == 3:
+        if config.model_of(train).lora and train.zero_stage == 3:
             raise ValueError(
                 f"{where}.zero_stage: 3 cannot give its memory back with adapters (rollout.sleep); use 1 or 2"
             )
@@ -119,3 +119,32 @@ def check_served(config: Config) -> None:
             f"model.lora.rank: {lora.rank} is more than the {most} that vLLM serves{beside}; lower it, or "
             "train in float32 with rollout.lora: merged"
         )
+
+
+def check_adapters(config: Config) -> None:
+    """That a fine-tune with adapters of its own, or none, begins from the arm's policy exactly, and that
+    engines can run it. Raises ValueError."""
+    for task in config.downstream:
+        if not isinstance(task, DownstreamSft) or task.lora == "run":
+            continue
+        where, arms = f"downstream.{task.name}.lora", config.model.lora
+        if config.model.dtype != "float32" and (task.lora is None) != (arms is None):
+            raise ValueError(
+                f"{where}: adapters on one side alone, arm or fine-tune, are merged into weights, and "
+                f"model.dtype is {config.model.dtype}, whose numbers lose a part of them; give both adapters "
+                "or none, or take float32"
+            )
+        if not config.sends_adapters:
+            continue
+        if task.lora is None and config.rollout.tensor_parallel > 1:
+            raise ValueError(
+                f"{where}: null sends all weights to engines of {config.rollout.tensor_parallel} GPUs, and "
+                "rollout.lora: adapter the adapter alone; set rollout.lora: merged and rollout.transport: "
+                "process_group"
+            )
+        beside = arms.rank if arms and config.model.dtype != "float32" else 0
+        if task.lora and task.lora.rank + beside > LARGEST_RANK:
+            raise ValueError(
+                f"{where}.rank: {task.lora.rank}{f' beside the {beside} of the arm' if beside else ''} is "
+                f"more than the {LARGEST_RANK} that vLLM serves; lower it"
+            )

@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from frpo.config import checks
 from frpo.config.audit import AuditConfig
-from frpo.config.cards import check_cards, check_served
+from frpo.config.cards import check_adapters, check_cards, check_served
 from frpo.config.cluster import ClusterConfig
 from frpo.config.data import DataConfig
 from frpo.config.estimators import merged_objective
@@ -33,6 +33,7 @@ from frpo.config.training import (
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
+    DownstreamSft,
     ObjectiveConfig,
     ReferenceConfig,
     RolloutConfig,
@@ -249,6 +250,7 @@ class Config(Section):
         checks.check_staleness(self)
         checks.check_nucleus(self)
         check_served(self)
+        check_adapters(self)
         for where, loop in checks.loops_of(self):
             checks.check_loop(self, where, loop)
         checks.check_ascent(self)
@@ -264,6 +266,20 @@ class Config(Section):
     def sends_adapters(self) -> bool:
         """Whether engines apply the adapter in training unmerged, and it alone travels."""
         return self.model.lora is not None and self.rollout.lora == "adapter"
+
+    def model_of(self, train: Section) -> ModelConfig:
+        """The model as a training takes it: a fine-tune may have adapters of its own."""
+        if not isinstance(train, DownstreamSft) or train.lora == "run":
+            return self.model
+        return self.model.model_copy(update={"lora": train.lora})
+
+    @property
+    def served_model(self) -> ModelConfig:
+        """The model with the largest adapter that engines are to apply."""
+        if not self.sends_adapters:
+            return self.model
+        models = [self.model, *map(self.model_of, self.downstream)]
+        return max(models, key=lambda model: model.lora.rank if model.lora else 0)
 
     @property
     def parity_tolerance(self) -> float:

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from frpo.config.data import DatasetConfig
 from frpo.config.estimators import EstimatorConfig, FrpoEstimator, GrpoEstimator, refuse_fields
+from frpo.config.model import LoraConfig
 from frpo.config.section import NAME, NOTHING, NotNegative, Positive, PositiveFloat, Redoes, Section, Share
 
 
@@ -306,6 +307,9 @@ class DownstreamSft(FinetuneConfig):
     """Examples to measure the downstream loss on."""
     marks: tuple[Positive, ...] = ()
     """Steps at which the policy is evaluated besides the last."""
+    lora: LoraConfig | Literal["run"] | None = "run"
+    """Adapters of this fine-tune; run: as model.lora says; null: train all weights. In bfloat16 an adapter
+    stands on the arm's own, so that both or none are asked for."""
 
     @property
     def sources(self) -> tuple[DatasetConfig, ...]:

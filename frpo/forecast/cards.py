@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from frpo.config import Config, DownstreamRl, DownstreamSft, FinetuneConfig, TrainConfig
+from frpo.config import Config, DownstreamRl, DownstreamSft, FinetuneConfig, ModelConfig, TrainConfig
 from frpo.planning import TRAINS, Actor, Plan
 from frpo.shape import BUDGET_TOKENS, BYTES, CHUNK_ELEMENTS, CHUNK_POSITIONS, Shape
 
@@ -80,10 +80,9 @@ def estimate_logits(shape: Shape, tokens: int) -> float:
     return 4 * 4 * min(tokens * shape.vocabulary, chunk)
 
 
-def count_trained(config: Config, shape: Shape) -> int:
+def count_trained(model: ModelConfig, shape: Shape) -> int:
     """Weights that training changes: the adapters', or all."""
-    lora = config.model.lora
-    return shape.adapters(lora) if lora else shape.weights
+    return shape.adapters(model.lora) if model.lora else shape.weights
 
 
 def list_trainings(config: Config, role: str) -> list[TrainConfig]:
@@ -112,10 +111,10 @@ def find_largest_micro_batch(config: Config, train: TrainConfig) -> int:
 
 def estimate_training(config: Config, shape: Shape, train: TrainConfig) -> Need:
     """A rank of the learner, or of a fine-tune."""
-    model = config.model
+    model = config.model_of(train)
     size = BYTES[model.dtype]
     ranks = config.learner.num_workers
-    trained = count_trained(config, shape)
+    trained = count_trained(model, shape)
     weights = 0.0
     if train.offload != "all":
         sharded = ranks if train.zero_stage == 3 else 1
@@ -191,7 +190,7 @@ def estimate_engine(config: Config, shape: Shape, card: Card) -> Need:
     rollout = config.rollout
     size = BYTES[config.model.dtype]
     weights = shape.weights * size / rollout.tensor_parallel / GIB
-    adapters = count_trained(config, shape) * size / GIB if config.sends_adapters else 0.0
+    adapters = count_trained(config.served_model, shape) * size / GIB if config.sends_adapters else 0.0
     cache = rollout.gpu_memory_utilization * card.gib - weights - adapters - ENGINE_GIB
     lines = (
         ("weights", weights),

@@ -86,7 +86,8 @@ def _list_copies_of_card(config: Config, shape: Shape, role: str, weights: float
         offloaded = max(_estimate_offloaded(config, shape, train) for train in list_trainings(config, role))
         if offloaded:
             lines.append(("states on the host (offload)", offloaded))
-        states = 12 * count_trained(config, shape) / config.learner.num_workers / GIB
+        most = max(count_trained(config.model_of(train), shape) for train in list_trainings(config, role))
+        states = 12 * most / config.learner.num_workers / GIB
         lines.append(("a checkpoint, while it is written", states))
         left += states
     if config.rollout.sleep:
@@ -98,7 +99,7 @@ def _estimate_offloaded(config: Config, shape: Shape, train: TrainConfig) -> flo
     """What a rank leaves on the host by ZeRO-Offload, GiB."""
     if train.offload == "none":
         return 0.0
-    offloaded = 12 * count_trained(config, shape)
+    offloaded = 12 * count_trained(config.model_of(train), shape)
     if train.offload == "all":
         offloaded += shape.weights * BYTES[config.model.dtype]
     return offloaded / config.learner.num_workers / GIB

@@ -79,7 +79,7 @@ def _estimate_generation(config: Config, shape: Shape, card: Card) -> float:
 
 
 def _estimate_publishing(config: Config, shape: Shape) -> float:
-    sent = count_trained(config, shape) if config.sends_adapters else shape.weights
+    sent = count_trained(config.model, shape) if config.sends_adapters else shape.weights
     speed = GROUP_BYTES_S if config.rollout.transport == "process_group" else STORE_BYTES_S
     return 0.2 + sent * BYTES[config.model.dtype] / speed
 

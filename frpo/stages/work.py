@@ -155,7 +155,9 @@ class Work:
     def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
         config, ranks, settings = self.config, self.team.finetune, finetune.settings
         checkpoints = self.checkpoints(stage, keep_best=0)
-        ranks.start(self.start_of(stage), config.model, settings, derive(config.seed, "finetune"))
+        ranks.start(
+            self.start_of(stage), config.model_of(settings), settings, derive(config.seed, "finetune")
+        )
         resumed = self.resume(stage, settings, ranks, checkpoints)
         if resumed:
             kept += resumed.progress.evaluations
