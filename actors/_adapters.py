@@ -106,6 +106,11 @@ def weights_of(layer: Any, adapter: str) -> tuple[Tensor, ...]:
     return ()
 
 
+def second_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """B of every adapter in training."""
+    return [weights_of(layer, TRAINED)[1] for _, layer in layers_of(module) if TRAINED in layer.scaling]
+
+
 def matrices_of(layer: Any) -> list[Tensor]:
     """All that `merged_weight` reads: the weight under the adapters, and theirs."""
     return [layer.get_base_layer().weight, *weights_of(layer, START), *weights_of(layer, TRAINED)]

@@ -32,6 +32,15 @@ def flatten(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Seq
     )
 
 
+def join_sequences(first: Sequences, second: Sequences) -> Sequences:
+    """The sequences of both, those of the first in front."""
+    return Sequences(
+        np.concatenate([first.tokens, second.tokens]),
+        np.concatenate([first.prompt_lengths, second.prompt_lengths]),
+        np.concatenate([first.lengths, second.lengths]),
+    )
+
+
 def rewards_and_mask(scored: Sequence[ScoredGroup], objective: ObjectiveConfig) -> tuple[Doubles, Mask]:
     """Rewards `[G, k]` (0 where there is none) and the mask of those that train.
 

@@ -11,7 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from frpo.driver import Prompts
+from frpo.checkpoint import Saved
+from frpo.driver import Prompts, Start, Step
+from frpo.roles import Learner, Writing
 from frpo.types import Completion, FinishReason, Flight, Group
 
 NUMBERS = "flight.safetensors"
@@ -71,3 +73,17 @@ def _read_completions(folder: Path, words: Words) -> Iterator[Completion]:
     texts, reasons = chain.from_iterable(words.texts), chain.from_iterable(words.finish_reasons)
     for tokens, logprobs, versions, text, reason in zip(*parts, texts, reasons, strict=False):
         yield Completion(tokens, logprobs, versions, text, reason)
+
+
+def begun_from(saved: Saved, prompts: Prompts) -> Start:
+    """Where a loop stood at a checkpoint."""
+    progress = saved.progress
+    assert progress.steering is not None, saved.path
+    return Start(progress.step, progress.steering, read_flight(saved.path, prompts))
+
+
+def save_loop(learner: Learner, done: Step, folder: Path) -> Writing:
+    """Of a checkpoint, the ranks' files and what is drawn ahead."""
+    if done.flight:
+        write_flight(folder, done.flight)
+    return learner.save(folder / "engine")

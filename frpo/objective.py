@@ -312,6 +312,17 @@ def policy_loss(
     return LossTerms(loss, penalty_sum, clipped.sum().detach(), capped.sum())
 
 
+def kl_from_start(now: Tensor, start: Tensor) -> Tensor:
+    """Estimate of KL(start || policy), nats, summed over tokens that the start drew.
+
+    `now` and `start` are their log-probs `[N, T]`, equal where there is no token. With r = policy / start a
+    token gives r - 1 - log r (k3), whose mean over what the start draws there is the KL of the next token:
+    E[r] = 1. The gradient is as unbiased, and of every single token 0 where the policies agree.
+    """
+    log_ratio = now - start
+    return (torch.expm1(log_ratio) - log_ratio).sum()
+
+
 def importance_weights(tokens: TokenTerms, kind: Importance, cap: float) -> tuple[Tensor, Tensor]:
     """w of each token `[N, T]`, without gradient, and where it was above the cap `[N, T]`.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from frpo.config import Config, DownstreamRl
+from frpo.config import OWN_PROMPTS, Config, DownstreamRl, DownstreamSft
 from frpo.outline import Heldout, Stage, list_stages
 
 
@@ -171,5 +171,7 @@ def _plan_stage(config: Config, stage: Stage, heldout: Heldout | None) -> StageP
     updates = training.num_updates if training else 0
     steps = training.num_steps if training and training.objective else 0
     trained = steps * config.rollout.prompts_per_step * config.rollout.group_size
+    if training and isinstance(training.settings, DownstreamSft) and training.settings.draws_own:
+        trained += OWN_PROMPTS * config.rollout.group_size  # at most
     measured = stage.num_measured(config, heldout) if heldout else None
     return StagePlan(stage.name, updates, trained, measured)

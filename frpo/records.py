@@ -172,6 +172,17 @@ class Made(Record):
     """What the latter name."""
 
 
+class Interpolation(Record):
+    """The choice among policies on the way from an arm's weights to the fine-tuned ones."""
+
+    share: float
+    """Of the way, at which the policy lies; 1 for the fine-tuned one."""
+    shares: tuple[float, ...]
+    """All that were tried, from 0 to 1."""
+    losses: tuple[float, ...]
+    """Of these, on held-out examples, nats per token."""
+
+
 class StageResult(Record):
     """`done.json` in a stage's folder: its presence with the same `inputs` means the stage need not run
     again."""
@@ -190,3 +201,5 @@ class StageResult(Record):
     """For certify stages, one per task."""
     scores: tuple[BenchmarkScore, ...] = ()
     """For harness stages."""
+    interpolation: Interpolation | None = None
+    """For fine-tunes that have one."""

@@ -12,6 +12,7 @@ from frpo.config import FinetuneConfig, LearnerConfig, ModelConfig, ObjectiveCon
 from frpo.records import BenchmarkScore
 from frpo.stats import FinetuneStats, UpdateStats
 from frpo.types import (
+    Anchor,
     Arrivals,
     Floats,
     Group,
@@ -210,8 +211,13 @@ class Finetuner(Trainer, Protocol):
         """Begin from a saved policy with a fresh optimiser."""
         ...
 
-    def update(self, sequences: Sequences) -> FinetuneStats:
-        """One optimiser update."""
+    def update(self, sequences: Sequences, anchor: Anchor | None = None) -> FinetuneStats:
+        """One optimiser update; with an anchor its KL is part of the loss."""
+        ...
+
+    def interpolate(self, share: float) -> None:
+        """Put the policy at a share of the way from where training began (0) to where it ended (1). Only
+        where the configuration has shares to try; nothing is trained afterwards."""
         ...
 
     def loss(self, sequences: Sequences) -> float:

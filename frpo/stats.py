@@ -108,11 +108,15 @@ class UpdateStats:
 @dataclass(frozen=True)
 class FinetuneStats:
     loss: float
-    """Mean negative log-likelihood, nats per completion token."""
+    """Mean negative log-likelihood of the batch, what is replayed in it included, nats per completion
+    token."""
     grad_norm: float
     learning_rate: float
     num_tokens: int
     seconds: float
+    kl: float | None = None
+    """Before the update: estimate of KL(policy that training began from || policy), nats per token; None
+    where the loss has none of it."""
 
 
 @dataclass(frozen=True)

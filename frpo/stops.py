@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from frpo.config import Config
-from frpo.stats import BatchStats, UpdateStats
+from frpo.stats import BatchStats, FinetuneStats, UpdateStats
 from frpo.types import Floats, RolloutBatch
 
 SMALLER = "bring the values near 1 (rewards.<name>.scale)"
@@ -82,6 +82,11 @@ def stop_if_update_is_broken(config: Config, update: UpdateStats, step: int) -> 
             f"rollout.max_mismatch_kl = {config.rollout.max_mismatch_kl:g}: the engines do not sample the "
             "learner's policy"
         )
+
+
+def stop_if_finetune_is_broken(stats: FinetuneStats, step: int) -> None:
+    numbers = {"the loss": stats.loss, "the KL": stats.kl, "the gradient norm": stats.grad_norm}
+    stop_if_not_finite(f"step {step}", numbers, say_too_fast(stats.learning_rate))
 
 
 def say_too_fast(learning_rate: float) -> str:

@@ -194,6 +194,15 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """Completions that a policy drew before it was fine-tuned, and how likely it found them then."""
+
+    sequences: Sequences
+    logprobs: Floats
+    """[sum of completion lengths], by the ranks that fine-tune it, at temperature 1"""
+
+
+@dataclass(frozen=True)
 class Steering:
     """What a run adjusts between steps; with the weights, its whole state."""
 

@@ -22,6 +22,7 @@ from frpo.config.run import (
 )
 from frpo.config.section import ConfigError, Missing, Section
 from frpo.config.training import (
+    OWN_PROMPTS,
     ArmConfig,
     BaseConfig,
     DownstreamConfig,
@@ -39,6 +40,7 @@ from frpo.config.training import (
 
 __all__ = [
     "LARGEST_RANK",
+    "OWN_PROMPTS",
     "ArmConfig",
     "AttackConfig",
     "AuditConfig",

@@ -102,6 +102,8 @@ def find_largest_micro_batch(config: Config, train: TrainConfig) -> int:
     """Tokens of a rank's largest, at most; completions of a prompt share it."""
     if isinstance(train, FinetuneConfig):
         batch = train.batch_size * train.max_tokens
+        if isinstance(train, DownstreamSft) and train.kl_to_policy:
+            batch += train.batch_size * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     else:
         rollout = config.rollout
         group = config.data.max_prompt_tokens + rollout.group_size * rollout.max_new_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frpo.config import Config, DownstreamRl, TrainConfig
+from frpo.config import Config, DownstreamRl, DownstreamSft, TrainConfig
 from frpo.forecast.cards import (
     GIB,
     LOADED,
@@ -54,8 +54,11 @@ def _list_lines_beside(config: Config, shape: Shape, actor: Actor) -> list[Line]
     if role == "reward":
         return []
     weights = shape.weights * BYTES[config.model.dtype] / GIB
+    ends: list[Line] = []
+    if role == "finetune" and _keeps_ends(config, role):
+        ends.append(("both ends of an interpolation", 2 * weights))
     if actor.num_gpus > 0:
-        return _list_copies_of_card(config, shape, role, weights)
+        return ends + _list_copies_of_card(config, shape, role, weights)
     if role == "rollout":  # vLLM packs a copy of them for the CPU
         return [("weights", 2 * weights), ("KV cache", float(config.rollout.kv_cache_gib))]
     need = (
@@ -64,7 +67,13 @@ def _list_lines_beside(config: Config, shape: Shape, actor: Actor) -> list[Line]
         else estimate_scorer(config, shape, role)
     )
     others = [line for line in need.lines if line[0] not in ("weights", "context")]
-    return [("weights", _count_copies(config, role) * weights), *others]
+    return [("weights", _count_copies(config, role) * weights), *others, *ends]
+
+
+def _keeps_ends(config: Config, role: str) -> bool:
+    """Whether ranks keep all weights that a fine-tune began with and ended in, to go between them."""
+    whole = [train for train in list_trainings(config, role) if config.model_of(train).lora is None]
+    return any(isinstance(train, DownstreamSft) and bool(train.interpolate) for train in whole)
 
 
 def _count_copies(config: Config, role: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from frpo.config import DownstreamSft
 from frpo.outline.downstream import DownstreamStage
 from frpo.outline.stage import Data, Finetune, Subject, Training, Workbench
-from frpo.records import Evaluation, StageResult
+from frpo.records import Evaluation, Interpolation, StageResult
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,13 @@ class Sft(DownstreamStage):
     def do(self, work: Workbench) -> StageResult:
         kept: list[Evaluation] = []
         before = work.policy_of(self.stands_on)
-        finetune = Finetune(self.task, self.data()[0], (0, *self.task.marks), mix=self.task.mix)
+        interpolation: Interpolation | None = None
+        finetune = Finetune(
+            self.task, self.data()[0], (0, *self.task.marks), mix=self.task.mix, heldout=self.heldout
+        )
         for pause in work.finetune(self, finetune, kept):
             work.publish_finetune(pause.step)
             subject = Subject(self.arm.name, self.task.name, before, work.heldout_loss(self.heldout))
             kept.append(work.measure(self, pause.step, subject))
-        return StageResult(stage=self.name, evaluations=tuple(kept))
+            interpolation = pause.interpolation
+        return StageResult(stage=self.name, evaluations=tuple(kept), interpolation=interpolation)

@@ -21,7 +21,7 @@ from frpo.config import (
     Section,
     TrainConfig,
 )
-from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, StageResult
+from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, Interpolation, StageResult
 from frpo.types import Prompt
 
 BASE = "base"
@@ -155,6 +155,8 @@ class Pause:
     step: int
     """0: before the first of a fresh stage."""
     last: bool
+    interpolation: Interpolation | None = None
+    """Of a fine-tune that has one, at the last."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Finetune:
     in_order: bool = False
     mix: Mapping[str, float] = field(default_factory=dict)
     """Shares of tasks in a batch; empty: as in the data."""
+    heldout: Data | None = None
+    """What shares of an interpolation are chosen by."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from frpo import disk, steering
 from frpo.checkpoint import Checkpoints, Progress, Saved
-from frpo.config import ArmConfig, Config, TrainConfig
-from frpo.driver import Partners, Prompts, Start, Step, train
+from frpo.config import ArmConfig, Config, DownstreamSft, FinetuneConfig, TrainConfig
+from frpo.driver import Partners, Start, train
 from frpo.driver_ahead import train_ahead
 from frpo.evaluation import (
     Against,
@@ -26,17 +26,26 @@ from frpo.evaluation import (
     evaluate,
     mean_reward,
 )
-from frpo.flights import read_flight, write_flight
+from frpo.flights import begun_from, save_loop
 from frpo.metrics import RunLog, read_steps
 from frpo.outline.stage import Data, Finetune, Loop, Pause, Stage, Subject, fixed_end
-from frpo.prompts import ExampleStream, PromptStream
-from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, StageResult
-from frpo.roles import Learner, RankDied, Team, Trainer, Writing
+from frpo.prompts import PromptStream
+from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, Interpolation, StageResult
+from frpo.roles import RankDied, Team, Trainer
 from frpo.seeds import derive
 from frpo.stages import folders
+from frpo.stages.defences import (
+    Batches,
+    OwnRows,
+    choose_prompts,
+    draw_own,
+    interpolate,
+    read_own,
+    write_own,
+)
 from frpo.stages.folders import Standing
-from frpo.stats import FinetuneStats, StepMetrics
-from frpo.stops import say_too_fast, stop_if_not_finite
+from frpo.stats import StepMetrics
+from frpo.stops import stop_if_finetune_is_broken
 from frpo.types import Prompt, Steering
 
 if TYPE_CHECKING:  # it reads by transformers
@@ -158,26 +167,24 @@ class Work:
         ranks.start(
             self.start_of(stage), config.model_of(settings), settings, derive(config.seed, "finetune")
         )
+        own = self.own_rows(stage, settings)
         resumed = self.resume(stage, settings, ranks, checkpoints)
         if resumed:
             kept += resumed.progress.evaluations
         elif 0 in finetune.marks:
             yield Pause(0, last=False)
         start = resumed.progress.step if resumed else 0
-        examples = self.inputs.examples(finetune.data)
-        seed = derive(config.seed, "examples")
-        stream = ExampleStream(
-            examples, settings.batch_size, seed, in_order=finetune.in_order, mix=finetune.mix
-        )
+        batches = Batches(finetune, self.inputs.examples(finetune.data), own, config.seed)
         with self.training(stage, settings.num_steps, start, checkpoints):
             for step in range(start + 1, settings.num_steps + 1):
                 last = step == settings.num_steps
                 checkpoints.poll()
-                stats = ranks.update(stream.take(step - 1))
+                stats = ranks.update(*batches.take(step - 1))
                 stop_if_finetune_is_broken(stats, step)
                 self.log.finetune_step(stage.name, step, stats)
+                interpolation = self.interpolate(stage, finetune) if last else None
                 if finetune.marks and (last or step in finetune.marks):
-                    yield Pause(step, last)
+                    yield Pause(step, last, interpolation)
                 if step % config.checkpoint.every == 0 and not last:
                     progress = self.progress(settings, step, kept)
                     checkpoints.begin(progress, lambda aside: ranks.save(aside / "engine"))
@@ -185,6 +192,34 @@ class Work:
         merged = not stage.stands_on or config.model.dtype == "float32"
         export_policy(lambda aside: ranks.export(aside, merged=merged), config.folder / stage.name / "policy")
         ranks.stop()
+
+    def own_rows(self, stage: Stage, settings: FinetuneConfig) -> OwnRows | None:
+        """Of the policy that it begins from, which the ranks hold; None where nobody asks for them."""
+        if not isinstance(settings, DownstreamSft) or not settings.draws_own:
+            return None
+        config, team = self.config, self.team
+        own = read_own(config.folder / stage.name)
+        if own is None:
+            prompts = choose_prompts(self.inputs.train, config.data.mix, derive(config.seed, "own"))
+            rollout = config.rollout
+            draws = Draws(config.seed, rollout.group_size, rollout.max_new_tokens, rollout.stop)
+            with self.log.waiting(f"{stage.name}: drawing from the arm's policy, {len(prompts)} prompts"):
+                self.load_policy(self.start_of(stage))
+                own = draw_own(Measurers(team.rollouts, team.rewards, team.finetune), prompts, draws)
+            write_own(config.folder / stage.name, own)
+            self.log.note(f"{stage.name}: {len(own.good)} of {len(own.examples)} of its completions are good")
+        return own
+
+    def interpolate(self, stage: Stage, finetune: Finetune) -> Interpolation | None:
+        """None where the fine-tune asks for none."""
+        settings, heldout = finetune.settings, finetune.heldout
+        if not isinstance(settings, DownstreamSft) or not settings.interpolate or heldout is None:
+            return None
+        examples = self.inputs.examples(heldout).all()
+        ranks = self.team.finetune
+        interpolation = interpolate(ranks, settings.interpolate, lambda: ranks.loss(examples))
+        self.log.note(f"{stage.name}: the policy lies at {interpolation.share:g} of the way from the arm's")
+        return interpolation
 
     @contextmanager
     def training(self, stage: Stage, num_steps: int, start: int, checkpoints: Checkpoints) -> Iterator[None]:
@@ -298,24 +333,6 @@ class Work:
     def summarize(self, stage: Stage, arm: str) -> ArmSummary:
         digest = disk.sha256_of_folder(self.config.folder / stage.name / "policy")
         return summarize_arm(arm, read_steps(self.config.folder, stage.name), digest)
-
-
-def begun_from(saved: Saved, prompts: Prompts) -> Start:
-    """Where a loop stood at a checkpoint."""
-    progress = saved.progress
-    assert progress.steering is not None, saved.path
-    return Start(progress.step, progress.steering, read_flight(saved.path, prompts))
-
-
-def save_loop(learner: Learner, done: Step, folder: Path) -> Writing:
-    if done.flight:
-        write_flight(folder, done.flight)
-    return learner.save(folder / "engine")
-
-
-def stop_if_finetune_is_broken(stats: FinetuneStats, step: int) -> None:
-    numbers = {"the loss": stats.loss, "the gradient norm": stats.grad_norm}
-    stop_if_not_finite(f"step {step}", numbers, say_too_fast(stats.learning_rate))
 
 
 def export_policy(write: Callable[[Path], None], folder: Path) -> None:

@@ -20,7 +20,7 @@ from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stats import FinetuneStats
 from frpo.stops import RunStopped
-from frpo.types import Sequences, Written
+from frpo.types import Anchor, Sequences, Written
 from tests.support.fakes import Now, config, team
 
 
@@ -42,7 +42,7 @@ class FakeRanks:
         (folder / "done").write_text(str(self.done))
         return Now([])
 
-    def update(self, sequences: Sequences) -> FinetuneStats:
+    def update(self, sequences: Sequences, anchor: Anchor | None = None) -> FinetuneStats:
         loss, norm = self.stats[self.done]
         self.done += 1
         return FinetuneStats(loss, norm, 1e-3, len(sequences), 0.1)
@@ -68,7 +68,7 @@ class DyingRanks(FakeRanks):
             raise WorkerFailed("fine-tune worker 0 did not finish writing a checkpoint")
         return []
 
-    def update(self, sequences: Sequences) -> FinetuneStats:
+    def update(self, sequences: Sequences, anchor: Anchor | None = None) -> FinetuneStats:
         stats = super().update(sequences)
         if self.done == 3:
             raise WorkerFailed("fine-tune worker 0 died during update()")

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from frpo.config import Config, ObjectiveConfig
-from frpo.objective import Denominators, Surrogate, TokenTerms, Weights, policy_loss
+from frpo.objective import Denominators, Surrogate, TokenTerms, Weights, kl_from_start, policy_loss
 from frpo.records import BenchmarkScore
 from frpo.roles import Running, Team
 from frpo.stats import FinetuneStats, UpdateStats
 from frpo.types import (
+    Anchor,
     Arrival,
     Arrivals,
     Completion,
@@ -142,9 +144,13 @@ def saved_logits(policy: Path) -> torch.Tensor:
     return torch.from_numpy(np.load(file)) if file.exists() else torch.zeros(ANSWERS)
 
 
+def answers_of(sequences: Sequences) -> torch.Tensor:
+    """The last token of each."""
+    return torch.from_numpy(sequences.tokens[np.cumsum(sequences.lengths) - 1].astype(np.int64))
+
+
 def completion_logprobs(logits: torch.Tensor, sequences: Sequences) -> Floats:
-    tokens = torch.from_numpy(sequences.tokens.reshape(len(sequences), -1)[:, -1].astype(np.int64))
-    result: Floats = torch.log_softmax(logits.detach(), 0)[tokens].numpy()
+    result: Floats = torch.log_softmax(logits.detach(), 0)[answers_of(sequences)].numpy()
     return result
 
 
@@ -280,21 +286,46 @@ class FakeScorer:
 class FakeFinetuner(FakeLearner):
     """Descends the loss of examples whose completion is one answer."""
 
-    def update(self, sequences: Sequences) -> FinetuneStats:  # type: ignore[override]
-        loss = -self._mean(sequences)
-        (gradient,) = torch.autograd.grad(loss, self.logits)
+    settings: Any = None
+    batches: list[tuple[Sequences, Anchor | None]]
+    """Since it was made."""
+
+    def start(self, policy: Path, *settings: object) -> None:
+        super().start(policy)
+        _, self.settings, *_ = (*settings, None, None)
+        self.batches = getattr(self, "batches", [])
+        self.ends = [self.logits.detach().clone()]
+
+    def update(self, sequences: Sequences, anchor: Anchor | None = None) -> FinetuneStats:  # type: ignore[override]
+        self.batches.append((sequences, anchor))
+        loss = -self._of(sequences).mean()
+        kl = None
+        total = loss
+        if anchor:
+            kl = kl_from_start(self._of(anchor.sequences), torch.from_numpy(anchor.logprobs))
+            kl = kl / len(anchor.sequences)
+            total = loss + self.settings.kl_to_policy * kl
+        (gradient,) = torch.autograd.grad(total, self.logits)
         with torch.no_grad():
             self.logits -= self.learning_rate * gradient
         return FinetuneStats(
-            float(loss.detach()), float(gradient.norm()), self.learning_rate, len(sequences), 0.1
+            float(loss.detach()),
+            float(gradient.norm()),
+            self.learning_rate,
+            len(sequences),
+            0.1,
+            None if kl is None else float(kl.detach()),
         )
 
-    def loss(self, sequences: Sequences) -> float:
-        return -float(self._mean(sequences).detach())
+    def interpolate(self, share: float) -> None:
+        self.ends = [*self.ends, self.logits.detach().clone()][:2]
+        self.logits = torch.lerp(*self.ends, share).requires_grad_()
 
-    def _mean(self, sequences: Sequences) -> torch.Tensor:
-        answers = torch.from_numpy(sequences.tokens.reshape(len(sequences), -1)[:, -1].astype(np.int64))
-        return torch.log_softmax(self.logits, 0)[answers].mean()
+    def loss(self, sequences: Sequences) -> float:
+        return -float(self._of(sequences).mean().detach())
+
+    def _of(self, sequences: Sequences) -> torch.Tensor:
+        return torch.log_softmax(self.logits, 0)[answers_of(sequences)]
 
 
 class FakeHarness:
