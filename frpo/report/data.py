@@ -18,6 +18,7 @@ from frpo.outline.stage import BASE
 from frpo.records import Z95, Evaluation, StageResult
 from frpo.report import headline
 from frpo.report.arms import read_arm, read_base
+from frpo.report.frontier import find_frontier
 from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
     Answer,
@@ -77,6 +78,7 @@ def collect_report(folder: Path) -> Report:
         downstream=runs,
         comparisons=comparisons,
         zero_line=_zero_line(runs),
+        frontier=tuple(find_frontier(config, [arm.name for arm in arms], results, focus)),
         robustness=planes,
         benchmarks=tuple(_benchmarks_of(results, arms, finetunes)),
         training=tuple(_training_curves(arm.name, steps[arm.name]) for arm in arms if steps),

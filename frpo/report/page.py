@@ -11,6 +11,7 @@ from frpo.report import plots, sweep_plots
 from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
 from frpo.report.audit_plots import draw_audits
 from frpo.report.audit_schema import Audit, join_rows, name_models
+from frpo.report.frontier_plots import draw_frontier
 from frpo.report.intervals import MIN_SEEDS, Interval
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Report
@@ -64,6 +65,7 @@ def render_run(report: Report) -> str:
         "downstream": plots.draw_downstream(report),
         "certificate": plots.draw_planes(report),
         "plane": plots.draw_reward_over_kl(report),
+        "frontier": draw_frontier(report),
         "training": plots.draw_training(report),
         "phases": plots.draw_phases(report),
         "timeline": draw_timeline(report.timeline),

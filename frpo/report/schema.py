@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record
+from frpo.report.frontier import FrontierPoint
 from frpo.report.robustness import Robustness
 from frpo.report.timeline import Timeline
 
@@ -111,6 +112,8 @@ class Report(Record):
     zero_line: float | None
     """Largest KL, nats, of an arm's policy measured against itself, where a fine-tune of it begins: what is
     nearer to 0 is no distance."""
+    frontier: tuple[FrontierPoint, ...]
+    """What each fine-tune learned and left; empty without held-out downstream examples."""
     robustness: tuple[Robustness, ...]
     """Certificate and measured policies of each arm and task; empty without a certify stage."""
     benchmarks: tuple[Benchmarks, ...]

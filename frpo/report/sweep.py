@@ -24,6 +24,7 @@ from frpo.report.comparisons import (
 )
 from frpo.report.coverage import Coverage, coverage_of
 from frpo.report.data import collect_report
+from frpo.report.frontier import FrontierPoint
 from frpo.report.intervals import METHOD, Interval, Table, Value, interval_or_none
 from frpo.report.robustness import Robustness
 from frpo.report.schema import Arm, Downstream, Report
@@ -148,17 +149,20 @@ def join_arms(reports: Sequence[Report]) -> Report:
     arms: list[Arm] = []
     downstream: list[Downstream] = []
     planes: list[Robustness] = []
+    frontier: list[FrontierPoint] = []
     for report in reports:
         prefix = f"{report.name}/"
         arms += [arm.model_copy(update={"name": prefix + arm.name}) for arm in report.arms]
         downstream += [run.model_copy(update={"arm": prefix + run.arm}) for run in report.downstream]
         planes += [plane.model_copy(update={"arm": prefix + plane.arm}) for plane in report.robustness]
+        frontier += [point.model_copy(update={"arm": prefix + point.arm}) for point in report.frontier]
     shared = set.intersection(*(set(report.tasks) for report in reports))
     return reports[0].model_copy(
         update={
             "arms": tuple(arms),
             "downstream": tuple(downstream),
             "robustness": tuple(planes),
+            "frontier": tuple(frontier),
             "tasks": tuple(task for task in reports[0].tasks if task in shared),
         }
     )

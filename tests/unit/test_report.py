@@ -26,9 +26,19 @@ from frpo.config import (
 from frpo.evaluation import make_certificate
 from frpo.metrics import RunLog
 from frpo.recipe import dump_config, load_recipe
-from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Sample, StageResult, TaskReward
+from frpo.records import (
+    ArmSummary,
+    BenchmarkScore,
+    Estimate,
+    Evaluation,
+    Interpolation,
+    Sample,
+    StageResult,
+    TaskReward,
+)
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
+from frpo.report.frontier import describe_defence
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
 from frpo.types import Reward
@@ -165,7 +175,7 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
     outside = re.findall(r'(?:src|href)="(?!#)[^"]*"|@import|url\((?!#)', page)
     assert outside == []
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "Steps 1 to 6 of grpo, two bars each" in page
     assert "25 % of the groups were there when their step began" in page
     assert "The learner updated 33 % of the time, groups were being drawn 48 % of it" in page
@@ -174,6 +184,54 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert "0.64 ± 0.04" in page
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> None:
+    config = load_recipe(
+        ROOT / "recipes" / "testbed.yaml",
+        ("downstream.1.replay=0.25", "downstream.1.kl_to_policy=0.1", "downstream.1.lora={rank: 4}"),
+    )
+    (run / "config.yaml").write_text(dump_config(config))
+    file = run / "downstream" / "frpo" / "crafts-harsh" / "done.json"
+    result = StageResult.model_validate_json(file.read_text())
+    chosen = Interpolation(share=0.75, shares=(0.0, 0.75, 1.0), losses=(2.0, 1.05, 1.0))
+    file.write_text(result.model_copy(update={"interpolation": chosen}).model_dump_json())
+    points = collect_report(run).frontier
+    assert [(point.arm, point.downstream) for point in points] == [
+        (arm, task) for arm in KEPT for task in ("crafts-gentle", "crafts-harsh")
+    ]
+    harsh = points[3]
+    assert harsh.learned == pytest.approx(1.0)
+    assert harsh.kept == Estimate(mean=pytest.approx(0.64), se=0.02)
+    assert harsh.interpolation == chosen
+    assert harsh.defence == "replay 0.25, KL to the policy x 0.1, adapters of rank 4"
+    assert points[2].defence == ""
+    assert points[2].kept.mean == pytest.approx(0.95 - (0.95 - 0.64) / 4)
+    page = report.build_report(run).read_text()
+    assert "replay 0.25, KL to the policy x 0.1, adapters of rank 4: 0.75 of the way from the arm" in page
+    assert "What each fine-tune learned, and what it left" in page
+
+
+def test_without_held_out_examples_there_is_no_frontier(run: Path) -> None:
+    for file in run.glob("downstream/*/*/done.json"):
+        result = StageResult.model_validate_json(file.read_text())
+        blind = tuple(e.model_copy(update={"downstream_loss": None}) for e in result.evaluations)
+        file.write_text(result.model_copy(update={"evaluations": blind}).model_dump_json())
+    assert collect_report(run).frontier == ()
+    assert "What each fine-tune learned" not in report.build_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        ({"replay": 0.0, "kl_to_policy": 0.0, "ema": None, "interpolate": [], "lora": "run"}, ""),
+        ({"ema": 0.99, "interpolate": [0.5]}, "weights averaged (0.99), interpolated"),
+        ({"lora": None}, "no adapters"),
+    ],
+)
+def test_a_defence_in_words(fields: dict[str, object], words: str) -> None:
+    assert describe_defence(fields) == words
 
 
 def measured(arm: str, name: str, step: int, kl: float, harmful: float) -> Evaluation:
