@@ -10,6 +10,14 @@ from frpo.config.cards import LARGEST_RANK
 from frpo.config.cluster import ClusterConfig, find_cluster
 from frpo.config.data import DataConfig, DatasetConfig
 from frpo.config.estimators import EstimatorConfig, FrpoEstimator, GrpoEstimator, RlooEstimator
+from frpo.config.finetuning import (
+    OWN_PROMPTS,
+    BaseConfig,
+    DownstreamConfig,
+    DownstreamRl,
+    DownstreamSft,
+    FinetuneConfig,
+)
 from frpo.config.model import LoraConfig, ModelConfig
 from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
 from frpo.config.run import (
@@ -22,13 +30,7 @@ from frpo.config.run import (
 )
 from frpo.config.section import ConfigError, Missing, Section
 from frpo.config.training import (
-    OWN_PROMPTS,
     ArmConfig,
-    BaseConfig,
-    DownstreamConfig,
-    DownstreamRl,
-    DownstreamSft,
-    FinetuneConfig,
     GateConfig,
     LearnerConfig,
     ObjectiveConfig,

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from frpo.config.training import DownstreamSft, TrainConfig, Workers
+from frpo.config.finetuning import DownstreamSft
+from frpo.config.training import TrainConfig, Workers
 
 if TYPE_CHECKING:
     from frpo.config.run import Config

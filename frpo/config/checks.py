@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from frpo.config.training import ArmConfig, DownstreamRl, DownstreamSft, TrainConfig
+from frpo.config.finetuning import DownstreamRl, DownstreamSft
+from frpo.config.training import ArmConfig, TrainConfig
 
 if TYPE_CHECKING:
     from frpo.config.run import Config

@@ -14,6 +14,7 @@ from frpo.config.cards import check_adapters, check_cards, check_served
 from frpo.config.cluster import ClusterConfig
 from frpo.config.data import DataConfig
 from frpo.config.estimators import merged_objective
+from frpo.config.finetuning import BaseConfig, DownstreamConfig, DownstreamSft
 from frpo.config.model import ModelConfig
 from frpo.config.rewards import Combine, RewardConfig, check_combination, check_names
 from frpo.config.section import (
@@ -31,9 +32,6 @@ from frpo.config.section import (
 )
 from frpo.config.training import (
     ArmConfig,
-    BaseConfig,
-    DownstreamConfig,
-    DownstreamSft,
     ObjectiveConfig,
     ReferenceConfig,
     RolloutConfig,

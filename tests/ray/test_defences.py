@@ -20,12 +20,12 @@ from tests.support.learners import assert_equal, digest, spawn, stop, weights
 HELDOUT = (DatasetConfig(path="nowhere.jsonl", task="only"),)
 
 
-def task(**fields: Any) -> DownstreamSft:
+def make_task(**fields: Any) -> DownstreamSft:
     plain = {"name": "s", "data": (), "heldout": HELDOUT, "num_steps": 2, "learning_rate": 1e-2}
     return DownstreamSft(**{**plain, "grad_clip": 0.5, "weight_decay": 0.1, **fields})
 
 
-def anchor(policy: Path, seed: int) -> Anchor:
+def make_anchor(policy: Path, seed: int) -> Anchor:
     """Near the policy, so that the first update has something to pull at too."""
     drawn = models.sequences(11, seed=seed + 20)
     noise = 0.3 * np.random.default_rng(seed).normal(size=drawn.num_completion_tokens)
@@ -38,7 +38,8 @@ def plain_steps(policy: Path, spec: DownstreamSft, steps: int) -> tuple[list[Any
     of the anchor, torch AdamW, torch clipping."""
     model, _ = models.load_hf(policy)
     model.train()
-    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=spec.learning_rate,
@@ -52,7 +53,7 @@ def plain_steps(policy: Path, spec: DownstreamSft, steps: int) -> tuple[list[Any
         loss = -likely.logprobs[likely.mask].mean()
         kl = torch.zeros(())
         if spec.kl_to_policy:
-            near = anchor(policy, step)
+            near = make_anchor(policy, step)
             rows = np.arange(11)
             now = scorer(pad_packs(near.sequences, list(rows[:, None])))
             start = pad_values(near.logprobs, near.sequences, rows, now.mask.shape[1])
@@ -71,19 +72,19 @@ def do_steps(ranks: FinetunePool, policy: Path, spec: DownstreamSft, model: Mode
     ranks.start(policy, model or ModelConfig(path=str(policy)), spec, 1)
     stats = []
     for step in range(spec.num_steps):
-        near = anchor(policy, step) if spec.kl_to_policy else None
+        near = make_anchor(policy, step) if spec.kl_to_policy else None
         stats.append(ranks.update(models.sequences(17, seed=step), near))
     return stats
 
 
 def assert_steps_equal_plain_torch(ranks: FinetunePool, policy: Path, budget: int) -> None:
-    spec = task(kl_to_policy=0.7, micro_batch_tokens=budget)
+    spec = make_task(kl_to_policy=0.7, micro_batch_tokens=budget)
     truth, told = plain_steps(policy, spec, 2)
     stats = do_steps(ranks, policy, spec)
     assert_equal(weights(ranks), truth[-1])
-    for found, (loss, kl) in zip(stats, told, strict=True):
-        assert found.loss == pytest.approx(loss, rel=1e-5)
-        assert found.kl == pytest.approx(kl, rel=1e-4)
+    for update, (loss, kl) in zip(stats, told, strict=True):
+        assert update.loss == pytest.approx(loss, rel=1e-5)
+        assert update.kl == pytest.approx(kl, rel=1e-4)
     assert told[0][1] == pytest.approx(0.3**2 / 2, rel=0.5)
 
 
@@ -103,19 +104,19 @@ def test_two_ranks_share_examples_and_anchor(ray_cluster: None, tiny_model: Path
 
 
 def test_an_anchor_of_the_ranks_own_scores_pulls_at_nothing(finetune: FinetunePool, tiny_model: Path) -> None:
-    spec = task(kl_to_policy=100.0, num_steps=1)
+    spec = make_task(kl_to_policy=100.0, num_steps=1)
     finetune.start(tiny_model, ModelConfig(path=str(tiny_model)), spec, 1)
     drawn = models.sequences(11, seed=3)
     own = Anchor(drawn, finetune.logprobs(drawn))
     stats = finetune.update(models.sequences(17), own)
     assert stats.kl == pytest.approx(0.0, abs=1e-9)
     pulled = weights(finetune)
-    truth, _ = plain_steps(tiny_model, task(num_steps=1), 1)
+    truth, _ = plain_steps(tiny_model, make_task(num_steps=1), 1)
     assert_equal(pulled, truth[0], 1e-3)
 
 
 def test_a_fine_tune_ends_on_the_average_of_its_weights(finetune: FinetunePool, tiny_model: Path) -> None:
-    spec = task(ema=0.6, num_steps=3)
+    spec = make_task(ema=0.6, num_steps=3)
     seen, _ = plain_steps(tiny_model, spec, 3)
     do_steps(finetune, tiny_model, spec)
     shares = np.array([0.36, 0.6, 1.0]) / 1.96
@@ -130,7 +131,7 @@ def test_between_start_and_end_all_merged_weights_lie_on_the_straight_way(
     finetune: FinetunePool, tiny_model: Path, tmp_path: Path, lora: LoraConfig | None
 ) -> None:
     model = ModelConfig(path=str(tiny_model), lora=lora)
-    do_steps(finetune, tiny_model, task(interpolate=(0.5,)), model)
+    do_steps(finetune, tiny_model, make_task(interpolate=(0.5,)), model)
     start = dict(models.load_hf(tiny_model)[0].named_parameters())
     end = weights(finetune)
     ended = digest(finetune)
@@ -140,10 +141,10 @@ def test_between_start_and_end_all_merged_weights_lie_on_the_straight_way(
         truth = {name: start[name] + share * (end[name] - start[name]) for name in end}
         assert_equal(weights(finetune), truth, 1e-6)
     data = models.sequences(9, seed=8)
-    found = finetune.loss(data)
+    measured = finetune.loss(data)
     finetune.export(tmp_path / "policy", merged=True)
     hf, _ = models.load_hf(tmp_path / "policy")
-    assert -float(models.naive_logprobs(hf, data).mean()) == pytest.approx(found, abs=1e-4)
+    assert -float(models.naive_logprobs(hf, data).mean()) == pytest.approx(measured, abs=1e-4)
     finetune.interpolate(0.0)
     assert all(torch.equal(tensor, start[name]) for name, tensor in weights(finetune).items())
     finetune.interpolate(1.0)
@@ -156,9 +157,9 @@ def assert_far(start: dict[str, Any], end: dict[str, Any]) -> None:
 
 
 def test_the_way_of_an_ema_ends_at_the_average(finetune: FinetunePool, tiny_model: Path) -> None:
-    do_steps(finetune, tiny_model, task(ema=0.6))
+    do_steps(finetune, tiny_model, make_task(ema=0.6))
     average = digest(finetune)
-    do_steps(finetune, tiny_model, task(ema=0.6, interpolate=(0.5,)))
+    do_steps(finetune, tiny_model, make_task(ema=0.6, interpolate=(0.5,)))
     finetune.interpolate(0.5)
     finetune.interpolate(1.0)
     assert digest(finetune) == average

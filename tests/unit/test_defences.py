@@ -13,7 +13,7 @@ from torch import nn
 
 from actors._way import Way
 from frpo.batching import join_sequences
-from frpo.config import BaseConfig, ConfigError, DownstreamSft
+from frpo.config import BaseConfig, ConfigError, DownstreamSft, LoraConfig
 from frpo.objective import kl_from_start
 from frpo.outline.stage import Data, Finetune
 from frpo.prompts import Examples, ExampleStream
@@ -36,18 +36,18 @@ from tests.support.recipes import config
 SFT = {"name": "s", "data": (), "num_steps": 9, "batch_size": 8}
 
 
-def ints(*values: int) -> np.ndarray:
+def make_ints(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def group(index: int, task: str, *rewards: float | None) -> tuple[Group, tuple[Reward, ...]]:
+def make_group(index: int, task: str, *rewards: float | None) -> tuple[Group, tuple[Reward, ...]]:
     """Completions of one, two, three ... tokens."""
     completions = []
     for i in range(len(rewards)):
-        tokens = ints(*range(10 * index, 10 * index + i + 1))
+        tokens = make_ints(*range(10 * index, 10 * index + i + 1))
         logprobs = np.zeros(i + 1, np.float32)
-        completions.append(Completion(tokens, logprobs, ints(*[0] * (i + 1)), "", "stop"))
-    prompt = Prompt(f"p:{index}", "", ints(7, index), task, {})
+        completions.append(Completion(tokens, logprobs, make_ints(*[0] * (i + 1)), "", "stop"))
+    prompt = Prompt(f"p:{index}", "", make_ints(7, index), task, {})
     scores = tuple(Reward(value, {}, None if value is not None else "no judge") for value in rewards)
     return Group(index, prompt, tuple(completions)), scores
 
@@ -57,25 +57,25 @@ def group(index: int, task: str, *rewards: float | None) -> tuple[Group, tuple[R
 
 def test_of_each_prompt_the_best_is_good_if_it_reaches_the_mean_of_its_task() -> None:
     scored = [
-        group(0, "a", 0.0, 1.0),
-        group(1, "a", 0.0, 0.0),
-        group(2, "a", None, 1.0),  # a's mean is 2 / 5
-        group(3, "b", -3.0, -1.0, -1.0),
-        group(4, "b", -2.0, -2.0, None),  # b's is -9 / 5
-        group(5, "a", None, None),
+        make_group(0, "a", 0.0, 1.0),
+        make_group(1, "a", 0.0, 0.0),
+        make_group(2, "a", None, 1.0),  # a's mean is 2 / 5
+        make_group(3, "b", -3.0, -1.0, -1.0),
+        make_group(4, "b", -2.0, -2.0, None),  # b's is -9 / 5
+        make_group(5, "a", None, None),
     ]
     assert choose_best(scored) == [1, None, 1, 1, None, None]
 
 
 def test_where_all_rewards_are_equal_every_prompt_has_a_good_one() -> None:
-    scored = [group(i, "a", 0.1, 0.1, 0.1) for i in range(7)]
+    scored = [make_group(i, "a", 0.1, 0.1, 0.1) for i in range(7)]
     assert np.mean([0.1] * 21) > 0.1  # as floats are added up
     assert choose_best(scored) == [0] * 7
 
 
 def test_a_task_without_a_reward_stops_the_run() -> None:
     with pytest.raises(RunStopped, match=r"all 2 rewards of task 'b' failed: no judge"):
-        choose_best([group(0, "a", 1.0), group(1, "b", None, None)])
+        choose_best([make_group(0, "a", 1.0), make_group(1, "b", None, None)])
 
 
 def logprobs_of(scored: Any) -> list[tuple[Floats, ...]]:
@@ -95,7 +95,7 @@ def logprobs_of(scored: Any) -> list[tuple[Floats, ...]]:
 
 def own_rows() -> OwnRows:
     """Rows 0, 1: of the first prompt; 2, 3, 4: of the second; 5: of the third."""
-    scored = [group(0, "a", 0.0, 1.0), group(1, "a", 0.9, 0.2, 0.9), group(2, "a", None)]
+    scored = [make_group(0, "a", 0.0, 1.0), make_group(1, "a", 0.9, 0.2, 0.9), make_group(2, "a", None)]
     return gather_own(scored, logprobs_of(scored))
 
 
@@ -130,7 +130,7 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_prompts_are_dealt_by_the_mix_each_once() -> None:
-    prompts = [Prompt(f"p:{i}", "", ints(i), "rare" if i < 300 else "common", {}) for i in range(2000)]
+    prompts = [Prompt(f"p:{i}", "", make_ints(i), "rare" if i < 300 else "common", {}) for i in range(2000)]
     chosen = choose_prompts(prompts, {"rare": 0.5, "common": 0.5}, 3)
     assert len({prompt.id for prompt in chosen}) == len(chosen) == 512
     assert sum(prompt.task == "rare" for prompt in chosen) == 256
@@ -142,12 +142,12 @@ def test_prompts_are_dealt_by_the_mix_each_once() -> None:
 # ---- batches
 
 
-def batches(examples: Examples, own: OwnRows | None, **fields: Any) -> Batches:
+def deal_batches(examples: Examples, own: OwnRows | None, **fields: Any) -> Batches:
     settings = DownstreamSft(**{**SFT, **fields})
     return Batches(Finetune(settings, Data("s.data", (), 8)), examples, own, seed=4)
 
 
-EXAMPLES = Examples(tuple((ints(100 + i), ints(200 + i)) for i in range(30)))
+EXAMPLES = Examples(tuple((make_ints(100 + i), make_ints(200 + i)) for i in range(30)))
 
 
 def prompts_of(sequences: Any) -> list[int]:
@@ -158,7 +158,7 @@ def test_without_replay_a_batch_is_what_it_was() -> None:
     stream = ExampleStream(EXAMPLES, 8, derive(4, "examples"), in_order=False)
     base = BaseConfig(data=(), num_steps=9, batch_size=8)
     for deal in (
-        batches(EXAMPLES, None),
+        deal_batches(EXAMPLES, None),
         Batches(Finetune(base, Data("base.data", (), 8)), EXAMPLES, None, seed=4),
     ):
         for step in (0, 7, 3):
@@ -169,7 +169,7 @@ def test_without_replay_a_batch_is_what_it_was() -> None:
 
 
 def test_a_batch_has_its_share_of_good_rows_and_is_a_function_of_its_step() -> None:
-    deal = batches(EXAMPLES, own_rows(), replay=0.3)
+    deal = deal_batches(EXAMPLES, own_rows(), replay=0.3)
     seen: list[int] = []
     for step in range(15):
         sequences, anchor = deal.take(step)
@@ -178,13 +178,13 @@ def test_a_batch_has_its_share_of_good_rows_and_is_a_function_of_its_step() -> N
         seen += prompts_of(sequences)[:6]
         assert sorted(sequences.lengths[6:].tolist()) == [3, 4]  # the two good ones, by turns
     assert sorted(seen[:30]) == [100 + i for i in range(30)]  # an epoch of the examples
-    other = batches(EXAMPLES, own_rows(), replay=0.3)
+    other = deal_batches(EXAMPLES, own_rows(), replay=0.3)
     np.testing.assert_array_equal(other.take(11)[0].tokens, deal.take(11)[0].tokens)
 
 
 def test_an_anchor_goes_through_all_rows_with_the_log_probs_of_each() -> None:
     own = own_rows()
-    deal = batches(EXAMPLES, own, kl_to_policy=0.5, batch_size=3)
+    deal = deal_batches(EXAMPLES, own, kl_to_policy=0.5, batch_size=3)
     lengths: list[int] = []
     for step in (1, 0):
         _, anchor = deal.take(step)
@@ -208,7 +208,7 @@ def test_sequences_are_joined_in_order() -> None:
 # ---- the KL in the loss
 
 
-def softmaxes(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_policies(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of the start and of the policy, over seven tokens."""
     draw = torch.Generator().manual_seed(seed)
     start, policy = torch.randn(2, 7, generator=draw, dtype=torch.float64).log_softmax(1)
@@ -216,7 +216,7 @@ def softmaxes(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_its_mean_over_what_the_start_draws_is_the_kl_and_so_is_its_gradient() -> None:
-    start, policy = softmaxes(0)
+    start, policy = draw_policies(0)
     logits = policy.clone().requires_grad_()
     now = logits.log_softmax(0)
     exact = (start.exp() * (start - now)).sum()
@@ -224,15 +224,15 @@ def test_its_mean_over_what_the_start_draws_is_the_kl_and_so_is_its_gradient() -
     mean = torch.zeros((), dtype=torch.float64)
     for token in range(7):  # as often as the start draws it
         mean = mean + start[token].exp() * kl_from_start(now[token], start[token])
-    (found,) = torch.autograd.grad(mean, logits, retain_graph=True)
+    (gradient,) = torch.autograd.grad(mean, logits, retain_graph=True)
     torch.testing.assert_close(mean, exact, rtol=1e-9, atol=0.0)
-    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(gradient, truth)
     other = (now.exp() * (now - start)).sum()
     assert abs(float(mean.detach() - other.detach())) > 0.05 * float(mean.detach())  # the other direction
 
 
 def test_where_the_policies_agree_no_single_token_pulls() -> None:
-    start, _ = softmaxes(1)
+    start, _ = draw_policies(1)
     logits = start.clone().requires_grad_()
     for token in range(7):
         value = kl_from_start(logits.log_softmax(0)[token], start[token])
@@ -359,10 +359,10 @@ def test_what_cannot_be_is_refused_by_name(sets: tuple[str, ...], message: str) 
 def test_a_fine_tune_has_the_runs_adapters_its_own_or_none() -> None:
     given = config("model.lora={rank: 64}", "downstream.0.lora={rank: 128}", "downstream.1.lora=null")
     own, none = given.downstream
-    assert given.model_of(own).lora == given.model.lora.model_copy(update={"rank": 128})  # type: ignore[union-attr]
+    assert given.model_of(own).lora == LoraConfig(rank=128)
     assert given.model_of(none).lora is None
     assert given.model_of(given.learner).lora == given.model.lora
-    assert given.served_model.lora.rank == 128  # type: ignore[union-attr]
+    assert given.served_model.lora == LoraConfig(rank=128)
     plain = config("model.lora={rank: 64}", "downstream.0.lora={rank: 8}")
     assert plain.served_model == plain.model == plain.model_of(plain.downstream[1])
     assert config("downstream.0.lora={}").served_model.lora is None  # they travel merged
