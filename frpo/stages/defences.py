@@ -54,9 +54,9 @@ def gather_own(scored: Scored, logprobs: Sequence[tuple[Floats, ...]]) -> OwnRow
     """Of scored groups; `logprobs` are k arrays [T] of each. Raises RunStopped where every reward of a task
     failed."""
     best = choose_best(scored)
-    pairs = []
+    pairs: list[tuple[Ints, Ints]] = []
     values: list[Floats] = []
-    good = []
+    good: list[int] = []
     for (group, _), of_group, chosen in zip(scored, logprobs, best, strict=True):
         if chosen is not None:
             good.append(len(pairs) + chosen)
