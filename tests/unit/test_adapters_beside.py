@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actors import _adapters
 from actors._adapters import START, TRAINED
+from actors._way import Way
 from frpo import policies, saved
 from frpo.config import LoraConfig, ModelConfig
 from tests.support.policies import logprobs, lora, write_adapter, write_base
@@ -101,6 +102,28 @@ def test_switched_off_it_is_the_policy_that_training_began_from_and_comes_back(t
             torch.testing.assert_close(logprobs(policy), logprobs(before), atol=0, rtol=0)
         torch.testing.assert_close(logprobs(policy), now, atol=0, rtol=0)
         assert (now - logprobs(before)).abs().max() > 0.1
+
+
+def test_merged_weights_lie_on_the_straight_way_from_where_training_began(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    start = write_adapter(tmp_path / "start", base, lora())
+    for folder in (None, start):
+        policy = adapted(base, folder)
+        layers = _adapters.layers_of(policy)
+        ends = [_adapters.merged_weight(layer) for _, layer in layers]
+        with _adapters.switched_off(policy):
+            begins = [_adapters.merged_weight(layer) for _, layer in layers]
+        trained = _adapters.second_matrices(policy)
+        assert len(trained) == 2 * 2  # layers, targets
+        way = Way(trained)
+        way.start = [torch.zeros_like(weight) for weight in trained]  # B of a fresh adapter
+        for share in (0.3, 1.0, 0.0):
+            way.go(share)
+            for (_, layer), begin, end in zip(layers, begins, ends, strict=True):
+                truth = begin + share * (end - begin)
+                torch.testing.assert_close(_adapters.merged_weight(layer), truth, atol=1e-6, rtol=0)
+        moved = [float((end - begin).abs().max()) for begin, end in zip(begins, ends, strict=True)]
+        assert sum(largest > 0.1 for largest in moved) == 2 * 2
 
 
 def test_the_trained_one_alone_is_trained_and_drops_out(tmp_path: Path) -> None:
