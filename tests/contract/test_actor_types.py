@@ -38,7 +38,7 @@ def right(
 
 def wrong(ranks: Actors[LearnerWorker], rollouts: Actors[RolloutWorker], sequences: Sequences) -> None:
     ranks.call(0, LearnerWorker.updaet, sequences)  # E: "type[LearnerWorker]" has no attribute "updaet"
-    ranks.call(0, FinetuneWorker.update, sequences)  # E: expected "Callable[[LearnerWorker, Sequences],
+    ranks.call(0, FinetuneWorker.update, sequences)  # E: expected "Callable[[LearnerWorker, Sequences,
     ranks.call(0, LearnerWorker.export, "there")  # E: Missing positional argument "merged"
     ranks.call(0, LearnerWorker.ping, "there")  # E: Too many arguments for "call"
     ranks.call(0, LearnerWorker.export, Path("there"), True)  # E: type "Path"; expected "str"
