@@ -251,3 +251,38 @@ def test_what_a_machine_has_too_little_memory_for_is_missing(monkeypatch: pytest
         line.startswith("memory: the actors may need") and "this machine has 1.0 GiB" in line
         for line in list_missing_resources(config, asked)
     )
+
+
+def test_a_fine_tune_takes_what_its_own_adapters_anchor_and_interpolation_need() -> None:
+    sizes = shape(QWEN_HALF)
+
+    def lines_of(*sets: str) -> tuple[dict[str, float], dict[str, float]]:
+        """GiB on a card, of a rank of the first fine-tune; and on the host, of a rank on the CPU."""
+        given = load_recipe(ROOT / "recipes" / "testbed.yaml", sets)
+        card = dict(estimate_training(given, sizes, given.downstream[0]).lines)  # type: ignore[arg-type]
+        needs = {need.role: need for need in estimate_host_needs(given, sizes, plan_run(given))}
+        return card, dict(needs["finetune"].lines)
+
+    plain, host = lines_of()
+    weights = 4 * sizes.weights / 2**30
+    assert plain["gradients"] == pytest.approx(weights)
+    assert "both ends of an interpolation" not in host
+    adapted, _ = lines_of("downstream.0.lora={rank: 4}")
+    assert adapted["gradients"] == pytest.approx(4 * sizes.adapters(LoraConfig(rank=4)) / 2**30)
+    anchored, _ = lines_of("downstream.0.kl_to_policy=0.1", "downstream.0.max_tokens=17")
+    short, _ = lines_of("downstream.0.max_tokens=17")
+    assert anchored["activations"] == pytest.approx(
+        2 * short["activations"]
+    )  # prompts of 10 and 7 tokens more
+    _, interpolated = lines_of("downstream.1.interpolate=[0.5]")
+    assert interpolated["both ends of an interpolation"] == pytest.approx(2 * weights)
+    _, of_adapters = lines_of("downstream.1.interpolate=[0.5]", "downstream.1.lora={}")
+    assert "both ends of an interpolation" not in of_adapters
+
+
+def test_what_is_drawn_for_a_fine_tune_is_planned() -> None:
+    for given, drawn in (((), 0), (("downstream.1.replay=0.5",), 512 * 8)):
+        planned = plan_run(load_recipe(ROOT / "recipes" / "testbed.yaml", given))
+        trained = {stage.name: stage.trained for stage in planned.stages}
+        assert trained["downstream/grpo/crafts-harsh"] == drawn
+        assert trained["downstream/grpo/crafts-gentle"] == 0
