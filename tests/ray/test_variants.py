@@ -11,6 +11,7 @@ import pytest
 from frpo import testbed
 from frpo.metrics import read_steps
 from frpo.records import StageResult
+from frpo.rows import read_rows
 from tests.support import runs
 from tests.support.harness import TASK
 
@@ -63,6 +64,41 @@ def test_lora_several_updates_and_downstream_of_an_adapter(tmp_path: Path) -> No
     start = result.evaluations[0].kl_policy
     assert start is not None
     assert abs(start.mean) < 1e-3  # the merged adapter is the arm's policy
+
+
+def test_fine_tunes_that_are_defended_with_adapters_of_their_own(tmp_path: Path) -> None:
+    """Engines that serve the arm's adapter of rank 2 run a fine-tune of all weights, and one of rank 8."""
+    folder = tmp_path / "run"
+    settings = (
+        "model.lora={rank: 2, alpha: 4}",
+        "downstream.0.lora=null",
+        "downstream.0.replay=0.25",
+        "downstream.0.kl_to_policy=0.1",
+        "downstream.0.num_steps=4",
+        "downstream.0.marks=[2]",
+        "downstream.1.lora={rank: 8}",
+        "downstream.1.interpolate=[0.5, 0.9]",
+        "downstream.1.num_steps=6",
+        "downstream.1.marks=[]",
+    )
+    runs.run(folder, *runs.SHORT, *settings, *runs.ONE_ARM[:1], timeout_s=700)
+    results = []
+    for name in ("crafts-gentle", "crafts-harsh"):
+        stage = folder / "downstream" / "frpo" / name
+        assert not (stage / "policy" / "adapter_config.json").exists()
+        results.append(StageResult.model_validate_json((stage / "done.json").read_text()))
+        start = results[-1].evaluations[0].kl_policy
+        assert start is not None
+        assert abs(start.mean) < 1e-3
+    assert (folder / "downstream" / "frpo" / "crafts-gentle" / "own.safetensors").is_file()
+    trained = [row for row in read_rows(folder) if row["kind"] == "finetune"]
+    rows = [row for row in trained if row["stage"] != "base"]
+    assert [row["kl"] is not None for row in rows] == [True] * 4 + [False] * 6
+    assert rows[0]["kl"] < 1e-6 < rows[3]["kl"]
+    way = results[1].interpolation
+    assert way is not None
+    assert way.shares == (0.0, 0.5, 0.9, 1.0)
+    assert results[1].evaluations[-1].downstream_loss == way.losses[way.shares.index(way.share)]
 
 
 GREEDY = """generation_kwargs: {until: [], do_sample: false, max_gen_toks: 7}
