@@ -280,6 +280,7 @@ def test_weights_in_bfloat16_are_rounded_once() -> None:
     [
         ((3.0, 1.5, 1.1, 1.0), 0.75),
         ((3.0, 1.2, 1.1, 1.0), 0.5),  # just enough
+        ((3.0, 1.25, 1.15, 1.0), 0.75),  # 87.5 % are not enough
         ((3.0, 2.0, 1.5, 1.0), 1.0),
         ((3.0, 0.5, 1.0, 1.0), 0.5),  # better than the end
         ((1.0, 2.0, 0.5, 1.0), 0.5),  # nothing gained at the end
