@@ -18,6 +18,7 @@ def read_policy(folder: Path, model: ModelConfig) -> Any:
     """The transformers model, or the PeftModel with a fresh adapter, on the CPU."""
     if model.lora is None:
         policy = policies.read_policy(folder, dtype=model.dtype, attention=model.attention)
+        policy.requires_grad_(True)  # peft leaves the weights frozen that an adapter was merged into
     else:
         policy = policies.load_beside(
             folder, dtype=model.dtype, attention=model.attention, name=_adapters.START

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actors import _adapters
 from actors._adapters import START, TRAINED
+from actors._trainable import read_policy
 from actors._way import Way
 from frpo import policies, saved
 from frpo.config import LoraConfig, ModelConfig
@@ -137,6 +138,16 @@ def test_the_trained_one_alone_is_trained_and_drops_out(tmp_path: Path) -> None:
     for _, layer in _adapters.layers_of(silent):
         layer.set_scale(TRAINED, 0.0)
     torch.testing.assert_close(logprobs(silent.train()), logprobs(silent.eval()), atol=0, rtol=0)
+
+
+def test_all_weights_are_trained_where_an_adapter_was_merged_into_them(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    start = write_adapter(tmp_path / "start", base, lora())
+    for folder in (base, start):
+        policy = read_policy(folder, ModelConfig(path="any"))
+        trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+        plain = AutoModelForCausalLM.from_pretrained(base).named_parameters()
+        assert trained == {name for name, _ in plain}
 
 
 def test_only_where_merging_would_round_it_away(tmp_path: Path) -> None:
