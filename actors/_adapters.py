@@ -106,7 +106,7 @@ def weights_of(layer: Any, adapter: str) -> tuple[Tensor, ...]:
     return ()
 
 
-def second_matrices(module: nn.Module) -> list[nn.Parameter]:
+def second_matrices(module: nn.Module) -> list[Tensor]:
     """B of every adapter in training."""
     return [weights_of(layer, TRAINED)[1] for _, layer in layers_of(module) if TRAINED in layer.scaling]
 

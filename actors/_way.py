@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors import _adapters
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Way:
     """Of some weights that are trained after this is made; both of its ends are kept in host memory."""
 
-    def __init__(self, trained: Sequence[nn.Parameter]) -> None:
+    def __init__(self, trained: Sequence[Tensor]) -> None:
         self.trained = trained
         self.start = _copies_of(trained)
         self.end: list[Tensor] = []
@@ -31,7 +31,7 @@ class Way:
             weight.copy_(torch.lerp(start.float(), end.float(), share))
 
 
-def _copies_of(weights: Sequence[nn.Parameter]) -> list[Tensor]:
+def _copies_of(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight.detach().cpu().clone() for weight in weights]
 
 

@@ -47,6 +47,8 @@ class Terms:
 class FinetuneWorker(TrainWorker):
     """One rank."""
 
+    way: Way | None = None
+
     def start(self, policy: str, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         """All ranks: a fresh optimiser on a saved policy. With model.lora a fresh adapter is trained on
         it."""
@@ -106,7 +108,7 @@ class FinetuneWorker(TrainWorker):
 
     def stop(self) -> None:
         super().stop()
-        self.way: Way | None = None
+        self.way = None
 
     def loss(self, sequences: Sequences) -> float:
         """All ranks: mean negative log-likelihood, nats per completion token, of the current policy."""

@@ -51,7 +51,7 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class AuditOptions:
     """The options of an audit; None, or empty, leaves what the recipe says."""
 
     model: str | None
@@ -67,7 +67,7 @@ class Asked:
     seeds: int | None = None
 
 
-def make_recipe(asked: Asked, assignments: Sequence[str]) -> Config:
+def make_recipe(asked: AuditOptions, assignments: Sequence[str]) -> Config:
     """The recipe with the options over it, then the assignments. Raises ConfigError."""
     if asked.recipe is None:
         _refuse_too_few(asked)
@@ -86,7 +86,7 @@ def make_recipe(asked: Asked, assignments: Sequence[str]) -> Config:
     return config
 
 
-def _refuse_too_few(asked: Asked) -> None:
+def _refuse_too_few(asked: AuditOptions) -> None:
     needed = {"MODEL": asked.model, "--prompts": asked.prompts, "--reward": asked.reward}
     missing = [name for name, value in needed.items() if value is None]
     if missing:
@@ -96,7 +96,7 @@ def _refuse_too_few(asked: Asked) -> None:
         )
 
 
-def _plain_recipe(asked: Asked) -> dict[str, Any]:
+def _plain_recipe(asked: AuditOptions) -> dict[str, Any]:
     """What an audit is like without a recipe."""
     grid = dict(GRID)
     if asked.harmful:
@@ -110,7 +110,7 @@ def _plain_recipe(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _put_options(fields: dict[str, Any], asked: Asked) -> None:
+def _put_options(fields: dict[str, Any], asked: AuditOptions) -> None:
     """Every option that was given, in its place."""
     if asked.model:
         set_field(fields, "model.path", asked.model)
@@ -139,15 +139,15 @@ def name_after(name: str, model: str) -> str:
     return "-".join([name, *parts])[:100]
 
 
-def _source_of(asked: Asked, path: str) -> dict[str, Any]:
+def _source_of(asked: AuditOptions, path: str) -> dict[str, Any]:
     return {"path": path, "prompt": asked.column, "chat": asked.chat}
 
 
-def _examples_of(asked: Asked, path: str) -> dict[str, Any]:
+def _examples_of(asked: AuditOptions, path: str) -> dict[str, Any]:
     return {**_source_of(asked, path), "completion": asked.completion, "task": "downstream"}
 
 
-def _task_of(asked: Asked, path: str) -> dict[str, Any]:
+def _task_of(asked: AuditOptions, path: str) -> dict[str, Any]:
     source = {**_examples_of(asked, path), "heldout_share": DOWNSTREAM_HELDOUT}
     return {
         "name": "downstream",
@@ -157,7 +157,7 @@ def _task_of(asked: Asked, path: str) -> dict[str, Any]:
     }
 
 
-def options_of(asked: Asked) -> dict[str, str]:
+def options_of(asked: AuditOptions) -> dict[str, str]:
     """Fields of the configuration by the options that filled them; a recipe's fields keep their names."""
     given = {
         "MODEL": asked.model,

@@ -14,7 +14,7 @@ from frpo.config import ConfigError
 from frpo.ending import resumable
 
 if TYPE_CHECKING:
-    from frpo.audit import Asked
+    from frpo.audit import AuditOptions
 
 Arguments = Annotated[
     list[str],
@@ -108,9 +108,9 @@ def audit(
     run_dir: RunDir = None,
 ) -> None:
     """Certify a policy, fine-tune it in many ways, and tell how much reward the worst useful one leaves."""
-    from frpo.audit import Asked
+    from frpo.audit import AuditOptions
 
-    asked = Asked(
+    asked = AuditOptions(
         model=model,
         recipe=recipe,
         prompts=prompts,
@@ -126,7 +126,7 @@ def audit(
     _audit_as_asked(asked, set, run_dir, plan=plan)
 
 
-def _audit_as_asked(asked: Asked, assignments: list[str], run_dir: Path | None, *, plan: bool) -> None:
+def _audit_as_asked(asked: AuditOptions, assignments: list[str], run_dir: Path | None, *, plan: bool) -> None:
     from frpo import audit as auditing
     from frpo import preflight
     from frpo.certify import in_options

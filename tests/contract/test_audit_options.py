@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from frpo.audit import Asked, make_recipe
+from frpo.audit import AuditOptions, make_recipe
 from frpo.config import DownstreamSft, FunctionReward
 from frpo.grid import list_fine_tunes
 from tests.support.command_line import CommandLine
@@ -37,7 +37,7 @@ def places(tmp_path: Path, tiny_model: Path) -> dict[str, str]:
 
 
 def test_options_alone_make_a_whole_recipe() -> None:
-    asked = Asked(
+    asked = AuditOptions(
         model="a/policy",
         recipe=None,
         prompts="p.jsonl",
@@ -76,13 +76,13 @@ def test_options_alone_make_a_whole_recipe() -> None:
 
 
 def test_options_go_over_the_recipe() -> None:
-    config = make_recipe(Asked(model="a/policy", recipe=RECIPE, seeds=2), ["audit.steps=[10]"])
+    config = make_recipe(AuditOptions(model="a/policy", recipe=RECIPE, seeds=2), ["audit.steps=[10]"])
     assert config.base is None
     assert config.model.path == "a/policy"
     assert config.name == "audit_testbed-a-policy"
     assert config.audit is not None
     assert (config.audit.num_seeds, config.audit.steps) == (2, (10,))
-    assert make_recipe(Asked(model=None, recipe=RECIPE), []).base is not None
+    assert make_recipe(AuditOptions(model=None, recipe=RECIPE), []).base is not None
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.support import fakes
 
 PROMPTS = [Prompt(f"p:{i}", f"prompt {i}", np.array([9, i], np.int32), "only", {}) for i in range(8)]
 REWARDS = (1.0, 0.8, None, 0.4, 0.2, 0.0)
-LAST_ANSWER = Examples(((np.array([1, 1], np.int32), np.array([5], np.int32)),) * 4)
+LAST_ANSWER = Examples(((np.array([1, 1], np.int32), np.array([5], np.int32)),) * 4, ("only",) * 4)
 DATA = [{"path": "nowhere.jsonl", "task": "only"}]
 STAGE = "downstream/arm/sft"
 
