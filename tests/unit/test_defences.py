@@ -147,7 +147,7 @@ def deal_batches(examples: Examples, own: OwnRows | None, **fields: Any) -> Batc
     return Batches(Finetune(settings, Data("s.data", (), 8)), examples, own, seed=4)
 
 
-EXAMPLES = Examples(tuple((make_ints(100 + i), make_ints(200 + i)) for i in range(30)))
+EXAMPLES = Examples(tuple((make_ints(100 + i), make_ints(200 + i)) for i in range(30)), ("t",) * 30)
 
 
 def prompts_of(sequences: Any) -> list[int]:
