@@ -214,6 +214,18 @@ def test_the_parts_of_the_protected_tasks_are_logged() -> None:
     assert (stats.gate.kl_success, stats.gate.kl_failure) == pytest.approx((0, 0), abs=1e-12)
 
 
+def test_at_the_threshold_it_is_a_success_and_a_group_without_rewards_is_none() -> None:
+    groups = (
+        scored(0, "harmful", [0.5, 0.4], [1.0, 3.0]),
+        scored(1, "harmful", [None, None], [7.0, 9.0]),
+    )
+    batch, stats = batch_of(*groups)
+    assert stats.gate is not None
+    assert stats.gate.failing_share == 0.5
+    assert stats.gate.kl_outcome == pytest.approx(2.0)
+    np.testing.assert_allclose(batch.betas, [0.1, 0.0])
+
+
 def test_without_a_gate_or_a_protected_group_nothing_is_logged() -> None:
     _, plain = batch_of(scored(0, "harmful", [1.0, 0.0], [0.0, 1.0]), gate=None)
     _, other = batch_of(scored(0, "harmless", [1.0, 0.0], [0.0, 1.0]))
