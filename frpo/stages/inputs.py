@@ -57,7 +57,7 @@ class Inputs:
         self._check_tasks("data.mix", config.data.mix, trained)
         self._check_tasks("attack.mix", config.attack.mix if config.attack else {}, trained)
         for arm in config.arms:
-            self._check_penalty(f"arms.{arm.name}.objective", arm.objective, self.train)
+            self._check_penalty(f"arms.{arm.name}.objective", arm.objective, trained)
         self.heldout = self._limited(self.prompts("data.heldout", config.data.heldout))
         shared = measure_overlap(identities_of(self.train), identities_of(self.heldout))
         log.data(asdict(shared))
@@ -70,9 +70,9 @@ class Inputs:
                 f"{field}.{unknown[0]}: no training prompt has this task; the tasks are {sorted(known)}"
             )
 
-    def _check_penalty(self, field: str, objective: ObjectiveConfig, prompts: Sequence[Prompt]) -> None:
+    def _check_penalty(self, field: str, objective: ObjectiveConfig, known: Set[str]) -> None:
         for name, tasks in objective.penalised_tasks.items():
-            self._check_tasks(f"{field}.{name}", tasks, tasks_of(prompts))
+            self._check_tasks(f"{field}.{name}", tasks, known)
 
     def read_ahead(self, left: Sequence[Stage]) -> None:
         """Read what these stages train on now: what the tokenizer or its chat template refuses of it comes to
@@ -90,7 +90,7 @@ class Inputs:
                 continue
             prompts = self.prompts(data.field, data.sources)
             if isinstance(task, DownstreamRl):
-                self._check_penalty(f"downstream.{task.name}.objective", task.objective, prompts)
+                self._check_penalty(f"downstream.{task.name}.objective", task.objective, tasks_of(prompts))
 
     def prompts(self, field: str, sources: tuple[DatasetConfig, ...]) -> list[Prompt]:
         """Raises ConfigError when none is short enough."""
