@@ -118,7 +118,6 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_three_files_make_an_estimator_that_recipes_batches_and_reports_know(extended: Path) -> None:
     command = [sys.executable, "-c", USED, str(ROOT / "recipes" / "testbed.yaml")]
     env = {**os.environ, "PYTHONPATH": str(extended)}

@@ -122,7 +122,6 @@ def test_an_address_that_is_none(address: str, said: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_dead_cluster_is_named_within_seconds_by_the_command_line(tmp_path: Path) -> None:
     code, said, seconds = serve("--address", "127.0.0.1:9", FRPO_SERVICE_TOKEN="x")
     assert (code, said.partition(";")[0]) == (2, "--address: 127.0.0.1:9: no connection (Connection refused)")

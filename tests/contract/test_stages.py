@@ -141,7 +141,19 @@ def test_an_attack_on_one_task_takes_its_prompts_alone(tmp_path: Path) -> None:
                 Inputs(wrong, log)
 
 
-@pytest.mark.long
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("arms.frpo.objective.gate={tasks: [harmfull]}", "arms.frpo.objective.gate.tasks"),
+        ("arms.grpo.objective.beta_of={harmfull: 0.5}", "arms.grpo.objective.beta_of"),
+    ],
+)
+def test_a_penalty_of_a_task_that_no_prompt_has_is_refused(setting: str, field: str, tmp_path: Path) -> None:
+    config = resolve_testbed(load_recipe(TESTBED, (setting, f"run_dir={tmp_path}")))
+    with RunLog(tmp_path, config) as log, pytest.raises(ConfigError, match=rf"{field}.harmfull: no training"):
+        Inputs(config, log)
+
+
 @pytest.mark.long
 def test_every_seed_has_a_testbed_of_its_own_in_the_same_folder(tmp_path: Path) -> None:
     resolved = [

@@ -357,7 +357,6 @@ def test_a_sweep_of_runs_without_a_kl_to_the_reference(run: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_the_page_says_which_stages_taught_little(run: Path) -> None:
     assert collect_report(run).warnings == ()
     with RunLog(run, load_recipe(ROOT / "recipes" / "testbed.yaml")) as log:
@@ -371,7 +370,6 @@ def test_the_page_says_which_stages_taught_little(run: Path) -> None:
     )
 
 
-@pytest.mark.long
 @pytest.mark.long
 def test_rows_and_results_of_older_versions(run: Path) -> None:
     """NaN in metrics.jsonl is drawn as nothing; a result with NaN is none."""

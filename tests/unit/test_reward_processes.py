@@ -187,7 +187,6 @@ def test_values_that_are_not_those_of_completions_fail(
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
     scorer: Callable[..., RewardScorer], tmp_path: Path
 ) -> None:
@@ -199,7 +198,6 @@ def test_a_whole_group_at_fault_takes_no_more_than_twice_the_limit(
     assert gone(tmp_path)
 
 
-@pytest.mark.long
 @pytest.mark.long
 def test_others_are_scored_while_one_hangs(scorer: Callable[..., RewardScorer]) -> None:
     rewards = scorer("in_c", timeout_s=3.0)
@@ -240,7 +238,6 @@ def test_processes_have_the_environment_of_their_actor(
         assert scorer("environment").score(items("a"))[0].total == value
 
 
-@pytest.mark.long
 @pytest.mark.long
 def test_a_function_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module\ndef f(completions): return []\n")
