@@ -13,7 +13,7 @@ from typing import Any
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import (
+from frpo.actors._calls import (
     RESTART_LIMIT_S,
     Actors,
     StartedAnew,
@@ -22,7 +22,7 @@ from actors._calls import (
     tell_death,
     wait_until_back,
 )
-from actors._slots import Slots
+from frpo.actors._slots import Slots
 from frpo.roles import Running, WorkerFailed
 from frpo.types import Arrival, Arrivals, Group, Ticket
 

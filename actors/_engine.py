@@ -20,17 +20,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors import _adapters, _dist
-from actors._adapters import Adapter
-from actors._average import Gradient, WeightAverage, climbed
-from actors._blocks import Block, Logprobs, by_group, sequences_of
-from actors._export import adapter_in, named_weights, write_adapter, write_whole
-from actors._host import Host, frozen_tensors
-from actors._optimizer import adamw_of, deepspeed_config, learning_rate_factor
-from actors._share import Job, Share, deal_to_rank
-from actors._trainable import read_policy, silence_dropout
-from actors._writer import Writer
 from frpo import hub, policies, saved
+from frpo.actors import _adapters, _dist
+from frpo.actors._adapters import Adapter
+from frpo.actors._average import Gradient, WeightAverage, climbed
+from frpo.actors._blocks import Block, Logprobs, by_group, sequences_of
+from frpo.actors._export import adapter_in, named_weights, write_adapter, write_whole
+from frpo.actors._host import Host, frozen_tensors
+from frpo.actors._optimizer import adamw_of, deepspeed_config, learning_rate_factor
+from frpo.actors._share import Job, Share, deal_to_rank
+from frpo.actors._trainable import read_policy, silence_dropout
+from frpo.actors._writer import Writer
 from frpo.config import ModelConfig, TrainConfig
 from frpo.logprobs import LogprobModel, TokenLogprobs, logprobs_of_packs, passes_of
 from frpo.packing import MicroBatch, Pack, Rows

@@ -12,8 +12,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoTokenizer
 
-from actors.rollout import RolloutPool
 from frpo import hub, saved
+from frpo.actors.rollout import RolloutPool
 from frpo.seeds import derive
 from frpo.types import Prompt, Sampling
 

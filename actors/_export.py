@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors import _adapters
-from actors._adapters import Adapter
 from frpo import saved
+from frpo.actors import _adapters
+from frpo.actors._adapters import Adapter
 from frpo.logprobs import LogprobModel
 
 

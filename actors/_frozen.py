@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from ray.actor import ActorHandle
 
-from actors._blocks import Block, Logprobs, by_group, sequences_of
-from actors._calls import Actors, RemoteCall
-from actors._gather import BlockScores, Dealt, deal_out
+from frpo.actors._blocks import Block, Logprobs, by_group, sequences_of
+from frpo.actors._calls import Actors, RemoteCall
+from frpo.actors._gather import BlockScores, Dealt, deal_out
 from frpo.config import ModelConfig
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Group
 
 if TYPE_CHECKING:
-    from actors._host import Host
+    from frpo.actors._host import Host
     from frpo.logprobs import LogprobModel
 
 
@@ -33,7 +33,7 @@ class FrozenPolicies:
 
     def offload(self) -> None:
         """Leave the GPU to another role."""
-        from actors._host import frozen_tensors
+        from frpo.actors._host import frozen_tensors
 
         for scorer, host in self.loaded.values():
             host.take(frozen_tensors(scorer))
@@ -44,7 +44,7 @@ class FrozenPolicies:
 
     def logprobs(self, policy: str, block: Sequence[Group], temperature: float) -> list[Logprobs]:
         """Per group of a block, k arrays [T]: log-probs of its completions, nats."""
-        from actors._dist import own_device
+        from frpo.actors._dist import own_device
         from frpo.logprobs import completion_logprobs
 
         flat = completion_logprobs(
@@ -66,9 +66,9 @@ class FrozenPolicies:
         return self.loaded[policy][0]
 
     def _load(self, policy: str) -> tuple[LogprobModel, Host]:
-        from actors._dist import own_device, use_deterministic
-        from actors._host import Host
         from frpo import hub, policies
+        from frpo.actors._dist import own_device, use_deterministic
+        from frpo.actors._host import Host
         from frpo.logprobs import LogprobModel
 
         if self.model.deterministic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from actors._blocks import Block, Logprobs
+from frpo.actors._blocks import Block, Logprobs
 from frpo.roles import Pending
 from frpo.types import Group
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from actors._calls import LostWithOwner
-from actors._train import TrainPool, TrainWorker
-from actors.rollout import RolloutPool
-from actors.transport.group import Announced
+from frpo.actors._calls import LostWithOwner
+from frpo.actors._train import TrainPool, TrainWorker
+from frpo.actors.rollout import RolloutPool
+from frpo.actors.transport.group import Announced
 
 
 class ParcelPublisher:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from actors._vllm import engine_settings, export_stats, lora_settings, wait_for_memory
-from actors.transport import group
 from frpo import hub, policies, saved
+from frpo.actors._vllm import engine_settings, export_stats, lora_settings, wait_for_memory
+from frpo.actors.transport import group
 from frpo.config import ConfigError, ModelConfig, RolloutConfig
 from frpo.types import Completion, Floats, Group, Ints, Prompt, Sampling, Sequences, Ticket
 
@@ -95,7 +95,7 @@ class Sampler:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=False,
                 seed=0,
-                worker_extension_cls="actors._sampler.WeightLoader",
+                worker_extension_cls="frpo.actors._sampler.WeightLoader",
                 **engine_settings(model, rollout),
                 **lora,
             )

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import ray
 from ray.actor import ActorHandle
 
-from actors._blocks import Block, Logprobs
-from actors._calls import Actors, RemoteCall, StartedAnew, has_failed, wait_all, wait_until_back
-from actors._gather import BlockScores, Dealt, deal_out
+from frpo.actors._blocks import Block, Logprobs
+from frpo.actors._calls import Actors, RemoteCall, StartedAnew, has_failed, wait_all, wait_until_back
+from frpo.actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
 from frpo.roles import Pending, RankDied, WorkerFailed
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Floats, Group, Sequences, Written
 
 if TYPE_CHECKING:
-    from actors._engine import Engine
-    from actors.transport import Parcel, Transport
-    from actors.transport.group import Announced, GroupTransport
+    from frpo.actors._engine import Engine
+    from frpo.actors.transport import Parcel, Transport
+    from frpo.actors.transport.group import Announced, GroupTransport
 
 T = TypeVar("T")
 
@@ -49,13 +49,13 @@ class TrainWorker:
         return os.getpid()
 
     def address(self) -> tuple[str, int]:
-        from actors.transport.group import free_address
+        from frpo.actors.transport.group import free_address
 
         return free_address()
 
     def join(self, host: str, port: int) -> None:
         """All ranks."""
-        from actors import _dist
+        from frpo.actors import _dist
 
         _dist.join_ranks(host, port, self.rank, self.world_size)
         self.joined = True
@@ -113,7 +113,7 @@ class TrainWorker:
         return self._group().announce(self._engine(), group)
 
     def _group(self) -> GroupTransport:
-        from actors.transport.group import GroupTransport
+        from frpo.actors.transport.group import GroupTransport
 
         assert isinstance(self.transport, GroupTransport), "rollout.transport is no process group"
         return self.transport

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from actors import _adapters
 from frpo import policies
+from frpo.actors import _adapters
 from frpo.config import ModelConfig
 from frpo.logprobs import LogprobModel
 

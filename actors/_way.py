@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from actors import _adapters
+from frpo.actors import _adapters
 
 if TYPE_CHECKING:
-    from actors._engine import Engine
+    from frpo.actors._engine import Engine
 
 
 class Way:

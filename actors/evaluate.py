@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray.actor import ActorHandle
 
-from actors._frozen import FrozenPool, FrozenWorker
-from actors._gather import Dealt
+from frpo.actors._frozen import FrozenPool, FrozenWorker
+from frpo.actors._gather import Dealt
 from frpo.batching import blocks_of
 from frpo.shape import BUDGET_TOKENS
 from frpo.types import Group

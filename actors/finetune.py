@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ray.actor import ActorHandle
 
-from actors._calls import put_once
-from actors._train import TrainPool, TrainWorker
+from frpo.actors._calls import put_once
+from frpo.actors._train import TrainPool, TrainWorker
 from frpo.batching import join_sequences
 from frpo.config import DownstreamSft, FinetuneConfig, ModelConfig
 from frpo.stats import FinetuneStats
@@ -22,7 +22,7 @@ from frpo.types import Anchor, Sequences
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from actors._way import Way
+    from frpo.actors._way import Way
     from frpo.packing import Pack
 
 
@@ -52,8 +52,8 @@ class FinetuneWorker(TrainWorker):
     def start(self, policy: str, model: ModelConfig, finetune: FinetuneConfig, seed: int) -> None:
         """All ranks: a fresh optimiser on a saved policy. With model.lora a fresh adapter is trained on
         it."""
-        from actors._engine import Engine
-        from actors._way import way_from
+        from frpo.actors._engine import Engine
+        from frpo.actors._way import way_from
 
         self._check_joined()
         self.stop()

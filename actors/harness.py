@@ -15,8 +15,8 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from actors._calls import Actors
-from actors.rollout import RolloutPool
+from frpo.actors._calls import Actors
+from frpo.actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
 from frpo.harness import tasks_of
 from frpo.records import BenchmarkScore
@@ -48,7 +48,7 @@ class HarnessWorker:
         """Every metric of every task, for a saved policy (Hugging Face or PEFT folder)."""
         from lm_eval import simple_evaluate
 
-        from actors._engine_lm import VERSION, EngineLM
+        from frpo.actors._engine_lm import VERSION, EngineLM
 
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
         self.pool.load_policy(Path(policy), VERSION)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ray.actor import ActorHandle
 
-from actors._blocks import Logprobs
-from actors._calls import put_once
-from actors._gather import Dealt, Gathered
-from actors._train import OfRank0, TrainPool, TrainWorker
+from frpo.actors._blocks import Logprobs
+from frpo.actors._calls import put_once
+from frpo.actors._gather import Dealt, Gathered
+from frpo.actors._train import OfRank0, TrainPool, TrainWorker
 from frpo.config import LearnerConfig, ModelConfig, ObjectiveConfig, RolloutConfig
 from frpo.roles import Pending, Running
 from frpo.stats import UpdateStats
@@ -65,7 +65,7 @@ class LearnerWorker(TrainWorker):
         seed: int,
     ) -> None:
         """All ranks: a fresh optimiser on a saved policy; an engine left from before is freed."""
-        from actors._engine import Engine
+        from frpo.actors._engine import Engine
 
         self._check_joined()
         self.stop()

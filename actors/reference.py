@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ray.actor import ActorHandle
 
-from actors._blocks import Logprobs
-from actors._frozen import FrozenPool, FrozenWorker
-from actors._gather import Dealt, Gathered
+from frpo.actors._blocks import Logprobs
+from frpo.actors._frozen import FrozenPool, FrozenWorker
+from frpo.actors._gather import Dealt, Gathered
 from frpo.roles import Pending
 from frpo.types import Group
 

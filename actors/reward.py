@@ -12,7 +12,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors._calls import Actors
+from frpo.actors._calls import Actors
 from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
 from frpo.rewards.scoring import RewardScorer

@@ -15,9 +15,9 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors._calls import Actors, RemoteCall, failure_of, logger, wait_all, wait_until_back
-from actors._drawing import Engines, EngineSession, StaleWeights
-from actors.transport import Parcel
+from frpo.actors._calls import Actors, RemoteCall, failure_of, logger, wait_all, wait_until_back
+from frpo.actors._drawing import Engines, EngineSession, StaleWeights
+from frpo.actors.transport import Parcel
 from frpo.batching import flatten
 from frpo.config import ModelConfig, RolloutConfig
 from frpo.roles import WorkerFailed
@@ -41,7 +41,7 @@ class RolloutWorker:
     def __init__(
         self, model_path: str, model: ModelConfig, rollout: RolloutConfig, max_model_len: int
     ) -> None:
-        from actors._sampler import Sampler
+        from frpo.actors._sampler import Sampler
 
         self.sampler = Sampler(model_path, model, rollout, max_model_len)
         self.in_flight = rollout.in_flight

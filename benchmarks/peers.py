@@ -172,7 +172,7 @@ def train_by_trl(prompts: Path, out: Path, model: str, new_tokens: int, steps: i
 def run_bare(folder: Path, recipe: Path, steps: int) -> dict[str, float]:
     """vLLM, and transformers with AdamW, by hand on the same work (benchmarks/step.py): what is drawn, scored
     by the reference and updated on."""
-    from actors._vllm import vllm_environment
+    from frpo.actors._vllm import vllm_environment
     from frpo.recipe import load_recipe
 
     config = load_recipe(recipe).model_copy(update={"run_dir": folder / "bare"})

@@ -186,7 +186,7 @@ def main() -> None:
         raw_generate(config, policy, args.steps, args.raw)
         return
     actors = through_actors(args.recipe, sets, args.folder)
-    from actors._vllm import vllm_environment
+    from frpo.actors._vllm import vllm_environment
 
     raw = args.folder / "raw.json"
     subprocess.run(

@@ -199,7 +199,7 @@ def serve(
     try:
         with nullcontext() if joined else held_port(config):
             print(f"frpo serve: starting {names} (Serve takes about 20 s, then models load) ...", flush=True)
-            from deploy.service import serve_forever
+            from frpo.deploy.service import serve_forever
 
             serve_forever(config, address, digest)
     except (KeyboardInterrupt, Stopped):

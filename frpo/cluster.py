@@ -13,18 +13,18 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors._calls import Actors, Turns
-from actors._publish import GroupPublisher, ParcelPublisher
-from actors._vllm import vllm_environment
-from actors.evaluate import EvaluatePool, EvaluateWorker
-from actors.finetune import FinetunePool, FinetuneWorker
-from actors.harness import HarnessPool, HarnessWorker
-from actors.learner import LearnerPool, LearnerWorker
-from actors.reference import ReferencePool, ReferenceWorker
-from actors.reward import RewardPool, RewardWorker, check_services_run
-from actors.rollout import RolloutPool, RolloutWorker
-from actors.transport import transport_of
-from actors.transport.group import GroupTransport
+from frpo.actors._calls import Actors, Turns
+from frpo.actors._publish import GroupPublisher, ParcelPublisher
+from frpo.actors._vllm import vllm_environment
+from frpo.actors.evaluate import EvaluatePool, EvaluateWorker
+from frpo.actors.finetune import FinetunePool, FinetuneWorker
+from frpo.actors.harness import HarnessPool, HarnessWorker
+from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.reference import ReferencePool, ReferenceWorker
+from frpo.actors.reward import RewardPool, RewardWorker, check_services_run
+from frpo.actors.rollout import RolloutPool, RolloutWorker
+from frpo.actors.transport import transport_of
+from frpo.actors.transport.group import GroupTransport
 from frpo.config import Config, ConfigError
 from frpo.joining import join
 from frpo.metrics import RunLog

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 from frpo.config import Config
 
 if TYPE_CHECKING:
-    from actors._engine import Engine
-    from actors._sampler import Sampler
+    from frpo.actors._engine import Engine
+    from frpo.actors._sampler import Sampler
 
 
 class Parcel(Protocol):
@@ -42,9 +42,9 @@ class Transport(Protocol):
 
 
 def transport_of(config: Config) -> Transport:
-    from actors.transport.adapter import AdapterTransport
-    from actors.transport.group import GroupTransport
-    from actors.transport.store import StoreTransport
+    from frpo.actors.transport.adapter import AdapterTransport
+    from frpo.actors.transport.group import GroupTransport
+    from frpo.actors.transport.store import StoreTransport
 
     if config.sends_adapters:
         return AdapterTransport()

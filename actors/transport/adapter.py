@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.transport.store import StoredTensors, StoreTransport, put_tensors
 from frpo import saved
+from frpo.actors.transport.store import StoredTensors, StoreTransport, put_tensors
 
 if TYPE_CHECKING:
-    from actors._engine import Engine
-    from actors._sampler import Sampler
+    from frpo.actors._engine import Engine
+    from frpo.actors._sampler import Sampler
 
 MEMORY = Path("/dev/shm")
 """A folder in memory, on Linux."""

@@ -13,8 +13,8 @@ from ray import ObjectRef
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from actors._engine import Engine
-    from actors._sampler import Sampler
+    from frpo.actors._engine import Engine
+    from frpo.actors._sampler import Sampler
 
 BUCKET_BYTES = 64 << 20
 READ_TIMEOUT_S = 300

@@ -104,7 +104,7 @@ def _start_sampler(work: Path) -> Any:
 
     gpu = has_card()
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", HF_HUB_OFFLINE="1")
-    import actors._sampler as sampler_of
+    import frpo.actors._sampler as sampler_of
 
     sampler_of.export_stats = lambda engine: None  # it needs a cluster
     model = ModelConfig(path=str(work / "model"), dtype="bfloat16", lora=LoraConfig(rank=RANK, alpha=RANK))

@@ -76,8 +76,8 @@ def measure_learner(work: Path, size: str) -> dict[str, Any]:
 
 def _join_alone() -> None:
     """Make this process the only rank of a learner."""
-    from actors import _dist
-    from actors.transport.group import free_address
+    from frpo.actors import _dist
+    from frpo.actors.transport.group import free_address
 
     host, port = free_address()
     _dist.join_ranks(host, port, 0, 1)
@@ -85,7 +85,7 @@ def _join_alone() -> None:
 
 def _make_engine(work: Path, size: str, **fields: Any) -> Any:
     """A learner's engine on the random weights; fields of its model."""
-    from actors._engine import Engine
+    from frpo.actors._engine import Engine
     from frpo.config import LearnerConfig, LoraConfig, ModelConfig
 
     lora = LoraConfig(rank=RANK, alpha=RANK)

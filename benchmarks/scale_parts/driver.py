@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from actors._drawing import EngineSession
-from actors.rollout import RolloutPool
+from frpo.actors._drawing import EngineSession
+from frpo.actors.rollout import RolloutPool
 from frpo.config import Config
 from frpo.driver import Partners, Start
 from frpo.driver_ahead import train_ahead

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors._drawing import EngineSession
-from actors.reward import RewardPool
-from actors.rollout import RolloutPool
+from frpo.actors._drawing import EngineSession
+from frpo.actors.reward import RewardPool
+from frpo.actors.rollout import RolloutPool
 from frpo.types import Floats, Group, Reward, Sampling, Sequences, Ticket
 
 from .driver import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from actors._drawing import EngineSession
-from actors.rollout import RolloutPool
+from frpo.actors._drawing import EngineSession
+from frpo.actors.rollout import RolloutPool
 from frpo.types import Floats, Group, Prompt, Sampling, Sequences, Ticket
 
 from .engines import Engine, Request, Span

@@ -16,12 +16,12 @@ CALLS = """
 from pathlib import Path
 from typing import Any, assert_type
 
-from actors._calls import Actors, RemoteCall, put_once
-from actors._train import TrainWorker
-from actors.finetune import FinetuneWorker
-from actors.learner import LearnerPool, LearnerWorker
-from actors.reward import RewardWorker
-from actors.rollout import RolloutWorker
+from frpo.actors._calls import Actors, RemoteCall, put_once
+from frpo.actors._train import TrainWorker
+from frpo.actors.finetune import FinetuneWorker
+from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.reward import RewardWorker
+from frpo.actors.rollout import RolloutWorker
 from frpo.stats import UpdateStats
 from frpo.types import Group, Reward, RolloutBatch, Sequences
 

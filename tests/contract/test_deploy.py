@@ -192,28 +192,28 @@ def test_the_plan_of_the_recipe_fits_the_cluster_of_the_job() -> None:
 def test_serve_reads_what_the_ray_service_gives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    import deploy.service
+    import frpo.deploy.service
 
     rewards, document = documents(KUBERAY / "rayservice.yaml")
     service = RayService.model_validate(document["spec"])
     deployment = ServeDeploySchema.model_validate(yaml.safe_load(service.serveConfigV2))
     (app,) = deployment.applications
-    assert callable(getattr(deploy.service, app.import_path.rpartition(":")[2]))
+    assert callable(getattr(frpo.deploy.service, app.import_path.rpartition(":")[2]))
     monkeypatch.setenv("FRPO_SERVICE_TOKEN", "x")
     config = ServiceConfig.model_validate(yaml.safe_load(rewards["data"][Path(app.args["config"]).name]))
     assert [r.name for r in config.rewards] == ["helpful", "refusal"]
     file = tmp_path / "rewards.yaml"
     file.write_text("rewards: [{kind: function, name: brief, function: 'frpo.rewards:length'}]")
-    assert deploy.service.application({"config": str(file)})
+    assert frpo.deploy.service.application({"config": str(file)})
     monkeypatch.delenv("FRPO_SERVICE_TOKEN")
     with pytest.raises(
         ConfigError,
         match="FRPO_SERVICE_TOKEN is not set, and the service on a cluster that others "
         "reach must know its token",
     ):
-        deploy.service.application({"config": str(file)})
+        frpo.deploy.service.application({"config": str(file)})
     file.write_text(file.read_text() + "\ntoken_env: ''")
-    assert deploy.service.application({"config": str(file)})
+    assert frpo.deploy.service.application({"config": str(file)})
     for group in (service.rayClusterConfig.headGroupSpec, *service.rayClusterConfig.workerGroupSpecs):
         names = {
             e["name"]: e["valueFrom"]["secretKeyRef"]["name"]
@@ -292,16 +292,16 @@ FIRST = ("frpo-rewards", "/", "imperative", "gateway")
 def test_a_service_takes_nothing_from_another(
     apps: Any, fields: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deploy.service
+    import frpo.deploy.service
 
-    monkeypatch.setattr(deploy.service, "serve_client", lambda: None if apps is None else Cluster(*apps))
+    monkeypatch.setattr(frpo.deploy.service, "serve_client", lambda: None if apps is None else Cluster(*apps))
     rewards = [{"kind": "function", "name": "brief", "function": "frpo.rewards:length"}]
     config = ServiceConfig.model_validate({"rewards": rewards, **fields})
     if said is None:
-        deploy.service.refuse_if_taken(config)
+        frpo.deploy.service.refuse_if_taken(config)
     else:
         with pytest.raises(ConfigError) as error:
-            deploy.service.refuse_if_taken(config)
+            frpo.deploy.service.refuse_if_taken(config)
         assert str(error.value).startswith(said)
 
 
@@ -326,7 +326,7 @@ def test_a_full_queue_is_told_at_once_and_only_a_dead_replica_is_asked_again(
     from ray.exceptions import RayActorError, RayTaskError
     from ray.serve.exceptions import BackPressureError
 
-    import deploy.service
+    import frpo.deploy.service
     from frpo.service.app import Overloaded, Unavailable
 
     waits: list[float] = []
@@ -336,7 +336,7 @@ def test_a_full_queue_is_told_at_once_and_only_a_dead_replica_is_asked_again(
 
     monkeypatch.setattr(asyncio, "sleep", wait)
     rewards = [{"kind": "function", "name": "brief", "function": "frpo.rewards:length"}]
-    backend = deploy.service.Handles.__new__(deploy.service.Handles)
+    backend = frpo.deploy.service.Handles.__new__(frpo.deploy.service.Handles)
     backend.config = ServiceConfig.model_validate(
         {"rewards": rewards, "replicas": {"max_queued_requests": 7}}
     )

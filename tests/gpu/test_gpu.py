@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import ray
 
-from actors._vllm import vllm_environment
-from actors.learner import LearnerPool, LearnerWorker
-from actors.rollout import RolloutPool, RolloutWorker
-from actors.transport.store import StoreTransport
+from frpo.actors._vllm import vllm_environment
+from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.rollout import RolloutPool, RolloutWorker
+from frpo.actors.transport.store import StoreTransport
 from frpo.config import ModelConfig
 from frpo.metrics import read_steps
 from tests.support import models, runs

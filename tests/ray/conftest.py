@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.finetune import FinetunePool, FinetuneWorker
-from actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.finetune import FinetunePool, FinetuneWorker
+from frpo.actors.learner import LearnerPool, LearnerWorker
 from tests.support.heads import Head, started
 from tests.support.learners import SmallChunks, spawn, stop
 

@@ -16,12 +16,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from actors._blocks import sequences_of
-from actors.learner import LearnerPool, LearnerWorker
-from actors.rollout import RolloutPool
-from actors.transport import Transport
-from actors.transport.adapter import AdapterTransport
-from actors.transport.store import StoreTransport, put_tensors
+from frpo.actors._blocks import sequences_of
+from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.rollout import RolloutPool
+from frpo.actors.transport import Transport
+from frpo.actors.transport.adapter import AdapterTransport
+from frpo.actors.transport.store import StoreTransport, put_tensors
 from frpo.config import LoraConfig, ModelConfig
 from tests.support import models
 from tests.support.engines import completions_of, draw, draw_over_a_publish, engine, largest_gap

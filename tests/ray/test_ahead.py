@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.rollout import RolloutPool
-from actors.transport.store import put_tensors
+from frpo.actors.rollout import RolloutPool
+from frpo.actors.transport.store import put_tensors
 from frpo.batching import flatten
 from frpo.config import ModelConfig
 from frpo.roles import DrawSession

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.finetune import FinetunePool, FinetuneWorker
+from frpo.actors.finetune import FinetunePool, FinetuneWorker
 from frpo.config import DatasetConfig, DownstreamSft, FinetuneConfig, LoraConfig, ModelConfig
 from frpo.logprobs import LogprobModel
 from frpo.packing import pad_packs, pad_values

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.finetune import FinetunePool
-from actors.learner import LearnerPool
+from frpo.actors.finetune import FinetunePool
+from frpo.actors.learner import LearnerPool
 from frpo.config import (
     ConfigError,
     FinetuneConfig,

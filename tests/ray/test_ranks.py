@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.learner import LearnerPool, LearnerWorker
 from frpo.roles import RankDied, WorkerFailed
 from tests.support import models
 from tests.support.learners import assert_equal, batch, plain_torch, settings, spawn, start, weights

@@ -47,7 +47,7 @@ def group(index: int, *texts: str, **fields: Any) -> Group:
 def test_in_a_run_the_other_completions_and_groups_are_scored(ray_cluster: None, file: Path) -> None:
     import ray
 
-    from actors.reward import RewardPool, RewardWorker
+    from frpo.actors.reward import RewardPool, RewardWorker
 
     reward = FunctionReward(kind="function", name="grade", function=f"{file}:grade", timeout_s=LIMIT_S)
     handle: Any = ray.remote(RewardWorker).options(num_cpus=0.1).remote((reward,), "weighted")
@@ -66,7 +66,7 @@ def test_in_a_run_the_other_completions_and_groups_are_scored(ray_cluster: None,
 def test_a_function_gets_the_conversation_the_tokens_and_the_step(ray_cluster: None, file: Path) -> None:
     import ray
 
-    from actors.reward import RewardPool, RewardWorker
+    from frpo.actors.reward import RewardPool, RewardWorker
 
     reward = FunctionReward(kind="function", name="chat", function=f"{file}:chat")
     handle: Any = ray.remote(RewardWorker).options(num_cpus=0.1).remote((reward,), "weighted")
@@ -84,7 +84,7 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(ray_cluster: N
 def service(ray_cluster: None, file: Path) -> Iterator[str]:
     from ray import serve
 
-    from deploy.service import serve_on_cluster
+    from frpo.deploy.service import serve_on_cluster
 
     rewards = [{"kind": "function", "name": "grade", "function": f"{file}:grade", "timeout_s": LIMIT_S}]
     replicas = {"num_cpus": 0.1, "max_batch_requests": 64}

@@ -15,10 +15,10 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
-from actors.rollout import RolloutPool
-from actors.transport import group
-from actors.transport.group import Announced
-from actors.transport.store import put_tensors
+from frpo.actors.rollout import RolloutPool
+from frpo.actors.transport import group
+from frpo.actors.transport.group import Announced
+from frpo.actors.transport.store import put_tensors
 from frpo.batching import flatten
 from frpo.config import ConfigError, ModelConfig
 from frpo.roles import WorkerFailed
@@ -204,7 +204,7 @@ def test_the_harness_model_scores_and_generates_as_transformers_does(
     import torch
     from lm_eval.api.instance import Instance
 
-    from actors._engine_lm import VERSION, EngineLM
+    from frpo.actors._engine_lm import VERSION, EngineLM
 
     model, tokenizer = hf
     pool.load_policy(tiny_model, VERSION)

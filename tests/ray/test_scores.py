@@ -13,11 +13,11 @@ import pytest
 import ray
 import torch
 
-from actors._blocks import sequences_of
-from actors.evaluate import EvaluatePool, EvaluateWorker
-from actors.learner import LearnerPool
-from actors.reference import ReferencePool, ReferenceWorker
 from frpo import saved
+from frpo.actors._blocks import sequences_of
+from frpo.actors.evaluate import EvaluatePool, EvaluateWorker
+from frpo.actors.learner import LearnerPool
+from frpo.actors.reference import ReferencePool, ReferenceWorker
 from frpo.config import LoraConfig, ModelConfig
 from frpo.types import Completion, Group, Prompt
 from tests.support import models

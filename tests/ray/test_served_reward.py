@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def service(ray_cluster: None) -> Iterator[ServiceConfig]:
     from ray import serve
 
-    from deploy.service import serve_on_cluster
+    from frpo.deploy.service import serve_on_cluster
 
     port = runs.free_port()
     rewards = [
@@ -58,7 +58,7 @@ def group(index: int, task: str, *texts: str) -> Group:
 def pool(*rewards: Any) -> Any:
     import ray
 
-    from actors.reward import RewardPool, RewardWorker
+    from frpo.actors.reward import RewardPool, RewardWorker
 
     handle: Any = ray.remote(RewardWorker).options(num_cpus=0.1).remote(rewards, "weighted")
     return RewardPool([handle], timeout_s=120, restarts=0)
@@ -97,7 +97,7 @@ def test_a_killed_gateway_loses_nothing(service: ServiceConfig) -> None:
 
 
 def test_what_is_not_served_is_said_before_the_start(service: ServiceConfig, tmp_path: Path) -> None:
-    from actors.reward import check_services_run
+    from frpo.actors.reward import check_services_run
 
     check_services_run([ServeReward(kind="serve", name="far", rewards=("right",))])
     for reward, message in (

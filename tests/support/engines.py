@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors._blocks import sequences_of
-from actors._vllm import vllm_environment
-from actors.rollout import RolloutPool, RolloutWorker
+from frpo.actors._blocks import sequences_of
+from frpo.actors._vllm import vllm_environment
+from frpo.actors.rollout import RolloutPool, RolloutWorker
 from frpo.config import ModelConfig
 from frpo.seeds import derive
 from frpo.types import Completion, Group, Prompt, Sampling, Ticket

@@ -10,8 +10,8 @@ import numpy as np
 import ray
 import torch
 
-from actors.learner import LearnerPool, LearnerWorker
-from actors.transport.store import StoreTransport
+from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.transport.store import StoreTransport
 from frpo.config import Config, GrpoEstimator, LearnerConfig, ModelConfig, ObjectiveConfig
 from frpo.logprobs import LogprobModel
 from frpo.objective import Denominators, Surrogate, TokenTerms, policy_loss

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from actors import _calls
-from actors._calls import Actors, StartedAnew
+from frpo.actors import _calls
+from frpo.actors._calls import Actors, StartedAnew
 from frpo.config import ConfigError
 from frpo.roles import RankDied, WorkerFailed
 

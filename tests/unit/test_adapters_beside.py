@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors import _adapters
-from actors._adapters import START, TRAINED
-from actors._trainable import read_policy
-from actors._way import Way
 from frpo import policies, saved
+from frpo.actors import _adapters
+from frpo.actors._adapters import START, TRAINED
+from frpo.actors._trainable import read_policy
+from frpo.actors._way import Way
 from frpo.config import LoraConfig, ModelConfig
 from tests.support.policies import logprobs, lora, write_adapter, write_base
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors._average import Gradient, WeightAverage, climbed
+from frpo.actors._average import Gradient, WeightAverage, climbed
 
 
 def weights_of(*values: float) -> list[nn.Parameter]:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from actors import _vllm
-from actors._calls import Actors
-from actors._host import Host, frozen_tensors
-from actors.learner import LearnerPool
-from actors.reference import ReferencePool
+from frpo.actors import _vllm
+from frpo.actors._calls import Actors
+from frpo.actors._host import Host, frozen_tensors
+from frpo.actors.learner import LearnerPool
+from frpo.actors.reference import ReferencePool
 from frpo.cluster import take_turns
 from frpo.planning import plan_run
 from frpo.types import Group

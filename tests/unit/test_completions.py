@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors._sampler import Sampler
+from frpo.actors._sampler import Sampler
 from frpo.types import Prompt, Ticket
 
 

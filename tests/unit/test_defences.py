@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors._way import Way
+from frpo.actors._way import Way
 from frpo.batching import join_sequences
 from frpo.config import BaseConfig, ConfigError, DownstreamSft, LoraConfig
 from frpo.objective import kl_from_start

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from actors import _drawing
-from actors._calls import Actors
-from actors._drawing import Engines, EngineSession, StaleWeights
+from frpo.actors import _drawing
+from frpo.actors._calls import Actors
+from frpo.actors._drawing import Engines, EngineSession, StaleWeights
 from frpo.roles import WorkerFailed
 from frpo.types import Prompt, Ticket
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from actors._trainable import without_dropout
+from frpo.actors._trainable import without_dropout
 from frpo.logprobs import LogprobModel
 from frpo.packing import pad_packs
 from tests.support.architectures import GPT2, SMALL, build

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from actors._engine import norm_of
-from actors._optimizer import adamw_of, decay_groups
+from frpo.actors._engine import norm_of
+from frpo.actors._optimizer import adamw_of, decay_groups
 from frpo.config import LearnerConfig
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.finetune import FinetuneWorker
+from frpo.actors.finetune import FinetuneWorker
 from frpo.batching import flatten
 from frpo.config import BaseConfig, DownstreamSft, FinetuneConfig
 from frpo.stats import FinetuneStats

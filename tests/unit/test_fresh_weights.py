@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors._drawing import StaleWeights
-from actors._sampler import Sampler
-from actors.rollout import RolloutWorker
+from frpo.actors._drawing import StaleWeights
+from frpo.actors._sampler import Sampler
+from frpo.actors.rollout import RolloutWorker
 from frpo.types import Group, Prompt, Sampling, Ticket
 
 PROMPTS = [Prompt(f"p:{i}", "?", np.array([9, i], np.int32), "t", {}) for i in range(2)]

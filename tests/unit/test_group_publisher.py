@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from actors._publish import GroupPublisher
-from actors._train import TrainWorker
+from frpo.actors._publish import GroupPublisher
+from frpo.actors._train import TrainWorker
 from tests.support.fakes import Now
 
 

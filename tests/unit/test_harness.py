@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.harness import scores_of
+from frpo.actors.harness import scores_of
 from frpo.config import ConfigError, HarnessConfig
 from frpo.harness import check_files, tasks_of
 from frpo.records import BenchmarkScore

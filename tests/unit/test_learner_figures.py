@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner import LearnerWorker
+from frpo.actors.learner import LearnerWorker
 from frpo.batching import flatten
 from frpo.config import LearnerConfig, ObjectiveConfig, RolloutConfig
 from frpo.stats import UpdateStats

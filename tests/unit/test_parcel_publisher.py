@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ray.exceptions import OwnerDiedError, RayTaskError
 
-from actors._calls import LostWithOwner, failure_of
-from actors._publish import ParcelPublisher
+from frpo.actors._calls import LostWithOwner, failure_of
+from frpo.actors._publish import ParcelPublisher
 from frpo.roles import RankDied
 from tests.support.fakes import Now
 

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from actors._engine import Engine
-from actors.transport import store
-from actors.transport.adapter import AdapterTransport
+from frpo.actors._engine import Engine
+from frpo.actors.transport import store
+from frpo.actors.transport.adapter import AdapterTransport
 from frpo.config import TrainConfig
 from frpo.logprobs import LogprobModel
 from tests.support.architectures import GPT2, SMALL, build

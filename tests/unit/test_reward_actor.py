@@ -48,7 +48,7 @@ def reward(file: Path, name: str) -> FunctionReward:
 
 @pytest.mark.long
 def test_other_groups_are_scored_while_one_hangs(file: Path) -> None:
-    from actors.reward import RewardWorker
+    from frpo.actors.reward import RewardWorker
 
     async def run() -> None:
         worker = RewardWorker((reward(file, "grade"),), "weighted")
@@ -66,7 +66,7 @@ def test_other_groups_are_scored_while_one_hangs(file: Path) -> None:
 
 @pytest.mark.long
 def test_a_function_gets_the_conversation_the_tokens_and_the_step(file: Path) -> None:
-    from actors.reward import RewardWorker
+    from frpo.actors.reward import RewardWorker
 
     talk = tuple({"role": "user" if i % 2 == 0 else "assistant", "content": "x"} for i in range(3))
     worker = RewardWorker((reward(file, "chat"),), "weighted")
@@ -77,7 +77,7 @@ def test_a_function_gets_the_conversation_the_tokens_and_the_step(file: Path) ->
 
 @pytest.mark.long
 def test_in_a_replica_the_other_callers_are_answered(file: Path) -> None:
-    from deploy.service import RewardReplica
+    from frpo.deploy.service import RewardReplica
 
     async def run() -> None:
         replica = RewardReplica(reward(file, "grade"), ReplicaConfig())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
-from actors.rollout import RolloutPool, StaleWeights
+from frpo.actors.rollout import RolloutPool, StaleWeights
 from frpo.roles import WorkerFailed
 from frpo.types import Prompt, Sampling, Ticket
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors._share import Job, Share, deal_to_rank
+from frpo.actors._share import Job, Share, deal_to_rank
 from frpo.types import Sequences
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors._slots import Slots
+from frpo.actors._slots import Slots
 
 
 def test_the_emptiest_worker_is_next_and_the_first_among_equals() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors import _writer
-from actors._writer import Writer, on_host
+from frpo.actors import _writer
+from frpo.actors._writer import Writer, on_host
 from frpo.disk import sha256_of
 
 
