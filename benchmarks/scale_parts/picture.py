@@ -19,7 +19,7 @@ TITLES = {
 def draw_use(use: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from frpo.report.plots import PAPER
+    from frpo.report.drawing import PAPER
 
     with plt.rc_context(PAPER):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)

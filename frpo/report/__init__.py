@@ -8,7 +8,7 @@ from pathlib import Path
 
 from frpo.config import ConfigError
 
-__all__ = ["build_audit", "build_report", "build_sweep", "compare_audits"]
+__all__ = ["build_audit", "build_report", "build_sweep", "compare_audits", "read_verdict"]
 
 
 def build_report(folder: Path, out: Path | None = None) -> Path:
@@ -28,6 +28,17 @@ def build_report(folder: Path, out: Path | None = None) -> Path:
     read_back = Report.model_validate(json.loads((out / "report.json").read_text()))
     (out / "report.html").write_text(render_run(read_back))
     return out / "report.html"
+
+
+def read_verdict(folder: Path) -> str:
+    """Of the report in a folder, in one line, or its first sentence where it has none."""
+    from frpo.report.schema import Report
+
+    read = Report.model_validate_json((folder / "report.json").read_text())
+    if read.verdict is None:
+        return read.headline[0]
+    decided = read.verdict.decision.capitalize()
+    return f"{decided}: {read.verdict.arm} ({read.verdict.policy}). {read.verdict.why[0]}"
 
 
 def build_sweep(folders: Sequence[Path], out: Path) -> Path:

@@ -8,15 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from frpo.report.audit_schema import Audit, FineTuned, name_models
-from frpo.report.plots import (
-    INK,
-    STYLE,
-    add_legend,
-    colour_of,
-    draw_curves,
-    make_panels,
-    write_svg,
-)
+from frpo.report.drawing import INK, STYLE, add_legend, colour_of, make_panels, write_svg
+from frpo.report.plots import draw_curves
 from frpo.report.spread import Spread
 
 AROUND = 1.08

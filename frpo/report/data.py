@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,10 +13,12 @@ from frpo.config import ConfigError
 from frpo.metrics import read_steps
 from frpo.outline import KINDS
 from frpo.outline.stage import BASE
-from frpo.records import Z95, Evaluation, StageResult
+from frpo.records import Evaluation, StageResult
 from frpo.report import headline
 from frpo.report.arms import read_arm, read_base
 from frpo.report.frontier import find_frontier
+from frpo.report.lookup import task_measured
+from frpo.report.paired import difference_of, kept_rewards, rewards_of
 from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
     Answer,
@@ -32,6 +32,7 @@ from frpo.report.schema import (
     TrainingCurves,
 )
 from frpo.report.timeline import describe_timeline
+from frpo.report.verdict import Contest, decide
 from frpo.rows import read_rows
 from frpo.stats import StepMetrics
 
@@ -61,16 +62,20 @@ def collect_report(folder: Path) -> Report:
     comparisons = _compare_arms(arms, focus)
     planes = tuple(itertools.chain.from_iterable(planes_of(arm.name, results) for arm in arms))
     versions = folder / "versions.json"
+    warnings = tuple(_warnings_of(folder, config["rollout"]["max_new_tokens"]))
+    place = Path(config["run_dir"] or f"runs/{config['name']}")
+    tuned = [arm for arm in arms if arm.kept and arm.name != BASE]
     return Report(
         name=config["name"],
         seed=config["seed"],
+        verdict=decide(Contest(tuned, base, focus, warnings), folder) if tuned and focus else None,
         headline=(
             *headline.of_arms(arms, comparisons, focus),
             *describe_planes(planes, focus),
             *headline.of_shared_prompts(folder),
             headline.of_seed(config["seed"]),
         ),
-        warnings=tuple(_warnings_of(folder, config["rollout"]["max_new_tokens"])),
+        warnings=warnings,
         focus=focus,
         tasks=tuple(tasks),
         base=base,
@@ -87,7 +92,7 @@ def collect_report(folder: Path) -> Report:
         seconds={stage: result.seconds for stage, result in results.items()},
         config=text,
         versions=json.loads(versions.read_text()) if versions.exists() else {},
-        command=f"frpo run config.yaml --run-dir {config['run_dir'] or 'runs/' + config['name']}",
+        command=f"frpo run config.yaml --run-dir {place}",
     )
 
 
@@ -187,33 +192,24 @@ def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[KeptDifferenc
 
 
 def _compare_kept(a: Arm, b: Arm, kept_a: Kept, kept_b: Kept) -> KeptDifference:
-    difference = kept_a.after.mean - kept_b.after.mean
-    half = _half_interval(kept_a, kept_b)
     kl_a = a.evaluation.kl_reference
     kl_b = b.evaluation.kl_reference
+    paid = {}
+    for task in sorted({kept.task for kept in a.kept} - {kept_a.task}):
+        of_a, of_b = task_measured(a.evaluation, task), task_measured(b.evaluation, task)
+        if of_a and of_b:
+            paid[task] = difference_of(rewards_of(of_a), rewards_of(of_b))
     return KeptDifference(
         downstream=kept_a.downstream,
         task=kept_a.task,
         a=a.name,
         b=b.name,
-        difference=difference,
-        lo=None if half is None else difference - half,
-        hi=None if half is None else difference + half,
+        gained=difference_of(kept_rewards(kept_a), kept_rewards(kept_b)),
+        paid=paid,
+        alike=a.penalty == b.penalty,
         kl_a=kl_a.mean if kl_a else None,
         kl_b=kl_b.mean if kl_b else None,
     )
-
-
-def _half_interval(a: Kept, b: Kept) -> float | None:
-    """Half of the 95 % interval of the mean over prompts of a - b; every policy answers the same prompts.
-    None for fewer than two."""
-    gaps = []
-    for of_a, of_b in zip(a.per_prompt, b.per_prompt, strict=True):
-        if of_a is not None and of_b is not None:
-            gaps.append(of_a - of_b)
-    if len(gaps) < 2:
-        return None
-    return Z95 * statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 
 def _training_curves(arm: str, rows: list[StepMetrics]) -> TrainingCurves:
@@ -232,17 +228,17 @@ def _answered_prompts(
     base: Evaluation | None, arms: Sequence[Arm], runs: Sequence[Downstream]
 ) -> tuple[AnsweredPrompt, ...]:
     """The same held-out prompts, answered by every policy."""
-    policies = [("base", base)] if base else []
+    evaluations = [base] if base else []
     for arm in arms:
         if arm.name != BASE:
-            policies.append((arm.name, arm.evaluation))
-        policies += [
-            (f"{arm.name} after {run.task}", run.evaluations[-1]) for run in runs if run.arm == arm.name
-        ]
+            evaluations.append(arm.evaluation)
+        evaluations += [run.evaluations[-1] for run in runs if run.arm == arm.name]
     answers: dict[tuple[str, str], list[Answer]] = {}
-    for policy, evaluation in policies:
-        for sample in evaluation.samples:
-            answer = Answer(policy=policy, completion=sample.completion, reward=sample.reward)
+    for of in evaluations:
+        for sample in of.samples:
+            answer = Answer(
+                arm=of.arm, downstream=of.downstream, completion=sample.completion, reward=sample.reward
+            )
             answers.setdefault((sample.task, sample.prompt), []).append(answer)
     return tuple(
         AnsweredPrompt(task=task, prompt=prompt, completions=tuple(given))

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from frpo.data_checks import Overlap
 from frpo.outline.stage import BASE
 from frpo.report.lookup import task_reward
+from frpo.report.paired import describe_interval
 from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
 
 MANY_ARMS = 4
 """From here on the headline names the two best, the last and the first arm alone; the tables have all."""
-EQUALLY_MUCH = 0.005
-"""Arms whose kept rewards are nearer than this read the same to two digits."""
 
 
 def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: str | None) -> Iterator[str]:
-    """Who kept the most after the fine-tune that cost most, by how much, and at which KL to the reference."""
+    """Like with like: what was gained after the fine-tune that cost most, and what was paid, between arms of
+    one kind of penalty."""
     if [arm.name for arm in arms] == [BASE]:
         yield _of_base(arms[0], focus)
         return
-    if not comparisons or focus is None:
+    if focus is None or not any(arm.kept for arm in arms):
         yield _without_downstream(arms, focus or "")
         return
-    finetunes = {comparison.downstream for comparison in comparisons}
-    harshest = max(finetunes, key=lambda finetune: _lost_reward(arms, finetune, focus))
-    kept = _kept_after(arms, harshest, focus)
-    named = _named_arms(kept, arms[0].name)
-    rest = "" if named == list(kept) else f" ({len(kept)} arms)"
-    levels = [f"{name} kept {kept[name].after.mean:.2f} of {kept[name].before.mean:.2f}" for name in named]
-    yield f"After {harshest}, {_most_kept(kept)} on {focus} prompts: {'; '.join(levels)}{rest}."
+    harshest = find_harshest(arms, focus)
+    named = _named_arms(kept_after_finetune(arms, harshest, focus), arms[0].name)
     for comparison in comparisons:
-        if comparison.downstream == harshest and comparison.a in named:
+        if comparison.downstream == harshest and comparison.alike and comparison.a in named:
             yield _in_words(comparison)
-    kls = {arm.name: arm.evaluation.kl_reference for arm in arms if arm.name in named}
-    words = "; ".join(f"{name} {kl.mean:.2f}" for name, kl in kls.items() if kl)
-    yield (
-        f"KL to the reference before downstream, nats per completion: {words}. Compare arms only where it is "
-        "about equal."
-    )
 
 
 def _of_base(base: Arm, focus: str | None) -> str:
@@ -54,7 +44,7 @@ def _of_base(base: Arm, focus: str | None) -> str:
     return f"After {harshest}, the policy kept {level} on {focus} prompts."
 
 
-def _kept_after(arms: Sequence[Arm], finetune: str, task: str) -> dict[str, Kept]:
+def kept_after_finetune(arms: Sequence[Arm], finetune: str, task: str) -> dict[str, Kept]:
     """By arm."""
     after = {}
     for arm in arms:
@@ -64,9 +54,21 @@ def _kept_after(arms: Sequence[Arm], finetune: str, task: str) -> dict[str, Kept
     return after
 
 
+def list_finetunes(arms: Sequence[Arm]) -> list[str]:
+    """That at least one arm went through."""
+    kept = itertools.chain.from_iterable(arm.kept for arm in arms)
+    return list(dict.fromkeys(each.downstream for each in kept))
+
+
+def find_harshest(arms: Sequence[Arm], focus: str) -> str:
+    """The fine-tune that cost most reward, summed over the arms."""
+    return max(list_finetunes(arms), key=lambda finetune: _lost_reward(arms, finetune, focus))
+
+
 def _lost_reward(arms: Sequence[Arm], finetune: str, task: str) -> float:
     """Reward, summed over the arms."""
-    return sum(kept.before.mean - kept.after.mean for kept in _kept_after(arms, finetune, task).values())
+    kept = kept_after_finetune(arms, finetune, task).values()
+    return sum(each.before.mean - each.after.mean for each in kept)
 
 
 def _without_downstream(arms: Sequence[Arm], focus: str) -> str:
@@ -74,14 +76,6 @@ def _without_downstream(arms: Sequence[Arm], focus: str) -> str:
     levels = ", ".join(f"{name} {reward.mean:.2f}" for name, reward in rewards.items() if reward)
     trained = "1 arm trained" if len(arms) == 1 else f"{len(arms)} arms trained"
     return f"{trained}; nothing to compare after a downstream task yet. {levels}".strip()
-
-
-def _most_kept(kept: dict[str, Kept]) -> str:
-    most = max(each.after.mean for each in kept.values())
-    best = [name for name, each in kept.items() if most - each.after.mean < EQUALLY_MUCH]
-    if len(best) == 1:
-        return f"{best[0]} kept the most reward"
-    return f"{' and '.join(best)} kept equally much reward"
 
 
 def _named_arms(kept: dict[str, Kept], first: str) -> list[str]:
@@ -92,13 +86,19 @@ def _named_arms(kept: dict[str, Kept], first: str) -> list[str]:
 
 
 def _in_words(comparison: KeptDifference) -> str:
-    lead = f"{comparison.a} − {comparison.b}: {comparison.difference:+.2f}"
-    lo = comparison.lo
-    hi = comparison.hi
-    if lo is None or hi is None:
-        return f"{lead}, from a single prompt, which gives no interval."
-    sure = "the interval contains 0" if lo <= 0 <= hi else "the interval over prompts leaves 0 out"
-    return f"{lead}, 95 % over prompts [{lo:+.2f}, {hi:+.2f}]; {sure}."
+    """What a has more of than b."""
+    penalty = "Under one kind of penalty"
+    gained = describe_interval(comparison.gained)
+    paid = [f"{describe_interval(gap)} on {task} prompts" for task, gap in comparison.paid.items()]
+    price = f"; before it {' and '.join(paid)}" if paid else ""
+    if comparison.kl_a is not None and comparison.kl_b is not None:
+        distance = f" They stood {comparison.kl_a:.2f} and {comparison.kl_b:.2f} nats from the reference."
+    else:
+        distance = ""
+    return (
+        f"{penalty}, {comparison.a} against {comparison.b}: {gained} on {comparison.task} prompts after "
+        f"{comparison.downstream}{price}.{distance}"
+    )
 
 
 def of_shared_prompts(folder: Path) -> Iterator[str]:
@@ -111,6 +111,6 @@ def of_shared_prompts(folder: Path) -> Iterator[str]:
 
 def of_seed(seed: int) -> str:
     return (
-        f"This is one seed ({seed}), and one seed proves nothing: the noise between seeds is larger than "
-        "these intervals."
+        f"This is one seed ({seed}): it says what these policies do. Which method is better, one seed cannot "
+        "prove: seeds differ by more than these intervals (`frpo sweep`)."
     )

@@ -61,17 +61,17 @@ def _make_environment() -> Environment:
 
 def render_run(report: Report) -> str:
     """The page of one run."""
-    drawings = {
+    drawn = {
         "downstream": plots.draw_downstream(report),
         "certificate": plots.draw_planes(report),
         "plane": plots.draw_reward_over_kl(report),
         "frontier": draw_frontier(report),
         "training": plots.draw_training(report),
-        "phases": plots.draw_phases(report),
         "timeline": draw_timeline(report.timeline),
     }
+    names = [arm.name for arm in report.arms]
     page = _make_environment().get_template("page.html.j2")
-    return page.render(r=report, svg=drawings, reward_of=task_reward)
+    return page.render(r=report, drawn=drawn, reward_of=task_reward, index_of=names.index)
 
 
 def render_audits(audits: Sequence[Audit]) -> str:

@@ -1,153 +1,71 @@
-"""Plots of the report as inline SVG. Text stays text, colours are CSS variables, so one drawing serves light
-and dark."""
+"""Plots of a run's page."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from frpo.records import Certificate, Estimate, Evaluation
 from frpo.report.audit_schema import Promise
+from frpo.report.drawing import GRID, PAPER, Panel, colour_of, mark, marker_of, panel
 from frpo.report.lookup import task_reward
 from frpo.report.robustness import MeasuredPolicy, Robustness
-from frpo.report.schema import Report
+from frpo.report.schema import Arm, Downstream, Report
 
-INK = "#010203"
-GRID = "#010204"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "frpo",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GRID,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "savefig.transparent": True,
-}
-PAPER: Any = STYLE | {
-    "text.color": "black",
-    "axes.labelcolor": "black",
-    "xtick.color": "black",
-    "ytick.color": "black",
-    "axes.edgecolor": "0.8",
-    "grid.color": "0.9",
-    "savefig.transparent": False,
-}
-"""For pictures that stand alone."""
-PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
-NUM_COLOURS = len(PALETTE)
 IN_VIEW = 1.1
 """A certificate is drawn so far beyond its largest radius."""
 KINDS = ((False, "o", "fine-tunes"), (True, "X", "attacks"))
 """Of measured policies: whether an attack, marker, name."""
-MARKERS = "osD^vPX*"
+POINTED = 12
+"""So many points of a training curve say their value when they are pointed at."""
 
 
-def colour_of(index: int) -> str:
-    """Of an arm: on a page the placeholder of its CSS variable, on paper the colour itself."""
-    number = index % NUM_COLOURS
-    return f"#0a0b{number:02x}" if plt.rcParams["text.color"] == INK else PALETTE[number]
-
-
-def marker_of(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
-
-
-def write_svg(figure: Figure, title: str) -> str:
-    """The drawing as text that stands on a page; closes the figure."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
-    for i in range(NUM_COLOURS):
-        text = text.replace(f"#0a0b{i:02x}", f"var(--arm-{i})")
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{title}" xmlns:xlink="http://www.w3.org/1999/xlink">',
-        text,
-        count=1,
-    )
-    # identifiers of several drawings on one page must differ
-    tag = re.sub(r"\W+", "-", title.lower())
-    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{tag}-", text)
-
-
-def make_panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    """`count` panels with common axes, at most `columns` a row; width and height of one in inches."""
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True, sharey=True
-    )
-    for spare in grid.flat[count:]:
-        spare.set_visible(False)
-    return figure, grid
-
-
-def add_legend(axes: Axes, columns: int = 4) -> None:
-    """Below the figure, of what is drawn in one of its panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.figure.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels))
-        )
-
-
-def draw_downstream(report: Report) -> str:
+def draw_downstream(report: Report) -> list[Panel]:
     """Reward of each rlhf task through each downstream fine-tune, an arm a curve, band = 95 % over
     prompts."""
+    panels: list[Panel] = []
     finetunes = sorted({run.task for run in report.downstream})
-    if not finetunes or not report.tasks:
-        return ""
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(report.tasks),
-            len(finetunes),
-            figsize=(4.1 * len(finetunes), 2.7 * len(report.tasks)),
-            squeeze=False,
-            sharey=True,
-        )
-        for row, task in zip(grid, report.tasks, strict=True):
-            for axes, finetune in zip(row, finetunes, strict=True):
-                for i, arm in enumerate(report.arms):
-                    steps, rewards = _rewards_through(report, arm.name, finetune, task)
-                    means = [reward.mean for reward in rewards]
-                    low = [reward.mean - (reward.half or 0.0) for reward in rewards]
-                    high = [reward.mean + (reward.half or 0.0) for reward in rewards]
-                    own = colour_of(i)
-                    axes.plot(steps, means, color=own, marker=marker_of(i), markersize=5, label=arm.name)
-                    axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0)
-                axes.set(title=f"{task} prompts, {finetune}", xlabel="downstream steps")
-            row[0].set_ylabel("mean reward")
-        figure.tight_layout()
-        add_legend(grid[0][0])
-        return write_svg(figure, "Reward through downstream fine-tuning")
+    for task, finetune in itertools.product(report.tasks, finetunes):
+        with panel(panels, "downstream", f"{task} prompts, {finetune}") as axes:
+            axes.set_ylim(*_limits_of(report, task))
+            for i, arm in enumerate(report.arms):
+                _draw_rewards(axes, i, arm.name, _rewards_through(report, arm.name, finetune, task))
+            axes.set(xlabel="steps of the fine-tune", ylabel="mean reward")
+    return panels
+
+
+def _limits_of(report: Report, task: str) -> tuple[float, float]:
+    """That all panels of a task have, so that they can be compared."""
+    rewards = []
+    for run in report.downstream:
+        rewards += [task_reward(evaluation, task) for evaluation in run.evaluations]
+    means = [reward.mean for reward in rewards if reward]
+    if not means:
+        return 0.0, 1.0
+    margin = 0.08 * (max(means) - min(means)) + 0.02
+    return min(means) - margin, max(means) + margin
+
+
+def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[Estimate]]) -> None:
+    """Over steps."""
+    steps, rewards = measured
+    low = [reward.mean - (reward.half or 0.0) for reward in rewards]
+    high = [reward.mean + (reward.half or 0.0) for reward in rewards]
+    own = colour_of(i)
+    mark(axes.plot(steps, [reward.mean for reward in rewards], color=own), i, arm)
+    mark(axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0), i)
+    for step, reward in zip(steps, rewards, strict=True):
+        point = axes.plot([step], [reward.mean], color=own, marker=marker_of(i), markersize=6)
+        mark(point, i, f"{arm}, step {step}: {describe(reward)}")
+
+
+def describe(value: Estimate) -> str:
+    """Example: "0.64 ± 0.04"."""
+    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
 
 
 def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tuple[list[int], list[Estimate]]:
@@ -165,31 +83,40 @@ def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tupl
     return steps, rewards
 
 
-def draw_reward_over_kl(report: Report) -> str:
-    """Every measured policy: its KL to the reference, and the reward on the task that lost most."""
-    focus = report.focus
-    if focus is None:
-        return ""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.6))
-        for i, arm in enumerate(report.arms):
-            own = colour_of(i)
-            for run in report.downstream:
-                if run.arm == arm.name:
-                    kls, rewards = _kls_and_rewards(run.evaluations, focus)
-                    axes.plot(kls, rewards, color=own, alpha=0.45, linewidth=1.2)
-                    axes.scatter(kls[1:], rewards[1:], color=own, s=14)
-            kls, rewards = _kls_and_rewards([arm.evaluation], focus)
-            if kls:
-                label = f"{arm.name}, before"
-                axes.scatter(kls, rewards, color=own, s=70, marker=marker_of(i), label=label, zorder=3)
-        if report.zero_line is not None:
-            edges = (-report.zero_line, report.zero_line)
-            axes.axvspan(*edges, color="grey", alpha=0.3, linewidth=0.8, label="a policy against itself")
-        axes.set(xlabel="KL to the reference, nats per completion", ylabel=f"reward, {focus} prompts")
-        figure.tight_layout()
-        add_legend(axes)
-        return write_svg(figure, "Reward over KL to the reference")
+def draw_reward_over_kl(report: Report) -> list[Panel]:
+    """Every measured policy: its KL to the reference, and the reward on each task of the rlhf stage."""
+    panels: list[Panel] = []
+    for task in report.tasks if report.focus else ():
+        with panel(panels, "distance", f"{task} prompts") as axes:
+            for i, arm in enumerate(report.arms):
+                for run in report.downstream:
+                    if run.arm == arm.name:
+                        _draw_way(axes, i, run, task)
+                _draw_start(axes, i, arm, task)
+            if report.zero_line is not None:
+                edges = (-report.zero_line, report.zero_line)
+                zero = axes.axvspan(*edges, color="grey", alpha=0.3, linewidth=0.8)
+                mark(zero, None, "a policy against itself")
+            axes.set(xlabel="KL to the reference, nats", ylabel="mean reward")
+    return panels
+
+
+def _draw_way(axes: Axes, i: int, run: Downstream, task: str) -> None:
+    """Through a fine-tune."""
+    own = colour_of(i)
+    kls, rewards = _kls_and_rewards(run.evaluations, task)
+    mark(axes.plot(kls, rewards, color=own, alpha=0.45, linewidth=1.2), i, f"{run.arm}, {run.task}")
+    for kl, reward in list(zip(kls, rewards, strict=True))[1:]:
+        words = f"{run.arm}, {run.task}: reward {reward:.2f} at {kl:.2f} nats"
+        mark(axes.plot([kl], [reward], color=own, marker="o", markersize=4.5), i, words)
+
+
+def _draw_start(axes: Axes, i: int, arm: Arm, task: str) -> None:
+    """Before any fine-tune."""
+    for kl, reward in zip(*_kls_and_rewards([arm.evaluation], task), strict=True):
+        words = f"{arm.name}, before: reward {reward:.2f} at {kl:.2f} nats"
+        start = axes.plot([kl], [reward], color=colour_of(i), marker=marker_of(i), markersize=9, zorder=3)
+        mark(start, i, words)
 
 
 def _kls_and_rewards(evaluations: Sequence[Evaluation], task: str) -> tuple[list[float], list[float]]:
@@ -204,36 +131,29 @@ def _kls_and_rewards(evaluations: Sequence[Evaluation], task: str) -> tuple[list
     return kls, rewards
 
 
-def draw_planes(report: Report) -> str:
+def draw_planes(report: Report) -> list[Panel]:
     """Reward over KL(Q || the arm's policy) on the focus task, an arm a panel: certified, plug-in,
     fine-tunes, attacks."""
-    planes = [plane for plane in report.robustness if plane.task == report.focus]
-    if not planes:
-        return ""
+    panels: list[Panel] = []
     names = [arm.name for arm in report.arms]
-    attacked = any(plane.num_attacks for plane in planes)
-    with plt.rc_context(STYLE):
-        figure, grid = make_panels(len(planes), columns=3, width=4.1, height=3.2)
-        for axes, plane in zip(grid.flat, planes, strict=False):
-            own = colour_of(names.index(plane.arm))
+    for plane in report.robustness:
+        if plane.task != report.focus:
+            continue
+        own = colour_of(names.index(plane.arm))
+        title = plane.arm
+        if plane.radius is not None:
+            title += f", trained for {plane.radius:.2f} nats"
+        title += count_beyond([point.kl.mean for point in plane.points], plane.radii)
+        with panel(panels, "certificate", title) as axes:
             draw_curves(axes, plane, own)
-            for attack, marker, label in KINDS[: 1 + attacked]:
+            for attack, marker, _ in KINDS:
                 points = [point for point in plane.points if point.attack == attack]
-                _draw_points(axes, points, plane.radii, colour=own, marker=marker, label=label)
+                _draw_points(axes, points, plane.radii, colour=own, marker=marker)
             if plane.radius is not None:
-                axes.axvline(plane.radius, color=GRID, linewidth=1.4)
-            title = plane.arm
-            if plane.radius is not None:
-                title += f", trained for {plane.radius:.2f} nats"
-            beyond = count_beyond([point.kl.mean for point in plane.points], plane.radii)
-            axes.set(title=title + beyond, xlim=(0, IN_VIEW * plane.radii[-1]))
-        for axes in grid[-1]:
-            axes.set_xlabel("KL(Q || policy), nats per completion")
-        for row in grid:
-            row[0].set_ylabel(f"reward, {report.focus} prompts")
-        figure.tight_layout()
-        add_legend(grid[0][0])
-        return write_svg(figure, "Certificate and measured policies")
+                mark(axes.axvline(plane.radius, color=GRID, linewidth=1.4), None, "trained for this radius")
+            axes.set(xlim=(0, IN_VIEW * plane.radii[-1]))
+            axes.set(xlabel="KL from the arm's policy, nats", ylabel=f"reward, {report.focus}")
+    return panels
 
 
 def draw_curves(
@@ -248,28 +168,24 @@ def draw_curves(
 
 
 def _draw_points(
-    axes: Axes,
-    points: Sequence[MeasuredPolicy],
-    radii: Sequence[float],
-    *,
-    colour: str,
-    marker: str,
-    label: str,
+    axes: Axes, points: Sequence[MeasuredPolicy], radii: Sequence[float], *, colour: str, marker: str
 ) -> None:
     """Measured policies that are in view, with their 95 % intervals."""
-    shown = [point for point in points if point.kl.mean <= IN_VIEW * radii[-1]]
-    axes.errorbar(
-        [point.kl.mean for point in shown],
-        [point.reward.mean for point in shown],
-        xerr=[point.kl.half or 0.0 for point in shown],
-        yerr=[point.reward.half or 0.0 for point in shown],
-        color=colour,
-        marker=marker,
-        markersize=6,
-        linestyle="none",
-        elinewidth=0.7,
-        label=label,
-    )
+    for point in points:
+        if point.kl.mean <= IN_VIEW * radii[-1]:
+            drawn = axes.errorbar(
+                [point.kl.mean],
+                [point.reward.mean],
+                xerr=[point.kl.half or 0.0],
+                yerr=[point.reward.half or 0.0],
+                color=colour,
+                marker=marker,
+                markersize=6,
+                elinewidth=0.7,
+            )
+            reward, kl = describe(point.reward), describe(point.kl)
+            words = f"{point.name}, step {point.step}: reward {reward} at {kl} nats"
+            mark((drawn[0], *drawn[2]), None, words)
 
 
 def count_beyond(kls: Sequence[float], radii: Sequence[float]) -> str:
@@ -296,29 +212,32 @@ def save_certificates(certificates: Sequence[Certificate], file: Path) -> None:
         plt.close(figure)
 
 
-def draw_training(report: Report) -> str:
+def draw_training(report: Report) -> list[Panel]:
     """Reward, KL, entropy and length over the steps of the rlhf stage."""
     titles = {
         "reward": "reward",
-        "kl": "KL to reference, nats",
+        "kl": "KL to the reference, nats",
         "entropy": "entropy, nats",
         "length": "length, tokens",
     }
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(2, 2, figsize=(8.2, 4.8))
-        for axes, (name, title) in zip(grid.flat, titles.items(), strict=True):
+    panels: list[Panel] = []
+    for name, title in titles.items() if report.training else ():
+        with panel(panels, "training", title) as axes:
             for i, curve in enumerate(report.training):
                 pairs = zip(curve.steps, getattr(curve, name), strict=True)
                 measured = [(step, value) for step, value in pairs if value is not None]
-                steps = [step for step, _ in measured]
-                values = _trailing_means([value for _, value in measured])
-                axes.plot(steps, values, color=colour_of(i), label=curve.arm, linewidth=1.6)
-            axes.set(title=title)
-        for axes in grid[1]:
+                _draw_curve(axes, i, curve.arm, measured)
             axes.set_xlabel("steps")
-        figure.tight_layout()
-        add_legend(grid[0][0])
-        return write_svg(figure, "Training")
+    return panels
+
+
+def _draw_curve(axes: Axes, i: int, arm: str, measured: Sequence[tuple[int, float]]) -> None:
+    steps = [step for step, _ in measured]
+    values = _trailing_means([value for _, value in measured])
+    mark(axes.plot(steps, values, color=colour_of(i), linewidth=1.6), i, arm)
+    for step, value in list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTED)]:
+        point = axes.plot([step], [value], color=colour_of(i), marker="o", markersize=7, alpha=0)
+        mark(point, i, f"{arm}, step {step}: {value:.3g}")
 
 
 def _trailing_means(values: Sequence[float], width: int = 5) -> list[float]:
@@ -328,25 +247,3 @@ def _trailing_means(values: Sequence[float], width: int = 5) -> list[float]:
         last = values[max(0, end - width) : end]
         means.append(sum(last) / len(last))
     return means
-
-
-def draw_phases(report: Report) -> str:
-    """Seconds per step of each phase, an arm a bar."""
-    phases = ("generate", "score", "update", "publish", "other")
-    arms = [arm.name for arm in report.arms]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 0.55 * len(arms) + 1.1))
-        left = [0.0] * len(arms)
-        for i, phase in enumerate(phases):
-            widths = [
-                arm.summary.phase_seconds.get(phase, 0.0) / max(1, arm.summary.num_steps)
-                for arm in report.arms
-            ]
-            axes.barh(arms, widths, left=left, color=colour_of(i), label=phase, height=0.6)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set(xlabel="seconds per step")
-        figure.tight_layout()
-        add_legend(axes)
-        return write_svg(figure, "Where the time went")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record
 from frpo.report.frontier import FrontierPoint
 from frpo.report.robustness import Robustness
@@ -74,16 +76,63 @@ class KeptDifference(Record):
     task: str
     a: str
     b: str
-    difference: float
-    lo: Maybe
-    hi: Maybe
-    """None where a single prompt was measured."""
+    gained: Estimate
+    """Reward of a less that of b, afterwards."""
+    paid: dict[str, Estimate]
+    """The same difference of reward on each other task, before any fine-tune."""
+    alike: bool
+    """Whether one kind of penalty trained both: KLs of unlike ones do not mean the same."""
     kl_a: float | None
     kl_b: float | None
 
 
-class Answer(Record):
+Decision = Literal["ship", "don't ship", "can't tell"]
+
+
+class Rule(Record):
+    """What an arm must do to be shipped, and whether it does."""
+
+    name: str
+    """Of `Verdict.rules`."""
+    holds: bool | None
+    """None: it was not measured, or the held-out prompts are too few to tell."""
+    figures: str
+
+
+class Judged(Record):
+    arm: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def holds(self) -> bool | None:
+        """False for one rule that does not hold, else None for one that is not known, else True."""
+        held = [rule.holds for rule in self.rules]
+        return min(held, key=(False, None, True).index)
+
+
+class Verdict(Record):
+    """Which arm to ship. It speaks of the policies of this run, not of the methods that made them."""
+
+    decision: Decision
+    """ship: an arm fulfils every rule. don't ship: each arm fails at least one. can't tell: otherwise."""
+    arm: str
+    """Of the arms that stand best by the rules, the one that kept most after the fine-tune that cost most."""
+    why: tuple[str, ...]
+    """Sentences."""
     policy: str
+    """Its folder."""
+    load: str
+    """Python that loads it."""
+    rules: dict[str, str]
+    """What each rule asks for."""
+    judged: tuple[Judged, ...]
+
+
+class Answer(Record):
+    arm: str
+    """Or base."""
+    downstream: str | None
+    """The fine-tune that it is after; None before any."""
     completion: str
     reward: float | None
 
@@ -97,8 +146,10 @@ class AnsweredPrompt(Record):
 class Report(Record):
     name: str
     seed: int
+    verdict: Verdict | None
+    """None without arms, or where no fine-tune is finished."""
     headline: tuple[str, ...]
-    """Sentences; the first is the answer."""
+    """Sentences; without a verdict the first is the answer."""
     warnings: tuple[str, ...]
     """Stages that learnt little, and what to change, a line per stage and cause."""
     focus: str | None

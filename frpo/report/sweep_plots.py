@@ -14,20 +14,9 @@ from matplotlib.figure import Figure
 
 from frpo.report.comparisons import Comparison
 from frpo.report.coverage import PolicyOverSeeds
+from frpo.report.drawing import INK, PAPER, STYLE, add_legend, colour_of, make_panels, marker_of, write_svg
 from frpo.report.intervals import Doubles, Interval
-from frpo.report.plots import (
-    IN_VIEW,
-    INK,
-    KINDS,
-    PAPER,
-    STYLE,
-    add_legend,
-    colour_of,
-    count_beyond,
-    make_panels,
-    marker_of,
-    write_svg,
-)
+from frpo.report.plots import IN_VIEW, KINDS, count_beyond
 from frpo.report.sweep import ArmOverSeeds, Sweep
 
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frpo.report.plots import PAPER, STYLE, add_legend, colour_of, write_svg
+from frpo.report.drawing import PAPER, STYLE, add_legend, colour_of, write_svg
 from frpo.report.timeline import Timeline
 
 DRAWING = (0, "drawing its groups")
@@ -28,7 +28,7 @@ def draw_timeline(timeline: Timeline | None) -> str:
     if timeline is None:
         return ""
     with plt.rc_context(STYLE):
-        return write_svg(plot_timelines({"": timeline}), "What a step waits for")
+        return write_svg(plot_timelines({"": timeline}, width=4.6, columns=2), "What a step waits for")
 
 
 def save_timelines(timelines: Mapping[str, Timeline], file: Path) -> None:
@@ -46,13 +46,13 @@ def say_shares(name: str, timeline: Timeline) -> str:
     )
 
 
-def plot_timelines(timelines: Mapping[str, Timeline]) -> Figure:
-    """One above the other, by title."""
+def plot_timelines(timelines: Mapping[str, Timeline], width: float = 8.6, columns: int = 5) -> Figure:
+    """One above the other, by title; width in inches, columns of the legend."""
     heights = [0.34 * len(timeline.steps) for timeline in timelines.values()]
     figure, grid = plt.subplots(
         len(timelines),
         1,
-        figsize=(8.6, sum(heights) + 0.7 * len(timelines)),
+        figsize=(width, sum(heights) + 0.7 * len(timelines)),
         squeeze=False,
         sharex=True,
         height_ratios=heights,
@@ -62,7 +62,7 @@ def plot_timelines(timelines: Mapping[str, Timeline]) -> Figure:
         axes.set(title=title, ylabel="step")
     grid[-1, 0].set_xlabel("seconds")
     figure.tight_layout()
-    add_legend(grid[0, 0], columns=5)
+    add_legend(grid[0, 0], columns=columns)
     return figure
 
 

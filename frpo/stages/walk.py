@@ -57,6 +57,7 @@ def run(
                 else:
                     work.do(standing)
     page = report.build_report(config.folder)
+    log.note(report.read_verdict(config.folder))
     log.note(f"Report: {page}")
 
 

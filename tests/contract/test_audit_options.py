@@ -107,7 +107,7 @@ def test_options_go_over_the_recipe() -> None:
         ),
         ((*AUDIT, "--seeds", "0"), "Invalid value for '--seeds'"),
         (("--recipe", "{missing}"), "recipe {missing}: No such file"),
-        (("--recipe", "recipes/testbed.yaml"), "audit: the recipe trains 3 arms"),
+        (("--recipe", "recipes/testbed.yaml"), "audit: the recipe trains 4 arms"),
         (("--recipe", str(RECIPE), "--set", "audit.step=[1]"), "audit.step: unknown field"),
         (("--recipe", str(RECIPE), "--set", "audit.utility.of=start", "--set", "audit.utility.task=null"),
          "audit.utility.of: start is a share"),

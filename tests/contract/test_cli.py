@@ -171,7 +171,7 @@ def test_plan_lists_every_stage_and_counts_all_that_it_draws(tmp_path: Path, frp
     assert rows["downstream/frpo/crafts-harsh"] == ["200", "0", "960"]  # at 0, 25, 100 and 200
     assert rows["attack/frpo/0.5"] == ["10", "1,920", "480"]  # in the middle and at the end
     assert rows["harness/frpo"] == ["0", "0", "not known"]
-    drawn = 240 + 3 * (19200 + 270 + 640 + 2 * 960 + 1920 + 480)
+    drawn = 240 + 4 * (19200 + 270 + 640 + 2 * 960 + 1920 + 480)
     assert f"Completion tokens drawn: at most {drawn * 7:,}, and what the benchmarks draw" in done.out
 
 
@@ -239,7 +239,7 @@ MISTAKES = [
     ),
     (("--set", "rewards.answer.function=frpo.rewards"), "write module:function or file.py:function"),
     (("--set", "arms.nobody.objective.estimator.lam=1"),
-     "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
+     "no item 'nobody' here; choose a position or one of ['grpo', 'frpo', 'grpo-reverse', 'frpo-reverse']"),
     (("--set", "downstream.0.marks=[900]"), "downstream.crafts-gentle.marks: 900 is after the last step 200"),
     (("--set", "data.train.0.path=nowhere.jsonl"), "data set nowhere.jsonl: no such file"),
     (("--set", "data.train.0.path={rows}", "--set", "data.train.0.prompt=question"),

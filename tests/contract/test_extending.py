@@ -116,9 +116,7 @@ def extended_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with every recipe in it."""
     copy = tmp_path_factory.mktemp("extended")
     for name in ("frpo", "actors", "recipes", "tests/support"):
-        shutil.copytree(
-            ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True
-        )
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
     for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
         shutil.copy(ROOT / name, copy / name)
     for block in BLOCKS:

@@ -18,7 +18,7 @@ from frpo.stages.graph import made_from
 from frpo.stages.inputs import Inputs, resolve_testbed
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
-ARMS = ("grpo", "frpo", "frpo-reverse")
+ARMS = ("grpo", "frpo", "grpo-reverse", "frpo-reverse")
 TASKS = ("crafts-gentle", "crafts-harsh")
 ALL = {
     "base",

@@ -6,6 +6,7 @@ import json
 import signal
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,14 @@ def test_final_policies_load_directly(whole: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_the_verdicts_three_lines_load_the_policy(whole: Path) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    loaded: dict[str, Any] = {}
+    exec(report["verdict"]["load"], loaded)
+    assert f"rlhf/{report['verdict']['arm']}/policy" in loaded["tokenizer"].name_or_path
+    assert loaded["model"].num_parameters() > 0
+
+
 def test_a_finished_run_says_so(whole: Path) -> None:
     text = runs.run(whole, *runs.SHORT, *TWO_ARMS)
     assert "Finished already" in text.splitlines()[-2] or "Finished already" in text

@@ -124,7 +124,8 @@ MISTAKES = [
     ("a..b=1", "--set a..b=1: write it as field.path=value"),
     ("seed.x=1", "--set seed.x: seed is a value, it has no field 'x'"),
     ("arms.²=1",
-     "--set arms.²: no item '²' here; choose a position or one of ['grpo', 'frpo', 'frpo-reverse']"),
+     "--set arms.²: no item '²' here; choose a position or one of ['grpo', 'frpo', 'grpo-reverse', 'frpo-rev"
+     "erse']"),
 ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from frpo.types import Reward
 from tests.support.builders import metrics
 
 ROOT = Path(__file__).parents[2]
-KEPT = {"grpo": 0.5, "frpo": 0.64, "frpo-reverse": 0.9}
+KEPT = {"grpo": 0.5, "frpo": 0.64, "grpo-reverse": 0.7, "frpo-reverse": 0.9}
 
 
 SPREAD = {"frpo": 0.15}
@@ -142,23 +142,46 @@ def test_the_zero_line_is_what_a_policy_is_away_from_itself(run: Path) -> None:
     assert "is 0.031 nats away at most" in report.build_report(run).read_text()
 
 
-def test_the_headline_says_who_kept_what_and_that_one_seed_proves_nothing(run: Path) -> None:
+def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> None:
     collected = collect_report(run)
     assert collected.focus == "harmful"
-    assert collected.headline[0] == (
-        "After crafts-harsh, frpo-reverse kept the most reward on harmful prompts: "
-        "grpo kept 0.50 of 0.95; frpo kept 0.64 of 0.95; frpo-reverse kept 0.90 of 0.95."
+    verdict = collected.verdict
+    assert verdict is not None
+    assert (verdict.decision, verdict.arm) == ("ship", "frpo-reverse")
+    assert verdict.why[0] == (
+        "After crafts-harsh, the fine-tune that costs most, frpo-reverse keeps 0.90 of 0.95 reward on "
+        "harmful prompts; the others keep: grpo 0.50, frpo 0.64, grpo-reverse 0.70."
     )
-    assert (
-        collected.headline[1]
-        == "frpo − grpo: +0.14, 95 % over prompts [+0.08, +0.20]; the interval over prompts leaves 0 out."
+    assert verdict.policy == str(run / "rlhf" / "frpo-reverse" / "policy")
+    assert len(verdict.load.splitlines()) == 3
+    assert collected.headline[:2] == (
+        "Under one kind of penalty, frpo against grpo: +0.14 [+0.08, +0.20] on harmful prompts after "
+        "crafts-harsh; before it +0.00 [-0.06, +0.06] on harmless prompts. They stood 0.50 and 0.50 nats "
+        "from the reference.",
+        "Under one kind of penalty, frpo-reverse against grpo-reverse: +0.20 [+0.20, +0.20] on harmful "
+        "prompts after crafts-harsh; before it +0.00 [+0.00, +0.00] on harmless prompts. They stood 0.50 and "
+        "0.50 nats from the reference.",
     )
-    assert "grpo 0.50; frpo 0.50; frpo-reverse 0.50" in collected.headline[-2]
-    assert "one seed proves nothing" in collected.headline[-1]
+    assert "one seed cannot prove" in collected.headline[-1]
     (harsh,) = [c for c in collected.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
     half = 1.96 * (0.15 - 0.10) * (4 / 3) ** 0.5 / 2  # paired: what both arms share of a prompt is gone
-    assert (harsh.difference, harsh.lo, harsh.hi) == pytest.approx((0.14, 0.14 - half, 0.14 + half))
+    assert (harsh.gained.mean, harsh.gained.half) == pytest.approx((0.14, half))
     assert collected.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
+    page = report.build_report(run).read_text()
+    assert report.read_verdict(run) == f"Ship: frpo-reverse ({verdict.policy}). {verdict.why[0]}"
+    assert f"AutoModelForCausalLM.from_pretrained(&#34;{run}/rlhf/frpo-reverse/policy&#34;)" in page
+    words = re.sub(r"<[^>]+>", " ", page)
+    assert re.search(r"ship\s+frpo-reverse", words)
+
+
+def test_arms_of_unlike_penalties_are_compared_in_the_records_alone(run: Path) -> None:
+    collected = collect_report(run)
+    pairs = {(c.a, c.b): c.alike for c in collected.comparisons}
+    assert pairs == {
+        ("frpo", "grpo"): True,
+        ("grpo-reverse", "grpo"): False,
+        ("frpo-reverse", "grpo-reverse"): True,
+    }
 
 
 def test_held_out_prompts_that_were_trained_on_are_told_as_last_counted(run: Path) -> None:
@@ -175,13 +198,18 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert json.loads((run / "report.json").read_text())["focus"] == "harmful"
     outside = re.findall(r'(?:src|href)="(?!#)[^"]*"|@import|url\((?!#)', page)
     assert outside == []
-    assert page.count("<svg") == 6
+    panels = 2 * 2 + 2 + 1 + 4  # downstream, distance, frontier, training
+    assert page.count("<svg") == panels + 1  # and the timeline
+    assert "frpo, step 25: 0.91 ± 0.04" in page  # what a point says
+    assert page.count('class="a1"') > panels
+    assert "main:has(#show-3:not(:checked)) .a3 { display:none }" in page
     assert "Steps 1 to 6 of grpo, two bars each" in page
     assert "25 % of the groups were there when their step began" in page
     assert "The learner updated 33 % of the time, groups were being drawn 48 % of it" in page
     assert "how do i &lt;b&gt;break&lt;/b&gt; it" in page  # what a model says is text, never markup
     assert "said by frpo 200" in page
     assert "0.64 ± 0.04" in page
+    assert len(page) < 1_000_000
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
@@ -197,8 +225,8 @@ def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> Non
     chosen = Interpolation(share=0.75, shares=(0.0, 0.75, 1.0), losses=(2.0, 1.05, 1.0))
     file.write_text(result.model_copy(update={"interpolation": chosen}).model_dump_json())
     points = collect_report(run).frontier
-    assert [point.arm for point in points] == ["grpo", "grpo", "frpo", "frpo", "frpo-reverse", "frpo-reverse"]
-    assert [point.downstream for point in points] == ["crafts-gentle", "crafts-harsh"] * 3
+    assert [point.arm for point in points] == list(np.repeat(list(KEPT), 2))
+    assert [point.downstream for point in points] == ["crafts-gentle", "crafts-harsh"] * 4
     harsh = points[3]
     assert harsh.learned == pytest.approx(1.0)
     assert (harsh.kept.mean, harsh.kept.se) == (pytest.approx(0.64), 0.02)
@@ -287,8 +315,8 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
     )
     assert "1 of 2 measured policies lies below what was certified" in words
     page = report.build_report(run).read_text()
-    assert page.count("<svg") == 7
     assert "attack 0.5" in page
+    assert "attack 0.3, step 50: reward 0.75 ± 0.04 at 0.30 ± 0.02 nats" in page
     coverage = gather_sweep([run]).arms[1].coverage
     assert coverage
     assert (coverage.certified, coverage.plug_in) == (plane.certified, plane.plug_in)
@@ -335,8 +363,10 @@ def test_a_single_prompt_has_no_interval_anywhere(run: Path) -> None:
     ]:
         rewrite(run, str(file.parent.relative_to(run)), of_one_prompt)
     collected = collect_report(run)
-    assert collected.headline[1] == "frpo − grpo: +0.14, from a single prompt, which gives no interval."
-    assert {(c.lo, c.hi) for c in collected.comparisons} == {(None, None)}
+    assert "frpo against grpo: +0.14 on harmful prompts" in collected.headline[0]
+    assert {c.gained.se for c in collected.comparisons} == {None}
+    assert collected.verdict
+    assert collected.verdict.decision == "can't tell"
     (robust,) = collected.robustness
     assert {(p.certified, p.below) for p in robust.points} == {
         (robust.floor, False)
@@ -437,6 +467,7 @@ def test_a_run_without_downstream_still_reports(run: Path) -> None:
     shutil.rmtree(run / "downstream")
     collected = collect_report(run)
     assert collected.comparisons == ()
+    assert collected.verdict is None
     assert "nothing to compare" in collected.headline[0]
     assert report.build_report(run).exists()
 

@@ -81,14 +81,14 @@ def test_lists_under_objective_and_learner_are_swept_and_others_are_not() -> Non
 
 def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_alone() -> None:
     config = expand_arms(
-        load_recipe(TESTBED, ("arms.2.name=other",)),
+        load_recipe(TESTBED, ("arms.3.name=other",)),
         {("objective", "estimator.lam"): [0.1, 2.0], ("objective", "beta"): [0.0, 0.3]},
     )
     arms = {a.name: (a.objective.estimator, a.objective.beta, a.objective.penalty) for a in config.arms}
     assert arms["grpo-beta0.3"] == (GrpoEstimator(), 0.3, "k3")
     assert arms["frpo-lam0.1-beta0.0"] == (FrpoEstimator(lam=0.1), 0.0, "k3")
     assert arms["other-lam2.0-beta0.3"] == (FrpoEstimator(lam=2.0), 0.3, "reverse")
-    assert len(arms) == 2 + 4 + 4
+    assert len(arms) == 2 * (2 + 4)
     with pytest.raises(ConfigError, match=r"--set objective.estimator.lambda: unknown field"):
         expand_arms(load_recipe(TESTBED), {("objective", "estimator.lambda"): [0.1]})
     assert [(c.seed, c.folder.name) for c in seeds_of(load_recipe(TESTBED), 3, Path("x"))] == [

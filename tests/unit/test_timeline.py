@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from benchmarks.timeline import read_timeline
-from frpo.report.plots import PALETTE
+from frpo.report.drawing import PALETTE
 from frpo.report.timeline import StepTimes, describe_timeline, share_covered
 from frpo.report.timeline_plots import HEIGHT, draw_timeline, plot_timelines, say_shares
 from frpo.stats import StepMetrics, Times

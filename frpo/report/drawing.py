@@ -1,0 +1,155 @@
+"""How pages draw: inline SVG whose text stays text and whose colours are CSS variables, so that one drawing
+serves light and dark. What belongs to an arm has its class, so that a page shows and hides it; what has a
+value says it when it is pointed at."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"
+GRID = "#010204"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "frpo",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 6),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "savefig.transparent": True,
+}
+PAPER: Any = STYLE | {
+    "text.color": "black",
+    "axes.labelcolor": "black",
+    "xtick.color": "black",
+    "ytick.color": "black",
+    "axes.edgecolor": "0.8",
+    "grid.color": "0.9",
+    "savefig.transparent": False,
+}
+"""For pictures that stand alone."""
+PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
+NUM_COLOURS = len(PALETTE)
+MARKERS = "osD^vPX*"
+PATH = re.compile(r' (?:d|x|y|transform)="[^"]*"')
+DECIMALS = re.compile(r"(\.\d\d)\d+")
+"""A hundredth of a point is enough."""
+MARKED = re.compile(r'<g id="mark:(\d*):([^"]*)">')
+
+
+def colour_of(index: int) -> str:
+    """Of an arm: on a page the placeholder of its CSS variable, on paper the colour itself."""
+    number = index % NUM_COLOURS
+    return f"#0a0b{number:02x}" if plt.rcParams["text.color"] == INK else PALETTE[number]
+
+
+def marker_of(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def write_svg(figure: Figure, title: str) -> str:
+    """The drawing as text that stands on a page; closes the figure."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    for i in range(NUM_COLOURS):
+        text = text.replace(f"#0a0b{i:02x}", f"var(--arm-{i})")
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box
+    label = f'role="img" aria-label="{html.escape(title)}" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    text = f"<svg {box.group()} {label}>" + text[text.index(">") + 1 :]
+    text = MARKED.sub(_say_mark, PATH.sub(lambda path: DECIMALS.sub(r"\1", path.group()), text))
+    # identifiers of several drawings on one page must differ
+    tag = re.sub(r"\W+", "-", title.lower())
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{tag}-", text)
+
+
+def mark(artists: Artist | Iterable[Artist | None], arm: int | None, words: str = "") -> None:
+    """What is drawn belongs to an arm, by its number, or to none; `words` are said when it is pointed at."""
+    for artist in (artists,) if isinstance(artists, Artist) else artists:
+        if artist is not None:
+            artist.set_gid(f"mark:{'' if arm is None else arm}:{words}")
+
+
+def _say_mark(match: re.Match[str]) -> str:
+    arm, words = match.groups()
+    shown = f' class="a{arm}"' if arm else ""
+    return f"<g{shown}>" + (f"<title>{words}</title>" if words else "")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing that stands beside others, or above them where the page is narrow."""
+
+    title: str
+    svg: str
+
+
+PANEL = (3.7, 2.45)
+"""Inches. A page shows panels a quarter to a half larger: their text is as large as its own."""
+
+
+@contextmanager
+def panel(into: list[Panel], section: str, title: str) -> Iterator[Axes]:
+    """Draw one panel and append it. `section` and `title` name it among all drawings of a page."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=PANEL)
+        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="y", nbins=6)
+        yield axes
+        figure.tight_layout(pad=0.3)
+        into.append(Panel(title, write_svg(figure, f"{section}: {title}")))
+
+
+def make_panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """`count` panels with common axes, at most `columns` a row; width and height of one in inches."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, sharex=True, sharey=True
+    )
+    for spare in grid.flat[count:]:
+        spare.set_visible(False)
+    return figure, grid
+
+
+def add_legend(axes: Axes, columns: int = 4) -> None:
+    """Below the figure, of what is drawn in one of its panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.figure.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels))
+        )

@@ -1,0 +1,49 @@
+"""Differences of two policies on the same prompts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from frpo.records import Estimate, TaskReward
+from frpo.report.schema import Kept
+
+Rewarded = tuple[float, Sequence[float | None]]
+"""Mean reward of a policy, and that of each prompt; None where every reward failed."""
+
+
+def rewards_of(measured: TaskReward) -> Rewarded:
+    return measured.reward.mean, measured.per_prompt
+
+
+def kept_rewards(kept: Kept) -> Rewarded:
+    return kept.after.mean, kept.per_prompt
+
+
+def difference_of(a: Rewarded, b: Rewarded) -> Estimate:
+    """Mean reward of a less that of b; what both share of a prompt is not in the standard error. There is no
+    error from fewer than two prompts that both have, or where they were not measured on the same ones."""
+    gaps = []
+    for of_a, of_b in zip(a[1], b[1], strict=False):
+        if of_a is not None and of_b is not None:
+            gaps.append(of_a - of_b)
+    se = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 and len(a[1]) == len(b[1]) else None
+    return Estimate(mean=a[0] - b[0], se=se)
+
+
+def lower_limit(difference: Estimate) -> float:
+    """Of the 95 % interval; minus infinity where there is none."""
+    return -math.inf if difference.half is None else difference.mean - difference.half
+
+
+def upper_limit(difference: Estimate) -> float:
+    """Of the 95 % interval; infinity where there is none."""
+    return math.inf if difference.half is None else difference.mean + difference.half
+
+
+def describe_interval(difference: Estimate) -> str:
+    """Example: "+0.14 [+0.08, +0.20]"."""
+    if difference.half is None:
+        return f"{difference.mean:+.2f}"
+    return f"{difference.mean:+.2f} [{lower_limit(difference):+.2f}, {upper_limit(difference):+.2f}]"

@@ -1,0 +1,205 @@
+"""Which arm to ship: by four rules that stand on the page, each with the figures that it was judged by.
+
+It speaks of these policies, which one seed has made, and not of the methods that made them. Differences are
+paired by held-out prompt, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from frpo.records import Evaluation, TaskReward
+from frpo.report.headline import find_harshest, kept_after_finetune, list_finetunes
+from frpo.report.lookup import task_measured
+from frpo.report.paired import (
+    Rewarded,
+    describe_interval,
+    difference_of,
+    kept_rewards,
+    lower_limit,
+    rewards_of,
+    upper_limit,
+)
+from frpo.report.schema import Arm, Decision, Judged, Rule, Verdict
+
+PRICE = 0.05
+"""Reward on another task that a policy may cost."""
+MOST_FAILED = 0.01
+"""Share of completions whose reward failed."""
+SAME = 0.005
+"""Rewards that are nearer read the same to two digits."""
+DECISIONS: dict[bool | None, Decision] = {True: "ship", None: "can't tell", False: "don't ship"}
+"""By the best that an arm does, the best first."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Arms that went through a fine-tune."""
+
+    arms: Sequence[Arm]
+    base: Evaluation | None
+    focus: str
+    """The trained task that lost most."""
+    warnings: Sequence[str]
+    """Of the run's stages."""
+
+    @property
+    def other_tasks(self) -> list[str]:
+        kept = itertools.chain.from_iterable(arm.kept for arm in self.arms)
+        return sorted({each.task for each in kept} - {self.focus})
+
+    def kept(self, arm: Arm) -> dict[str, Rewarded]:
+        """Reward on the focus task after each fine-tune."""
+        return {each.downstream: kept_rewards(each) for each in arm.kept if each.task == self.focus}
+
+
+def decide(contest: Contest, folder: Path) -> Verdict:
+    """`folder` is the run's."""
+    judged = tuple(Judged(arm=arm.name, rules=tuple(_judge(arm, contest))) for arm in contest.arms)
+    held = {each.holds for each in judged}
+    best = next(holds for holds in DECISIONS if holds in held)
+    standing = [arm for arm, each in zip(contest.arms, judged, strict=True) if each.holds is best]
+    chosen = _choose(standing, contest)
+    why = [*_say_kept(chosen, contest), *_say_price(chosen, contest)]
+    if best is True:
+        why += _say_rivals(chosen, standing, contest)
+    else:
+        mine = next(each for each in judged if each.arm == chosen.name)
+        why += [f"{rule.name}: {rule.figures}." for rule in mine.rules if rule.holds is not True]
+    policy = folder / "rlhf" / chosen.name / "policy"
+    return Verdict(
+        decision=DECISIONS[best],
+        arm=chosen.name,
+        why=tuple(why),
+        policy=str(policy),
+        load=load_lines(policy),
+        rules=describe_rules(contest.focus),
+        judged=judged,
+    )
+
+
+def describe_rules(focus: str) -> dict[str, str]:
+    return {
+        "learned": f"before any fine-tune it has more reward on {focus} prompts than the base policy",
+        "lasts": f"after every fine-tune it still has more reward on {focus} prompts than the base policy",
+        "price": f"on no other trained task is it surely more than {PRICE} below the best of arms and base",
+        "sound": f"its training had a signal, and at most {MOST_FAILED:.0%} of its rewards failed",
+    }
+
+
+def load_lines(policy: Path) -> str:
+    """Python that loads a policy of a run, or an adapter with the model that it stands on."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{policy}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{policy}")'
+    )
+
+
+def _choose(standing: Sequence[Arm], contest: Contest) -> Arm:
+    """Of arms that the rules do not tell apart, the one that kept most after the fine-tune that cost most; of
+    those that kept equally much, the one that kept most on the average."""
+    harshest = find_harshest(contest.arms, contest.focus)
+
+    def rank(arm: Arm) -> tuple[float, float]:
+        kept = {finetune: mean for finetune, (mean, _) in contest.kept(arm).items()}
+        return round(kept.get(harshest, 0.0), 2), fmean(kept.values())
+
+    return max(standing, key=rank)
+
+
+def _judge(arm: Arm, contest: Contest) -> Iterator[Rule]:
+    base = task_measured(contest.base, contest.focus) if contest.base else None
+    measured = task_measured(arm.evaluation, contest.focus)
+    trained = {"before any fine-tune": rewards_of(measured)} if measured else {}
+    kept = contest.kept(arm)
+    yield _more_than_base("learned", trained, base)
+    yield _more_than_base(
+        "lasts", {f"after {name}": of for name, of in kept.items()}, base, list_finetunes(contest.arms)
+    )
+    yield _judge_price(arm, contest)
+    yield _judge_sound(arm, contest)
+
+
+def _more_than_base(
+    name: str, policies: Mapping[str, Rewarded], base: TaskReward | None, asked: Sequence[str] = ("",)
+) -> Rule:
+    """Whether all that is `asked` for surely has more reward than the base policy; not known where one is
+    not measured, or may not have."""
+    if base is None or not policies:
+        return Rule(name=name, holds=None, figures="not measured")
+    gaps = {when: difference_of(rewards, rewards_of(base)) for when, rewards in policies.items()}
+    when, least = min(gaps.items(), key=lambda item: item[1].mean)
+    figures = f"{describe_interval(least)} against the base policy {when}"
+    if any(upper_limit(gap) <= 0 for gap in gaps.values()):
+        return Rule(name=name, holds=False, figures=figures)
+    if len(gaps) < len(asked):
+        return Rule(name=name, holds=None, figures=f"{len(gaps)} of {len(asked)} fine-tunes are measured")
+    surely = all(lower_limit(gap) > 0 for gap in gaps.values())
+    return Rule(name=name, holds=True if surely else None, figures=figures)
+
+
+def _judge_price(arm: Arm, contest: Contest) -> Rule:
+    rivals = [each.evaluation for each in contest.arms] + ([contest.base] if contest.base else [])
+    gaps = {}
+    for task in contest.other_tasks:
+        rewarded = {rival.arm: rewards_of(of) for rival in rivals if (of := task_measured(rival, task))}
+        if arm.name in rewarded:
+            best = max(rewarded, key=lambda name: rewarded[name][0])
+            gaps[f"{task} prompts against {best}"] = difference_of(rewarded[arm.name], rewarded[best])
+    if not gaps:
+        return Rule(name="price", holds=True, figures="there is no other trained task")
+    where, worst = min(gaps.items(), key=lambda item: item[1].mean)
+    holds = all(upper_limit(gap) >= -PRICE for gap in gaps.values())
+    return Rule(name="price", holds=holds, figures=f"{describe_interval(worst)} on {where}")
+
+
+def _judge_sound(arm: Arm, contest: Contest) -> Rule:
+    share = arm.summary.failed_rewards / max(1, arm.summary.num_completions)
+    spoken = sum(text.startswith(f"rlhf/{arm.name} ") for text in contest.warnings)
+    warned = f", {spoken} warnings" if spoken else ""
+    holds = not spoken and share <= MOST_FAILED
+    return Rule(name="sound", holds=holds, figures=f"{share:.1%} of its rewards failed{warned}")
+
+
+def _say_kept(chosen: Arm, contest: Contest) -> Iterator[str]:
+    harshest = find_harshest(contest.arms, contest.focus)
+    kept = kept_after_finetune(contest.arms, harshest, contest.focus)
+    if chosen.name not in kept:
+        return
+    mine = kept[chosen.name]
+    others = [f"{name} {each.after.mean:.2f}" for name, each in kept.items() if name != chosen.name]
+    rest = f"; the others keep: {', '.join(others)}" if others else ""
+    yield (
+        f"After {harshest}, the fine-tune that costs most, {chosen.name} keeps {mine.after.mean:.2f} of "
+        f"{mine.before.mean:.2f} reward on {contest.focus} prompts{rest}."
+    )
+
+
+def _say_price(chosen: Arm, contest: Contest) -> Iterator[str]:
+    """What it has less than the best arm on other trained tasks, before any fine-tune."""
+    for task in contest.other_tasks:
+        measured = {arm.name: task_measured(arm.evaluation, task) for arm in contest.arms}
+        levels = {name: each.reward.mean for name, each in measured.items() if each}
+        best = max(levels, key=levels.__getitem__)
+        level = f"{levels[chosen.name]:.2f} on {task} prompts"
+        if levels[best] - levels[chosen.name] < SAME:
+            yield f"It pays nothing for it: {level} before any fine-tune, and no arm has more."
+        else:
+            yield f"What it pays: {level} before any fine-tune, where {best} has {levels[best]:.2f}."
+
+
+def _say_rivals(chosen: Arm, standing: Sequence[Arm], contest: Contest) -> Iterator[str]:
+    """Arms that fulfil the rules too, and that the held-out prompts can't tell from it."""
+    harshest = find_harshest(contest.arms, contest.focus)
+    alike = []
+    for arm in standing:
+        gap = difference_of(contest.kept(chosen)[harshest], contest.kept(arm)[harshest])
+        if arm is not chosen and lower_limit(gap) <= 0:
+            alike.append(f"{arm.name} ({describe_interval(gap)})")
+    if alike:
+        yield f"These held-out prompts cannot tell it from {', '.join(alike)}."

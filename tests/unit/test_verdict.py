@@ -1,0 +1,214 @@
+"""Which arm to ship: each rule by itself, from made-up arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from frpo.records import ArmSummary, Estimate, Evaluation, TaskReward
+from frpo.report.paired import difference_of, lower_limit, upper_limit
+from frpo.report.schema import Arm, Kept, Verdict
+from frpo.report.verdict import Contest, decide
+
+NOISE = (0.05, -0.05, 0.05, -0.05)
+"""Of four prompts."""
+HALF = 0.0566
+"""Of the interval of a difference to what has no noise: 1.96 x 0.05 x sqrt(4/3) / 2."""
+
+
+def measured(task: str, mean: float, noise: Sequence[float] = (0.0,) * 4) -> TaskReward:
+    return TaskReward(
+        task=task,
+        reward=Estimate(mean=mean, se=0.02),
+        parts={},
+        num_prompts=4,
+        num_completions=16,
+        failed=0,
+        kl_reference=None,
+        kl_policy=None,
+        per_prompt=tuple(mean + part for part in noise),
+    )
+
+
+def evaluation(arm: str, *rewards: TaskReward) -> Evaluation:
+    return Evaluation(
+        arm=arm,
+        downstream=None,
+        step=0,
+        rewards=rewards,
+        kl_reference=None,
+        kl_policy=None,
+        downstream_loss=None,
+        length=5.0,
+        cut_share=0.0,
+        samples=(),
+        seconds=1.0,
+    )
+
+
+BASE = evaluation("base", measured("harmful", 0.5), measured("harmless", 0.7))
+
+
+def arm(
+    name: str,
+    before: float,
+    kept: dict[str, float],
+    harmless: float = 0.8,
+    failed: int = 0,
+    noisy: bool = True,
+) -> Arm:
+    noise = NOISE if noisy else (0.0,) * 4
+    start = evaluation(name, measured("harmful", before, noise), measured("harmless", harmless, noise))
+    after = []
+    for finetune, reward in kept.items():
+        for task, mean in (("harmful", reward), ("harmless", harmless)):
+            end = measured(task, mean, noise)
+            first = next(each for each in start.rewards if each.task == task)
+            after.append(
+                Kept(
+                    downstream=finetune,
+                    task=task,
+                    before=first.reward,
+                    after=end.reward,
+                    per_prompt=end.per_prompt,
+                )
+            )
+    summary = ArmSummary(
+        arm=name,
+        num_steps=1,
+        num_prompts=4,
+        num_completions=1000,
+        num_tokens=1,
+        failed_rewards=failed,
+        seconds=1.0,
+        phase_seconds={},
+        weights_sha256="",
+    )
+    return Arm(
+        name=name,
+        settings="",
+        family="",
+        penalty="reverse",
+        beta=0.1,
+        target_kl=None,
+        lam=None,
+        evaluation=start,
+        summary=summary,
+        kept=tuple(after),
+    )
+
+
+def verdict_of(*arms: Arm, base: Evaluation | None = BASE, warnings: Sequence[str] = ()) -> Verdict:
+    return decide(Contest(arms, base, "harmful", warnings), Path("runs/x"))
+
+
+def held(verdict: Verdict, name: str) -> dict[str, bool | None]:
+    (mine,) = [each for each in verdict.judged if each.arm == name]
+    return {rule.name: rule.holds for rule in mine.rules}
+
+
+def test_the_arm_that_keeps_most_of_those_that_fulfil_all_rules_is_shipped() -> None:
+    verdict = verdict_of(
+        arm("a", 0.9, {"gentle": 0.9, "harsh": 0.6}),
+        arm("b", 0.9, {"gentle": 0.8, "harsh": 0.75}),
+        arm("fails", 0.95, {"gentle": 0.9, "harsh": 0.8}, failed=11),
+    )
+    assert (verdict.decision, verdict.arm, verdict.policy) == ("ship", "b", "runs/x/rlhf/b/policy")
+    assert set(held(verdict, "b").values()) == {True}
+    assert held(verdict, "fails")["sound"] is False
+    assert verdict.why[0] == (
+        "After harsh, the fine-tune that costs most, b keeps 0.75 of 0.90 reward on harmful prompts; the "
+        "others keep: a 0.60, fails 0.80."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "kept", "learned", "lasts", "decision"),
+    [
+        (0.5 + HALF + 0.001, 0.5 + HALF + 0.001, True, True, "ship"),
+        (0.5 + HALF - 0.001, 0.9, None, True, "can't tell"),
+        (0.9, 0.5 + HALF - 0.001, True, None, "can't tell"),
+        (0.9, 0.5 - HALF + 0.001, True, None, "can't tell"),
+        (0.9, 0.5 - HALF - 0.001, True, False, "don't ship"),
+        (0.5 - HALF - 0.001, 0.9, False, True, "don't ship"),
+    ],
+)
+def test_more_than_the_base_policy_where_the_interval_says_so(
+    before: float, kept: float, learned: bool | None, lasts: bool | None, decision: str
+) -> None:
+    verdict = verdict_of(arm("a", before, {"harsh": kept}))
+    rules = held(verdict, "a")
+    assert (rules["learned"], rules["lasts"], verdict.decision) == (learned, lasts, decision)
+
+
+def test_every_fine_tune_counts_and_must_be_measured() -> None:
+    verdict = verdict_of(arm("both", 0.9, {"gentle": 0.9, "harsh": 0.3}), arm("one", 0.9, {"gentle": 0.9}))
+    assert held(verdict, "both")["lasts"] is False
+    assert held(verdict, "one")["lasts"] is None
+    assert (verdict.decision, verdict.arm) == ("can't tell", "one")
+    assert verdict.why[-1] == "lasts: 1 of 2 fine-tunes are measured."
+
+
+@pytest.mark.parametrize(("behind", "holds"), [(0.05 + HALF - 0.001, True), (0.05 + HALF + 0.001, False)])
+def test_the_price_is_what_it_surely_has_less_than_the_best(behind: float, holds: bool) -> None:
+    verdict = verdict_of(
+        arm("cheap", 0.9, {"harsh": 0.6}, harmless=0.9, noisy=False),
+        arm("dear", 0.9, {"harsh": 0.8}, harmless=0.9 - behind),
+    )
+    assert held(verdict, "dear")["price"] is holds
+    assert held(verdict, "cheap")["price"] is True
+    assert verdict.arm == ("dear" if holds else "cheap")
+    if holds:
+        level = f"{0.9 - behind:.2f} on harmless prompts"
+        assert verdict.why[1] == f"What it pays: {level} before any fine-tune, where cheap has 0.90."
+    else:
+        assert verdict.why[1].startswith("It pays nothing for it: 0.90 on harmless prompts")
+
+
+def test_the_base_policy_is_a_rival_in_price() -> None:
+    base = evaluation("base", measured("harmful", 0.5), measured("harmless", 0.95))
+    verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=base)
+    assert held(verdict, "a")["price"] is False
+    (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == "price"]
+    assert rule.figures == "-0.15 [-0.21, -0.09] on harmless prompts against base"
+
+
+def test_a_warning_speaks_of_its_own_arm_alone() -> None:
+    arms = arm("a", 0.9, {"harsh": 0.8}), arm("ab", 0.9, {"harsh": 0.7})
+    verdict = verdict_of(*arms, warnings=("rlhf/a step 3: all 24 groups had equal rewards",))
+    assert held(verdict, "a")["sound"] is False
+    assert held(verdict, "ab")["sound"] is True
+    assert verdict.arm == "ab"
+
+
+def test_arms_that_the_prompts_cannot_tell_apart_are_named() -> None:
+    verdict = verdict_of(
+        arm("a", 0.9, {"harsh": 0.80}, noisy=False),
+        arm("near", 0.9, {"harsh": 0.76}),
+        arm("far", 0.9, {"harsh": 0.60}),
+    )
+    assert verdict.why[-1] == "These held-out prompts cannot tell it from near (+0.04 [-0.02, +0.10])."
+
+
+def test_of_arms_that_lose_everything_to_the_worst_the_one_that_keeps_more_of_the_others_is_nearest() -> None:
+    verdict = verdict_of(
+        arm("a", 0.9, {"gentle": 0.6, "harsh": 0.001}), arm("b", 0.9, {"gentle": 0.8, "harsh": 0.0})
+    )
+    assert (verdict.decision, verdict.arm) == ("don't ship", "b")
+
+
+def test_without_a_base_policy_nothing_is_known() -> None:
+    verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=None)
+    assert verdict.decision == "can't tell"
+    assert held(verdict, "a") == {"learned": None, "lasts": None, "price": True, "sound": True}
+
+
+def test_a_difference_is_paired_and_has_no_limits_from_one_prompt() -> None:
+    pairs = difference_of((0.5, (0.2, 0.8, None)), (0.4, (0.1, 0.7, 0.3)))
+    assert pairs.mean == pytest.approx(0.1)
+    assert pairs.se == pytest.approx(0.0)
+    one = difference_of((0.5, (0.5, None)), (0.4, (0.4, 0.3)))
+    assert (one.se, lower_limit(one), upper_limit(one)) == (None, -float("inf"), float("inf"))
+    assert difference_of((0.5, ()), (0.4, (0.4, 0.3))).se is None
