@@ -118,15 +118,15 @@ class Panel:
     svg: str
 
 
-PANEL = (3.7, 2.45)
+WIDTH, HEIGHT = 3.7, 2.45
 """Inches. A page shows panels a quarter to a half larger: their text is as large as its own."""
 
 
 @contextmanager
-def panel(into: list[Panel], section: str, title: str) -> Iterator[Axes]:
+def panel(into: list[Panel], section: str, title: str, height: float = HEIGHT) -> Iterator[Axes]:
     """Draw one panel and append it. `section` and `title` name it among all drawings of a page."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=PANEL)
+        figure, axes = plt.subplots(figsize=(WIDTH, height))
         axes.locator_params(axis="x", nbins=6)
         axes.locator_params(axis="y", nbins=6)
         yield axes

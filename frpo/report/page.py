@@ -90,11 +90,11 @@ def render_audits(audits: Sequence[Audit]) -> str:
 
 def render_sweep(sweep: Sweep) -> str:
     """The page of a sweep."""
-    drawings = {
+    drawn = {
         "trade_off": sweep_plots.draw_trade_off(sweep),
         "differences": sweep_plots.draw_differences(sweep),
         "over_lam": sweep_plots.draw_over_lam(sweep),
         "coverage": sweep_plots.draw_coverage(sweep),
     }
     page = _make_environment().get_template("sweep.html.j2")
-    return page.render(s=sweep, svg=drawings, min_seeds=MIN_SEEDS)
+    return page.render(s=sweep, drawn=drawn, families=sweep_plots.families_of(sweep), min_seeds=MIN_SEEDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from frpo.records import Evaluation, TaskReward
-from frpo.report.headline import find_harshest, kept_after_finetune, list_finetunes
+from frpo.report.headline import MANY_ARMS, find_harshest, kept_after_finetune, list_finetunes
 from frpo.report.lookup import task_measured
 from frpo.report.paired import (
     Rewarded,
@@ -69,7 +69,7 @@ def decide(contest: Contest, folder: Path) -> Verdict:
         why += _say_rivals(chosen, standing, contest)
     else:
         mine = next(each for each in judged if each.arm == chosen.name)
-        why += [f"{rule.name}: {rule.figures}." for rule in mine.rules if rule.holds is not True]
+        why += [_say_rule(rule) for rule in mine.rules if rule.holds is not True]
     policy = folder / "rlhf" / chosen.name / "policy"
     return Verdict(
         decision=DECISIONS[best],
@@ -172,12 +172,22 @@ def _say_kept(chosen: Arm, contest: Contest) -> Iterator[str]:
     if chosen.name not in kept:
         return
     mine = kept[chosen.name]
-    others = [f"{name} {each.after.mean:.2f}" for name, each in kept.items() if name != chosen.name]
-    rest = f"; the others keep: {', '.join(others)}" if others else ""
+    others = {name: each.after.mean for name, each in kept.items() if name != chosen.name}
+    rest = ""
+    if len(others) >= MANY_ARMS:
+        rest = f"; the other {len(others)} keep {min(others.values()):.2f} to {max(others.values()):.2f}"
+    elif others:
+        rest = f"; the others keep: {', '.join(f'{name} {reward:.2f}' for name, reward in others.items())}"
     yield (
         f"After {harshest}, the fine-tune that costs most, {chosen.name} keeps {mine.after.mean:.2f} of "
         f"{mine.before.mean:.2f} reward on {contest.focus} prompts{rest}."
     )
+
+
+def _say_rule(rule: Rule) -> str:
+    """One that does not hold, or is not known."""
+    outcome = "does not hold" if rule.holds is False else "is not known"
+    return f"The rule “{rule.name}” {outcome}: {rule.figures}."
 
 
 def _say_price(chosen: Arm, contest: Contest) -> Iterator[str]:

@@ -324,7 +324,9 @@ def test_measured_policies_stand_on_the_certificates_plane(run: Path) -> None:
         (p.name, p.step, p.kl.mean, p.reward.mean, p.certified.mean, p.plug_in.mean)
         for p in coverage.policies
     ] == [(p.name, p.step, p.kl.mean, p.reward.mean, p.certified, p.plug_in) for p in plane.points]
-    assert report.build_sweep([run], run / "sweep").read_text().count("<svg") == 2
+    assert (
+        report.build_sweep([run], run / "sweep").read_text().count("<svg") == 3
+    )  # two fine-tunes, one plane
     assert (run / "sweep" / "coverage.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((run / "report.json").read_text())["robustness"][0]
 

@@ -148,7 +148,7 @@ def test_every_fine_tune_counts_and_must_be_measured() -> None:
     assert held(verdict, "both")["lasts"] is False
     assert held(verdict, "one")["lasts"] is None
     assert (verdict.decision, verdict.arm) == ("can't tell", "one")
-    assert verdict.why[-1] == "lasts: 1 of 2 fine-tunes are measured."
+    assert verdict.why[-1] == "The rule “lasts” is not known: 1 of 2 fine-tunes are measured."
 
 
 @pytest.mark.parametrize(("behind", "holds"), [(0.05 + HALF - 0.001, True), (0.05 + HALF + 0.001, False)])
@@ -173,6 +173,15 @@ def test_the_base_policy_is_a_rival_in_price() -> None:
     assert held(verdict, "a")["price"] is False
     (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == "price"]
     assert rule.figures == "-0.15 [-0.21, -0.09] on harmless prompts against base"
+
+
+def test_many_others_are_told_by_their_range() -> None:
+    arms = [arm(f"a{i}", 0.9, {"harsh": 0.6 + i / 50}) for i in range(5)]
+    assert (
+        verdict_of(*arms)
+        .why[0]
+        .endswith("a4 keeps 0.68 of 0.90 reward on harmful prompts; the other 4 keep 0.60 to 0.66.")
+    )
 
 
 def test_a_warning_speaks_of_its_own_arm_alone() -> None:
