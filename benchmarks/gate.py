@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from frpo.records import Evaluation, to_json
 from frpo.report.comparisons import end_of, kept_after, kl_of, read_curves
 from frpo.report.data import collect_report
-from frpo.report.intervals import Doubles, interval_of
+from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.intervals import Doubles, Interval, interval_of
 from frpo.report.lookup import task_measured
 from frpo.report.schema import Report
 
@@ -36,12 +38,17 @@ PRIMARY = "kept after crafts-harsh"
 HARMLESS = "harmless before"
 MOST_LOST = 0.02
 """Harmless reward that a verdict lets a family lose."""
+RIVALS = ("frpo0.2", "frpo0.2-gate", "frpo-k3-gate", "frpo-token", "grpo-sam", "grpo-ema", "grpo-more")
+GATES = ("frpo-gate0.25", "frpo-gate0.75", "frpo-gate-harmless0.25", "frpo-gate-harmless1")
 QUESTIONS = {
     "1: gated FRPO keeps more": (("frpo-gate", "grpo"), ("frpo-gate", "frpo")),
     "2: gated GRPO keeps more than GRPO": (("grpo-gate", "grpo"),),
     "2: gated FRPO against gated GRPO": (("frpo-gate", "grpo-gate"),),
+    "4: rivals against GRPO": tuple((family, "grpo") for family in RIVALS),
+    "5: other gates against GRPO": tuple((family, "grpo") for family in GATES),
 }
-"""Pairs of families; each question is corrected for its own comparisons."""
+"""Pairs of families; each question is corrected for its own comparisons. The arms of 4 and 5 are a sweep of
+their own (recipes/studies/testbed_gate_rivals.yaml), on the same seeds."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,10 @@ class Seed:
     seed: int
     arms: dict[str, dict[str, list[float]]]
     """arm -> metric -> a number for each prompt; one number for what is no mean over prompts."""
+
+    def family(self, name: str) -> list[str]:
+        """Its arms."""
+        return [arm for arm in self.arms if family_of(arm) == name]
 
     @property
     def file(self) -> str:
@@ -122,6 +133,8 @@ def read_seeds(kept: Path, folder: Path | None) -> list[Seed]:
     kept.mkdir(parents=True, exist_ok=True)
     for report in finished:
         seed = measure_seed(collect_report(report.parent))
+        if seed.seed in seeds:  # another sweep's arms from the same base policy
+            seed = Seed(seed.seed, {**seeds[seed.seed].arms, **seed.arms})
         seeds[seed.seed] = seed
         (kept / seed.file).write_text(json.dumps(asdict(seed)) + "\n")
     return [seeds[number] for number in sorted(seeds)]
@@ -134,19 +147,22 @@ def stack(seeds: Sequence[Seed], arms: Sequence[str], metric: str) -> Doubles:
 
 def compare(seeds: Sequence[Seed], question: str) -> Iterator[Row]:
     """Every metric, each corrected for the pairs and KLs of the question that enough seeds reach."""
-    families: dict[str, list[str]] = {}
-    for arm in seeds[0].arms:
-        families.setdefault(family_of(arm), []).append(arm)
-    kls = {family: stack(seeds, arms, KL)[..., 0] for family, arms in families.items()}
     for metric in metrics_of(seeds):
         gaps: list[tuple[str, str, float, Doubles]] = []
         for (a, b), at_kl in itertools.product(QUESTIONS[question], KLS):
-            gap = read_curves(kls[a], stack(seeds, families[a], metric), at_kl)
-            gap = gap - read_curves(kls[b], stack(seeds, families[b], metric), at_kl)
-            gaps.append((a, b, at_kl, gap[np.isfinite(gap).all(axis=1)]))
+            both = [seed for seed in seeds if seed.family(a) and seed.family(b)]
+            if both:
+                gap = curve_of(both, a, metric, at_kl) - curve_of(both, b, metric, at_kl)
+                gaps.append((a, b, at_kl, gap[np.isfinite(gap).all(axis=1)]))
         made = sum(len(gap) >= LEAST_SEEDS for *_, gap in gaps)
         for a, b, at_kl, gap in gaps:
             yield make_row(question, metric, (a, b, at_kl), gap, made)
+
+
+def curve_of(seeds: Sequence[Seed], family: str, metric: str, at_kl: float) -> Doubles:
+    """[seeds, prompts]; nan for a seed whose arms do not reach the KL."""
+    arms = seeds[0].family(family)
+    return read_curves(stack(seeds, arms, KL)[..., 0], stack(seeds, arms, metric), at_kl)
 
 
 def metrics_of(seeds: Sequence[Seed]) -> list[str]:
@@ -178,11 +194,44 @@ def judge(rows: Sequence[Row]) -> bool | None:
 
 
 def describe_arms(seeds: Sequence[Seed]) -> Iterator[dict[str, Any]]:
-    for arm in seeds[0].arms:
-        row: dict[str, Any] = {"arm": arm}
+    for arm in dict.fromkeys(itertools.chain.from_iterable(seed.arms for seed in seeds)):
+        having = [seed for seed in seeds if arm in seed.arms]
+        row: dict[str, Any] = {"arm": arm, "seeds": len(having)}
         for metric in (KL, *metrics_of(seeds)):
-            row[metric] = interval_of(stack(seeds, [arm], metric)[0]).model_dump()
+            row[metric] = interval_of(stack(having, [arm], metric)[0]).model_dump()
         yield row
+
+
+def save_picture(seeds: Sequence[Seed], file: Path) -> None:
+    """Kept reward over KL, a family a line, a fine-tune a panel: the mean of the seeds that reach a KL, where
+    at least LEAST_SEEDS do, and its 95 % interval."""
+    metrics = [metric for metric in metrics_of(seeds) if metric.startswith("kept after ")]
+    families = list(dict.fromkeys(map(family_of, seeds[0].arms)))
+    at = np.linspace(KLS[0] - 0.06, KLS[-1], 23)
+    with plt.rc_context(PAPER):
+        figure, grid = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics), 3.3), sharey=True)
+        for axes, metric in zip(grid, metrics, strict=True):
+            for i, family in enumerate(families):
+                spans = [reached(curve_of(seeds, family, metric, kl)) for kl in at]
+                kls = [kl for kl, span in zip(at, spans, strict=True) if span]
+                found = [span for span in spans if span]
+                axes.plot(kls, [span.mean for span in found], color=colour_of(i), label=family)
+                lows = [span.mean if span.lo is None else span.lo for span in found]
+                highs = [span.mean if span.hi is None else span.hi for span in found]
+                axes.fill_between(kls, lows, highs, color=colour_of(i), alpha=0.13, linewidth=0)
+            axes.set(title=metric, xlabel="KL to the reference, nats")
+        grid[0].set_ylabel(f"reward, {FOCUS} prompts")
+        figure.tight_layout()
+        add_legend(grid[0])
+        figure.savefig(file, dpi=110, bbox_inches="tight")
+        plt.close(figure)
+
+
+def reached(curve: Doubles) -> Interval | None:
+    """Over the seeds of `curve` [seeds, prompts] that reach the KL; None where they are fewer than
+    LEAST_SEEDS."""
+    finite = curve[np.isfinite(curve).all(axis=1)]
+    return interval_of(finite) if len(finite) >= LEAST_SEEDS else None
 
 
 def main() -> None:
@@ -206,6 +255,7 @@ def main() -> None:
         "arms": list(describe_arms(seeds)),
     }
     (given.out / "testbed_gate.json").write_text(to_json(result) + "\n")
+    save_picture(seeds, given.out / "testbed_gate.png")
 
 
 if __name__ == "__main__":
