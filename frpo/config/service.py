@@ -17,6 +17,8 @@ ROUTE = r"^(/|(/[A-Za-z0-9][A-Za-z0-9._~-]*)+)$"
 BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a header can carry (RFC 6750, 2.1)."""
 
+TOKEN_ENV = "FRPO_SERVICE_TOKEN"
+
 
 class ReplicaConfig(Section):
     min_replicas: Positive = 1
@@ -64,7 +66,7 @@ class ServiceConfig(Section):
     """Address to bind. Anything but loopback, and every cluster that is joined, needs a token."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port."""
-    token_env: str = "FRPO_SERVICE_TOKEN"
+    token_env: str = TOKEN_ENV
     """Environment variable, of the process that starts the service, with the bearer token that callers must
     send; "" asks for none, on loopback alone."""
     replicas: ReplicaConfig = ReplicaConfig()
@@ -79,10 +81,7 @@ class ServiceConfig(Section):
 
     @property
     def is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     @model_validator(mode="after")
     def _consistent(self) -> ServiceConfig:
@@ -106,6 +105,26 @@ class ServiceConfig(Section):
         return self
 
 
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def digest_of_token(name: str) -> bytes | None:
+    """SHA-256 of the token in an environment variable, 32 bytes; None where it is not set. Raises ConfigError
+    for one that a header cannot carry."""
+    token = os.environ.get(name, "").strip() if name else ""
+    if not token:
+        return None
+    if not BEARER.fullmatch(token):
+        raise ConfigError(
+            f"token_env: {name} holds characters that no bearer token has; use letters, digits and -._~+/="
+        )
+    return hashlib.sha256(token.encode()).digest()
+
+
 def token_digest(config: ServiceConfig, *, joined: bool) -> bytes | None:
     """SHA-256 of the token in this process's environment, 32 bytes; None where the service may go without
     one.
@@ -115,14 +134,8 @@ def token_digest(config: ServiceConfig, *, joined: bool) -> bytes | None:
     Raises ConfigError when a token is missing, or is none that a header can carry.
     """
     name = config.token_env
-    token = os.environ.get(name, "").strip() if name else ""
-    if token:
-        if not BEARER.fullmatch(token):
-            raise ConfigError(
-                f"token_env: {name} holds characters that no bearer token has; use letters, digits and "
-                "-._~+/="
-            )
-        return hashlib.sha256(token.encode()).digest()
+    if digest := digest_of_token(name):
+        return digest
     if name and (joined or not config.is_loopback or "token_env" in config.model_fields_set):
         where = "a cluster that others reach" if joined else config.host
         remedy = "export it where you start the service"

@@ -49,7 +49,7 @@ class Door:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path not in OPEN_PATHS and not self._known(headers.get(b"authorization", b"")):
+        if path not in OPEN_PATHS and not knows_token(headers.get(b"authorization", b""), self.digest):
             refusal = problem_response(401, "send the service's token: Authorization: Bearer <token>")
             await refusal(scope, receive, send)
             return
@@ -106,17 +106,20 @@ class Door:
                 return None
         return bytes(body)
 
-    def _known(self, header: bytes) -> bool:
-        """Bearer (RFC 6750), or the password of Basic (RFC 7617): clients that know only a URL write
-        http://frpo:TOKEN@host/..."""
-        if self.digest is None:
-            return True
-        scheme, _, value = header.partition(b" ")
-        if scheme.lower() == b"basic":
-            try:
-                value = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-            except binascii.Error:
-                return False
-        elif scheme.lower() != b"bearer":
+
+def knows_token(header: bytes, digest: bytes | None) -> bool:
+    """Whether an Authorization header holds the token of which this is the SHA-256; None asks for none.
+
+    Bearer (RFC 6750), or the password of Basic (RFC 7617): clients that know only a URL write
+    http://frpo:TOKEN@host/..."""
+    if digest is None:
+        return True
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"basic":
+        try:
+            value = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
             return False
-        return hmac.compare_digest(hashlib.sha256(value.strip()).digest(), self.digest)
+    elif scheme.lower() != b"bearer":
+        return False
+    return hmac.compare_digest(hashlib.sha256(value.strip()).digest(), digest)
