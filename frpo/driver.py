@@ -83,6 +83,8 @@ class Step:
     """Of the next step; with the weights, all that a resumed run needs."""
     last: bool
     """Whether the arm is done."""
+    sample: ScoredGroup
+    """Of those that it trained on the first by prompt index, for people to read."""
     flight: Flight | None = None
     """What is drawn ahead."""
 
@@ -123,7 +125,7 @@ def train(
         times = clock.times([group.arrival for group in asked])
         metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
         state = next_state(state, arm, stats, update, step)
-        yield Step(metrics, state, steering.is_finished(state, arm.learner, step))
+        yield Step(metrics, state, steering.is_finished(state, arm.learner, step), first_of(scored))
 
 
 def make_checked_batch(
@@ -212,6 +214,11 @@ def sampling_of(config: Config) -> Sampling:
 
 def is_parity_due(config: Config, step: int, begun: Start) -> bool:
     return step == begun.step or step % config.rollout.parity_every == 0
+
+
+def first_of(scored: Sequence[ScoredGroup]) -> ScoredGroup:
+    """By prompt index, whatever came first."""
+    return min(scored, key=lambda item: item.group.index)
 
 
 def sample_of(scored: Sequence[ScoredGroup], count: int = 8) -> Sequences:

@@ -96,6 +96,7 @@ def train_ahead(
             metrics = StepMetrics(step, step, stats, update, clock.phases(*waiting), times, published)
             state = driver.next_state(state, arm, stats, update, step)
             flight = stream.window.flight(asked.group for asked in stream.asked.values())
-            yield Step(metrics, state, steering.is_finished(state, arm.learner, step), flight)
+            last = steering.is_finished(state, arm.learner, step)
+            yield Step(metrics, state, last, driver.first_of(scored), flight)
     finally:
         stream.session.close()

@@ -48,6 +48,7 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
     except ConfigError:
         raise
     except (KeyboardInterrupt, Stopped):
+        logger.info("stopped by its user (%s)", where())
         _end_stopped(again)
     except Exception as error:
         logger.info("%s", traceback.format_exc())
@@ -58,6 +59,7 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
             what = f"stopped ({where()}): {error}"
         if is_disk_full(error):
             what = f"stopped ({where()}): {tell_disk_full(error)}"
+        logger.info("%s", what)
         end_with(f"The run {what}\nIts log is run.log in the run folder. Resume with: {again}", 1)
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -32,12 +32,15 @@ from rich.text import Text
 from frpo.advice import Adviser
 from frpo.config import Config, ConfigError
 from frpo.disk import write_text
-from frpo.records import Evaluation, to_json
+from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
 from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, StepMetrics, Times, UpdateStats
+from frpo.types import ScoredGroup
 
 WANDB_ID = "wandb.id"
 """Holds the id under which W&B knows the run, so that a resumed one goes on there."""
+LONGEST_SAMPLE = 2000
+"""Of what training draws, characters kept for people to read: a step adds two completions."""
 PLAIN_EVERY_S = 5.0
 """Without a terminal, a line at most this often."""
 
@@ -102,7 +105,9 @@ class RunLog:
         self.logger.propagate = False
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error and not isinstance(error, SystemExit):  # else whoever ends the process has said why
+            self.logger.info("stopped (%s): %s", self.where, error or type(error).__name__)
         self._stop_progress()
         self._close_boards()
         self.file.close()
@@ -122,6 +127,7 @@ class RunLog:
         """Say what a long start waits for, and how long it took."""
         began = time.perf_counter()
         if self.rich:
+            self.logger.info("%s ...", what)
             with self.console.status(Text(f"{what} ...")):
                 yield
         else:
@@ -217,11 +223,30 @@ class RunLog:
         rewards = "  ".join(f"{t.task} {t.reward.mean:.3f}" for t in evaluation.rewards)
         kl = f"  KL to reference {evaluation.kl_reference.mean:.3f}" if evaluation.kl_reference else ""
         self._write(kind, stage, {**values, "step": step})
-        with (self.folder / SAMPLES).open("a") as file:
-            for sample in evaluation.samples:
-                file.write(to_json({"stage": stage, "step": step, **sample.model_dump()}) + "\n")
+        self._write_samples(kind, stage, step, evaluation.samples)
         self._boards(stage, step, {f"{kind}/{t.task}": t.reward.mean for t in evaluation.rewards})
         self.note(f"{stage} step {step}: {kind} {rewards}{kl}")
+
+    def drawn(self, stage: str, step: int, scored: ScoredGroup) -> None:
+        """Of a group that was trained on: its completions of the highest and of the lowest reward, or the
+        first where none has one. Each text is cut to LONGEST_SAMPLE characters."""
+        prompt = scored.group.prompt
+        totals = {j: reward.total for j, reward in enumerate(scored.rewards) if reward.total is not None}
+        order = sorted(totals, key=totals.__getitem__) or [0]
+        samples = [
+            Sample(
+                task=prompt.task,
+                prompt=prompt.text[:LONGEST_SAMPLE],
+                completion=scored.group.completions[j].text[:LONGEST_SAMPLE],
+                reward=totals.get(j),
+            )
+            for j in dict.fromkeys((order[-1], order[0]))
+        ]
+        self._write_samples("drawn", stage, step, samples)
+
+    def _write_samples(self, kind: str, stage: str, step: int, samples: Iterable[Sample]) -> None:
+        rows = [{"kind": kind, "stage": stage, "step": step, **sample.model_dump()} for sample in samples]
+        append_rows(self.folder, SAMPLES, rows)
 
     def _row(
         self, kind: str, stage: str, step: int, record: StepMetrics | FinetuneStats, status: str

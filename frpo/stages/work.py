@@ -136,6 +136,7 @@ class Work:
             for done in steps:
                 step = done.metrics.step
                 self.log.step(stage.name, done.metrics)
+                self.log.drawn(stage.name, step, done.sample)
                 measured = len(kept)
                 yield Pause(step, done.last)
                 if done.last or step % config.checkpoint.every == 0:

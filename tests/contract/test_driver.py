@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frpo.config import Config, ObjectiveConfig
-from frpo.driver import Partners, Start, train
+from frpo.driver import Partners, Start, first_of, train
 from frpo.stats import StepMetrics, UpdateStats
 from frpo.steering import begin_steering
 from frpo.stops import RunStopped
@@ -56,6 +56,21 @@ def run(
         if done.metrics.step == stop:
             break
     return rows, prompts, last
+
+
+def test_the_sample_of_a_step_is_its_first_group_by_prompt_whatever_came_first() -> None:
+    cfg = config()
+    learner, engine = FakeLearner(cfg.arms[0].objective), FakeEngine()
+    prompts = FakePrompts(cfg.rollout.prompts_per_step)
+    partners = Partners(
+        prompts, engine, FakeRewards(GOOD_TO_BAD), FakeReference(), learner, FakePublisher(learner, engine)
+    )
+    steps = train(cfg, cfg.arms[0], partners, Start(0, begin_steering(cfg.arms[0].objective)))
+    assert [next(steps).sample.group.index for _ in range(2)] == [0, 0]
+    sample = next(steps).sample
+    assert len(sample.rewards) == len(sample.group.completions) == cfg.rollout.group_size
+    others = [replace(sample, group=replace(sample.group, index=index)) for index in (7, 3, 5)]
+    assert first_of(others).group.index == 3
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("grpo", {}), ("rloo", {}), ("frpo", {"lam": 0.5})])

@@ -12,17 +12,22 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from frpo.advice import advise
 from frpo.config import Config, ConfigError
-from frpo.metrics import METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
+from frpo.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import append_rows
 from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, Times, UpdateStats
+from frpo.types import Completion, Group, Prompt, Reward, ScoredGroup
 from tests.support.builders import BATCH, PHASES, UPDATE, metrics
 from tests.support.fakes import config as fake_config
+
+IDS = np.zeros(1, np.int32)
+ZEROS = np.zeros(1, np.float32)
 
 
 @pytest.fixture
@@ -187,6 +192,28 @@ def test_samples_are_kept_for_people(tmp_path: Path, cfg: Config) -> None:
         log.evaluation("rlhf/arm", measured, step=3, kind="validation")
     (row,) = [json.loads(line) for line in (tmp_path / SAMPLES).read_text().splitlines()]
     assert (row["stage"], row["step"], row["prompt"], row["completion"]) == ("rlhf/arm", 3, "how?", "like so")
+    assert row["kind"] == "validation"
+
+
+def test_the_best_and_the_worst_of_a_group_are_kept(tmp_path: Path, cfg: Config) -> None:
+    texts = ("so so", "good" * 1000, "bad", "lost")
+    completions = [Completion(IDS, ZEROS, IDS, text, "stop") for text in texts]
+    prompt = Prompt("p:1", "how?", IDS, "t", {})
+    rewards = [Reward(total, {}) for total in (0.5, 0.9, 0.1, None)]
+    lost = [Reward(None, {}, "no judge")] * 4
+    with RunLog(tmp_path, cfg) as log:
+        log.begin("rlhf/arm", 9)
+        log.drawn("rlhf/arm", 3, ScoredGroup(Group(0, prompt, tuple(completions)), tuple(rewards), None))
+        log.drawn("rlhf/arm", 4, ScoredGroup(Group(0, prompt, tuple(completions)), tuple(lost), None))
+        rows = list(read_rows(tmp_path, SAMPLES))
+        log.begin("rlhf/arm", 9, start=3)  # a resume draws step 4 again
+        assert list(read_rows(tmp_path, SAMPLES)) == rows[:2]
+    assert [(row["kind"], row["step"], row["completion"], row["reward"]) for row in rows] == [
+        ("drawn", 3, ("good" * 1000)[:LONGEST_SAMPLE], 0.9),
+        ("drawn", 3, "bad", 0.1),
+        ("drawn", 4, "so so", None),
+    ]
+    assert {(row["stage"], row["task"], row["prompt"]) for row in rows} == {("rlhf/arm", "t", "how?")}
 
 
 @pytest.mark.long
