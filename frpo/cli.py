@@ -163,6 +163,22 @@ def report(
         print(build_report(first, out))
 
 
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="folder of a run", parser=expand_home, metavar="RUN_DIR")],
+    host: Annotated[str, typer.Option(help="address to bind; all but loopback needs a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; default: a free one")] = 0,
+) -> None:
+    """Show a run on a live page, from its folder's files alone: also one that is finished, or copied from
+    another machine."""
+    from frpo.watch.server import watch_run
+
+    try:
+        watch_run(folder, host, port)
+    except KeyboardInterrupt:
+        print("Stopped watching; the run goes on.", flush=True)
+
+
 app.command()(policy_commands.certify)
 app.command()(policy_commands.audit)
 
