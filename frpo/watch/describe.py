@@ -9,7 +9,7 @@ from statistics import fmean
 from frpo.outline.stage import BASE
 from frpo.records import Estimate, Evaluation
 from frpo.stats import StepMetrics
-from frpo.watch.drawing import NUM_STYLES, Line, Panel, Point, draw_panel
+from frpo.watch.drawing import NUM_STYLES, Line, LivePanel, Point, draw_panel
 from frpo.watch.folder import RunFolder, SampleRow, StageRows
 from frpo.watch.stages import describe_now, describe_stages
 from frpo.watch.view import (
@@ -115,7 +115,7 @@ def _describe_arm(run: RunFolder, arm: str, style: int) -> ArmNow:
     )
 
 
-def _draw_curves(run: RunFolder, arms: Mapping[str, int]) -> Iterator[Panel]:
+def _draw_curves(run: RunFolder, arms: Mapping[str, int]) -> Iterator[LivePanel]:
     for title, read in CURVES:
         lines = []
         for arm, style in arms.items():
@@ -131,7 +131,7 @@ def known_points(points: Sequence[tuple[float, float | None]]) -> list[Point]:
     return [(x, y) for x, y in points if y is not None]
 
 
-def _draw_finetune(run: RunFolder, arms: Mapping[str, int]) -> Panel | None:
+def _draw_finetune(run: RunFolder, arms: Mapping[str, int]) -> LivePanel | None:
     """The stage beside the arms' own training that wrote last, and the same of the other arms."""
     others = [name for name, rows in run.rows.items() if rows.times and not name.startswith("rlhf/")]
     if not others:
@@ -148,7 +148,7 @@ def _draw_finetune(run: RunFolder, arms: Mapping[str, int]) -> Panel | None:
     return draw_panel(f"{kind} {task}".rstrip() + f": {what}", "steps", lines)
 
 
-def _draw_plane(run: RunFolder, arms: Mapping[str, int]) -> Panel | None:
+def _draw_plane(run: RunFolder, arms: Mapping[str, int]) -> LivePanel | None:
     lines = []
     for arm, style in arms.items():
         points = []

@@ -39,7 +39,7 @@ class Tick(Record):
     text: str
 
 
-class Panel(Record):
+class LivePanel(Record):
     title: str
     across: str
     """What goes from left to right."""
@@ -58,7 +58,7 @@ class Line:
     """Without what was not measured."""
 
 
-def draw_panel(title: str, across: str, lines: Sequence[Line]) -> Panel | None:
+def draw_panel(title: str, across: str, lines: Sequence[Line]) -> LivePanel | None:
     """Lines on common axes; None where none has a point."""
     most = max(FEWEST_POINTS, MOST_POINTS // max(1, len(lines)))
     thin = {line.name: thin_out(line.points, most) for line in lines if line.points}
@@ -81,7 +81,7 @@ def draw_panel(title: str, across: str, lines: Sequence[Line]) -> Panel | None:
             curves.append(ArmCurve(name=line.name, style=line.style, points=text, end=placed[-1], last=last))
     left = tuple(Tick(at=place((0, y))[1], text=format_value(y)) for y in y_ticks)
     below = tuple(Tick(at=place((x, 0))[0], text=format_value(x)) for x in x_ticks)
-    return Panel(title=title, across=across, curves=tuple(curves), left=left, below=below)
+    return LivePanel(title=title, across=across, curves=tuple(curves), left=left, below=below)
 
 
 def thin_out(points: Sequence[Point], most: int) -> list[Point]:

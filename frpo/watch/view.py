@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from frpo.records import Record
-from frpo.watch.drawing import Panel
+from frpo.watch.drawing import LivePanel
 
 State = Literal["running", "finished", "stopped", "unknown"]
 """stopped: its process is gone, and stages are left. unknown: the run may be on another machine."""
@@ -131,8 +131,8 @@ class RunView(Record):
     now: Now
     warnings: tuple[str, ...]
     arms: tuple[ArmNow, ...]
-    curves: tuple[Panel, ...]
-    plane: Panel | None
+    curves: tuple[LivePanel, ...]
+    plane: LivePanel | None
     """Reward over KL: where each arm's training has led it."""
     stages: tuple[StageGroup, ...]
     phases: tuple[ArmPhases, ...]
