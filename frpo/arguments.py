@@ -16,7 +16,14 @@ def expand_home(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file, see recipes/", parser=expand_home, metavar="RECIPE")]
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        help="YAML file, or the name of a recipe that comes with frpo, such as testbed",
+        parser=expand_home,
+        metavar="RECIPE",
+    ),
+]
 Sets = Annotated[
     list[str], typer.Option("--set", help="field.path=value, as often as you like", metavar="a.b=c")
 ]

@@ -24,7 +24,7 @@ from frpo.metrics import RunLog
 from frpo.outline import list_stages
 from frpo.planning import plan_run
 from frpo.preflight import check_run
-from frpo.recipe import checked, dump_config, parse_assignment, read_fields, set_field
+from frpo.recipe import checked, dump_config, find_recipe, parse_assignment, read_fields, set_field
 from frpo.report.audit_headline import describe_audit, number_of
 from frpo.report.audit_schema import POLICY, RECIPE, AuditedPolicy, read_audit
 from frpo.resources import list_missing_resources
@@ -71,7 +71,7 @@ def make_recipe(asked: AuditOptions, assignments: Sequence[str]) -> Config:
     """The recipe with the options over it, then the assignments. Raises ConfigError."""
     if asked.recipe is None:
         _refuse_too_few(asked)
-    fields = read_fields(asked.recipe) if asked.recipe else _plain_recipe(asked)
+    fields = read_fields(find_recipe(asked.recipe)) if asked.recipe else _plain_recipe(asked)
     _put_options(fields, asked)
     for assignment in assignments:
         set_field(fields, *parse_assignment(assignment))

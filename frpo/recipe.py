@@ -16,6 +16,8 @@ from frpo.mistakes import explain, shorten_value
 
 S = TypeVar("S", bound=Section)
 
+SHIPPED = Path(__file__).parent / "recipes"
+"""Recipes that come with frpo, and go by their names."""
 MOST_BYTES = 200_000
 """Of a recipe: the largest that is read in a second."""
 
@@ -62,10 +64,29 @@ def checked(kind: type[Section] = Config) -> Iterator[None]:
         raise ConfigError(explain(error, kind)) from None
 
 
+def find_recipe(recipe: Path) -> Path:
+    """The file that RECIPE names: its path, or else a recipe that comes with frpo by its name. Raises
+    ConfigError where it is neither."""
+    given = Path(os.path.expanduser(recipe))
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    if str(recipe) in shipped and not given.is_file():
+        return shipped[str(recipe)]
+    try:
+        given.stat()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"recipe {recipe}: {error.strerror}; give the path of a YAML file, or the name of one that comes "
+            f"with frpo: {', '.join(shipped)}"
+        ) from None
+    except OSError:
+        pass  # whoever reads it tells
+    return given
+
+
 def load_recipe(recipe: Path, assignments: tuple[str, ...] = ()) -> Config:
-    """Read the recipe of a run and apply `--set` assignments. Raises as `read` does, and where there is
-    nothing to train on."""
-    config = read_section(recipe, assignments, Config)
+    """Read the recipe of a run, by its path or name, and apply `--set` assignments. Raises as `find_recipe`
+    and `read_section` do, and where there is nothing to train on."""
+    config = read_section(find_recipe(recipe), assignments, Config)
     if config.arms and not config.data.train:
         raise ConfigError("data.train: a list of 0; every arm is trained on prompts, give some")
     return config
@@ -90,7 +111,7 @@ def read_fields(recipe: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         there = "nothing" if fields is None else shorten_value(fields)
         raise ConfigError(
-            f"recipe {recipe}: expected fields with values, found {there}; see recipes/ for examples"
+            f"recipe {recipe}: expected fields with values, found {there}; `frpo init` writes an example"
         )
     return fields
 

@@ -135,8 +135,8 @@ def test_a_mistake_is_one_line_with_the_exact_field(assignment: str, message: st
 
 
 FILES = [
-    ("", "recipe FILE: expected fields with values, found nothing; see recipes/ for examples"),
-    ("- a\n", "recipe FILE: expected fields with values, found a list of 1; see recipes/ for examples"),
+    ("", "recipe FILE: expected fields with values, found nothing; `frpo init` writes an example"),
+    ("- a\n", "recipe FILE: expected fields with values, found a list of 1; `frpo init` writes an example"),
     ("name: a\nseed: 1\nname: b\n",
      "recipe FILE:3: not valid YAML: 'name' stands here and in line 1; keep one of them"),
     ("a: 1\nx: {y: 1,\n 'y': 2}\n",
