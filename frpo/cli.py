@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from frpo import policy_commands
+from frpo import package_commands, policy_commands
 from frpo.arguments import Recipe, RunDir, Sets, expand_home, refuse_if_short
 from frpo.config import Config, ConfigError, find_cluster
 from frpo.ending import Stopped, end_with, on_sigterm, resumable
@@ -24,6 +24,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command()(package_commands.init)
 
 
 def read_config(recipe: Path, sets: list[str], run_dir: Path | None) -> Config:
@@ -185,7 +188,7 @@ app.command()(policy_commands.audit)
 
 @app.command()
 def serve(
-    service: Annotated[Path, typer.Argument(help="YAML file of the service, see deploy/rewards.yaml")],
+    service: Annotated[Path, typer.Argument(help="YAML file of the service; `frpo init rewards` writes one")],
     set: Sets = [],  # noqa: B006
     address: Annotated[
         str | None, typer.Option(help="Ray address; default: the job's cluster, or one on this machine")

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from frpo.config import ConfigError
-from frpo.recipe import SHIPPED, dump_config, find_recipe, load_recipe
+from frpo.config.service import ServiceConfig
+from frpo.package_commands import NEXT, TEMPLATES, Kind
+from frpo.preflight import check_rewards
+from frpo.recipe import SHIPPED, dump_config, find_recipe, load_recipe, read_section
+from frpo.rewards.loading import load_function
 from tests.support.command_line import CommandLine
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +64,70 @@ def test_every_command_that_takes_a_recipe_takes_its_name(
         f"comes with frpo: {', '.join(NAMES)}\n"
     )
     assert "seed: Input should be a valid integer" in frpo.refuses(*command, "testbed", "--set", "seed=x")
+
+
+# ---- frpo init
+
+
+@pytest.fixture
+def folder(frpo: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty one, in which the command line stands."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", [Kind.data, Kind.testbed])
+def test_what_init_writes_plans_as_it_stands(kind: Kind, folder: Path, frpo: CommandLine) -> None:
+    said = frpo("init", kind).out
+    written = sorted(path.name for path in folder.iterdir())
+    assert said.splitlines() == [
+        f"Wrote {', '.join(written)}",
+        "Next:",
+        *(f"  {line}" for line in NEXT[kind]),
+    ]
+    planned = frpo(*NEXT[kind][0].split()[1:])
+    assert (planned.code, "Nothing is missing." in planned.out) == (0, True), planned
+
+
+def test_the_service_that_init_writes_is_valid(folder: Path, frpo: CommandLine) -> None:
+    assert "Wrote served/rewards.yaml\nNext, in served:\n  frpo serve rewards.yaml\n" in (
+        frpo("init", "rewards", "served").out
+    )
+    config = read_section(folder / "served" / "rewards.yaml", (), ServiceConfig)
+    check_rewards(config.rewards)
+    assert (config.url, [reward.name for reward in config.rewards]) == (
+        "http://127.0.0.1:8000",
+        ["refusal", "length"],
+    )
+
+
+def test_the_rewards_that_init_writes_score_the_rows_beside_them() -> None:
+    file = TEMPLATES / "data" / "rewards.py"
+    refuses, is_right = (load_function(f"{file}:{name}") for name in ("refuses", "is_right"))
+    texts = ["i must refuse this", "use a saw on the car"]
+    assert refuses(prompts=["", ""], completions=texts, task=["harmful"] * 2) == [1.0, 0.0]
+    assert is_right(prompts=[""] * 3, completions=[" five", "six", "a"], answer=["five", "five", None]) == [
+        1.0,
+        0.0,
+        None,
+    ]
+
+
+def test_init_overwrites_nothing(folder: Path, frpo: CommandLine) -> None:
+    (folder / "rewards.py").write_text("mine")
+    assert frpo.refuses("init") == (
+        "init: already there: rewards.py; nothing is overwritten, so give another folder\n"
+    )
+    assert [path.name for path in folder.iterdir()] == ["rewards.py"]
+    assert frpo.refuses("init", "data", "rewards.py/below") == (
+        "init: rewards.py/below: Not a directory; give a folder that can be written\n"
+    )
+    assert "'own' is not one of 'data', 'rewards', 'testbed'" in frpo.refuses("init", "own")
+    assert (folder / "rewards.py").read_text() == "mine"
+
+
+def test_every_folder_of_templates_is_a_kind() -> None:
+    assert {path.name for path in TEMPLATES.iterdir()} == set(Kind) == set(NEXT)
 
 
 def test_a_path_that_cannot_be_looked_at_is_told_by_whoever_reads_it(tmp_path: Path) -> None:
