@@ -22,8 +22,19 @@ app = typer.Typer(
     name="frpo",
     help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).",
     no_args_is_help=True,
-    add_completion=False,
 )
+
+
+@app.callback()
+def frpo(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="print the versions", is_eager=True, callback=package_commands.print_versions
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 app.command()(package_commands.init)

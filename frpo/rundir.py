@@ -6,8 +6,8 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -50,10 +50,14 @@ def hold_folder(folder: Path) -> Iterator[None]:
 def write_description(folder: Path, config: Config) -> None:
     """Write the configuration, models of the hub by name and commit, and the versions of what runs it."""
     write_text(folder / "config.yaml", dump_config(models.name_models(config)))
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version(), **find_versions(PACKAGES)}
     write_text(folder / "versions.json", json.dumps(versions, indent=2))
+
+
+def find_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

@@ -27,6 +27,14 @@ FILES = {
 """All that is no module."""
 
 
+def test_the_versions_are_those_of_the_installed(frpo: CommandLine) -> None:
+    done = frpo("--version")
+    assert done.code == 0
+    versions = dict(line.split(" ") for line in done.out.splitlines())
+    assert list(versions)[:3] == ["frpo", "torch", "ray"]
+    assert versions["ray"] == "2.60.0"
+
+
 # ---- recipes by name
 
 
