@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig
@@ -16,15 +24,113 @@ from tests.support.command_line import CommandLine
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["audit_testbed", "paper_math_qwen", "paper_safety_mistral", "paper_safety_qwen", "testbed"]
-FILES = {
-    "frpo/py.typed",
-    *(f"frpo/recipes/{name}.yaml" for name in NAMES),
-    *(f"frpo/report/{name}.j2" for name in ("audit.html", "page.html", "style.css", "sweep.html")),
-    *(f"frpo/templates/data/{name}" for name in ("prompts.jsonl", "recipe.yaml", "rewards.py")),
-    "frpo/templates/rewards/rewards.yaml",
-    "frpo/templates/testbed/testbed.yaml",
-}
-"""All that is no module."""
+
+
+# ---- the wheel
+
+
+def list_files() -> set[str]:
+    """Every file of the package, and every module behind its links: a new kind of file has to be named in
+    pyproject.toml. What draws the Grafana board is no module."""
+    own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "frpo").rglob("*") if path.is_file()}
+    links = (ROOT / "frpo" / "actors", ROOT / "frpo" / "deploy")
+    modules = chain.from_iterable(link.rglob("*.py") for link in links)
+    behind = {path.relative_to(ROOT).as_posix() for path in modules}
+    return {name for name in own | behind if "__pycache__" not in name} - {"frpo/deploy/grafana/board.py"}
+
+
+def test_a_wheel_is_made_of_the_package_and_the_files_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the build backend reads pyproject.toml, without building."""
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files()
+    build = distribution.get_command_obj("build_py")
+    build.build_lib = "lib"
+    build.ensure_finalized()
+    names = {name.removeprefix("lib/") for name in build.get_outputs(include_bytecode=False)}
+    assert names == list_files()
+    assert {
+        "frpo/actors/transport/group.py",
+        "frpo/deploy/service.py",
+        "frpo/py.typed",
+        "frpo/recipes/testbed.yaml",
+        "frpo/report/page.html.j2",
+        "frpo/templates/data/prompts.jsonl",
+        "frpo/templates/rewards/rewards.yaml",
+    } <= names
+
+
+def copy_repository(target: Path) -> Path:
+    """What a wheel is built from, the links as links."""
+    for name in ("frpo", "actors", "deploy", "recipes"):
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def build_in(folder: Path, kind: str) -> Path:
+    code = f"from setuptools import build_meta as b; print('MADE', b.build_{kind}('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "dist" / done.stdout.split("MADE ")[-1].strip()
+
+
+def checksums(wheel: Path) -> dict[str, int]:
+    with zipfile.ZipFile(wheel) as file:
+        return {entry.filename: entry.CRC for entry in file.infolist()}
+
+
+@pytest.mark.long
+def test_a_wheel_of_the_repository_is_that_of_its_sdist_and_works_alone(tmp_path: Path) -> None:
+    repository = copy_repository(tmp_path / "repository")
+    with tarfile.open(build_in(repository, "sdist")) as archive:
+        assert [entry.name for entry in archive if not (entry.isfile() or entry.isdir())] == []  # no links
+        archive.extractall(tmp_path, filter="data")
+    wheel = build_in(repository, "wheel")
+    unpacked = next(tmp_path.glob("frpo-*"))
+    assert checksums(wheel) == checksums(build_in(unpacked, "wheel"))
+    names = checksums(wheel)
+    assert {name.split("/")[0] for name in names} == {"frpo", f"{unpacked.name}.dist-info"}
+    assert {name for name in names if name.startswith("frpo/")} == list_files()
+
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    shutil.unpack_archive(wheel, installed, "zip")
+    empty.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"}
+    shown = ""
+    for words in (
+        ["-c", "import frpo.actors.transport as a, frpo.deploy as d; print(a.__file__, d.__file__)"],
+        ["-m", "frpo", "init"],
+        ["-m", "frpo", "plan", "recipe.yaml"],
+        ["-m", "frpo", "plan", "testbed"],
+    ):
+        done = subprocess.run([sys.executable, *words], cwd=empty, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stdout[-500:], done.stderr[-1000:])
+        shown += done.stdout
+    assert (
+        f"{installed}/frpo/actors/transport/__init__.py {installed}/frpo/deploy/__init__.py\n"
+        "Wrote prompts.jsonl, recipe.yaml, rewards.py\n"
+    ) in shown
+    assert shown.count("Nothing is missing.") == 2
+
+
+@pytest.mark.long
+def test_folders_of_a_user_never_stand_for_ours(tmp_path: Path) -> None:
+    for folder, module in (("actors", "rollout"), ("deploy", "service"), ("recipes", "testbed")):
+        (tmp_path / folder).mkdir()
+        for name in ("__init__", module):
+            (tmp_path / folder / f"{name}.py").write_text("raise SystemExit('the user\\'s own')\n")
+    code = (
+        "import sys, frpo.actors.rollout as a, frpo.deploy.service as d\n"
+        "print(a.__file__, d.__file__, sorted({'actors', 'deploy', 'recipes'} & set(sys.modules)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == f"{ROOT}/frpo/actors/rollout.py {ROOT}/frpo/deploy/service.py []\n"
 
 
 def test_the_versions_are_those_of_the_installed(frpo: CommandLine) -> None:
