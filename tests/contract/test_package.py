@@ -73,7 +73,9 @@ def copy_repository(target: Path) -> Path:
 
 def build_in(folder: Path, kind: str) -> Path:
     code = f"from setuptools import build_meta as b; print('MADE', b.build_{kind}('dist'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "dist" / done.stdout.split("MADE ")[-1].strip()
 
@@ -107,7 +109,9 @@ def test_a_wheel_of_the_repository_is_that_of_its_sdist_and_works_alone(tmp_path
         ["-m", "frpo", "plan", "recipe.yaml"],
         ["-m", "frpo", "plan", "testbed"],
     ):
-        done = subprocess.run([sys.executable, *words], cwd=empty, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *words], cwd=empty, env=env, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, (words, done.stdout[-500:], done.stderr[-1000:])
         shown += done.stdout
     assert (
@@ -128,7 +132,9 @@ def test_folders_of_a_user_never_stand_for_ours(tmp_path: Path) -> None:
         "print(a.__file__, d.__file__, sorted({'actors', 'deploy', 'recipes'} & set(sys.modules)))\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == f"{ROOT}/frpo/actors/rollout.py {ROOT}/frpo/deploy/service.py []\n"
 
