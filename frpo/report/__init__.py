@@ -12,8 +12,10 @@ __all__ = ["build_audit", "build_report", "build_sweep", "compare_audits", "read
 
 
 def build_report(folder: Path, out: Path | None = None) -> Path:
-    """Write report.json and report.html of a run into `out`, by default its own folder; returns the page.
-    Raises ConfigError when the folder holds no finished stage."""
+    """Write report.json and report.html of a run into `out`, by default its own folder, where each arm's
+    policy gets its model card too; returns the page. Raises ConfigError when the folder holds no finished
+    stage."""
+    from frpo.report.card import write_cards
     from frpo.report.data import collect_report
     from frpo.report.page import render_run
     from frpo.report.schema import Report
@@ -27,6 +29,8 @@ def build_report(folder: Path, out: Path | None = None) -> Path:
     (out / "report.json").write_text(collect_report(folder).model_dump_json(indent=1))
     read_back = Report.model_validate(json.loads((out / "report.json").read_text()))
     (out / "report.html").write_text(render_run(read_back))
+    if out == folder:
+        write_cards(read_back, folder)
     return out / "report.html"
 
 

@@ -11,36 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frpo.config import Config
 from frpo.outline import list_stages
 from frpo.records import Evaluation, StageResult
 from frpo.roles import RankDied
 from frpo.rows import read_rows
 from frpo.types import Group, RolloutBatch
 from tests.support import fakes
-from tests.support.whole import DATA, REWARDS, run
-
-
-def configured(folder: Path, **changed: Any) -> Config:
-    tree = fakes.config(beta=0.0, estimator={"kind": "frpo", "lam": 0.5}).model_dump(
-        mode="json", exclude={"arms"}
-    )
-    asked = {
-        "run_dir": str(folder),
-        "base": {"num_steps": 2, "batch_size": 2, "data": DATA, "learning_rate": 1e-3},
-        "learner": {"num_steps": 6, "num_workers": 1},
-        "arms": [{"name": "arm"}],
-        "certify": {"completions_per_prompt": 16, "radii": [0.1]},
-        "downstream": [
-            {"name": "sft", "num_steps": 4, "batch_size": 2, "data": DATA, "heldout": DATA, "marks": [2]},
-            {"kind": "rl", "name": "rl", "data": DATA, "learner": {"num_steps": 3}, "marks": [1]},
-        ],
-        "attack": {"radii": [0.5], "num_steps": 4},
-        "harness": {"tasks": ["any"], "max_tokens": 8},
-        "evaluate": {"validate_every": 2, "validate_completions": 1, "completions_per_prompt": 4},
-        "checkpoint": {"every": 2},
-    }
-    return Config.model_validate({**tree, **asked, **changed})
+from tests.support.whole import REWARDS, configured, run
 
 
 @pytest.fixture(scope="module")
