@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from frpo import saved
 from frpo.actors import _adapters
 from frpo.actors._adapters import Adapter
 from frpo.logprobs import LogprobModel
+from frpo.policies import write_policy
 
 
 @torch.no_grad()
@@ -66,22 +66,12 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def write_whole(scorer: LogprobModel, state: Mapping[str, Tensor], folder: Path, read_from: Path) -> None:
-    """A Hugging Face folder of the weights in `state`, with the generation_config.json that the model came
-    with, to the byte: whoever serves the policy ends its completions by its list of end-of-sequence
-    tokens."""
-    from transformers import GenerationConfig
-
+    """A Hugging Face folder of the weights in `state`, as `policies.write_policy` does."""
     causal: Any = scorer.causal()
     if scorer.model is not causal:  # adapters stand on it: a model without them, and without weights
         with torch.device("meta"):
             causal = type(causal)(causal.config)
-    causal.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
-    causal.save_pretrained(folder, state_dict=state, safe_serialization=True)
-    own = saved.base_of(read_from) / "generation_config.json"
-    written = folder / "generation_config.json"
-    written.unlink(missing_ok=True)
-    if own.is_file():
-        shutil.copyfile(own, written)
+    write_policy(causal, folder, read_from, state_dict=state)
 
 
 def _plain_name(name: str) -> str:

@@ -8,6 +8,7 @@ and peft only when a policy is read.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from itertools import chain
@@ -91,6 +92,21 @@ def read_weights(folder: Path, dtype: torch.dtype | str) -> Iterator[tuple[str, 
             f"{folder}: holds no .safetensors file; save the policy with safe_serialization=True"
         )
     return chain.from_iterable(map(_read_tensors, files))
+
+
+def write_policy(model: Any, folder: Path, read_from: Path, **how: Any) -> None:
+    """A Hugging Face folder of a model, with the generation_config.json of the policy that it was read from,
+    to the byte: whoever serves the policy ends its completions by its list of end-of-sequence tokens. `how`
+    goes to transformers."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()  # save_pretrained raises for many that hubs' folders hold
+    model.save_pretrained(folder, safe_serialization=True, **how)
+    own = saved.base_of(read_from) / "generation_config.json"
+    written = folder / "generation_config.json"
+    written.unlink(missing_ok=True)
+    if own.is_file():
+        shutil.copyfile(own, written)
 
 
 def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
