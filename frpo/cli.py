@@ -195,6 +195,7 @@ def watch(
 
 app.command()(policy_commands.certify)
 app.command()(policy_commands.audit)
+app.command()(policy_commands.push)
 
 
 @app.command()

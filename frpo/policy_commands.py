@@ -1,5 +1,5 @@
-"""The commands on any saved policy: its certificate, and its audit. Imports no ML library before one needs
-it."""
+"""The commands on any saved policy: its certificate, its audit, and its way to the hub. Imports no ML library
+before one needs it."""
 
 from __future__ import annotations
 
@@ -145,3 +145,21 @@ def _audit_as_asked(asked: AuditOptions, assignments: list[str], run_dir: Path |
         page = auditing.run_audit(config, config.folder)
         auditing.print_audit(config.folder, Console())
         print(f"Audit: {page}")
+
+
+def push(
+    run_dir: Annotated[
+        Path, typer.Argument(help="folder of a finished run", parser=expand_home, metavar="RUN_DIR")
+    ],
+    arm: Annotated[str, typer.Argument(help="whose policy")],
+    repo: Annotated[str, typer.Argument(help="organisation/name on the Hugging Face hub (HF_ENDPOINT)")],
+    public: Annotated[bool, typer.Option("--public", help="everybody may read it; default: private")] = False,
+) -> None:
+    """Send the policy of an arm, its model card and how it was made to the Hugging Face hub; the token comes
+    from HF_TOKEN or `hf auth login`."""
+    from frpo.push import push_policy
+
+    pushed = push_policy(run_dir, arm, repo, public=public)
+    who = "private" if pushed.private else "public"
+    what = "Pushed" if pushed.changed else "Nothing has changed, it was there already"
+    print(f"{what}: {pushed.url} ({who}, commit {pushed.commit[:12]})")
