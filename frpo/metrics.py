@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, samples.jsonl, TensorBoard, W&B, Ray metrics, the progress
+"""What a run says while it runs: metrics.jsonl, samples.jsonl, the boards that numbers go to, the progress
 display and run.log.
 
 Owns every output of a run but its results; computes nothing.
@@ -7,15 +7,13 @@ Owns every output of a run but its results; computes nothing.
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -30,15 +28,13 @@ from rich.progress import (
 from rich.text import Text
 
 from frpo.advice import Adviser
+from frpo.boards import IDS, Board, curves_of, open_boards
 from frpo.config import Config, ConfigError
-from frpo.disk import write_text
 from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import METRICS, SAMPLES, append_rows, read_rows, write_rows
 from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, StepMetrics, Times, UpdateStats
 from frpo.types import ScoredGroup
 
-WANDB_ID = "wandb.id"
-"""Holds the id under which W&B knows the run, so that a resumed one goes on there."""
 LONGEST_SAMPLE = 2000
 """Of what training draws, characters kept for people to read: a step adds two completions."""
 PLAIN_EVERY_S = 5.0
@@ -183,7 +179,7 @@ class RunLog:
 
     def put_aside(self, superseded: Collection[str], prolonged: Collection[str], folder: Path) -> None:
         """Move the rows and curves of superseded stages into the same files of `folder`; rows of prolonged
-        stages are copied. What comes then is another run to W&B."""
+        stages are copied. What comes then is another run to W&B and MLflow."""
         self._close_boards()  # they hold files open that are moved
         for name in (METRICS, SAMPLES):
             rows = list(read_rows(self.folder, name))
@@ -191,13 +187,14 @@ class RunLog:
                 folder, name, [r for r in rows if r["stage"] in superseded or r["stage"] in prolonged]
             )
             self._rewrite(name, [r for r in rows if r["stage"] not in superseded])
-        for curves in [_curves(self.folder, stage) for stage in superseded]:
+        for curves in [curves_of(self.folder, stage) for stage in superseded]:
             if curves.is_dir():
                 (folder / curves.parent.name).mkdir(parents=True, exist_ok=True)
                 curves.rename(folder / curves.parent.name / curves.name)
-        if superseded and (self.folder / WANDB_ID).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / WANDB_ID).rename(folder / WANDB_ID)
+        for known in [self.folder / name for name in IDS]:
+            if superseded and known.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                known.rename(folder / known.name)
 
     # ---- numbers
 
@@ -274,8 +271,7 @@ class RunLog:
 
     def _boards(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if not self.boards:
-            self.boards = [TensorBoard(self.folder), RayMetrics(self.config.name)]
-            self.boards += [WandB(self.config, self.folder)] if self.config.wandb_project else []
+            self.boards = open_boards(self.config, self.folder, self.note)
         for board in self.boards:
             board.add(stage, step, values)
 
@@ -293,94 +289,3 @@ def numbers_of(record: Any) -> dict[str, float]:
         elif isinstance(value, int | float) and name != "step":
             numbers[name] = float(value)
     return numbers
-
-
-class Board(Protocol):
-    """Somewhere that numbers go."""
-
-    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
-
-
-def _curves(run: Path, stage: str) -> Path:
-    return run / "tensorboard" / stage.replace("/", "_")
-
-
-class TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writers: dict[str, Any] = {}
-
-    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        if stage not in self.writers:
-            self.writers[stage] = SummaryWriter(
-                str(_curves(self.folder, stage)), purge_step=step
-            )  # steps done again show once
-        for name, value in values.items():
-            self.writers[stage].add_scalar(name, value, step)
-
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
-
-
-COUNTED = {
-    "num_prompts", "num_completions", "num_tokens",
-    "generate_s", "score_s", "update_s", "publish_s", "step_s", "driver_s", "published_bytes",
-}  # fmt: skip
-"""Exported as counters: their means are ratios of two counters."""
-
-
-class RayMetrics:
-    """`ray_frpo_<name>` on the cluster's metrics port, by run and stage."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-        self.known: dict[str, Any] = {}
-
-    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        import ray
-        from ray.util.metrics import Counter, Gauge
-
-        if not ray.is_initialized():
-            return
-        tags = {"run": self.run, "stage": stage}
-        for name, value in {"step": float(step), **values}.items():
-            metric = "frpo_" + name.replace("/", "_").replace("-", "_").replace(".", "_")
-            kind = Counter if name in COUNTED else Gauge
-            if metric not in self.known:
-                self.known[metric] = kind(metric, description=f"frpo {name}", tag_keys=("run", "stage"))
-            if kind is Counter:
-                if value > 0:
-                    self.known[metric].inc(value, tags=tags)
-            else:
-                self.known[metric].set(value, tags=tags)
-
-    def close(self) -> None:
-        self.known.clear()
-
-
-class WandB:
-    def __init__(self, config: Config, folder: Path) -> None:
-        import wandb
-
-        os.environ.setdefault("WANDB_SILENT", "true")
-        same = folder / WANDB_ID
-        if not same.exists():
-            write_text(same, secrets.token_hex(4))
-        self.run = wandb.init(
-            project=config.wandb_project,
-            name=config.name,
-            id=same.read_text(),
-            dir=str(folder),
-            config=config.model_dump(mode="json"),
-            resume="allow",
-        )
-
-    def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        self.run.log({f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step})
-
-    def close(self) -> None:
-        self.run.finish()

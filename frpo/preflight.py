@@ -42,7 +42,7 @@ def check_run(config: Config, progress: Callable[[int], None] = lambda count: No
     machine lacks something. Returns what reading the data has found."""
     check_policy(config)
     absent: list[str] = []
-    for look in (check_attention, _check_runs_rewards, check_cluster, check_engine):
+    for look in (check_attention, _check_runs_rewards, check_cluster, check_engine, check_trackers):
         try:
             look(config)
         except Missing as error:  # what is wrong is said first
@@ -153,6 +153,21 @@ def check_engine(config: Config) -> None:
         raise Missing(
             f"rollout.num_gpus: 0, and vllm {version('vllm')} runs on GPUs alone; set {ONE_CARD}, or install "
             "the CPU build (FRPO_ACCELERATOR=cpu deploy/install.sh)"
+        )
+
+
+def check_trackers(config: Config) -> None:
+    """That the libraries of the trackers that are asked for are here, and that MLflow is told where to
+    write."""
+    for field, library in (("wandb_project", "wandb"), ("mlflow_experiment", "mlflow")):
+        if getattr(config, field) and importlib.util.find_spec(library) is None:
+            raise Missing(
+                f"{field}: {library} is not installed; pip install 'frpo[tracking]', or leave it out"
+            )
+    if config.mlflow_experiment and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise Missing(
+            "mlflow_experiment: MLFLOW_TRACKING_URI is not set; export the address of the server, such as "
+            "http://127.0.0.1:5000, where you start frpo"
         )
 
 

@@ -215,6 +215,8 @@ class Config(Section):
     """Ray."""
     wandb_project: Annotated[str | None, NOTHING] = None
     """Log to this Weights & Biases project too; the key comes from WANDB_API_KEY."""
+    mlflow_experiment: Annotated[str | None, NOTHING] = None
+    """Log to this MLflow experiment too, on the server or store that MLFLOW_TRACKING_URI names."""
 
     @model_validator(mode="before")
     @classmethod

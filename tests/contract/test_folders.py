@@ -139,6 +139,7 @@ def test_what_counts_is_said_with_its_old_and_new_value(tmp_path: Path) -> None:
 def test_what_is_superseded_is_kept_in_one_folder_with_its_rows_and_curves(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
     (tmp_path / "wandb.id").write_text("abc")
+    (tmp_path / "mlflow.id").write_text("def")
     aside = redo(configured(tmp_path, "arms.frpo.objective.estimator.lam=0.25"))
     moved = ALL[1:]
     for name in ALL:
@@ -149,7 +150,7 @@ def test_what_is_superseded_is_kept_in_one_folder_with_its_rows_and_curves(tmp_p
     for rows in ("metrics.jsonl", SAMPLES):
         assert [r["stage"] for r in read_rows(tmp_path, rows)] == ["base"]
         assert [r["stage"] for r in read_rows(aside, rows)] == moved
-    assert (aside / "wandb.id").read_text() == "abc"
+    assert [(aside / name).read_text() for name in ("wandb.id", "mlflow.id")] == ["abc", "def"]
     assert states(configured(tmp_path, "arms.frpo.objective.estimator.lam=0.25")) == {
         "base": "done",
         **dict.fromkeys(moved, "new"),

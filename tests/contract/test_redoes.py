@@ -71,7 +71,7 @@ OTHER: dict[str, Any] = {
     "urls": ["http://127.0.0.1:2/x"], "stop": ["##"], "targets": "all-linear", "rewards": ["q"],
     "where": {"x": "2"},
     "mix": {"t": 2.0}, "radii": [0.5, 2.0], "marks": [3], "address": "10.0.0.1:6379", "object_store_gib": 1.0,
-    "run_dir": "elsewhere", "interpolate": [0.5],
+    "run_dir": "elsewhere", "interpolate": [0.5], "mlflow_experiment": "e",
     "wandb_project": "p", "rho": 0.4, "completion": "other", "completion_texts": ["yes"], "kind": None,
     "part": None,
     "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group",

@@ -11,14 +11,17 @@ from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from frpo.advice import advise
-from frpo.config import Config, ConfigError
+from frpo.boards import Tracker
+from frpo.config import Config, ConfigError, Missing
 from frpo.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
+from frpo.preflight import check_trackers
 from frpo.records import Evaluation, Sample, to_json
 from frpo.rows import append_rows
 from frpo.stats import BatchStats, FinetuneStats, GateStats, Phases, Times, UpdateStats
@@ -258,6 +261,104 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb_and_a_superseded_one_doe
                 log.put_aside(["rlhf/arm"], [], tmp_path / "superseded" / "now")
     assert ids[0] == ids[1] != ids[2]
     assert (tmp_path / "superseded" / "now" / "wandb.id").read_text() == ids[0]
+
+
+@pytest.fixture
+def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real library's client on a store of files, which it has to be allowed."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    return mlflow.MlflowClient()
+
+
+def mlflow_runs(client: Any, experiment: str) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+@pytest.mark.long
+def test_mlflow_gets_the_numbers_and_a_resumed_run_goes_on_in_the_same_one(
+    tmp_path: Path, cfg: Config, mlflow_store: Any
+) -> None:
+    asked = cfg.model_copy(update={"mlflow_experiment": "frpo-test"})
+    for step in (1, 2):
+        with RunLog(tmp_path / "run", asked) as log:
+            log.begin("rlhf/arm", 2, start=step - 1)
+            log.step("rlhf/arm", metrics(step, reward=step / 4))
+    (run,) = mlflow_runs(mlflow_store, "frpo-test")
+    history = mlflow_store.get_metric_history(run.info.run_id, "rlhf/arm/reward")
+    assert [(each.step, each.value) for each in history] == [(1, 0.25), (2, 0.5)]
+    assert (run.info.run_name, run.info.status) == ("fake", "FINISHED")
+    assert run.data.params["arms.arm.learner.num_steps"] == "30"
+    assert (tmp_path / "run" / "mlflow.id").read_text() == run.info.run_id
+
+
+@pytest.mark.long
+def test_a_superseded_run_and_a_store_that_does_not_know_it_begin_anew(
+    tmp_path: Path, cfg: Config, mlflow_store: Any
+) -> None:
+    asked = cfg.model_copy(update={"mlflow_experiment": "frpo-test"})
+    for turn in range(3):
+        with RunLog(tmp_path / "run", asked) as log:
+            log.begin("rlhf/arm", 2)
+            log.step("rlhf/arm", metrics(1))
+            if turn == 0:
+                log.put_aside(["rlhf/arm"], [], tmp_path / "run" / "superseded" / "now")
+        if turn == 1:
+            (tmp_path / "run" / "mlflow.id").write_text("0" * 32)
+    assert len(mlflow_runs(mlflow_store, "frpo-test")) == 3
+
+
+class Refusing:
+    """A tracker whose server takes one number and closes."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def add(self, *_: object) -> None:
+        if self.taken:
+            raise ConnectionError("the server is gone")
+        self.taken += 1
+
+    def close(self) -> None:
+        raise AssertionError("it was lost before")
+
+
+def test_a_tracker_that_is_lost_is_named_once_and_the_run_goes_on(tmp_path: Path, cfg: Config) -> None:
+    said: list[str] = []
+    refusing = Refusing()
+    with RunLog(tmp_path, cfg) as log:
+        log.boards = [Tracker("MLflow", lambda: refusing, said.append)]
+        log.begin("rlhf/arm", 4)
+        for step in (1, 2, 3):
+            log.step("rlhf/arm", metrics(step))
+    assert said == [
+        "MLflow takes no more numbers (ConnectionError: the server is gone); metrics.jsonl has all of them"
+    ]
+    assert [row.step for row in read_steps(tmp_path, "rlhf/arm")] == [1, 2, 3]
+
+
+def test_a_tracker_that_this_machine_lacks_is_said_before_anything_starts(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    absent: set[str] = set()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else name)
+    asked = cfg.model_copy(update={"mlflow_experiment": "e"})
+    with pytest.raises(
+        Missing, match="mlflow_experiment: MLFLOW_TRACKING_URI is not set; export the address"
+    ):
+        check_trackers(asked)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_trackers(asked)
+    absent.update(("mlflow", "wandb"))
+    check_trackers(cfg)
+    with pytest.raises(
+        Missing, match=r"mlflow_experiment: mlflow is not installed; pip install 'frpo\[track"
+    ):
+        check_trackers(asked)
+    with pytest.raises(Missing, match="wandb_project: wandb is not installed"):
+        check_trackers(cfg.model_copy(update={"wandb_project": "p"}))
 
 
 @pytest.mark.long
