@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 verl = pytest.importorskip("verl", reason="verl has an environment of its own: make test-integrations")
 
@@ -203,3 +204,22 @@ def test_a_function_is_called_as_by_its_reward_manager(name: str, tmp_path: Path
     assert asyncio.run(run())["reward_score"] == 0.25
     ours, theirs = scorer.function.__globals__["SEEN"]
     assert ours == theirs
+
+
+def test_a_setting_of_verl_that_our_page_names_is_one() -> None:
+    from tests.support.pages import code_in, read_tables
+
+    file = Path(verl.__file__).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml"
+    settings = yaml.safe_load(file.read_text())
+    tables = [table for table in read_tables("coming_from.md") if table.header[0] == "frpo"]
+    said = set(chain.from_iterable(code_in(" ".join(table.column("verl"))) for table in tables))
+    assert len(said) > 30
+    assert [path for path in sorted(said) if not stands_in(settings, path)] == []
+
+
+def stands_in(settings: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(settings, dict) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
