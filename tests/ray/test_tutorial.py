@@ -1,4 +1,4 @@
-"""docs/tutorial.md: each command and file of it, in order, in an empty folder, and what it says is printed."""
+"""docs/tutorial.md: each command and file of it, in order, in an empty folder, prints what it says."""
 
 from __future__ import annotations
 

@@ -57,6 +57,14 @@ def test_no_link_of_a_page_is_dead() -> None:
     assert {name: dead for name in names if (dead := dead_links(ROOT / name))} == {}
 
 
+def test_the_readme_is_short_and_its_first_screen_says_what_for_whom_and_how() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 160
+    screen = "\n".join(lines[:40])
+    for words in ("For whom", "docs/screenshots/report.png", "make demo", "## How it compares"):
+        assert words in screen
+
+
 def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     (tmp_path / "there.md").write_text("# A page\n\n## One thing, and another\n")
     page = tmp_path / "page.md"
