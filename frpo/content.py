@@ -25,6 +25,7 @@ from frpo.config.section import Content
 from frpo.disk import sha256_of, write_text
 from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
+from frpo.rewards.template import template_file
 
 MODEL_FILES = (
     "config.json", "generation_config.json", saved.ADAPTER, "*.safetensors", "*.safetensors.index.json",
@@ -76,6 +77,8 @@ class Digests:
             return _digest_of([testbed.checked_path(value), _digest_of_testbed()])
         if what.of == "model":
             return self._model(value)
+        if what.of == "template":
+            return self.file(template_file(value))
         if what.of == "data":
             return self._data(value)
         return self._code(value)

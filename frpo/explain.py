@@ -20,7 +20,7 @@ from frpo.data_checks import Checked
 from frpo.forecast import (
     Need,
     Phase,
-    estimate_host_needs,
+    estimate_judges_on_cards,
     estimate_needs,
     estimate_phases,
     sum_host_gib,
@@ -29,7 +29,14 @@ from frpo.forecast import (
 from frpo.outline import Heldout
 from frpo.planning import Plan, plan_run
 from frpo.preflight import check_run
-from frpo.resources import disk_bytes, find_card, list_missing_resources, read_shape
+from frpo.resources import (
+    disk_bytes,
+    estimate_host,
+    find_card,
+    list_missing_resources,
+    read_judges,
+    read_shape,
+)
 from frpo.rewards.pool import POOL_MIB, pool_processes
 from frpo.sources import Row, read_dataset
 from frpo.stages.folders import Standing, describe_changes, look_at_stages
@@ -217,7 +224,7 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
     here = find_card(config)
     sizes = read_shape(config)
     if sizes:
-        yield _tabulate_host_memory(estimate_host_needs(config, sizes, asked), asked)
+        yield _tabulate_host_memory(estimate_host(config, sizes, asked), asked)
     if asked.num_gpus == 0:
         return
     if here is None:
@@ -228,7 +235,8 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
         return
     in_turn = ", in turn" if config.rollout.sleep else ""
     title = f"Memory of a {here.name}, GiB of {here.gib:g}{in_turn}"
-    yield _tabulate_gpu_memory(estimate_needs(config, sizes, here, asked), title)
+    needs = estimate_needs(config, sizes, here, asked)
+    yield _tabulate_gpu_memory([*needs, *estimate_judges_on_cards(read_judges(config), here)], title)
     if not config.arms:
         return
     arm = max(config.arms, key=lambda arm: arm.learner.num_steps)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo import hub, saved
-from frpo.config import Config, ConfigError, DownstreamSft, LoraConfig, ModelConfig
+from frpo.config import Config, ConfigError, DownstreamSft, JudgeReward, LoraConfig, ModelConfig
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """vLLM's attention kernels on the CPU; another size loads and then fails at the first token."""
@@ -82,7 +82,8 @@ def check_policy(config: Config) -> None:
     model = saved.read_json(folder / "config.json")
     check_sizes("model.path", folder, model)
     check_kind("model.path", folder, model)
-    check_head_dim(config, model)
+    if config.rollout.num_gpus == 0:
+        check_head_dim("model.path", path, model)
     check_context(config, model)
     if config.model.lora:
         check_targets("model.lora", config.model.lora, folder, model)
@@ -186,6 +187,52 @@ def check_reward_model(field: str, path: str) -> None:
     check_known(field, Path(path), model)
 
 
+ANSWERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How classes of models end that write text."""
+
+
+def check_judge(field: str, reward: JudgeReward, *, chats: bool) -> None:
+    """That a judge's folder is whole, holds a model that can be asked, through a chat template where it
+    `chats`, and takes as long questions as it is to read."""
+    if reward.path.startswith("testbed:"):
+        raise ConfigError(f"{field}.path: {reward.path} has no words to judge with; give another model")
+    check_model(f"{field}.path", reward.path)
+    folder = Path(reward.path)
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    model = saved.read_json(file)
+    check_sizes(f"{field}.path", folder, model)
+    names = model.get("architectures") or []
+    if names and not any(name.endswith(ANSWERS) for name in names):
+        raise ConfigError(
+            f"{field}.path: {file} has architectures {', '.join(names)}: no model that writes text; give one "
+            "that does, or take kind: model for a score's head"
+        )
+    check_known(f"{field}.path", folder, model)
+    if reward.num_gpus == 0:
+        check_head_dim(f"{field}.path", reward.path, model)
+    positions = model.get("max_position_embeddings")
+    if positions is not None and not _is_stretched(model) and reward.max_tokens > positions:
+        raise ConfigError(
+            f"{field}.max_tokens: {reward.max_tokens} do not fit the {positions} positions of {reward.path}; "
+            "lower it"
+        )
+    if chats and not _has_chat_template(folder):
+        raise ConfigError(
+            f"{field}.template: {reward.template} asks by messages, and {reward.path} has no chat template; "
+            "give a chat model, or a template with a text"
+        )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer has one, in any of the places where transformers looks."""
+    if any((folder / f"chat_template.{suffix}").is_file() for suffix in ("jinja", "json")):
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(saved.read_json(file).get("chat_template"))
+
+
 def check_known(field: str, folder: Path, model: dict[str, Any]) -> None:
     """That transformers has code of its own for the model: code from a model's folder is never run."""
     kind = model.get("model_type")
@@ -209,18 +256,16 @@ def _fields_of(model: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{inner}", inner_value
 
 
-def check_head_dim(config: Config, model: dict[str, Any]) -> None:
-    """That vLLM's kernels take the size of the attention heads, where it runs on CPUs."""
-    if config.rollout.num_gpus > 0:
-        return
+def check_head_dim(field: str, path: str, model: dict[str, Any]) -> None:
+    """That vLLM's kernels for CPUs take the size of the attention heads."""
     size = model.get("head_dim") or None
     heads = model.get("num_attention_heads")
     if not size and heads and "hidden_size" in model:
         size = model["hidden_size"] // heads
     if size is not None and size not in CPU_HEAD_DIMS:
         raise ConfigError(
-            f"model.path: {config.model.path} has head_dim {size}; vLLM on the CPU serves "
-            f"{', '.join(map(str, CPU_HEAD_DIMS))}: choose another model, or a GPU (rollout.num_gpus)"
+            f"{field}: {path} has head_dim {size}; vLLM on the CPU serves "
+            f"{', '.join(map(str, CPU_HEAD_DIMS))}: choose another model, or a GPU (num_gpus)"
         )
 
 
@@ -231,9 +276,7 @@ def check_context(config: Config, model: dict[str, Any]) -> None:
     Models that stretch their positions (YaRN and the like) are left to vLLM, which knows by how much.
     """
     positions = model.get("max_position_embeddings")
-    rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
-    stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
-    if positions is None or stretched or config.num_tokens_limit < positions:
+    if positions is None or _is_stretched(model) or config.num_tokens_limit < positions:
         return
     prompt = config.data.max_prompt_tokens
     completion = config.rollout.max_new_tokens
@@ -247,6 +290,11 @@ def check_context(config: Config, model: dict[str, Any]) -> None:
         f"{field}: {asked} and one more token do not fit the {positions} positions of {config.model.path}; "
         "lower it"
     )
+
+
+def _is_stretched(model: dict[str, Any]) -> bool:
+    rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
+    return bool(rope.get("rope_type", rope.get("type", "default")) != "default")
 
 
 # ---- adapters of one's own

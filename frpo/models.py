@@ -7,10 +7,10 @@ The bases of adapters are found with them. Imports no ML library.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from frpo import hub, saved
-from frpo.config import Config, ModelReward
+from frpo.config import Config, JudgeReward, ModelReward
 
 R = TypeVar("R")
 
@@ -42,7 +42,7 @@ def name_models(config: Config) -> Config:
 
 
 def resolve_reward_models(rewards: Sequence[R]) -> tuple[R, ...]:
-    """Folders in place of the hub names of reward models. Raises as `hub.local_folder`."""
+    """Folders in place of the hub names of reward models and judges. Raises as `hub.local_folder`."""
     folders = [_folder_of(given, field, download=True) for field, given in _reward_models(rewards)]
     return _replace_rewards(rewards, folders)
 
@@ -62,7 +62,7 @@ def _models_of(config: Config) -> list[tuple[str, str]]:
 def _reward_models(rewards: Sequence[object]) -> list[tuple[str, str]]:
     models = []
     for i, reward in enumerate(rewards):
-        if isinstance(reward, ModelReward):
+        if isinstance(reward, ModelReward | JudgeReward):
             models.append((f"rewards.{i}.path", reward.path))
     return models
 
@@ -74,9 +74,9 @@ def _replace_paths(config: Config, paths: Sequence[str]) -> Config:
 
 def _replace_rewards(rewards: Sequence[R], paths: Sequence[str]) -> tuple[R, ...]:
     left = iter(paths)
-    replaced = []
+    replaced: list[Any] = []
     for reward in rewards:
-        if isinstance(reward, ModelReward):
+        if isinstance(reward, ModelReward | JudgeReward):
             reward = reward.model_copy(update={"path": next(left)})
         replaced.append(reward)
     return tuple(replaced)

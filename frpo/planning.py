@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from frpo.config import OWN_PROMPTS, Config, DownstreamRl, DownstreamSft
+from frpo.config import OWN_PROMPTS, Config, DownstreamRl, DownstreamSft, JudgeReward
 from frpo.outline import Heldout, Stage, list_stages
 
 
@@ -82,6 +82,11 @@ def plan_run(config: Config, heldout: Heldout | None = None) -> Plan:
     return Plan(tuple(actors), tuple(bundles), stages, drawn * config.rollout.max_new_tokens)
 
 
+def judges_of(config: Config) -> dict[str, JudgeReward]:
+    """Judges by the name of their role: each has engines of its own."""
+    return {f"judge {r.name}": r for r in config.rewards if isinstance(r, JudgeReward)}
+
+
 def _list_roles(config: Config) -> list[Role]:
     """Those that do not train. The reference is left out when no loop has a penalty, or where the learner's
     ranks are the reference."""
@@ -91,6 +96,8 @@ def _list_roles(config: Config) -> list[Role]:
         ("reward", reward.num_workers, reward.num_cpus, reward.num_gpus),
         ("evaluate", evaluate.num_workers, evaluate.num_cpus, evaluate.num_gpus),
     ]
+    for role, judge in judges_of(config).items():
+        roles.append((role, judge.num_workers, judge.num_cpus, judge.num_gpus))
     if config.harness:
         roles.append(("harness", 1, evaluate.num_cpus, 0.0))
     objectives = [arm.objective for arm in config.arms]

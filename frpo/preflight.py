@@ -23,6 +23,7 @@ from frpo.config import (
     DatasetConfig,
     DownstreamRl,
     FunctionReward,
+    JudgeReward,
     Missing,
     ModelReward,
     RewardConfig,
@@ -30,10 +31,11 @@ from frpo.config import (
     UrlReward,
 )
 from frpo.harness import check_files
-from frpo.model_checks import check_policy, check_reward_model
+from frpo.model_checks import check_judge, check_policy, check_reward_model
 from frpo.resources import find_nearest_folder, runs_elsewhere
 from frpo.rewards.loading import load_function
 from frpo.rewards.signature_checks import check_signature
+from frpo.rewards.template import check_names, load_template
 from frpo.secrets import secrets_of
 
 
@@ -103,13 +105,16 @@ def _check_runs_rewards(config: Config) -> None:
 
 
 def check_rewards(rewards: Sequence[RewardConfig]) -> None:
-    """That functions are there and may run, model folders are whole, and the secrets that are named are
-    here."""
+    """That functions and templates are there and may run, model folders are whole, and the secrets that are
+    named are here."""
     for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionReward):
             _check_function(reward, f"rewards.{i}")
         elif isinstance(reward, ModelReward):
             check_reward_model(f"rewards.{i}.path", reward.path)
+        elif isinstance(reward, JudgeReward):
+            template = load_template(reward, f"rewards.{i}.template")
+            check_judge(f"rewards.{i}", reward, chats=bool(template.user))
         elif isinstance(reward, UrlReward):
             check_urls(f"rewards.{i}.urls", reward)
     secrets_of(rewards)
@@ -147,13 +152,18 @@ ONE_CARD = (
 def check_engine(config: Config) -> None:
     """That the vLLM that is installed here runs where the engines are to: its CUDA build has no kernels for
     the CPU."""
-    if runs_elsewhere(config) or config.rollout.num_gpus > 0:
+    if runs_elsewhere(config):
         return
-    with contextlib.suppress(PackageNotFoundError):
-        raise Missing(
-            f"rollout.num_gpus: 0, and vllm {version('vllm')} runs on GPUs alone; set {ONE_CARD}, or install "
-            "the CPU build (FRPO_ACCELERATOR=cpu deploy/install.sh)"
-        )
+    remedies = {"rollout": ONE_CARD} if config.rollout.num_gpus == 0 else {}
+    for i, reward in enumerate(config.rewards):
+        if isinstance(reward, JudgeReward) and reward.num_gpus == 0:
+            remedies[f"rewards.{i}"] = "it to a GPU, or a share of one"
+    for where, remedy in remedies.items():
+        with contextlib.suppress(PackageNotFoundError):
+            raise Missing(
+                f"{where}.num_gpus: 0, and vllm {version('vllm')} runs on GPUs alone; set {remedy}, or "
+                "install the CPU build (FRPO_ACCELERATOR=cpu deploy/install.sh)"
+            )
 
 
 def check_trackers(config: Config) -> None:
@@ -222,15 +232,23 @@ def list_scored(config: Config) -> list[DatasetConfig]:
 
 
 def check_columns(config: Config) -> None:
-    """That each reward function can be called with the columns of the rows that it scores."""
-    functions = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward)]
-    if not functions:
+    """That each reward function can be called, and each judge be asked, with the columns of the rows that it
+    scores."""
+    asking = [(i, r) for i, r in enumerate(config.rewards) if isinstance(r, FunctionReward | JudgeReward)]
+    if not asking:
         return
     for source in _drop_doubles(list_scored(config)):
         rows = _sample_rows(source)
-        for (i, reward), (task, row) in itertools.product(functions, rows.items()):
-            if not reward.tasks or task in reward.tasks:
+        for (i, reward), (task, row) in itertools.product(asking, rows.items()):
+            if reward.tasks and task not in reward.tasks:
+                continue
+            if isinstance(reward, FunctionReward):
                 check_signature(reward, row.columns, f"rewards.{i}", row.where)
+            else:
+                field = f"rewards.{i}.template"
+                check_names(
+                    load_template(reward, field), row.columns, f"{field}: {reward.template}", row.where
+                )
 
 
 def _sample_rows(source: DatasetConfig) -> dict[str, sources.Row]:

@@ -13,10 +13,20 @@ from pathlib import Path
 
 from frpo import saved
 from frpo.config import Config, find_cluster
-from frpo.forecast import CARDS, Card, estimate_host_needs, say_too_much, sum_host_gib
+from frpo.forecast import (
+    CARDS,
+    Card,
+    Judges,
+    Need,
+    estimate_host_needs,
+    estimate_judges_on_host,
+    say_judges_too_large,
+    say_too_much,
+    sum_host_gib,
+)
 from frpo.model_checks import weight_bytes
 from frpo.outline import fixed_end, list_stages
-from frpo.planning import Plan
+from frpo.planning import Plan, judges_of
 from frpo.shape import EMBEDDED, Shape, shape_of
 
 
@@ -43,6 +53,8 @@ def list_missing_resources(config: Config, asked: Plan) -> list[str]:
     gpu = find_card(config)
     if gpu and sizes and asked.num_gpus > 0:
         problems += say_too_much(config, sizes, gpu, asked)
+    if gpu:
+        problems += say_judges_too_large(read_judges(config), gpu)
     parent = find_nearest_folder(config.folder)
     free = shutil.disk_usage(parent).free
     written = disk_bytes(config)
@@ -71,7 +83,7 @@ def _list_lacking_devices(asked: Plan) -> Iterator[str]:
 
 def _list_lacking_memory(config: Config, sizes: Shape, asked: Plan) -> Iterator[str]:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    need = sum_host_gib(estimate_host_needs(config, sizes, asked), asked)
+    need = sum_host_gib(estimate_host(config, sizes, asked), asked)
     if need > have:
         yield (
             f"memory: the actors may need {need:.1f} GiB together, this machine has {have:.1f} GiB; "
@@ -116,6 +128,22 @@ def read_shape(config: Config) -> Shape | None:
         return shape_of(EMBEDDED)
     file = saved.base_of(Path(config.model.path)) / "config.json"
     return shape_of(saved.read_json(file)) if file.is_file() else None
+
+
+def read_judges(config: Config) -> Judges:
+    """Those whose config.json is here, by role."""
+    judges = {}
+    for role, judge in judges_of(config).items():
+        file = Path(judge.path) / "config.json"
+        sizes = shape_of(saved.read_json(file)) if file.is_file() else None
+        if sizes:
+            judges[role] = (judge, sizes)
+    return judges
+
+
+def estimate_host(config: Config, sizes: Shape, asked: Plan) -> list[Need]:
+    """Host memory of one actor of each role, judges included."""
+    return [*estimate_host_needs(config, sizes, asked), *estimate_judges_on_host(read_judges(config))]
 
 
 def disk_bytes(config: Config) -> int:

@@ -151,6 +151,37 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How a judge is to answer."""
+
+    max_tokens: int | None
+    """None: as much as the engine has room for."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    """EBNF of all that may be answered; None: anything."""
+    schema: Mapping[str, Any] | None = None
+    """The same as a JSON schema."""
+    logprobs: int | None = None
+    """How many of the first token's are wanted."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge has said."""
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    cut: bool
+    """Whether it ended at max_tokens."""
+    begun: Mapping[str, float]
+    """Probability of each text that the first token might have been, where that was asked for."""
+
+
+@dataclass(frozen=True)
 class Reward:
     """The reward of one completion. A failed reward is None, never 0."""
 

@@ -19,7 +19,15 @@ from frpo.config.finetuning import (
     FinetuneConfig,
 )
 from frpo.config.model import LoraConfig, ModelConfig
-from frpo.config.rewards import Combine, FunctionReward, ModelReward, RewardConfig, ServeReward, UrlReward
+from frpo.config.rewards import (
+    Combine,
+    FunctionReward,
+    JudgeReward,
+    ModelReward,
+    RewardConfig,
+    ServeReward,
+    UrlReward,
+)
 from frpo.config.run import (
     AttackConfig,
     CertifyConfig,
@@ -66,6 +74,7 @@ __all__ = [
     "GateConfig",
     "GrpoEstimator",
     "HarnessConfig",
+    "JudgeReward",
     "LearnerConfig",
     "LoraConfig",
     "Missing",

@@ -1,4 +1,4 @@
-"""Rewards: Python functions and sequence-classification models."""
+"""Rewards: Python functions, sequence-classification models, judges, and endpoints of others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from frpo.config.section import NOTHING, Content, PathText, Positive, PositiveFloat, Section
+from frpo.config.section import NOTHING, Content, PathText, Positive, PositiveFloat, Section, Share
+from frpo.config.training import Workers
 
 Combine = Literal["weighted", "mean", "product"]
 
@@ -84,6 +85,45 @@ class ModelReward(RewardSection):
     """Padded tokens in one forward pass."""
 
 
+class JudgeReward(RewardSection, Workers):
+    """A language model that is asked about each completion. It has vLLM engines of its own in the run's
+    cluster, or in the service's."""
+
+    kind: Literal["judge"]
+    """A language model that judges, in the words and with the answers of a template."""
+    path: Annotated[PathText, Content("model")]
+    """Hugging Face folder, or hub name as for model.path."""
+    template: Annotated[PathText, Content("template")]
+    """strongreject, harmbench, or a YAML file of your own: what the judge is asked, the only answers that it
+    can give, and what each is worth."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of weights and activations; null: float32 on CPUs, bfloat16 on GPUs."""
+    max_tokens: Positive = 2048
+    """Longest question and answer together; a completion whose question is longer has no score."""
+    gpu_memory_utilization: Annotated[Share | None, NOTHING] = None
+    """Share of GPU memory for an engine's weights and KV cache; null: nine tenths of num_gpus."""
+    kv_cache_gib: Annotated[Positive, NOTHING] = 1
+    """KV cache on the CPU, GiB."""
+
+    @property
+    def memory_share(self) -> float:
+        """Of a GPU, for weights and KV cache."""
+        return self.gpu_memory_utilization or 0.9 * self.num_gpus
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        return self.dtype or ("bfloat16" if self.num_gpus > 0 else "float32")
+
+    @model_validator(mode="after")
+    def _fits_a_card(self) -> JudgeReward:
+        if self.num_gpus > 1:
+            raise ValueError(
+                f"num_gpus: {self.num_gpus:g}, and an engine of a judge computes on one GPU; raise "
+                "num_workers instead"
+            )
+        return self
+
+
 class UrlReward(RewardSection):
     kind: Literal["url"]
     """An endpoint that speaks OpenRLHF's get_reward format: `frpo serve`, or anyone's."""
@@ -107,7 +147,9 @@ class ServeReward(RewardSection):
     """Those of its rewards that are asked for; empty: all that apply to the task."""
 
 
-RewardConfig = Annotated[FunctionReward | ModelReward | UrlReward | ServeReward, Field(discriminator="kind")]
+RewardConfig = Annotated[
+    FunctionReward | ModelReward | JudgeReward | UrlReward | ServeReward, Field(discriminator="kind")
+]
 
 
 def check_names(where: str, names: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ class Content:
     """Marker of a field that names what lies outside the recipe: it counts by what it holds, wherever it lies
     (`frpo.content` says how)."""
 
-    of: Literal["model", "data", "code", "tasks"]
+    of: Literal["model", "data", "code", "tasks", "template"]
 
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

@@ -1,4 +1,4 @@
-"""Scores a batch of completions by functions and reward models, weighted and routed by task. Knows neither
+"""Scores a batch of completions by functions, models and judges, weighted and routed by task. Knows neither
 Ray nor HTTP.
 
 A reward that raises, takes too long, or gives NaN or the wrong number of values has failed: its completions
@@ -20,6 +20,7 @@ from frpo.config import (
     Combine,
     ConfigError,
     FunctionReward,
+    JudgeReward,
     ModelReward,
     RewardConfig,
     ServeReward,
@@ -41,22 +42,22 @@ Call = Callable[[list[Item]], list[Any]]
 raise."""
 
 
-def no_handle(reward: ServeReward) -> Call:
+def no_handle(reward: ServeReward | JudgeReward) -> Call:
     raise ConfigError(
-        f"rewards.{reward.name}.kind: serve works in a run on a Ray cluster alone; use kind: url here"
+        f"rewards.{reward.name}.kind: {reward.kind} works in a run on a Ray cluster alone; use kind: url here"
     )
 
 
 class RewardScorer:
-    """All rewards of a run. `handle` makes the call of a reward that is served in the same Ray cluster. May
-    be called from several threads."""
+    """All rewards of a run. `handle` makes the call of a reward that others in the same Ray cluster answer.
+    May be called from several threads."""
 
     def __init__(
         self,
         rewards: Sequence[RewardConfig],
         combine: Combine = "weighted",
         *,
-        handle: Callable[[ServeReward], Call] = no_handle,
+        handle: Callable[[ServeReward | JudgeReward], Call] = no_handle,
     ) -> None:
         self.rewards = tuple(rewards)
         self.combine = combine
@@ -65,7 +66,7 @@ class RewardScorer:
         )
         self.calls: dict[str, Call] = {}
         for reward in rewards:
-            if isinstance(reward, ServeReward):
+            if isinstance(reward, ServeReward | JudgeReward):
                 self.calls[reward.name] = handle(reward)
             elif not isinstance(reward, FunctionReward):
                 self.calls[reward.name] = call_of(reward)

@@ -44,6 +44,7 @@ RECIPE: dict[str, Any] = {
         {"kind": "model", "name": "m", "path": "model"},
         {"kind": "url", "name": "u", "urls": ["http://127.0.0.1:1/x"]},
         {"kind": "serve", "name": "s", "rewards": ["r"]},
+        {"kind": "judge", "name": "j", "path": "model", "template": "judge.yaml"},
     ],
     "rollout": {"stop": ["#"]},
     "objective": OBJECTIVE,
@@ -77,7 +78,8 @@ OTHER: dict[str, Any] = {
     "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group",
     "limit": 6,
     "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
-    "gate": {"tasks": ["t"]}, "ema": 0.9, "sam": 0.1,
+    "gate": {"tasks": ["t"]}, "ema": 0.9, "sam": 0.1, "template": "judge2.yaml",
+    "gpu_memory_utilization": 0.5,
 }  # fmt: skip
 """Other values where the type alone does not say one."""
 WITH: dict[str, dict[str, Any]] = {
@@ -159,6 +161,8 @@ def write(folder: Path) -> None:
     (folder / "b.jsonl").write_text('{"prompt": "c", "answer": "d"}\n')
     (folder / "code.py").write_text("def f(): ...\ndef g(): ...\n")
     (folder / "task.yaml").write_text("task: a\n")
+    (folder / "judge.yaml").write_text("text: a\n")
+    (folder / "judge2.yaml").write_text("text: b\n")
     for name in ("model", "model2"):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps({"name": name}))

@@ -21,13 +21,13 @@ COLUMNS = 110
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
-CONFIG_PATHS = 351
+CONFIG_PATHS = 359
 """Every one is a question to the user: one more needs one less, or a reason here.
 
-The last 56: who pays a penalty (nine), ema and sam of every training (ten), what protects a fine-tune and its
-adapters (seven), the grid of an audit with the data that is mixed in (28), mix of a fine-tune (one), the
-experiment of a second tracker (one). Methods cannot be compared without the first three, and a grid is all
-that an audit asks.
+The last 64: a judge's template, dtype and engine (eight), who pays a penalty (nine), ema and sam of every
+training (ten), what protects a fine-tune and its adapters (seven), the grid of an audit with the data that is
+mixed in (28), mix of a fine-tune (one), the experiment of a second tracker (one). A judge's engine is nobody
+else's, methods cannot be compared without the next three, and a grid is all that an audit asks.
 """
 CUDA_FILES = 9
 """To become three: one that finds the device, one that hands out cards, one that is the doctor."""
