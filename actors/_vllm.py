@@ -9,26 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from frpo import hub, saved
-from frpo.config import LARGEST_RANK, Config, ModelConfig, RolloutConfig
+from frpo.config import LARGEST_RANK, Config, JudgeReward, ModelConfig, RolloutConfig
 
 
 def vllm_environment(config: Config) -> dict[str, str]:
     """Environment variables that the worker's process needs before vllm is imported."""
+    return _environment_of(config.rollout, config.model.path, deterministic=config.model.deterministic)
+
+
+def judge_environment(reward: JudgeReward, *, deterministic: bool = False) -> dict[str, str]:
+    """The same of a judge's."""
+    env = _environment_of(reward, reward.path, deterministic=deterministic)
+    return env if reward.num_gpus > 0 else {**env, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _environment_of(
+    engine: RolloutConfig | JudgeReward, model: str, *, deterministic: bool
+) -> dict[str, str]:
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if config.rollout.num_gpus == 0:
+    if engine.num_gpus == 0:
         env |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would pin every engine to the same core
-            "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
-            "OMP_NUM_THREADS": str(config.rollout.num_threads),
+            "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
+            "OMP_NUM_THREADS": str(engine.num_threads),
         }
-    elif config.model.deterministic:
+    elif deterministic:
         env["VLLM_BATCH_INVARIANT"] = "1"
-    base = saved.base_of(Path(config.model.path))
+    base = saved.base_of(Path(model))
     from_hub = hub.name_of(str(base)) is not None
     if base.is_dir() and not from_hub:  # one of the hub may have to be downloaded on the worker's node
         env["HF_HUB_OFFLINE"] = "1"

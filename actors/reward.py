@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +13,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from frpo.actors._calls import Actors
-from frpo.config import Combine, ConfigError, RewardConfig, ServeReward
+from frpo.actors.judge import JudgePool
+from frpo.config import Combine, ConfigError, JudgeReward, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
-from frpo.rewards.scoring import RewardScorer
+from frpo.rewards.scoring import Call, RewardScorer
 from frpo.roles import Pending
 from frpo.secrets import NO_SECRETS, Secrets
 from frpo.types import Group, Item, Reward
@@ -24,6 +25,9 @@ ANSWER_LIMIT_S = 30.0
 """Longest wait for a service to say which rewards it has."""
 GROUPS_AT_ONCE = 2
 """Scored side by side, so that one with a completion that hangs does not hold up the next."""
+JUDGED_AT_ONCE = 16
+"""The same where a judge has a GPU, whose engine answers many at the price of one."""
+NO_JUDGES: Mapping[str, Callable[[], JudgePool]] = {}
 
 
 class ServedReward:
@@ -72,14 +76,24 @@ def check_services_run(rewards: Sequence[RewardConfig]) -> None:
 
 
 class RewardWorker:
-    """All rewards of the run. An async actor: its calls overlap, and it answers pings meanwhile."""
+    """All rewards of the run. An async actor: its calls overlap, and it answers pings meanwhile. `judges`
+    holds by the name of a reward what makes the pool of its engines."""
 
     def __init__(
-        self, rewards: tuple[RewardConfig, ...], combine: Combine, secrets: Secrets = NO_SECRETS
+        self,
+        rewards: tuple[RewardConfig, ...],
+        combine: Combine,
+        secrets: Secrets = NO_SECRETS,
+        judges: Mapping[str, Callable[[], JudgePool]] = NO_JUDGES,
     ) -> None:
         secrets.place()
-        self.scorer = RewardScorer(rewards, combine, handle=ServedReward)
-        self.threads = ThreadPoolExecutor(GROUPS_AT_ONCE)
+
+        def handle(reward: ServeReward | JudgeReward) -> Call:
+            return ServedReward(reward) if isinstance(reward, ServeReward) else judges[reward.name]()
+
+        self.scorer = RewardScorer(rewards, combine, handle=handle)
+        on_gpus = any(isinstance(reward, JudgeReward) and reward.num_gpus > 0 for reward in rewards)
+        self.threads = ThreadPoolExecutor(JUDGED_AT_ONCE if on_gpus else GROUPS_AT_ONCE)
 
     async def ping(self) -> int:
         """Load functions and reward models, so that no call's time limit counts it."""
@@ -113,9 +127,16 @@ class RewardPool:
     """All reward workers; implements roles.Rewards."""
 
     def __init__(
-        self, handles: Sequence[ActorHandle[RewardWorker]], *, timeout_s: float, restarts: int
+        self,
+        handles: Sequence[ActorHandle[RewardWorker]],
+        *,
+        timeout_s: float,
+        restarts: int,
+        judges: Sequence[JudgePool] = (),
     ) -> None:
         self.actors: Actors[RewardWorker] = Actors("reward", handles, timeout_s=timeout_s, restarts=restarts)
+        self.judges = tuple(judges)
+        """Whom the workers ask."""
 
     def score(self, group: Group) -> Pending[tuple[Reward, ...]]:
         return self.actors.call_async(group.index % len(self.actors), RewardWorker.score, group)

@@ -15,10 +15,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from frpo.actors._calls import Actors, Turns
 from frpo.actors._publish import GroupPublisher, ParcelPublisher
-from frpo.actors._vllm import vllm_environment
+from frpo.actors._vllm import judge_environment, vllm_environment
 from frpo.actors.evaluate import EvaluatePool, EvaluateWorker
 from frpo.actors.finetune import FinetunePool, FinetuneWorker
 from frpo.actors.harness import HarnessPool, HarnessWorker
+from frpo.actors.judge import JudgePool, JudgeWorker
 from frpo.actors.learner import LearnerPool, LearnerWorker
 from frpo.actors.reference import ReferencePool, ReferenceWorker
 from frpo.actors.reward import RewardPool, RewardWorker, check_services_run
@@ -29,7 +30,8 @@ from frpo.config import Config, ConfigError
 from frpo.joining import join
 from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
-from frpo.planning import Actor, Plan, make_thread_env, plan_run
+from frpo.planning import Actor, Plan, judges_of, make_thread_env, plan_run
+from frpo.rewards.template import load_template
 from frpo.roles import Publisher, Team, WorkerFailed
 from frpo.secrets import secrets_of
 
@@ -58,11 +60,13 @@ def start_team(config: Config, log: RunLog) -> Iterator[Team]:
 @contextmanager
 def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool, EvaluatePool]]:
     """As `start`, without what trains."""
-    with place_actors(config, plan_run(config).only("rollout", "reward", "evaluate"), log) as spawner:
+    asked = plan_run(config).only("rollout", "reward", "evaluate", *judges_of(config))
+    with place_actors(config, asked, log) as spawner:
         with log.waiting("starting vLLM (about half a minute)"):
             pools = spawner.rollouts(), spawner.rewards(), spawner.scorer()
-            for pool in pools:
-                pool.actors.wait_until_ready(config.cluster.start_timeout_s)
+            started: list[Actors[Any]] = [pool.actors for pool in (*pools, *pools[1].judges)]
+            for actors in started:
+                actors.wait_until_ready(config.cluster.start_timeout_s)
         if config.rollout.sleep:
             take_turns(spawner.asked, {"rollout": pools[0], "evaluate": pools[2]})
         yield pools
@@ -213,11 +217,24 @@ class Spawner:
 
     def rewards(self) -> RewardPool:
         c = self.config
-        given = (c.rewards, c.combine, secrets_of(c.rewards))
+        judges = self._judges()
+        given = (c.rewards, c.combine, secrets_of(c.rewards), judges)
         return RewardPool(
             self._alike("reward", RewardWorker, *given, env=make_thread_env(c.reward.num_threads)),
+            judges=[make() for make in judges.values()],
             **self.limits,
         )
+
+    def _judges(self) -> dict[str, partial[JudgePool]]:
+        """By the name of its reward, what makes the pool of a judge's engines, in any process."""
+        made: dict[str, partial[JudgePool]] = {}
+        for role, reward in judges_of(self.config).items():
+            given = (reward, load_template(reward), secrets_of(()))
+            env = judge_environment(reward, deterministic=self.config.model.deterministic)
+            made[reward.name] = partial(
+                JudgePool, role, self._alike(role, JudgeWorker, *given, env=env), **self.limits
+            )
+        return made
 
     def reference(self) -> ReferencePool | None:
         if all(a.role != "reference" for a in self.asked.actors):
@@ -272,7 +289,7 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     rollouts, learner, finetune = spawner.rollouts(), spawner.learner(), spawner.finetune()
     rewards, scorer, reference = spawner.rewards(), spawner.scorer(), spawner.reference()
     groups: list[Actors[Any]] = [rewards.actors, learner.actors, finetune.actors, scorer.actors]
-    groups.append(rollouts.actors)
+    groups += [rollouts.actors, *(judge.actors for judge in rewards.judges)]
     if reference:
         groups.append(reference.actors)
     harness = spawner.harness(rollouts)
