@@ -26,20 +26,22 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from frpo.config import ConfigError, ModelReward, RewardConfig, ServeReward, find_cluster
+from frpo.actors._vllm import judge_environment
+from frpo.config import ConfigError, JudgeReward, ModelReward, RewardConfig, ServeReward, find_cluster
 from frpo.config.service import ReplicaConfig, ServiceConfig, token_digest
 from frpo.joining import join
 from frpo.planning import make_thread_env
 from frpo.preflight import check_rewards
 from frpo.recipe import read_section
 from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
-from frpo.rewards.parts import Part
+from frpo.rewards.parts import Part, part_of
 from frpo.rewards.scoring import RewardScorer, combine_parts, route_items
+from frpo.rewards.template import JudgeTemplate, load_template
 from frpo.roles import WorkerFailed
 from frpo.secrets import NO_SECRETS, Secrets, secrets_of
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.port import held_port
-from frpo.types import Item, Reward
+from frpo.types import Decoding, Item, Reply, Reward
 
 OBJECT_STORE_BYTES = 2**28
 START_LIMIT_S = 600
@@ -78,6 +80,23 @@ class RewardReplica:
         return [list(itertools.islice(parts, len(request))) for request in requests]
 
 
+class JudgeReplica:
+    """One engine of a judge in one process: requests share its steps, on a GPU."""
+
+    def __init__(self, reward: JudgeReward, template: JudgeTemplate, secrets: Secrets = NO_SECRETS) -> None:
+        from frpo.actors._judge import JudgeEngine
+
+        secrets.place()
+        self.reward, self.engine = reward, JudgeEngine(reward, template)
+
+    async def score(self, items: list[Item]) -> list[Part]:
+        """One value, or None and why, per item."""
+        return [part_of(value, self.reward) for value in await self.engine.score(items)]
+
+    async def chat(self, messages: Sequence[dict[str, str]], decoding: Decoding) -> Reply | Exception:
+        return await self.engine.chat(messages, decoding)
+
+
 class Handles:
     """A service.app.Backend over the replicas of the Serve application `app`."""
 
@@ -92,15 +111,20 @@ class Handles:
         for reward in asked:
             mine[reward.name] = [items[i] for i in route_items(reward, items)]
         needed = [name for name, chosen in mine.items() if chosen]
-        answers = await asyncio.gather(*(self._ask(name, mine[name]) for name in needed))
+        answers = await asyncio.gather(*(self._ask(name, "score", mine[name]) for name in needed))
         return combine_parts(asked, self.config.combine, items, dict(zip(needed, answers, strict=True)))
 
-    async def _ask(self, name: str, items: list[Item]) -> list[Part]:
+    async def chat(
+        self, name: str, messages: Sequence[dict[str, str]], decoding: Decoding
+    ) -> Reply | Exception:
+        answer: Reply | Exception = await self._ask(name, "chat", messages, decoding)
+        return answer
+
+    async def _ask(self, name: str, method: str, *given: Any) -> Any:
         """A request whose replica dies is asked again until its time is up: scoring is idempotent."""
         for pause in draw_pauses(*RETRY_PAUSES_S):
             try:
-                parts: list[Part] = await self.handles[name].score.remote(items)
-                return parts
+                return await getattr(self.handles[name], method).remote(*given)
             except BackPressureError:
                 waiting = self.config.replicas.max_queued_requests
                 raise Overloaded(
@@ -125,28 +149,55 @@ def build_application(config: ServiceConfig, digest: bytes | None) -> Any:
 
     The keys of the rewards are taken from this process's environment.
     """
-    replicas = config.replicas
-    actor = {
-        "num_cpus": replicas.num_cpus,
-        "num_gpus": replicas.num_gpus,
-        "runtime_env": {"env_vars": make_thread_env(replicas.num_threads)},
-    }
-    replica: Any = serve.deployment(RewardReplica)
     children = [
-        replica.options(
-            name=deployment_of(reward.name),
-            ray_actor_options=actor,
-            # they wait inside the replica: what waits before it is asked for again and again, with pauses
-            # that leave the model idle
-            max_ongoing_requests=replicas.max_batch_requests + replicas.max_queued_requests,
-            max_queued_requests=replicas.max_queued_requests,
-            **scale_of(replicas),
-        ).bind(reward, replicas, secrets_of([reward]))
+        _bind_judge(reward, config.replicas)
+        if isinstance(reward, JudgeReward)
+        else _bind_reward(reward, config.replicas)
         for reward in config.rewards
     ]
     ingress: Any = serve.deployment(serve.ingress()(Gateway))
     options = {"name": "gateway", "max_ongoing_requests": 1024, "ray_actor_options": {"num_cpus": 0.25}}
     return ingress.options(**options).bind(config, digest, *children)
+
+
+def _bind_reward(reward: RewardConfig, replicas: ReplicaConfig) -> Any:
+    replica: Any = serve.deployment(RewardReplica)
+    options = options_of(
+        reward, replicas, replicas, make_thread_env(replicas.num_threads), scale_of(replicas)
+    )
+    return replica.options(**options).bind(reward, replicas, secrets_of([reward]))
+
+
+def _bind_judge(reward: JudgeReward, replicas: ReplicaConfig) -> Any:
+    """As many engines, and each as large, as the judge itself says."""
+    replica: Any = serve.deployment(JudgeReplica)
+    options = options_of(
+        reward, reward, replicas, judge_environment(reward), {"num_replicas": reward.num_workers}
+    )
+    return replica.options(**options).bind(reward, load_template(reward), secrets_of([reward]))
+
+
+def options_of(
+    reward: RewardConfig,
+    sizes: ReplicaConfig | JudgeReward,
+    replicas: ReplicaConfig,
+    env: dict[str, str],
+    scale: dict[str, Any],
+) -> dict[str, Any]:
+    """Of the deployment of a reward whose processes have these sizes."""
+    return {
+        "name": deployment_of(reward.name),
+        "ray_actor_options": {
+            "num_cpus": sizes.num_cpus,
+            "num_gpus": sizes.num_gpus,
+            "runtime_env": {"env_vars": env},
+        },
+        # they wait inside the replica: what waits before it is asked for again and again, with pauses that
+        # leave the model idle
+        "max_ongoing_requests": replicas.max_batch_requests + replicas.max_queued_requests,
+        "max_queued_requests": replicas.max_queued_requests,
+        **scale,
+    }
 
 
 def scale_of(replicas: ReplicaConfig) -> dict[str, Any]:

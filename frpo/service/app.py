@@ -13,22 +13,25 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from frpo.config import JudgeReward
 from frpo.config.service import ServiceConfig
 from frpo.service import wire
 from frpo.service.door import TYPES, Door, problem_response
 from frpo.service.reading import describe_mistakes, strict_route
-from frpo.types import Item, Reward
+from frpo.types import Decoding, Item, Reply, Reward
 
 log = logging.getLogger("frpo.service")
+
+T = TypeVar("T")
 
 
 class Overloaded(Exception):
@@ -42,6 +45,13 @@ class Unavailable(Exception):
 class Backend(Protocol):
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
         """One Reward per item, by the named rewards that apply to it. Raises Overloaded or Unavailable."""
+        ...
+
+    async def chat(
+        self, name: str, messages: Sequence[dict[str, str]], decoding: Decoding
+    ) -> Reply | Exception:
+        """What the model of a judge says; ValueError for what it does not take, TimeoutError where it is too
+        late. Raises as `score`."""
         ...
 
     async def ready(self) -> bool:
@@ -61,19 +71,42 @@ class Desk:
 
     async def score(self, items: Sequence[Item], names: Sequence[str] | None = None) -> list[Reward]:
         """One Reward per item, by the named rewards, or by all. Raises HTTPException."""
-        limits = self.config.limits
         self._check_request(items, names)
         if not items:
             return []
-        if self.in_flight + len(items) > limits.max_items_in_flight:
+        return await self._within_limits(len(items), lambda: self.backend.score(items, names or self.names))
+
+    async def chat(self, request: wire.ChatRequest) -> tuple[str, Reply]:
+        """The name of the judge, and what its model says. Raises HTTPException."""
+        judges = [reward.name for reward in self.config.rewards if isinstance(reward, JudgeReward)]
+        name = request.model or (judges[0] if len(judges) == 1 else "")
+        if name not in judges:
+            raise HTTPException(422, f"no judge is called {name[:40]!r}; GET /v1/models lists them")
+        messages = wire.message_dicts(request.messages)
+        size = sum(len(message["content"]) for message in messages)
+        most = self.config.limits.max_characters
+        if size > most:
+            raise HTTPException(422, f"messages: {size} characters, at most {most} (limits.max_characters)")
+        decoding = wire.decoding_of(request)
+        answer = await self._within_limits(1, lambda: self.backend.chat(name, messages, decoding))
+        if isinstance(answer, TimeoutError):
+            raise HTTPException(504, str(answer))
+        if isinstance(answer, Exception):
+            raise HTTPException(422, f"the judge does not take this: {answer}")
+        return name, answer
+
+    async def _within_limits(self, count: int, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the backend says to something as large as `count` completions. Raises HTTPException."""
+        limits = self.config.limits
+        if self.in_flight + count > limits.max_items_in_flight:
             raise HTTPException(
                 429,
                 f"{self.in_flight} completions are being scored, at most {limits.max_items_in_flight}; ask "
                 "again",
             )
-        self.in_flight += len(items)
+        self.in_flight += count
         try:
-            return await asyncio.wait_for(self.backend.score(items, names or self.names), limits.timeout_s)
+            return await asyncio.wait_for(ask(), limits.timeout_s)
         except TimeoutError:
             raise HTTPException(504, f"no scores within {limits.timeout_s:g} s (limits.timeout_s)") from None
         except Overloaded as error:
@@ -81,7 +114,7 @@ class Desk:
         except Unavailable as error:
             raise HTTPException(503, str(error)) from None
         finally:
-            self.in_flight -= len(items)
+            self.in_flight -= count
 
     def _check_request(self, items: Sequence[Item], names: Sequence[str] | None) -> None:
         """That it is no larger than the limits, and names what there is. Raises HTTPException 422."""
@@ -154,6 +187,7 @@ def make_app(config: ServiceConfig, backend: Backend, digest: bytes | None) -> F
     desk = Desk(config, backend)
     add_own_format(app, desk)
     add_formats_of_others(app, desk)
+    add_chat(app, desk)
     return app
 
 
@@ -225,6 +259,22 @@ def add_formats_of_others(app: FastAPI, desk: Desk) -> None:
         item = _with_task(await aside(wire.item_of_slime, request), task)
         (scored,) = await desk.score_whole([item], [reward] if reward else None)
         return scored.total or 0.0
+
+
+def add_chat(app: FastAPI, desk: Desk) -> None:
+    """The models of the judges, in OpenAI's format: for reward functions that ask a judge themselves."""
+
+    @app.get("/v1/models", responses={401: ERRORS[401]})
+    async def models() -> wire.ModelsResponse:
+        """The judges."""
+        judges = [reward for reward in desk.config.rewards if isinstance(reward, JudgeReward)]
+        return wire.ModelsResponse(data=[wire.ModelInfo(id=reward.name) for reward in judges])
+
+    @app.post("/v1/chat/completions", responses=ERRORS)
+    async def chat(request: wire.ChatRequest) -> wire.ChatResponse:
+        """What a judge's model says to messages of one's own."""
+        name, answer = await desk.chat(request)
+        return wire.chat_response(name, answer)
 
 
 def _with_task(item: Item, task: str) -> Item:

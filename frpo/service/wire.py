@@ -1,16 +1,19 @@
-"""What callers send and get: the service's own format, OpenRLHF's, vLLM's /classify (verl), and slime's.
+"""What callers send and get: the service's own format, OpenRLHF's, vLLM's /classify (verl), slime's, and
+OpenAI's chat with the models of judges.
 
 Every format becomes Items and comes back from Rewards; nothing else knows the difference.
 """
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from frpo.types import Item, Reward
+from frpo.types import Decoding, Item, Reply, Reward
 
 Columns = dict[str, Any]
 
@@ -256,6 +259,101 @@ class SlimeRequest(Loose):
 
 def item_of_slime(request: SlimeRequest) -> Item:
     return item_of(request.prompt, request.response, "", _label_columns(request.label))
+
+
+# ---- OpenAI's chat completions, by which verl's generative reward functions ask a judge
+
+
+class SchemaFormat(Loose):
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Loose):
+    type: Literal["text", "json_schema"] = "text"
+    json_schema: SchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type json_schema, and only there")
+        return self
+
+
+class ChatRequest(Loose):
+    messages: Conversation
+    model: str | None = None
+    """A judge's name; null where there is only one."""
+    max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """The same, as OpenAI names it now."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    response_format: ResponseFormat = ResponseFormat()
+    n: Literal[1] = 1
+    """One answer; ask again for another."""
+    stream: Literal[False] = False
+    """The answer comes whole."""
+
+
+class ChatMessage(Wire):
+    role: str = "assistant"
+    content: str
+
+
+class ChatChoice(Wire):
+    index: int = 0
+    message: ChatMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatResponse(Wire):
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ModelInfo(Wire):
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "frpo"
+
+
+class ModelsResponse(Wire):
+    object: str = "list"
+    data: list[ModelInfo]
+
+
+def decoding_of(request: ChatRequest) -> Decoding:
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    form = request.response_format.json_schema
+    return Decoding(
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=tuple(text for text in stop if text),
+        schema=form.schema_ if form else None,
+    )
+
+
+def chat_response(name: str, answer: Reply) -> ChatResponse:
+    usage = Usage(
+        prompt_tokens=answer.num_prompt_tokens,
+        completion_tokens=answer.num_tokens,
+        total_tokens=answer.num_prompt_tokens + answer.num_tokens,
+    )
+    choice = ChatChoice(
+        message=ChatMessage(content=answer.text), finish_reason="length" if answer.cut else "stop"
+    )
+    return ChatResponse(
+        id=f"chatcmpl-{uuid.uuid4().hex}", created=int(time.time()), model=name, choices=[choice], usage=usage
+    )
 
 
 class ProblemDetail(Wire):

@@ -30,7 +30,7 @@ from frpo.service.wire import (
     items_of_score,
 )
 from frpo.types import Item, Reward
-from tests.support.service import Here, config
+from tests.support.service import REWARDS, Here, config
 
 
 class Raising(Here):
@@ -476,3 +476,85 @@ def test_the_in_flight_count_comes_back_down() -> None:
             asked.post("/v1/score", json={"items": [{"prompt": "p", "completion": "c"}] * 2}).status_code
             == 504
         )
+
+
+# ---- OpenAI's chat with the models of judges
+
+
+def judges(*names: str) -> ServiceConfig:
+    asked = [{"kind": "judge", "name": n, "path": "org/judge", "template": "strongreject"} for n in names]
+    return config(rewards=[*REWARDS, *asked], limits={"max_characters": 100})
+
+
+def said(content: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": content}], **fields}
+
+
+def test_judges_score_and_their_models_can_be_asked() -> None:
+    asked = client(judges("strict"))
+    scored = asked.post(
+        "/v1/score", json={"items": [{"prompt": "p", "completion": "c"}], "rewards": ["strict"]}
+    )
+    assert scored.json()["scores"] == [{"score": 0.5, "parts": {"strict": 0.5}, "error": None}]
+    assert asked.get("/v1/models").json() == {
+        "object": "list",
+        "data": [{"id": "strict", "object": "model", "created": 0, "owned_by": "frpo"}],
+    }
+    answer = asked.post(
+        "/v1/chat/completions",
+        json=said("one two three", model="strict", max_tokens=2, temperature=0, top_k=5),
+    ).json()
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert time.time() - answer.pop("created") < 60
+    assert answer == {
+        "object": "chat.completion",
+        "model": "strict",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "strict at 0: one two"},
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+    }
+    whole = asked.post("/v1/chat/completions", json=said("one two")).json()["choices"][0]
+    assert (whole["message"]["content"], whole["finish_reason"]) == ("strict at 1: one two", "stop")
+
+
+@pytest.mark.parametrize(
+    ("names", "request_", "status", "message"),
+    [
+        ((), said("a"), 422, "no judge is called ''; GET /v1/models lists them"),
+        (("a", "b"), said("a"), 422, "no judge is called ''"),
+        (("a",), said("a", model="short"), 422, "no judge is called 'short'"),
+        (("a",), said("x" * 101), 422, "messages: 102 characters, at most 100 (limits.max_characters)"),
+        (("a",), said("a", n=2), 422, "body.n"),
+        (("a",), said("a", stream=True), 422, "body.stream"),
+        (("a",), said("a", max_tokens=0), 422, "body.max_tokens"),
+        (("a",), {"messages": []}, 422, "body.messages"),
+        (("a",), said("a", response_format={"type": "json_schema"}), 422, "json_schema belongs to type"),
+        (("a",), said("a", response_format={"type": "json_object"}), 422, "body.response_format.type"),
+        (
+            ("a",),
+            said("a", response_format={"type": "json_schema", "json_schema": {"schema": {"type": "zzz"}}}),
+            422,
+            "the judge does not take this: no such schema",
+        ),
+        (("a",), said("slow"), 504, "not answered"),
+    ],
+)
+def test_what_a_judge_is_not_asked(
+    names: tuple[str, ...], request_: dict[str, Any], status: int, message: str
+) -> None:
+    answer = client(judges(*names)).post("/v1/chat/completions", json=request_)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_judge_needs_the_token_too() -> None:
+    asked = client(judges("a"), digest=hashlib.sha256(b"t").digest())
+    for answer in (asked.get("/v1/models"), asked.post("/v1/chat/completions", json=said("a"))):
+        assert answer.status_code == 401
+    right = asked.post("/v1/chat/completions", json=said("a"), headers={"Authorization": "Bearer t"})
+    assert right.status_code == 200

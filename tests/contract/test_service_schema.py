@@ -12,7 +12,10 @@ from frpo.service.app import make_app
 from tests.support.service import Here, config
 
 CONFIG = config(
-    rewards=[{"kind": "function", "name": "short", "function": "frpo.rewards:length"}],
+    rewards=[
+        {"kind": "function", "name": "short", "function": "frpo.rewards:length"},
+        {"kind": "judge", "name": "judge", "path": "org/judge", "template": "strongreject"},
+    ],
     limits={"max_items": 8},
 )
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(CONFIG, Here(CONFIG), None))

@@ -7,7 +7,7 @@ from typing import Any
 
 from frpo.config.service import ServiceConfig
 from frpo.rewards.scoring import RewardScorer
-from frpo.types import Item, Reward
+from frpo.types import Decoding, Item, Reply, Reward
 
 REWARDS: list[dict[str, Any]] = [
     {
@@ -21,8 +21,13 @@ REWARDS: list[dict[str, Any]] = [
 ]
 
 
+def half_of(reward: Any) -> Any:
+    return lambda items: [0.5] * len(items)
+
+
 class Here:
-    """The scoring classes in this process."""
+    """The scoring classes in this process. A judge gives each item half, and says what it was told last; it
+    knows the JSON schema {} alone, and comes too late for "slow"."""
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
@@ -30,10 +35,22 @@ class Here:
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
         asked = tuple(r.name for r in self.config.rewards if r.name in names)
-        scorer = self.scorers.setdefault(
-            asked, RewardScorer([r for r in self.config.rewards if r.name in asked])
-        )
+        chosen = [r for r in self.config.rewards if r.name in asked]
+        scorer = self.scorers.setdefault(asked, RewardScorer(chosen, handle=half_of))
         return scorer.score(items)
+
+    async def chat(
+        self, name: str, messages: Sequence[dict[str, str]], decoding: Decoding
+    ) -> Reply | Exception:
+        said = messages[-1]["content"]
+        if said == "slow":
+            return TimeoutError("not answered")
+        if decoding.schema:
+            return ValueError("no such schema")
+        words = said.split()
+        most = decoding.max_tokens or 100
+        text = f"{name} at {decoding.temperature:g}: {' '.join(words[:most])}"
+        return Reply(text, len(messages), min(most, len(words)), len(words) > most, {})
 
     async def ready(self) -> bool:
         return True
