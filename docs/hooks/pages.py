@@ -33,7 +33,7 @@ REFERENCE: dict[str, tuple[str, ...]] = {
     "config": (),
     "objective": (),
     "certificate": (),
-    "rewards": ("judge", "code"),
+    "rewards": ("judge", "template", "code"),
     "integrations": ("settings", "guard", "trl", "verl"),
 }
 """Modules of frpo whose docstrings make a page each, and those inside them that stand on it too."""

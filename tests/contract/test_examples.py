@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from frpo.config import JudgeReward
 from frpo.explain import print_plan
 from frpo.metrics import RunLog, read_steps
 from frpo.outline.rlhf import Rlhf
@@ -21,7 +22,9 @@ from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
 from frpo.report import build_report
 from frpo.rewards.loading import load_function
+from frpo.rewards.template import JudgeTemplate, load_template
 from frpo.stages.work import Work
+from frpo.types import Item
 from tests.support.builders import metrics
 from tests.support.fakes import FakePrompts, team
 from tests.support.fakes import config as fake_config
@@ -32,7 +35,14 @@ EXAMPLES = ROOT / "examples"
 
 def test_all_examples_are_tested_here() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
-    assert names == {"my_reward.py", "my_reward.yaml", "my_estimator.py", "my_stage.py", "read_a_run.ipynb"}
+    assert names == {
+        "my_reward.py",
+        "my_reward.yaml",
+        "my_judge.yaml",
+        "my_estimator.py",
+        "my_stage.py",
+        "read_a_run.ipynb",
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,27 @@ def test_docs_and_examples_are_the_same_text() -> None:
     estimator = (EXAMPLES / "my_estimator.py").read_text().partition("@dataclass")[2].partition("\n\n\n")[0]
     assert "LogMean" in estimator
     assert estimator in re.sub(r"^\+", "", page, flags=re.MULTILINE)
+
+
+# ---- a judge
+
+
+def test_the_judge_asks_and_scores_as_its_page_says() -> None:
+    page = (ROOT / "docs" / "judges.md").read_text()
+    block = re.search(r'^```yaml title="examples/my_judge.yaml"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    assert block
+    assert block[1] == (EXAMPLES / "my_judge.yaml").read_text()
+    reward = JudgeReward(kind="judge", name="same", path="a/chat", template="examples/my_judge.yaml")
+    template = load_template(reward)
+    (message,) = template.render(Item("1 + 1?", "two", "t", {"answer": "2"}))
+    assert "Question: 1 + 1?\nRight answer: 2\nGiven answer: two\n" in message["content"]  # type: ignore[index]
+    assert [template.score(answer) for answer in ("same", "close", "other")] == [1.0, 0.25, 0.0]
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))))
+    assert {*JudgeTemplate.model_fields, *JudgeReward.__annotations__} - fields == {
+        "kind",
+        "path",
+        "template",
+    }
 
 
 # ---- a reward
