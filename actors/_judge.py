@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jinja2
+
 from frpo import hub
 from frpo.config import ConfigError, JudgeReward
 from frpo.rewards.template import JudgeTemplate
@@ -28,38 +30,9 @@ LOOKED_AT = 20
 
 
 class JudgeEngine:
-    """One engine. Raises ConfigError for a model that the template does not fit."""
+    """One engine, `llm`, that answers in the forms of a template."""
 
-    def __init__(self, reward: JudgeReward, template: JudgeTemplate) -> None:
-        from transformers import AutoTokenizer
-        from vllm import LLM
-
-        folder = str(hub.on_this_node(reward.path))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if template.user and not tokenizer.chat_template:
-            raise ConfigError(
-                f"rewards.{reward.name}.template: {reward.template} asks by messages, and {reward.path} has "
-                "no chat template; give one with a text, or a chat model"
-            )
-        device: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
-        if reward.num_gpus > 0:
-            device = {"gpu_memory_utilization": reward.memory_share}
-        llm = LLM(
-            model=folder,
-            served_model_name="judge",
-            dtype=reward.weights_dtype,
-            max_model_len=reward.max_tokens,
-            max_num_seqs=MOST_SEQUENCES,
-            logprobs_mode="processed_logprobs",  # of what the grammar lets through
-            max_logprobs=LOOKED_AT,
-            disable_log_stats=True,
-            seed=0,
-            **device,
-        )
-        self.prepare(reward, template, tokenizer, llm)
-
-    def prepare(self, reward: JudgeReward, template: JudgeTemplate, tokenizer: Any, llm: Any) -> None:
-        """What it needs besides an engine."""
+    def __init__(self, reward: JudgeReward, template: JudgeTemplate, tokenizer: Any, llm: Any) -> None:
         self.reward, self.template, self.tokenizer, self.llm = reward, template, tokenizer, llm
         added = tokenizer.added_tokens_decoder.values()
         self.special = [token.content for token in added if token.special and token.content.strip()]
@@ -83,8 +56,8 @@ class JudgeEngine:
         """The answer to a conversation of somebody's own; ValueError where the engine does not take it."""
         try:
             ids = self._tokens_of(messages)
-        except Exception:  # of the template: its words may be the caller's
-            return ValueError("the judge's chat template does not take these messages")
+        except (jinja2.TemplateError, ValueError):  # its words may be the caller's
+            return ValueError("the judge has no chat template that takes these messages")
         (answer,) = await self._ask([ids], decoding)
         return answer
 
@@ -185,6 +158,36 @@ class JudgeEngine:
             cut=output.finish_reason == "length",
             begun=begun,
         )
+
+
+def start_engine(reward: JudgeReward, template: JudgeTemplate) -> JudgeEngine:
+    """Load the model, in this process. Raises ConfigError for one that the template does not fit."""
+    from transformers import AutoTokenizer
+    from vllm import LLM
+
+    folder = str(hub.on_this_node(reward.path))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if template.user and not tokenizer.chat_template:
+        raise ConfigError(
+            f"rewards.{reward.name}.template: {reward.template} asks by messages, and {reward.path} has no "
+            "chat template; give one with a text, or a chat model"
+        )
+    device: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
+    if reward.num_gpus > 0:
+        device = {"gpu_memory_utilization": reward.memory_share}
+    llm = LLM(
+        model=folder,
+        served_model_name="judge",
+        dtype=reward.weights_dtype,
+        max_model_len=reward.max_tokens,
+        max_num_seqs=MOST_SEQUENCES,
+        logprobs_mode="processed_logprobs",  # of what the grammar lets through
+        max_logprobs=LOOKED_AT,
+        disable_log_stats=True,
+        seed=0,
+        **device,
+    )
+    return JudgeEngine(reward, template, tokenizer, llm)
 
 
 def sampling_params(decoding: Decoding, max_tokens: int) -> Any:

@@ -20,16 +20,16 @@ class JudgeWorker:
     """One engine. An async actor: on GPUs its calls share the engine's steps."""
 
     def __init__(self, reward: JudgeReward, template: JudgeTemplate, secrets: Secrets = NO_SECRETS) -> None:
-        from frpo.actors._judge import JudgeEngine
+        from frpo.actors._judge import start_engine
 
         secrets.place()
-        self.engine = JudgeEngine(reward, template)
+        self.engine = start_engine(reward, template)
 
     async def ping(self) -> int:
         return os.getpid()
 
     async def score(self, items: Sequence[Item]) -> list[float | Exception]:
-        """As `JudgeEngine.score`."""
+        """As `_judge.JudgeEngine.score`."""
         return await self.engine.score(items)
 
 

@@ -84,10 +84,10 @@ class JudgeReplica:
     """One engine of a judge in one process: requests share its steps, on a GPU."""
 
     def __init__(self, reward: JudgeReward, template: JudgeTemplate, secrets: Secrets = NO_SECRETS) -> None:
-        from frpo.actors._judge import JudgeEngine
+        from frpo.actors._judge import start_engine
 
         secrets.place()
-        self.reward, self.engine = reward, JudgeEngine(reward, template)
+        self.reward, self.engine = reward, start_engine(reward, template)
 
     async def score(self, items: list[Item]) -> list[Part]:
         """One value, or None and why, per item."""
