@@ -183,6 +183,8 @@ def start_engine(reward: JudgeReward, template: JudgeTemplate) -> JudgeEngine:
         max_num_seqs=MOST_SEQUENCES,
         logprobs_mode="processed_logprobs",  # of what the grammar lets through
         max_logprobs=LOOKED_AT,
+        # a small model that may write blanks between two parts of JSON writes nothing else
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         disable_log_stats=True,
         seed=0,
         **device,
@@ -199,7 +201,7 @@ def sampling_params(decoding: Decoding, max_tokens: int) -> Any:
     if decoding.grammar is not None:
         form = StructuredOutputsParams(grammar=decoding.grammar)
     elif decoding.schema is not None:
-        form = StructuredOutputsParams(json=dict(decoding.schema), disable_any_whitespace=True)
+        form = StructuredOutputsParams(json=dict(decoding.schema))
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=decoding.temperature,
