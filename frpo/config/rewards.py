@@ -85,7 +85,7 @@ class ModelReward(RewardSection):
     """Padded tokens in one forward pass."""
 
 
-class JudgeReward(RewardSection, Workers):
+class JudgeReward(Workers, RewardSection):
     """A language model that is asked about each completion. It has vLLM engines of its own in the run's
     cluster, or in the service's."""
 
@@ -104,6 +104,8 @@ class JudgeReward(RewardSection, Workers):
     """Share of GPU memory for an engine's weights and KV cache; null: nine tenths of num_gpus."""
     kv_cache_gib: Annotated[Positive, NOTHING] = 1
     """KV cache on the CPU, GiB."""
+    timeout_s: Annotated[PositiveFloat, NOTHING] = 60.0
+    """Completions that are not judged so long after the engine took their group have failed."""
 
     @property
     def memory_share(self) -> float:
