@@ -44,11 +44,9 @@ class JudgeEngine:
     async def score(self, items: Sequence[Item]) -> list[float | Exception]:
         """One value per item, in order; the reason in the place of one that there is none for."""
         template = self.template
-        decoding = Decoding(
-            max_tokens=template.longest_answer + 1,
-            grammar=template.grammar,
-            logprobs=LOOKED_AT if template.weigh == "probability" else None,
-        )
+        decoding = Decoding(template.longest_answer + 1, grammar=template.grammar)
+        if template.weigh == "probability":  # the first token tells
+            decoding = Decoding(1, grammar=template.grammar, logprobs=LOOKED_AT)
         questions = [self._question(item) for item in items]
         return list(map(self._value, await self._ask(questions, decoding)))
 
