@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from frpo.types import Decoding, Item, Reply, Reward
 
@@ -279,22 +279,31 @@ class ResponseFormat(Loose):
         return self
 
 
+TokenCount = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+
+
 class ChatRequest(Loose):
     messages: Conversation
     model: str | None = None
     """A judge's name; null where there is only one."""
-    max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
     """The same, as OpenAI names it now."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     response_format: ResponseFormat = ResponseFormat()
-    n: Literal[1] = 1
+    n: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
     """One answer; ask again for another."""
-    stream: Literal[False] = False
+    stream: StrictBool = False
     """The answer comes whole."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> ChatRequest:
+        if self.stream:
+            raise ValueError("stream: the answer comes whole; leave it out")
+        return self
 
 
 class ChatMessage(Wire):
