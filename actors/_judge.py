@@ -138,8 +138,8 @@ class JudgeEngine:
         try:
             params = sampling_params(decoding, decoding.max_tokens or most - len(question))
             self.llm.llm_engine.add_request(name, prompt, params)
-        except ValueError as error:
-            return error
+        except Exception as error:  # vLLM's of a schema or a setting; its words may be the caller's
+            return ValueError(f"the engine has no answer of this form ({type(error).__name__})")
         return name
 
     def _answer_of(self, request: Any) -> Reply:
@@ -191,7 +191,7 @@ def start_engine(reward: JudgeReward, template: JudgeTemplate) -> JudgeEngine:
 
 
 def sampling_params(decoding: Decoding, max_tokens: int) -> Any:
-    """vLLM's. Raises ValueError for what it does not take."""
+    """vLLM's. Raises its errors for what it does not take."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 

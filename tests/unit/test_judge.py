@@ -241,7 +241,7 @@ class FakeEngine:
     def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
         ids = prompt["prompt_token_ids"]
         if ids == [7] * 7:
-            raise ValueError("refused")
+            raise KeyError("what the caller wrote")
         self.running[name] = len(ids)
         self.salts.append(prompt.get("cache_salt"))
 
@@ -312,7 +312,7 @@ def test_what_does_not_end_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -
     assert str(long) == (
         "the question has 199 tokens, and with 3 for the answer the judge reads 200 (rewards.j.max_tokens)"
     )
-    assert str(refused) == "refused"
+    assert str(refused) == "the engine has no answer of this form (KeyError)"
     assert made.llm.llm_engine.running == {}
     assert made.finished == {}
 
