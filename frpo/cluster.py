@@ -64,8 +64,9 @@ def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, R
     with place_actors(config, asked, log) as spawner:
         with log.waiting("starting vLLM (about half a minute)"):
             pools = spawner.rollouts(), spawner.rewards(), spawner.scorer()
-            started: list[Actors[Any]] = [pool.actors for pool in (*pools, *pools[1].judges)]
-            for actors in started:
+            groups: list[Actors[Any]] = [pools[0].actors, pools[1].actors, pools[2].actors]
+            groups += [judge.actors for judge in pools[1].judges]
+            for actors in groups:
                 actors.wait_until_ready(config.cluster.start_timeout_s)
         if config.rollout.sleep:
             take_turns(spawner.asked, {"rollout": pools[0], "evaluate": pools[2]})

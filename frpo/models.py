@@ -77,6 +77,7 @@ def _replace_rewards(rewards: Sequence[R], paths: Sequence[str]) -> tuple[R, ...
     replaced: list[Any] = []
     for reward in rewards:
         if isinstance(reward, ModelReward | JudgeReward):
-            reward = reward.model_copy(update={"path": next(left)})
-        replaced.append(reward)
+            replaced.append(reward.model_copy(update={"path": next(left)}))
+        else:
+            replaced.append(reward)
     return tuple(replaced)
