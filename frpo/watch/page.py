@@ -76,7 +76,10 @@ class LivePage:
         """Take over what has changed."""
         self.version += 1
         self.name = view.name
-        sections = {name: (getattr(view, name),) for name in RunView.model_fields if hasattr(self.draw, name)}
+        sections: dict[str, tuple[Any, ...]] = {}
+        for name in RunView.model_fields:
+            if hasattr(self.draw, name):
+                sections[name] = (getattr(view, name),)
         sections["now"] += (view.name, view.seed, view.folder)
         for name, said in sections.items():
             if name not in self.drawings or self.drawings[name].said != said:
