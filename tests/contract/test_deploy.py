@@ -348,7 +348,7 @@ def test_a_full_queue_is_told_at_once_and_only_a_dead_replica_is_asked_again(
     replica = Replica(error, None)
     backend.handles = {"brief": replica}
     if kind == "died":
-        assert asyncio.run(backend._ask("brief", [None, None])) == [(1.0, None)] * 2
+        assert asyncio.run(backend._ask("brief", "score", [None, None])) == [(1.0, None)] * 2
         assert len(waits) == 1
         return
     said = {
@@ -356,7 +356,7 @@ def test_a_full_queue_is_told_at_once_and_only_a_dead_replica_is_asked_again(
         "failed": "the reward 'brief' failed: ValueError",
     }
     with pytest.raises((Overloaded, Unavailable)) as raised:
-        asyncio.run(backend._ask("brief", [None]))
+        asyncio.run(backend._ask("brief", "score", [None]))
     assert str(raised.value) == said[kind]
     assert isinstance(raised.value, Overloaded) == (kind == "queue")
     assert waits == []
