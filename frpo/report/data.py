@@ -28,6 +28,7 @@ from frpo.report.schema import (
     Downstream,
     Kept,
     KeptDifference,
+    Paid,
     Report,
     TrainingCurves,
 )
@@ -194,22 +195,29 @@ def _compare_arms(arms: Sequence[Arm], focus: str | None) -> tuple[KeptDifferenc
 def _compare_kept(a: Arm, b: Arm, kept_a: Kept, kept_b: Kept) -> KeptDifference:
     kl_a = a.evaluation.kl_reference
     kl_b = b.evaluation.kl_reference
-    paid = {}
-    for task in sorted({kept.task for kept in a.kept} - {kept_a.task}):
-        of_a, of_b = task_measured(a.evaluation, task), task_measured(b.evaluation, task)
-        if of_a and of_b:
-            paid[task] = difference_of(rewards_of(of_a), rewards_of(of_b))
     return KeptDifference(
         downstream=kept_a.downstream,
         task=kept_a.task,
         a=a.name,
         b=b.name,
         gained=difference_of(kept_rewards(kept_a), kept_rewards(kept_b)),
-        paid=paid,
+        paid=tuple(_list_paid(a, b, kept_a)),
         alike=a.penalty == b.penalty,
         kl_a=kl_a.mean if kl_a else None,
         kl_b=kl_b.mean if kl_b else None,
     )
+
+
+def _list_paid(a: Arm, b: Arm, kept: Kept) -> Iterator[Paid]:
+    """On the tasks beside that of `kept`, before and after its fine-tune."""
+    theirs = {each.task: each for each in b.kept if each.downstream == kept.downstream}
+    for mine in a.kept:
+        if mine.downstream == kept.downstream and mine.task != kept.task and mine.task in theirs:
+            of_a, of_b = task_measured(a.evaluation, mine.task), task_measured(b.evaluation, mine.task)
+            if of_a and of_b:
+                before = difference_of(rewards_of(of_a), rewards_of(of_b))
+                after = difference_of(kept_rewards(mine), kept_rewards(theirs[mine.task]))
+                yield Paid(task=mine.task, before=before, after=after)
 
 
 def _training_curves(arm: str, rows: list[StepMetrics]) -> TrainingCurves:

@@ -89,8 +89,10 @@ def _in_words(comparison: KeptDifference) -> str:
     """What a has more of than b."""
     penalty = "Under one kind of penalty"
     gained = describe_interval(comparison.gained)
-    paid = [f"{describe_interval(gap)} on {task} prompts" for task, gap in comparison.paid.items()]
-    price = f"; before it {' and '.join(paid)}" if paid else ""
+    price = ""
+    for paid in comparison.paid:
+        before, after = describe_interval(paid.before), describe_interval(paid.after)
+        price += f"; on {paid.task} prompts {before} before it and {after} after it"
     if comparison.kl_a is not None and comparison.kl_b is not None:
         distance = f" They stood {comparison.kl_a:.2f} and {comparison.kl_b:.2f} nats from the reference."
     else:

@@ -68,6 +68,16 @@ class TrainingCurves(Record):
     equal_groups: tuple[Maybe, ...]
 
 
+class Paid(Record):
+    """Difference of reward between two arms on a task that is not in question, as a KeptDifference has it."""
+
+    task: str
+    before: Estimate
+    """Any fine-tune."""
+    after: Estimate
+    """The same fine-tune."""
+
+
 class KeptDifference(Record):
     """Difference of kept reward between two arms of this run, interval over prompts, paired by prompt (95 %,
     one seed)."""
@@ -78,8 +88,8 @@ class KeptDifference(Record):
     b: str
     gained: Estimate
     """Reward of a less that of b, afterwards."""
-    paid: dict[str, Estimate]
-    """The same difference of reward on each other task, before any fine-tune."""
+    paid: tuple[Paid, ...]
+    """The same on each other task."""
     alike: bool
     """Whether one kind of penalty trained both: KLs of unlike ones do not mean the same."""
     kl_a: float | None

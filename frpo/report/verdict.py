@@ -32,6 +32,7 @@ MOST_FAILED = 0.01
 """Share of completions whose reward failed."""
 SAME = 0.005
 """Rewards that are nearer read the same to two digits."""
+BEFORE = "before any fine-tune"
 DECISIONS: dict[bool | None, Decision] = {True: "ship", None: "can't tell", False: "don't ship"}
 """By the best that an arm does, the best first."""
 
@@ -56,6 +57,17 @@ class Contest:
         """Reward on the focus task after each fine-tune."""
         return {each.downstream: kept_rewards(each) for each in arm.kept if each.task == self.focus}
 
+    def rewarded(self, task: str) -> dict[str, dict[str, Rewarded]]:
+        """Reward on a task before any fine-tune and after each one: when -> arm or base."""
+        evaluations = [arm.evaluation for arm in self.arms] + ([self.base] if self.base else [])
+        measured = {each.arm: task_measured(each, task) for each in evaluations}
+        rewarded = {BEFORE: {name: rewards_of(of) for name, of in measured.items() if of}}
+        for arm in self.arms:
+            for kept in arm.kept:
+                if kept.task == task:
+                    rewarded.setdefault(f"after {kept.downstream}", {})[arm.name] = kept_rewards(kept)
+        return rewarded
+
 
 def decide(contest: Contest, folder: Path) -> Verdict:
     """`folder` is the run's."""
@@ -67,6 +79,7 @@ def decide(contest: Contest, folder: Path) -> Verdict:
     why = [*_say_kept(chosen, contest), *_say_price(chosen, contest)]
     if best is True:
         why += _say_rivals(chosen, standing, contest)
+        why += _say_refused(chosen, judged, contest)
     else:
         mine = next(each for each in judged if each.arm == chosen.name)
         why += [_say_rule(rule) for rule in mine.rules if rule.holds is not True]
@@ -86,7 +99,7 @@ def describe_rules(focus: str) -> dict[str, str]:
     return {
         "learned": f"before any fine-tune it has more reward on {focus} prompts than the base policy",
         "lasts": f"after every fine-tune it still has more reward on {focus} prompts than the base policy",
-        "price": f"on no other trained task is it surely more than {PRICE} below the best of arms and base",
+        "price": f"on other trained tasks it is at no time surely more than {PRICE} below the best",
         "sound": f"its training had a signal, and at most {MOST_FAILED:.0%} of its rewards failed",
     }
 
@@ -115,7 +128,7 @@ def _choose(standing: Sequence[Arm], contest: Contest) -> Arm:
 def _judge(arm: Arm, contest: Contest) -> Iterator[Rule]:
     base = task_measured(contest.base, contest.focus) if contest.base else None
     measured = task_measured(arm.evaluation, contest.focus)
-    trained = {"before any fine-tune": rewards_of(measured)} if measured else {}
+    trained = {BEFORE: rewards_of(measured)} if measured else {}
     kept = contest.kept(arm)
     yield _more_than_base("learned", trained, base)
     yield _more_than_base(
@@ -144,13 +157,13 @@ def _more_than_base(
 
 
 def _judge_price(arm: Arm, contest: Contest) -> Rule:
-    rivals = [each.evaluation for each in contest.arms] + ([contest.base] if contest.base else [])
     gaps = {}
     for task in contest.other_tasks:
-        rewarded = {rival.arm: rewards_of(of) for rival in rivals if (of := task_measured(rival, task))}
-        if arm.name in rewarded:
-            best = max(rewarded, key=lambda name: rewarded[name][0])
-            gaps[f"{task} prompts against {best}"] = difference_of(rewarded[arm.name], rewarded[best])
+        for when, rewarded in contest.rewarded(task).items():
+            if arm.name in rewarded:
+                best = max(rewarded, key=lambda name: rewarded[name][0])
+                gap = difference_of(rewarded[arm.name], rewarded[best])
+                gaps[f"{task} prompts {when}, against {best}"] = gap
     if not gaps:
         return Rule(name="price", holds=True, figures="there is no other trained task")
     where, worst = min(gaps.items(), key=lambda item: item[1].mean)
@@ -191,16 +204,21 @@ def _say_rule(rule: Rule) -> str:
 
 
 def _say_price(chosen: Arm, contest: Contest) -> Iterator[str]:
-    """What it has less than the best arm on other trained tasks, before any fine-tune."""
+    """What it has less than the best arm on other trained tasks, before any fine-tune and after the one that
+    costs most."""
+    harshest = f"after {find_harshest(contest.arms, contest.focus)}"
     for task in contest.other_tasks:
-        measured = {arm.name: task_measured(arm.evaluation, task) for arm in contest.arms}
-        levels = {name: each.reward.mean for name, each in measured.items() if each}
-        best = max(levels, key=levels.__getitem__)
-        level = f"{levels[chosen.name]:.2f} on {task} prompts"
-        if levels[best] - levels[chosen.name] < SAME:
-            yield f"It pays nothing for it: {level} before any fine-tune, and no arm has more."
-        else:
-            yield f"What it pays: {level} before any fine-tune, where {best} has {levels[best]:.2f}."
+        levels = []
+        pays = False
+        for when, rewarded in contest.rewarded(task).items():
+            means = {arm.name: rewarded[arm.name][0] for arm in contest.arms if arm.name in rewarded}
+            if when in (BEFORE, harshest) and chosen.name in means:
+                best = max(means, key=means.__getitem__)
+                short = means[best] - means[chosen.name] >= SAME
+                most = f"{best} has {means[best]:.2f}" if short else "no arm has more"
+                levels.append(f"{means[chosen.name]:.2f} {when} ({most})")
+                pays = pays or short
+        yield f"{'What it pays' if pays else 'It pays nothing'} on {task} prompts: {', '.join(levels)}."
 
 
 def _say_rivals(chosen: Arm, standing: Sequence[Arm], contest: Contest) -> Iterator[str]:
@@ -213,3 +231,14 @@ def _say_rivals(chosen: Arm, standing: Sequence[Arm], contest: Contest) -> Itera
             alike.append(f"{arm.name} ({describe_interval(gap)})")
     if alike:
         yield f"These held-out prompts cannot tell it from {', '.join(alike)}."
+
+
+def _say_refused(chosen: Arm, judged: Sequence[Judged], contest: Contest) -> Iterator[str]:
+    """Arms that keep more, and by which rule they are not chosen."""
+    kept = kept_after_finetune(contest.arms, find_harshest(contest.arms, contest.focus), contest.focus)
+    for each in judged:
+        if each.holds is not True and each.arm in kept and chosen.name in kept:
+            more = kept[each.arm].after.mean - kept[chosen.name].after.mean
+            if more >= SAME:
+                first = next(rule for rule in each.rules if rule.holds is each.holds)
+                yield f"{each.arm} keeps {more:.2f} more. {_say_rule(first)}"

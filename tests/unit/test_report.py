@@ -156,11 +156,11 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     assert len(verdict.load.splitlines()) == 3
     assert collected.headline[:2] == (
         "Under one kind of penalty, frpo against grpo: +0.14 [+0.08, +0.20] on harmful prompts after "
-        "crafts-harsh; before it +0.00 [-0.06, +0.06] on harmless prompts. They stood 0.50 and 0.50 nats "
-        "from the reference.",
+        "crafts-harsh; on harmless prompts +0.00 [-0.06, +0.06] before it and +0.00 [-0.06, +0.06] after it. "
+        "They stood 0.50 and 0.50 nats from the reference.",
         "Under one kind of penalty, frpo-reverse against grpo-reverse: +0.20 [+0.20, +0.20] on harmful "
-        "prompts after crafts-harsh; before it +0.00 [+0.00, +0.00] on harmless prompts. They stood 0.50 and "
-        "0.50 nats from the reference.",
+        "prompts after crafts-harsh; on harmless prompts +0.00 [+0.00, +0.00] before it and +0.00 [+0.00, "
+        "+0.00] after it. They stood 0.50 and 0.50 nats from the reference.",
     )
     assert "one seed cannot prove" in collected.headline[-1]
     (harsh,) = [c for c in collected.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]

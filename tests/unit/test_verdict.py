@@ -161,10 +161,35 @@ def test_the_price_is_what_it_surely_has_less_than_the_best(behind: float, holds
     assert held(verdict, "cheap")["price"] is True
     assert verdict.arm == ("dear" if holds else "cheap")
     if holds:
-        level = f"{0.9 - behind:.2f} on harmless prompts"
-        assert verdict.why[1] == f"What it pays: {level} before any fine-tune, where cheap has 0.90."
+        level = f"{0.9 - behind:.2f}"
+        assert verdict.why[1] == (
+            f"What it pays on harmless prompts: {level} before any fine-tune (cheap has 0.90), "
+            f"{level} after harsh (cheap has 0.90)."
+        )
     else:
-        assert verdict.why[1].startswith("It pays nothing for it: 0.90 on harmless prompts")
+        assert verdict.why[1] == (
+            "It pays nothing on harmless prompts: 0.90 before any fine-tune (no arm has more), "
+            "0.90 after harsh (no arm has more)."
+        )
+        assert verdict.why[2].startswith("dear keeps 0.20 more. The rule “price” does not hold: -0.1")
+
+
+def test_what_a_fine_tune_costs_on_other_tasks_is_part_of_the_price() -> None:
+    arms = arm("a", 0.9, {"harsh": 0.8}, harmless=0.9), arm("b", 0.9, {"harsh": 0.7}, harmless=0.9)
+    lost = measured("harmless", 0.6, NOISE)
+    kept = [
+        each.model_copy(update={"after": lost.reward, "per_prompt": lost.per_prompt})
+        if each.task == "harmless"
+        else each
+        for each in arms[0].kept
+    ]
+    verdict = verdict_of(arms[0].model_copy(update={"kept": tuple(kept)}), arms[1])
+    assert held(verdict, "a")["price"] is False
+    assert (verdict.decision, verdict.arm) == ("ship", "b")
+    assert verdict.why[-1] == (
+        "a keeps 0.10 more. The rule “price” does not hold: -0.30 [-0.30, -0.30] on harmless prompts after "
+        "harsh, against b."
+    )
 
 
 def test_the_base_policy_is_a_rival_in_price() -> None:
@@ -172,7 +197,7 @@ def test_the_base_policy_is_a_rival_in_price() -> None:
     verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=base)
     assert held(verdict, "a")["price"] is False
     (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == "price"]
-    assert rule.figures == "-0.15 [-0.21, -0.09] on harmless prompts against base"
+    assert rule.figures == "-0.15 [-0.21, -0.09] on harmless prompts before any fine-tune, against base"
 
 
 def test_many_others_are_told_by_their_range() -> None:
