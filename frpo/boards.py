@@ -199,12 +199,15 @@ class MLflow:
         return run
 
     def _find_experiment(self, config: Config) -> str:
+        """Its id; it is made where there is none."""
         from mlflow.exceptions import MlflowException
 
+        name = config.mlflow_experiment
+        assert name
         try:
-            made: str = self.client.create_experiment(config.mlflow_experiment)
+            made: str = self.client.create_experiment(name)
         except MlflowException:
-            there = self.client.get_experiment_by_name(config.mlflow_experiment)
+            there = self.client.get_experiment_by_name(name)
             if there is None:
                 raise
             return str(there.experiment_id)
