@@ -84,7 +84,7 @@ def render_audits(audits: Sequence[Audit]) -> str:
         words=[list(describe_audit(audit)) for audit in audits],
         rows=join_rows(audits),
         describe=describe_fine_tune,
-        svg=draw_audits(audits),
+        drawn=draw_audits(audits),
     )
 
 

@@ -19,6 +19,11 @@ FEWEST_POINTS = 30
 NUM_STYLES = 8
 """Of curves; the ninth looks like the first again."""
 
+ALIKE = 1e-9
+"""Share of the largest value that values differ by at least, where an axis is made of their differences."""
+NOTHING = 1e-12
+"""A difference, or a value, that is drawn as none."""
+
 Point = tuple[float, float]
 
 
@@ -99,8 +104,10 @@ def choose_ticks(values: Sequence[float], intervals: int = 4) -> tuple[list[floa
     Example: 0.13, 0.94 give 0, 0.2, ... 1.0 for five intervals.
     """
     low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    size = max(abs(low), abs(high))
+    if high - low < max(ALIKE * size, NOTHING):
+        half = 0.5 * size if size > NOTHING else 0.5
+        low, high = low - half, high + half
     rough = (high - low) / intervals
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * (1 - 1e-9))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frpo.config import ConfigError
@@ -356,6 +356,9 @@ def test_ticks_are_round_and_hold_the_values() -> None:
 
 @settings(max_examples=200)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1))
+@example([5e-324])
+@example([1e-20, -3e-19])
+@example([1e9, 1e9 + 1e-6])
 def test_every_point_lies_inside_its_panel(values: list[float]) -> None:
     panel = draw_panel("t", "x", [Line(name="a", style=0, points=tuple(enumerate(values)))])
     assert panel is not None
