@@ -28,11 +28,7 @@ def format_number(value: float | None, digits: int = 2) -> str:
 
 def format_estimate(value: Estimate | None) -> str:
     """± is left out where a single prompt gives none."""
-    if value is None:
-        return MISSING
-    if value.half is None:
-        return f"{value.mean:.2f}"
-    return f"{value.mean:.2f} ± {value.half:.2f}"
+    return MISSING if value is None else plots.describe(value)
 
 
 def format_level(value: Interval | None) -> str:
