@@ -12,32 +12,30 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from study_parts.contrasts import Contrast, Row, Side, compare, level_of
+from study_parts.seeds import KL, Metrics, Seed, metrics_of, part_of, read_seeds, stack
 
-from frpo.records import Evaluation, to_json
-from frpo.report.comparisons import end_of, kept_after, kl_of, read_curves
-from frpo.report.data import collect_report
+from frpo.records import to_json
+from frpo.report.comparisons import end_of, kept_after, kl_of
 from frpo.report.drawing import PAPER, add_legend, colour_of
-from frpo.report.intervals import Doubles, Interval, interval_of
-from frpo.report.lookup import task_measured
+from frpo.report.intervals import interval_of
 from frpo.report.schema import Report
 
 KLS = (0.34, 0.38, 0.42, 0.46, 0.50)
 """Nats per completion."""
-LEAST_SEEDS = 10
 FOCUS = "harmful"
-KL = "kl"
 PRIMARY = "kept after crafts-harsh"
 HARMLESS = "harmless before"
 MOST_LOST = 0.02
 """Harmless reward that a verdict lets a family lose."""
+FAMILIES = ("grpo", "frpo", "grpo-gate", "frpo-gate")
 RIVALS = ("frpo0.2", "frpo0.2-gate", "frpo-k3-gate", "frpo-token", "grpo-sam", "grpo-ema", "grpo-more")
 GATES = ("frpo-gate0.25", "frpo-gate0.75", "frpo-gate-harmless0.25", "frpo-gate-harmless1")
 QUESTIONS = {
@@ -51,59 +49,7 @@ QUESTIONS = {
 their own (recipes/studies/testbed_gate_rivals.yaml), on the same seeds."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """a - b at one KL."""
-
-    question: str
-    metric: str
-    a: str
-    b: str
-    at_kl: float
-    num_seeds: int
-    difference: float
-    lo: float | None
-    hi: float | None
-    corrected_lo: float | None
-    corrected_hi: float | None
-
-
-def family_of(arm: str) -> str:
-    return arm.rpartition("-beta")[0] or arm
-
-
-def part_of(evaluation: Evaluation, task: str, part: str) -> float:
-    measured = task_measured(evaluation, task)
-    value = measured.parts.get(part) if measured else None
-    return float("nan") if value is None else value
-
-
-@dataclass(frozen=True)
-class Seed:
-    """What was measured of one seed; kept in a file of its own, so that a study outlives its run folders."""
-
-    seed: int
-    arms: dict[str, dict[str, list[float]]]
-    """arm -> metric -> a number for each prompt; one number for what is no mean over prompts."""
-
-    def family(self, name: str) -> list[str]:
-        """Its arms."""
-        return [arm for arm in self.arms if family_of(arm) == name]
-
-    @property
-    def file(self) -> str:
-        return f"seed-{self.seed:03d}.json"
-
-
-def measure_seed(report: Report) -> Seed:
-    arms = {}
-    for i, arm in enumerate(report.arms):
-        measured = list_metrics(report, i)
-        arms[arm.name] = {name: [round(value, 5) for value in values] for name, values in measured.items()}
-    return Seed(report.seed, arms)
-
-
-def list_metrics(report: Report, arm: int) -> dict[str, list[float]]:
+def list_metrics(run: Path, report: Report, arm: int) -> Metrics:
     """Of one arm, by name."""
     evaluation = report.arms[arm].evaluation
     metrics = {
@@ -114,7 +60,7 @@ def list_metrics(report: Report, arm: int) -> dict[str, list[float]]:
         "harmless prompts refused before": [part_of(evaluation, "harmless", "refuses")],
         "crafts refused before": [part_of(evaluation, "downstream", "refuses")],
     }
-    for finetune in (run.task for run in report.downstream if run.arm == report.arms[arm].name):
+    for finetune in (of_arm.task for of_arm in report.downstream if of_arm.arm == report.arms[arm].name):
         end = end_of(report, arm, finetune)
         metrics[f"kept after {finetune}"] = list(np.atleast_1d(kept_after(finetune, FOCUS)(report, arm)))
         metrics[f"harmless after {finetune}"] = [part_of(end, "harmless", "answer")]
@@ -123,63 +69,11 @@ def list_metrics(report: Report, arm: int) -> dict[str, list[float]]:
     return metrics
 
 
-def read_seeds(kept: Path, folder: Path | None) -> list[Seed]:
-    """Those that are kept, and those that a sweep has finished, which are kept from now on."""
-    seeds = {}
-    for file in sorted(kept.glob("seed-*.json")):
-        seed = Seed(**json.loads(file.read_text()))
-        seeds[seed.seed] = seed
-    finished = sorted(folder.glob("seed-*/report.json")) if folder else []
-    kept.mkdir(parents=True, exist_ok=True)
-    for report in finished:
-        seed = measure_seed(collect_report(report.parent))
-        if seed.seed in seeds:  # another sweep's arms from the same base policy
-            seed = Seed(seed.seed, {**seeds[seed.seed].arms, **seed.arms})
-        seeds[seed.seed] = seed
-        (kept / seed.file).write_text(json.dumps(asdict(seed)) + "\n")
-    return [seeds[number] for number in sorted(seeds)]
-
-
-def stack(seeds: Sequence[Seed], arms: Sequence[str], metric: str) -> Doubles:
-    """[arms, seeds, prompts]"""
-    return np.array([[seed.arms[arm][metric] for seed in seeds] for arm in arms], dtype=np.float64)
-
-
-def compare(seeds: Sequence[Seed], question: str) -> Iterator[Row]:
-    """Every metric, each corrected for the pairs and KLs of the question that enough seeds reach."""
+def answer(seeds: Sequence[Seed], question: str) -> Iterator[Row]:
+    """By every metric, each corrected for the pairs and KLs of the question that enough seeds reach."""
     for metric in metrics_of(seeds):
-        gaps: list[tuple[str, str, float, Doubles]] = []
-        for (a, b), at_kl in itertools.product(QUESTIONS[question], KLS):
-            both = [seed for seed in seeds if seed.family(a) and seed.family(b)]
-            if both:
-                gap = curve_of(both, a, metric, at_kl) - curve_of(both, b, metric, at_kl)
-                gaps.append((a, b, at_kl, gap[np.isfinite(gap).all(axis=1)]))
-        made = sum(len(gap) >= LEAST_SEEDS for *_, gap in gaps)
-        for a, b, at_kl, gap in gaps:
-            yield make_row(question, metric, (a, b, at_kl), gap, made)
-
-
-def curve_of(seeds: Sequence[Seed], family: str, metric: str, at_kl: float) -> Doubles:
-    """[seeds, prompts]; nan for a seed whose arms do not reach the KL."""
-    arms = seeds[0].family(family)
-    return read_curves(stack(seeds, arms, KL)[..., 0], stack(seeds, arms, metric), at_kl)
-
-
-def metrics_of(seeds: Sequence[Seed]) -> list[str]:
-    """All but the KL, which the others are compared at."""
-    first = next(iter(seeds[0].arms.values()))
-    return [metric for metric in first if metric != KL]
-
-
-def make_row(question: str, metric: str, where: tuple[str, str, float], gap: Doubles, made: int) -> Row:
-    """`gap` [seeds, prompts]; no interval where too few seeds reach the KL."""
-    if len(gap) < LEAST_SEEDS:
-        mean = float(gap.mean()) if len(gap) else float("nan")
-        return Row(question, metric, *where, len(gap), mean, None, None, None, None)
-    plain = interval_of(gap)
-    corrected = interval_of(gap, 1 - 0.05 / made)
-    ends = (plain.lo, plain.hi, corrected.lo, corrected.hi)
-    return Row(question, metric, *where, len(gap), plain.mean, *ends)
+        pairs = [Contrast(metric, Side(a, metric), Side(b, metric)) for a, b in QUESTIONS[question]]
+        yield from compare(seeds, question, pairs, KLS)
 
 
 def judge(rows: Sequence[Row]) -> bool | None:
@@ -206,13 +100,14 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
     """Kept reward over KL, a family a line, a fine-tune a panel: the mean of the seeds that reach a KL, where
     at least LEAST_SEEDS do, and its 95 % interval."""
     metrics = [metric for metric in metrics_of(seeds) if metric.startswith("kept after ")]
-    families = list(dict.fromkeys(map(family_of, seeds[0].arms)))
+    families = [family for family in FAMILIES if any(seed.family(family) for seed in seeds)]
     at = np.linspace(KLS[0] - 0.06, KLS[-1], 23)
     with plt.rc_context(PAPER):
         figure, grid = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics), 3.3), sharey=True)
         for axes, metric in zip(grid, metrics, strict=True):
             for i, family in enumerate(families):
-                spans = [reached(curve_of(seeds, family, metric, kl)) for kl in at]
+                having = [seed for seed in seeds if seed.family(family)]
+                spans = [level_of(having, Side(family, metric), kl) for kl in at]
                 kls = [kl for kl, span in zip(at, spans, strict=True) if span]
                 found = [span for span in spans if span]
                 axes.plot(kls, [span.mean for span in found], color=colour_of(i), label=family)
@@ -227,13 +122,6 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
         plt.close(figure)
 
 
-def reached(curve: Doubles) -> Interval | None:
-    """Over the seeds of `curve` [seeds, prompts] that reach the KL; None where they are fewer than
-    LEAST_SEEDS."""
-    finite = curve[np.isfinite(curve).all(axis=1)]
-    return interval_of(finite) if len(finite) >= LEAST_SEEDS else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -243,10 +131,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
-    seeds = read_seeds(given.out / "testbed_gate", given.folder)
+    seeds = read_seeds(given.out / "testbed_gate", given.folder, list_metrics)
     if not seeds:
         parser.error(f"no finished seed in {given.folder}, and none kept in {given.out / 'testbed_gate'}")
-    rows = {question: list(compare(seeds, question)) for question in QUESTIONS}
+    rows = {question: list(answer(seeds, question)) for question in QUESTIONS}
     result = {
         "study": "testbed_gate",
         "seeds": [seed.seed for seed in seeds],

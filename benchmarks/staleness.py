@@ -3,37 +3,40 @@ changed under running completions or after them, against the loop that takes tur
 
     python benchmarks/staleness.py runs/staleness --seeds 10 --out docs/results
 
-Each setting is a sweep of its own (`frpo sweep`), kept in its folder; a second call goes on where the first
-was stopped. Writes testbed_staleness.json and testbed_staleness.png: of every setting and arm the mean over
-seeds of what is measured, and the mean of its paired difference to the same seed without staleness, each with
-a 95 % interval of Student's t over the seeds (arXiv-free arithmetic: mean +- t s / sqrt(n)).
+Each setting and pair of seeds is a sweep of its own (`frpo sweep`); what a seed measured is kept in
+testbed_staleness/, and a second call runs only what is missing there, on any machine. Writes
+testbed_staleness.json and .png: of every setting and arm the mean over seeds of what is measured, and the
+mean of its paired difference to the same seed without staleness, with the intervals of every sweep
+(frpo/report/intervals.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import yaml
-from scipy import stats
+from study_parts.seeds import KL, Metrics, Seed, read_seeds, stack
 
 from frpo.metrics import read_steps
-from frpo.report.comparisons import certified_within
-from frpo.report.data import collect_report
+from frpo.records import to_json
+from frpo.report.comparisons import certified_within, kept_after, kl_of, mean_of
+from frpo.report.intervals import interval_of
 from frpo.report.schema import Report
 
 RECIPE = "recipes/studies/testbed_k3.yaml"
 FOCUS = "harmful"
 HARSH = "crafts-harsh"
+AT_ONCE = 2
+"""Seeds of a sweep: as many as run beside each other on two cores."""
 CUTS = ("learner.num_steps=60", "downstream.0.num_steps=50", "downstream.0.marks=[]")
 """Shorter than the recipe where the question allows."""
 ARMS = (
@@ -59,16 +62,6 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One arm of one seed of one setting."""
-
-    setting: str
-    arm: str
-    seed: int
-    values: dict[str, float]
-
-
 METRICS = {
     "reward": "mean reward of the trained tasks",
     "kl": "KL to the reference, nats",
@@ -80,63 +73,48 @@ METRICS = {
 }
 
 
-def run_sweep(folder: Path, seeds: int, setting: Setting) -> None:
+def run_sweep(folder: Path, setting: Setting, first: int) -> None:
     flying = str(setting.in_flight).lower()
     asked = (
+        f"seed={first}",
         f"rollout.staleness={setting.staleness}",
         f"rollout.in_flight={flying}",
         f"arms=[{', '.join(ARMS)}]",
     )
-    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--seeds", str(seeds), "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--run-dir", str(folder)]
+    command += ["--seeds", str(AT_ONCE)]
     for assignment in (*CUTS, *asked):
         command += ["--set", assignment]
     subprocess.run(command, check=True)
 
 
-def read_samples(folder: Path, setting: Setting) -> Iterator[Sample]:
-    for run in sorted(folder.glob("seed-*")):
-        report = collect_report(run)
-        for number, arm in enumerate(report.arms):
-            yield Sample(setting.name, arm.name, report.seed, measure(run, report, number))
-
-
-def measure(run: Path, report: Report, number: int) -> dict[str, float]:
+def list_metrics(run: Path, report: Report, number: int) -> Metrics:
     arm = report.arms[number]
-    kept = next(kept for kept in arm.kept if (kept.downstream, kept.task) == (HARSH, FOCUS))
-    divergence = arm.evaluation.kl_reference
-    trained = [task.reward.mean for task in arm.evaluation.rewards if task.task in report.tasks]
     steps = read_steps(run, f"rlhf/{arm.name}")
     stale = [row.update.stale_kl for row in steps if row.update.stale_kl is not None]
     return {
-        "reward": mean(trained),
-        "kl": divergence.mean if divergence else math.nan,
-        "kept": kept.after.mean,
-        "certified": certified_within(FOCUS)(report, number),
-        "stale_kl": mean(stale) if stale else 0.0,
-        "staleness": mean(row.batch.staleness for row in steps),
-        "capped": mean(row.update.capped_share for row in steps),
+        "reward": [mean_of(arm.evaluation, report.tasks)],
+        KL: [kl_of(report, number)],
+        "kept": list(np.atleast_1d(kept_after(HARSH, FOCUS)(report, number))),
+        "certified": list(np.atleast_1d(certified_within(FOCUS)(report, number))),
+        "stale_kl": [mean(stale) if stale else 0.0],
+        "staleness": [mean(row.batch.staleness for row in steps)],
+        "capped": [mean(row.update.capped_share for row in steps)],
     }
 
 
-def spread_of(values: Sequence[float]) -> dict[str, float]:
-    """Mean, and half of its 95 % interval."""
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return {"mean": mean(values), "lo": mean(values) - half, "hi": mean(values) + half}
-
-
-def tabulate(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def tabulate(seeds: Sequence[Seed]) -> list[dict[str, Any]]:
+    """Of the seeds that every setting has."""
+    names = list(itertools.product([setting.name for setting in SETTINGS], ("grpo", "frpo")))
+    wanted = {f"{setting}/{arm}" for setting, arm in names}
+    whole = [seed for seed in seeds if wanted <= seed.arms.keys()]
     rows = []
-    names = dict.fromkeys((sample.setting, sample.arm) for sample in samples)
-    by_place = {(sample.setting, sample.arm, sample.seed): sample.values for sample in samples}
     for setting, arm in names:
-        seeds = [seed for of, name, seed in by_place if (of, name) == (setting, arm)]
-        row: dict[str, Any] = {"setting": setting, "arm": arm, "seeds": len(seeds)}
+        row: dict[str, Any] = {"setting": setting, "arm": arm, "seeds": len(whole)}
         for metric in METRICS:
-            own = [by_place[setting, arm, seed][metric] for seed in seeds]
-            base = [by_place[SETTINGS[0].name, arm, seed][metric] for seed in seeds]
-            gaps = [mine - before for mine, before in zip(own, base, strict=True)]
-            row[metric] = spread_of(own)
-            row[f"{metric} - staleness 0"] = spread_of(gaps)
+            own, base = stack(whole, [f"{setting}/{arm}", f"{SETTINGS[0].name}/{arm}"], metric)
+            row[metric] = interval_of(own).model_dump()
+            row[f"{metric} - staleness 0"] = interval_of(own - base).model_dump()
         rows.append(row)
     return rows
 
@@ -170,18 +148,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="an even number")
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
-    samples: list[Sample] = []
-    for setting in SETTINGS:
-        folder = given.folder / setting.name
-        run_sweep(folder, given.seeds, setting)
-        samples += read_samples(folder, setting)
-    rows = tabulate(samples)
-    recipe = yaml.safe_load(Path(RECIPE).read_text())["name"]
-    result = {"study": "testbed_staleness", "recipe": recipe, "cuts": CUTS, "metrics": METRICS, "rows": rows}
-    (given.out / "testbed_staleness.json").write_text(json.dumps(result, indent=1) + "\n")
+    recipe = yaml.safe_load(Path(RECIPE).read_text())
+    kept = given.out / "testbed_staleness"
+    seeds = read_seeds(kept, None, list_metrics)
+    firsts = range(recipe["seed"], recipe["seed"] + given.seeds, AT_ONCE)
+    for first, setting in itertools.product(firsts, SETTINGS):
+        if any(seed.seed == first and f"{setting.name}/grpo" in seed.arms for seed in seeds):
+            continue
+        folder = given.folder / f"{setting.name}-{first}"
+        run_sweep(folder, setting, first)
+        seeds = read_seeds(kept, folder, list_metrics, prefix=f"{setting.name}/")
+    rows = tabulate(seeds)
+    result = {
+        "study": "testbed_staleness",
+        "recipe": recipe["name"],
+        "cuts": CUTS,
+        "metrics": METRICS,
+        "rows": rows,
+    }
+    (given.out / "testbed_staleness.json").write_text(to_json(result) + "\n")
     draw(rows, given.out / "testbed_staleness.png")
 
 

@@ -1,0 +1,1 @@
+"""What studies over seeds share."""
