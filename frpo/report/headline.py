@@ -9,7 +9,6 @@ from pathlib import Path
 from frpo.data_checks import Overlap
 from frpo.outline.stage import BASE
 from frpo.report.lookup import task_reward
-from frpo.report.paired import describe_interval
 from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
 
@@ -87,19 +86,16 @@ def _named_arms(kept: dict[str, Kept], first: str) -> list[str]:
 
 def _in_words(comparison: KeptDifference) -> str:
     """What a has more of than b."""
-    penalty = "Under one kind of penalty"
-    gained = describe_interval(comparison.gained)
     price = ""
     for paid in comparison.paid:
-        before, after = describe_interval(paid.before), describe_interval(paid.after)
-        price += f"; on {paid.task} prompts {before} before it and {after} after it"
+        price += f"; on {paid.task} prompts {paid.before:+.2f} before it and {paid.after:+.2f} after it"
     if comparison.kl_a is not None and comparison.kl_b is not None:
         distance = f" They stood {comparison.kl_a:.2f} and {comparison.kl_b:.2f} nats from the reference."
     else:
         distance = ""
     return (
-        f"{penalty}, {comparison.a} against {comparison.b}: {gained} on {comparison.task} prompts after "
-        f"{comparison.downstream}{price}.{distance}"
+        f"Under one kind of penalty, {comparison.a} against {comparison.b}: {comparison.gained:+.2f} on "
+        f"{comparison.task} prompts after {comparison.downstream}{price}.{distance}"
     )
 
 

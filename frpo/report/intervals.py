@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from frpo.records import Record
+from frpo.records import Record, format_interval
 from frpo.report.schema import Report
 
 Doubles = NDArray[np.float64]
@@ -29,10 +29,7 @@ class Interval(Record):
 
     def __format__(self, number: str) -> str:
         """Example: f"{interval:+.2f}" is "+0.10 [-0.05, +0.25]", and "+0.10" where there are no limits."""
-        mean = format(self.mean, number)
-        if self.lo is None or self.hi is None:
-            return mean
-        return f"{mean} [{self.lo:{number}}, {self.hi:{number}}]"
+        return format_interval(self.mean, self.lo, self.hi, number)
 
 
 def interval_of(values: Doubles, confidence: float = CONFIDENCE) -> Interval:

@@ -40,10 +40,3 @@ def lower_limit(difference: Estimate) -> float:
 def upper_limit(difference: Estimate) -> float:
     """Of the 95 % interval; infinity where there is none."""
     return math.inf if difference.half is None else difference.mean + difference.half
-
-
-def describe_interval(difference: Estimate) -> str:
-    """Example: "+0.14 [+0.08, +0.20]"."""
-    if difference.half is None:
-        return f"{difference.mean:+.2f}"
-    return f"{difference.mean:+.2f} [{lower_limit(difference):+.2f}, {upper_limit(difference):+.2f}]"

@@ -17,7 +17,6 @@ from frpo.report.headline import MANY_ARMS, find_harshest, kept_after_finetune, 
 from frpo.report.lookup import task_measured
 from frpo.report.paired import (
     Rewarded,
-    describe_interval,
     difference_of,
     kept_rewards,
     lower_limit,
@@ -147,7 +146,7 @@ def _more_than_base(
         return Rule(name=name, holds=None, figures="not measured")
     gaps = {when: difference_of(rewards, rewards_of(base)) for when, rewards in policies.items()}
     when, least = min(gaps.items(), key=lambda item: item[1].mean)
-    figures = f"{describe_interval(least)} against the base policy {when}"
+    figures = f"{least:+.2f} against the base policy {when}"
     if any(upper_limit(gap) <= 0 for gap in gaps.values()):
         return Rule(name=name, holds=False, figures=figures)
     if len(gaps) < len(asked):
@@ -168,7 +167,7 @@ def _judge_price(arm: Arm, contest: Contest) -> Rule:
         return Rule(name="price", holds=True, figures="there is no other trained task")
     where, worst = min(gaps.items(), key=lambda item: item[1].mean)
     holds = all(upper_limit(gap) >= -PRICE for gap in gaps.values())
-    return Rule(name="price", holds=holds, figures=f"{describe_interval(worst)} on {where}")
+    return Rule(name="price", holds=holds, figures=f"{worst:+.2f} on {where}")
 
 
 def _judge_sound(arm: Arm, contest: Contest) -> Rule:
@@ -228,7 +227,7 @@ def _say_rivals(chosen: Arm, standing: Sequence[Arm], contest: Contest) -> Itera
     for arm in standing:
         gap = difference_of(contest.kept(chosen)[harshest], contest.kept(arm)[harshest])
         if arm is not chosen and lower_limit(gap) <= 0:
-            alike.append(f"{arm.name} ({describe_interval(gap)})")
+            alike.append(f"{arm.name} ({gap:+.2f})")
     if alike:
         yield f"These held-out prompts cannot tell it from {', '.join(alike)}."
 

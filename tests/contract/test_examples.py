@@ -19,13 +19,13 @@ from frpo.explain import print_plan
 from frpo.metrics import RunLog, read_steps
 from frpo.outline.rlhf import Rlhf
 from frpo.recipe import dump_config, load_recipe
-from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
+from frpo.records import ArmSummary, Estimate, Evaluation, StageResult
 from frpo.report import build_report
 from frpo.rewards.loading import load_function
 from frpo.rewards.template import JudgeTemplate, load_template
 from frpo.stages.work import Work
 from frpo.types import Item
-from tests.support.builders import metrics
+from tests.support.builders import evaluation_of, measured_task, metrics
 from tests.support.fakes import FakePrompts, team
 from tests.support.fakes import config as fake_config
 
@@ -141,33 +141,11 @@ def test_the_stage_goes_on_from_the_arms_policy(tmp_path: Path) -> None:
 
 
 def make_evaluation(arm: str, harmful: float, downstream: str | None = None) -> Evaluation:
-    rewards = tuple(
-        TaskReward(
-            task=task,
-            reward=Estimate(mean=mean, se=0.02),
-            parts={},
-            num_prompts=2,
-            num_completions=4,
-            failed=0,
-            kl_reference=None,
-            kl_policy=None,
-            per_prompt=(mean, mean),
-        )
+    rewards = [
+        measured_task(task, mean, per_prompt=(mean, mean))
         for task, mean in (("harmful", harmful), ("harmless", 0.8))
-    )
-    return Evaluation(
-        arm=arm,
-        downstream=downstream,
-        step=0,
-        rewards=rewards,
-        kl_reference=Estimate(mean=0.5, se=0.01),
-        kl_policy=None,
-        downstream_loss=None,
-        length=5.0,
-        cut_share=0.0,
-        samples=(),
-        seconds=1.0,
-    )
+    ]
+    return evaluation_of(arm, *rewards, downstream=downstream, kl_reference=Estimate(mean=0.5, se=0.01))
 
 
 def summary_of(arm: str) -> ArmSummary:

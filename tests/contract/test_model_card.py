@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,6 @@ from frpo.report.spread import spread_of
 from tests.support import hubs, policies, shipped
 
 HELD = {True: "holds", False: "does not hold", None: "not known"}
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shipped.do_run(tmp_path_factory.mktemp("done") / "run")
-
-
-@pytest.fixture
-def run(done: Path, tmp_path: Path) -> Path:
-    shutil.copytree(done, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def card_of(report: Report) -> ModelCard:

@@ -28,17 +28,6 @@ BESIDE = {"README.md", "config.yaml", "report.json"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shipped.do_run(tmp_path_factory.mktemp("done") / "run")
-
-
-@pytest.fixture
-def run(done: Path, tmp_path: Path) -> Path:
-    shutil.copytree(done, tmp_path / "run")
-    return tmp_path / "run"
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serve_hub() as server:
@@ -77,15 +66,15 @@ def test_a_policy_arrives_to_the_byte_with_its_card_in_a_private_repository(
 
 
 def test_neither_token_nor_paths_nor_prompts_leave_the_machine(
-    done: Path, run: Path, server: HubServer, frpo: CommandLine
+    finished_run: Path, run: Path, server: HubServer, frpo: CommandLine
 ) -> None:
     report = shipped.put_policy(run)
-    assert f"run_dir: {done}" in report.config
+    assert f"run_dir: {finished_run}" in report.config
     assert report.prompts[0].prompt == "prompt 0"
     said = frpo("push", str(run), "arm", "team/safe")
     files = server.repositories["team/safe"].files
     texts = "".join(files[name].decode() for name in files if not name.endswith(".safetensors"))
-    for secret in (TOKEN, str(run), str(done), "prompt 0"):
+    for secret in (TOKEN, str(run), str(finished_run), "prompt 0"):
         assert secret not in texts + said.out + said.err
     config = Config.model_validate(tree.parse_yaml(files["config.yaml"].decode(), "config.yaml"))
     assert (config.run_dir, config.seed) == (Path("run"), 7)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from frpo.objective import Weights
+from frpo.records import Estimate, Evaluation, TaskReward
 from frpo.stats import BatchStats, GateStats, Phases, StepMetrics, Times, UpdateStats
 
 BATCH = BatchStats(
@@ -86,6 +87,39 @@ def metrics(step: int, **changed: Any) -> StepMetrics:
         times=times,
         published_bytes=1000,
     )
+
+
+def measured_task(task: str, mean: float, **changed: Any) -> TaskReward:
+    """Reward of a task; `changed` are fields of it, checked."""
+    usual: dict[str, Any] = {
+        "task": task,
+        "reward": Estimate(mean=mean, se=0.02),
+        "parts": {},
+        "num_prompts": 4,
+        "num_completions": 16,
+        "failed": 0,
+        "kl_reference": None,
+        "kl_policy": None,
+    }
+    return TaskReward(**{**usual, **changed})
+
+
+def evaluation_of(arm: str, *rewards: TaskReward, **changed: Any) -> Evaluation:
+    """One policy, measured on some tasks; `changed` are fields of it, checked."""
+    usual: dict[str, Any] = {
+        "arm": arm,
+        "downstream": None,
+        "step": 0,
+        "rewards": rewards,
+        "kl_reference": None,
+        "kl_policy": None,
+        "downstream_loss": None,
+        "length": 5.0,
+        "cut_share": 0.0,
+        "samples": (),
+        "seconds": 1.0,
+    }
+    return Evaluation(**{**usual, **changed})
 
 
 def weigh(advantages: Tensor, beta: float = 0.1) -> Weights:

@@ -7,37 +7,22 @@ from pathlib import Path
 
 from frpo.metrics import RunLog
 from frpo.recipe import dump_config, load_recipe
-from frpo.records import Estimate, Evaluation, Sample, StageResult, TaskReward
+from frpo.records import Estimate, Evaluation, Sample, StageResult
 from frpo.stages.folders import DONE, MADE
-from tests.support.builders import metrics
+from tests.support.builders import evaluation_of, measured_task, metrics
 
 RECIPE = load_recipe(Path(__file__).parents[2] / "recipes" / "testbed.yaml")
 
 
 def evaluation(arm: str, reward: float, downstream: str | None = None, step: int = 0) -> Evaluation:
-    harmful = TaskReward(
-        task="harmful",
-        reward=Estimate(mean=reward, se=0.01),
-        parts={},
-        num_prompts=2,
-        num_completions=4,
-        failed=0,
-        kl_reference=None,
-        kl_policy=None,
-    )
     said = Sample(task="harmful", prompt="how do i <b>", completion=f"{arm} {step}", reward=reward)
-    return Evaluation(
-        arm=arm,
+    return evaluation_of(
+        arm,
+        measured_task("harmful", reward),
         downstream=downstream,
         step=step,
-        rewards=(harmful,),
         kl_reference=None if arm == "base" else Estimate(mean=0.25, se=None),
-        kl_policy=None,
-        downstream_loss=None,
-        length=2.0,
-        cut_share=0.0,
         samples=(said,),
-        seconds=1.0,
     )
 
 

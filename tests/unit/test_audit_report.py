@@ -12,12 +12,13 @@ import pytest
 from scipy import stats
 
 from frpo.config import ConfigError, UtilityConfig
-from frpo.records import Estimate, Evaluation, TaskReward
+from frpo.records import Evaluation
 from frpo.report.audit import choose_worst, measure_gain
 from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
 from frpo.report.audit_schema import Audit, FineTuned, Promise, join_rows, name_models, refuse_unlike
 from frpo.report.page import render_audits
 from frpo.report.spread import spread_of
+from tests.support.builders import evaluation_of, measured_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,29 +94,7 @@ def test_five_seeds_make_an_interval_and_four_do_not() -> None:
 
 
 def evaluation(loss: float | None, reward: float) -> Evaluation:
-    measured = TaskReward(
-        task="use",
-        reward=Estimate(mean=reward, se=None),
-        parts={},
-        num_prompts=1,
-        num_completions=1,
-        failed=0,
-        kl_reference=None,
-        kl_policy=None,
-    )
-    return Evaluation(
-        arm="base",
-        downstream="d",
-        step=0,
-        rewards=(measured,),
-        kl_reference=None,
-        kl_policy=None,
-        downstream_loss=loss,
-        length=1.0,
-        cut_share=0.0,
-        samples=(),
-        seconds=0.0,
-    )
+    return evaluation_of("base", measured_task("use", reward), downstream="d", downstream_loss=loss)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ from frpo.records import (
     Interpolation,
     Sample,
     StageResult,
-    TaskReward,
 )
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
@@ -42,7 +41,7 @@ from frpo.report.frontier import describe_defence
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
 from frpo.types import Reward
-from tests.support.builders import metrics
+from tests.support.builders import evaluation_of, measured_task, metrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"grpo": 0.5, "frpo": 0.64, "grpo-reverse": 0.7, "frpo-reverse": 0.9}
@@ -54,29 +53,24 @@ SPREAD = {"frpo": 0.15}
 
 def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None = None) -> Evaluation:
     rewards = [
-        TaskReward(
-            task=t,
-            reward=Estimate(mean=m, se=0.02),
+        measured_task(
+            t,
+            m,
             parts={"answer": m},
             num_prompts=36,
             num_completions=576,
-            failed=0,
-            kl_reference=None,
-            kl_policy=None,
             per_prompt=tuple(m + sign * SPREAD.get(arm, 0.1) for sign in (1, -1, 1, -1)),
         )
         for t, m in (("downstream", 0.3 + step / 400), ("harmful", harmful), ("harmless", 0.8))
     ]
-    return Evaluation(
-        arm=arm,
+    return evaluation_of(
+        arm,
+        *rewards,
         downstream=downstream,
         step=step,
-        rewards=tuple(rewards),
         kl_reference=Estimate(mean=0.5 + step / 100, se=0.01) if arm != "base" else None,
         kl_policy=Estimate(mean=step / 100, se=0.01) if downstream else None,
         downstream_loss=2 - step / 200 if downstream else None,
-        length=5.0,
-        cut_share=0.0,
         samples=(
             Sample(
                 task="harmful",
@@ -85,7 +79,6 @@ def evaluation(arm: str, harmful: float, step: int = 0, downstream: str | None =
                 reward=1.0,
             ),
         ),
-        seconds=1.0,
     )
 
 

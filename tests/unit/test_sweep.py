@@ -12,13 +12,13 @@ import pytest
 
 from frpo.config import ConfigError, FrpoEstimator, GrpoEstimator, RlooEstimator
 from frpo.recipe import dump_config, load_recipe
-from frpo.records import ArmSummary, Estimate, Evaluation, StageResult, TaskReward
+from frpo.records import ArmSummary, Estimate, Evaluation, StageResult
 from frpo.report import build_sweep
 from frpo.report.data import rival_pairs
 from frpo.report.intervals import Interval
 from frpo.report.sweep import gather_sweep
 from frpo.sweep import expand_arms, seeds_of, split_assignments
-from tests.support.builders import metrics
+from tests.support.builders import evaluation_of, measured_task, metrics
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
 
@@ -118,33 +118,11 @@ LEAD = 0.1
 
 
 def make_evaluation(arm: str, reward: float, kl: float, downstream: str | None) -> Evaluation:
-    rows = tuple(
-        TaskReward(
-            task=t,
-            reward=Estimate(mean=m, se=0.01),
-            parts={},
-            num_prompts=1,
-            num_completions=1,
-            failed=0,
-            kl_reference=None,
-            kl_policy=None,
-            per_prompt=(m - 0.2, m, m + 0.2),
-        )
-        for t, m in (("harmful", reward), ("harmless", 0.8))
-    )
-    return Evaluation(
-        arm=arm,
-        downstream=downstream,
-        step=1,
-        rewards=rows,
-        kl_reference=Estimate(mean=kl, se=0.01),
-        kl_policy=None,
-        downstream_loss=None,
-        length=1.0,
-        cut_share=0.0,
-        samples=(),
-        seconds=1.0,
-    )
+    rows = [
+        measured_task(task, mean, per_prompt=(mean - 0.2, mean, mean + 0.2))
+        for task, mean in (("harmful", reward), ("harmless", 0.8))
+    ]
+    return evaluation_of(arm, *rows, downstream=downstream, step=1, kl_reference=Estimate(mean=kl, se=0.01))
 
 
 def write_stage(run: Path, stage: str, measured: Evaluation, arm: ArmSummary | None = None) -> None:

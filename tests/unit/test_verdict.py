@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from frpo.records import ArmSummary, Estimate, Evaluation, TaskReward
+from frpo.records import ArmSummary, Evaluation, TaskReward
 from frpo.report.paired import difference_of, lower_limit, upper_limit
 from frpo.report.schema import Arm, Kept, Verdict
 from frpo.report.verdict import Contest, decide
+from tests.support.builders import evaluation_of, measured_task
 
 NOISE = (0.05, -0.05, 0.05, -0.05)
 """Of four prompts."""
@@ -19,36 +20,10 @@ HALF = 0.0566
 
 
 def measured(task: str, mean: float, noise: Sequence[float] = (0.0,) * 4) -> TaskReward:
-    return TaskReward(
-        task=task,
-        reward=Estimate(mean=mean, se=0.02),
-        parts={},
-        num_prompts=4,
-        num_completions=16,
-        failed=0,
-        kl_reference=None,
-        kl_policy=None,
-        per_prompt=tuple(mean + part for part in noise),
-    )
+    return measured_task(task, mean, per_prompt=tuple(mean + part for part in noise))
 
 
-def evaluation(arm: str, *rewards: TaskReward) -> Evaluation:
-    return Evaluation(
-        arm=arm,
-        downstream=None,
-        step=0,
-        rewards=rewards,
-        kl_reference=None,
-        kl_policy=None,
-        downstream_loss=None,
-        length=5.0,
-        cut_share=0.0,
-        samples=(),
-        seconds=1.0,
-    )
-
-
-BASE = evaluation("base", measured("harmful", 0.5), measured("harmless", 0.7))
+BASE = evaluation_of("base", measured("harmful", 0.5), measured("harmless", 0.7))
 
 
 def arm(
@@ -60,7 +35,7 @@ def arm(
     noisy: bool = True,
 ) -> Arm:
     noise = NOISE if noisy else (0.0,) * 4
-    start = evaluation(name, measured("harmful", before, noise), measured("harmless", harmless, noise))
+    start = evaluation_of(name, measured("harmful", before, noise), measured("harmless", harmless, noise))
     after = []
     for finetune, reward in kept.items():
         for task, mean in (("harmful", reward), ("harmless", harmless)):
@@ -193,7 +168,7 @@ def test_what_a_fine_tune_costs_on_other_tasks_is_part_of_the_price() -> None:
 
 
 def test_the_base_policy_is_a_rival_in_price() -> None:
-    base = evaluation("base", measured("harmful", 0.5), measured("harmless", 0.95))
+    base = evaluation_of("base", measured("harmful", 0.5), measured("harmless", 0.95))
     verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=base)
     assert held(verdict, "a")["price"] is False
     (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == "price"]
