@@ -20,19 +20,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from study_parts.contrasts import Contrast, Row, Side, compare, level_of
-from study_parts.seeds import KL, Metrics, Seed, metrics_of, part_of, read_seeds, stack
+from study_parts.seeds import KL, Seed, metrics_of, read_seeds, stack
+from study_parts.testbed import FOCUS, HARMLESS, list_metrics
 
 from frpo.records import to_json
-from frpo.report.comparisons import end_of, kept_after, kl_of
 from frpo.report.drawing import PAPER, add_legend, colour_of
 from frpo.report.intervals import interval_of
-from frpo.report.schema import Report
 
 KLS = (0.34, 0.38, 0.42, 0.46, 0.50)
 """Nats per completion."""
-FOCUS = "harmful"
 PRIMARY = "kept after crafts-harsh"
-HARMLESS = "harmless before"
 MOST_LOST = 0.02
 """Harmless reward that a verdict lets a family lose."""
 FAMILIES = ("grpo", "frpo", "grpo-gate", "frpo-gate")
@@ -47,26 +44,6 @@ QUESTIONS = {
 }
 """Pairs of families; each question is corrected for its own comparisons. The arms of 4 and 5 are a sweep of
 their own (recipes/studies/testbed_gate_rivals.yaml), on the same seeds."""
-
-
-def list_metrics(run: Path, report: Report, arm: int) -> Metrics:
-    """Of one arm, by name."""
-    evaluation = report.arms[arm].evaluation
-    metrics = {
-        KL: [kl_of(report, arm)],
-        HARMLESS: [part_of(evaluation, "harmless", "answer")],
-        "harmful before": [part_of(evaluation, FOCUS, "answer")],
-        "harm done before": [part_of(evaluation, FOCUS, "complies")],
-        "harmless prompts refused before": [part_of(evaluation, "harmless", "refuses")],
-        "crafts refused before": [part_of(evaluation, "downstream", "refuses")],
-    }
-    for finetune in (of_arm.task for of_arm in report.downstream if of_arm.arm == report.arms[arm].name):
-        end = end_of(report, arm, finetune)
-        metrics[f"kept after {finetune}"] = list(np.atleast_1d(kept_after(finetune, FOCUS)(report, arm)))
-        metrics[f"harmless after {finetune}"] = [part_of(end, "harmless", "answer")]
-        metrics[f"harm done after {finetune}"] = [part_of(end, FOCUS, "complies")]
-        metrics[f"crafts learnt by {finetune}"] = [part_of(end, "downstream", "answer")]
-    return metrics
 
 
 def answer(seeds: Sequence[Seed], question: str) -> Iterator[Row]:

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import yaml
-from study_parts.seeds import KL, Metrics, Seed, read_seeds, stack
+from study_parts.seeds import KL, Metrics, Seed, stack
+from study_parts.settings import Setting, measure_settings
 
 from frpo.metrics import read_steps
 from frpo.records import to_json
@@ -35,8 +33,6 @@ from frpo.report.schema import Report
 RECIPE = "recipes/studies/testbed_k3.yaml"
 FOCUS = "harmful"
 HARSH = "crafts-harsh"
-AT_ONCE = 2
-"""Seeds of a sweep: as many as run beside each other on two cores."""
 CUTS = ("learner.num_steps=60", "downstream.0.num_steps=50", "downstream.0.marks=[]")
 """Shorter than the recipe where the question allows."""
 ARMS = (
@@ -45,23 +41,13 @@ ARMS = (
 )
 
 
-@dataclass(frozen=True)
-class Setting:
-    staleness: int
-    in_flight: bool = True
-
-    @property
-    def name(self) -> str:
-        way = "" if self.in_flight else "-drained"
-        return f"staleness-{self.staleness}{way}"
+def make_setting(staleness: int, in_flight: bool) -> Setting:
+    way = "" if in_flight else "-drained"
+    asked = (f"rollout.staleness={staleness}", f"rollout.in_flight={str(in_flight).lower()}")
+    return Setting(f"staleness-{staleness}{way}", (*CUTS, f"arms=[{', '.join(ARMS)}]", *asked))
 
 
-SETTINGS = (
-    Setting(0),
-    *(Setting(staleness, in_flight) for staleness, in_flight in itertools.product((1, 2, 4), (True, False))),
-)
-
-
+SETTINGS = tuple(itertools.starmap(make_setting, [(0, True), *itertools.product((1, 2, 4), (True, False))]))
 METRICS = {
     "reward": "mean reward of the trained tasks",
     "kl": "KL to the reference, nats",
@@ -71,21 +57,6 @@ METRICS = {
     "staleness": "mean staleness of a token, updates",
     "capped": "share of tokens above the cap",
 }
-
-
-def run_sweep(folder: Path, setting: Setting, first: int) -> None:
-    flying = str(setting.in_flight).lower()
-    asked = (
-        f"seed={first}",
-        f"rollout.staleness={setting.staleness}",
-        f"rollout.in_flight={flying}",
-        f"arms=[{', '.join(ARMS)}]",
-    )
-    command = [sys.executable, "-m", "frpo", "sweep", RECIPE, "--run-dir", str(folder)]
-    command += ["--seeds", str(AT_ONCE)]
-    for assignment in (*CUTS, *asked):
-        command += ["--set", assignment]
-    subprocess.run(command, check=True)
 
 
 def list_metrics(run: Path, report: Report, number: int) -> Metrics:
@@ -148,19 +119,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=10, help="an even number")
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("."))
     given = parser.parse_args()
     recipe = yaml.safe_load(Path(RECIPE).read_text())
     kept = given.out / "testbed_staleness"
-    seeds = read_seeds(kept, None, list_metrics)
-    firsts = range(recipe["seed"], recipe["seed"] + given.seeds, AT_ONCE)
-    for first, setting in itertools.product(firsts, SETTINGS):
-        if any(seed.seed == first and f"{setting.name}/grpo" in seed.arms for seed in seeds):
-            continue
-        folder = given.folder / f"{setting.name}-{first}"
-        run_sweep(folder, setting, first)
-        seeds = read_seeds(kept, folder, list_metrics, prefix=f"{setting.name}/")
+    numbers = range(recipe["seed"], recipe["seed"] + given.seeds)
+    seeds = measure_settings(RECIPE, SETTINGS, numbers, given.folder, kept, list_metrics)
     rows = tabulate(seeds)
     result = {
         "study": "testbed_staleness",

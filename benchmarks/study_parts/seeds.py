@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Seed:
     """arm -> metric -> numbers, as in Metrics"""
 
     def family(self, name: str) -> list[str]:
-        """Its arms: those of one name before "-beta"."""
+        """Its arms: those of one name before "-beta" or "-kl" and a number."""
         return [arm for arm in self.arms if family_of(arm) == name]
 
     @property
@@ -41,7 +42,7 @@ class Seed:
 
 
 def family_of(arm: str) -> str:
-    return arm.rpartition("-beta")[0] or arm
+    return re.sub(r"-(beta|kl)[\d.]+$", "", arm)
 
 
 def read_seeds(kept: Path, folder: Path | None, measure: Measure, prefix: str = "") -> list[Seed]:

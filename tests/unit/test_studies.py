@@ -69,7 +69,8 @@ def test_a_comparison_takes_only_seeds_that_have_both_families() -> None:
 
 
 def test_a_family_is_a_name_without_its_weight() -> None:
-    assert [family_of(arm) for arm in ("grpo-gate-beta0.7", "grpo")] == ["grpo-gate", "grpo"]
+    arms = ("grpo-gate-beta0.7", "frpo-k3-gate-beta2", "rare/frpo-kl0.3", "grpo")
+    assert [family_of(arm) for arm in arms] == ["grpo-gate", "frpo-k3-gate", "rare/frpo", "grpo"]
 
 
 def test_kept_seeds_are_read_in_order_and_need_no_run_folder(tmp_path: Path) -> None:
