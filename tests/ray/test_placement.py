@@ -3,7 +3,6 @@ none."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -19,6 +18,7 @@ from frpo.planning import plan_run
 from frpo.recipe import load_recipe
 from frpo.resources import count_gpus
 from tests.support import models
+from tests.support.cards import Sight
 
 pytestmark = pytest.mark.skipif(count_gpus() > 0, reason="the cards of this machine are real")
 
@@ -26,15 +26,6 @@ FEW_CPUS = tuple(
     f"{role}.num_cpus=0.05" for role in ("rollout", "reward", "reference", "evaluate", "learner")
 )
 Cards = dict[str, list[tuple[int, ...]]]
-
-
-class Sight:
-    """Stands in an actor's place and tells what it sees."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def cards(self) -> tuple[int, ...]:
-        return tuple(int(card) for card in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if card)
 
 
 @contextmanager
