@@ -22,14 +22,18 @@ def kept_rewards(kept: Kept) -> Rewarded:
 
 
 def difference_of(a: Rewarded, b: Rewarded) -> Estimate:
-    """Mean reward of a less that of b; what both share of a prompt is not in the standard error. There is no
-    error from fewer than two prompts that both have, or where they were not measured on the same ones."""
+    """Mean reward of a less that of b; what both share of a prompt is not in the standard error. A prompt all
+    of whose rewards failed for one of them is in neither the mean nor the error. There is no error from fewer
+    than two prompts that both have, or where they were not measured on the same ones."""
+    if len(a[1]) != len(b[1]):
+        return Estimate(mean=a[0] - b[0], se=None)
     gaps = []
-    for of_a, of_b in zip(a[1], b[1], strict=False):
+    for of_a, of_b in zip(a[1], b[1], strict=True):
         if of_a is not None and of_b is not None:
             gaps.append(of_a - of_b)
-    se = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 and len(a[1]) == len(b[1]) else None
-    return Estimate(mean=a[0] - b[0], se=se)
+    se = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    some_failed = 0 < len(gaps) < len(a[1])
+    return Estimate(mean=statistics.fmean(gaps) if some_failed else a[0] - b[0], se=se)
 
 
 def lower_limit(difference: Estimate) -> float:

@@ -221,3 +221,19 @@ def test_a_difference_is_paired_and_has_no_limits_from_one_prompt() -> None:
     one = difference_of((0.5, (0.5, None)), (0.4, (0.4, 0.3)))
     assert (one.se, lower_limit(one), upper_limit(one)) == (None, -float("inf"), float("inf"))
     assert difference_of((0.5, ()), (0.4, (0.4, 0.3))).se is None
+
+
+def test_a_prompt_whose_rewards_failed_for_one_policy_is_no_lead_of_that_policy() -> None:
+    # on the three prompts that both have they are equal; b alone has the hard one
+    gap = difference_of((0.9, (0.9, 0.9, 0.9, None)), (0.675, (0.9, 0.9, 0.9, 0.0)))
+    assert (gap.mean, gap.se) == (0.0, 0.0)
+    nothing = difference_of((0.9, (0.9, None)), (0.1, (None, 0.1)))
+    assert (nothing.mean, nothing.se) == (pytest.approx(0.8), None)
+    base = evaluation_of(
+        "base", measured_task("harmful", 0.675, per_prompt=(0.9, 0.9, 0.9, 0.0)), measured("harmless", 0.7)
+    )
+    failed = measured_task("harmful", 0.9, per_prompt=(0.9, 0.9, 0.9, None))
+    trained = arm("a", 0.9, {"harsh": 0.9})
+    start = evaluation_of("a", failed, measured("harmless", 0.8))
+    verdict = verdict_of(trained.model_copy(update={"evaluation": start}), base=base)
+    assert held(verdict, "a")["learned"] is not True
