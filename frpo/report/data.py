@@ -69,7 +69,7 @@ def collect_report(folder: Path) -> Report:
     return Report(
         name=config["name"],
         seed=config["seed"],
-        verdict=decide(Contest(tuned, base, focus, warnings), folder) if tuned and focus else None,
+        verdict=decide(Contest(tuned, base, focus, warnings, finetunes), folder) if tuned and focus else None,
         headline=(
             *headline.of_arms(arms, comparisons, focus),
             *describe_planes(planes, focus),

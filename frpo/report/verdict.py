@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from frpo.records import Evaluation, TaskReward
-from frpo.report.headline import MANY_ARMS, find_harshest, kept_after_finetune, list_finetunes
+from frpo.report.headline import MANY_ARMS, find_harshest, kept_after_finetune
 from frpo.report.lookup import task_measured
 from frpo.report.paired import (
     Rewarded,
@@ -46,6 +46,8 @@ class Contest:
     """The trained task that lost most."""
     warnings: Sequence[str]
     """Of the run's stages."""
+    finetunes: Sequence[str]
+    """That the run asks for, done or not."""
 
     @property
     def other_tasks(self) -> list[str]:
@@ -130,9 +132,8 @@ def _judge(arm: Arm, contest: Contest) -> Iterator[Rule]:
     trained = {BEFORE: rewards_of(measured)} if measured else {}
     kept = contest.kept(arm)
     yield _more_than_base("learned", trained, base)
-    yield _more_than_base(
-        "lasts", {f"after {name}": of for name, of in kept.items()}, base, list_finetunes(contest.arms)
-    )
+    after = {f"after {name}": of for name, of in kept.items()}
+    yield _more_than_base("lasts", after, base, contest.finetunes)
     yield _judge_price(arm, contest)
     yield _judge_sound(arm, contest)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +166,16 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     assert f"AutoModelForCausalLM.from_pretrained(&#34;{run}/rlhf/frpo-reverse/policy&#34;)" in page
     words = re.sub(r"<[^>]+>", " ", page)
     assert re.search(r"ship\s+frpo-reverse", words)
+
+
+def test_a_run_of_which_a_fine_tune_is_left_ships_nothing_yet(run: Path) -> None:
+    for arm in KEPT:
+        shutil.rmtree(run / "downstream" / arm / "crafts-harsh")
+    verdict = collect_report(run).verdict
+    assert verdict is not None
+    assert verdict.decision == "can't tell"
+    (lasts,) = [rule for rule in verdict.judged[0].rules if rule.name == "lasts"]
+    assert (lasts.holds, lasts.figures) == (None, "1 of 2 fine-tunes are measured")
 
 
 def test_arms_of_unlike_penalties_are_compared_in_the_records_alone(run: Path) -> None:
@@ -457,8 +468,6 @@ def test_benchmarks_stand_in_the_order_in_which_the_policies_came_to_be(run: Pat
 
 @pytest.mark.long
 def test_a_run_without_downstream_still_reports(run: Path) -> None:
-    import shutil
-
     shutil.rmtree(run / "downstream")
     collected = collect_report(run)
     assert collected.comparisons == ()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from frpo.records import ArmSummary, Evaluation, TaskReward
+from frpo.report.headline import list_finetunes
 from frpo.report.paired import difference_of, lower_limit, upper_limit
 from frpo.report.schema import Arm, Kept, Verdict
 from frpo.report.verdict import Contest, decide
@@ -76,7 +77,7 @@ def arm(
 
 
 def verdict_of(*arms: Arm, base: Evaluation | None = BASE, warnings: Sequence[str] = ()) -> Verdict:
-    return decide(Contest(arms, base, "harmful", warnings), Path("runs/x"))
+    return decide(Contest(arms, base, "harmful", warnings, list_finetunes(arms)), Path("runs/x"))
 
 
 def held(verdict: Verdict, name: str) -> dict[str, bool | None]:
