@@ -99,16 +99,16 @@ class JudgeEngine:
             names = {name for name in begun if isinstance(name, str)}
             try:
                 await self._run(names, time.monotonic() + limit_s)
-            finally:
-                self.llm.llm_engine.abort_request(list(names - self.finished.keys()))
+            finally:  # also where whoever asked has given up
+                done = {name: self.finished.pop(name) for name in names & self.finished.keys()}
+                self.llm.llm_engine.abort_request(list(names - done.keys()))
         late = TimeoutError(f"not answered within {limit_s:g} s (rewards.{self.reward.name}.timeout_s)")
         answers: list[Reply | Exception] = []
         for name in begun:
-            request = self.finished.pop(name, None) if isinstance(name, str) else None
             if isinstance(name, Exception):
                 answers.append(name)
             else:
-                answers.append(self._answer_of(request) if request else late)
+                answers.append(self._answer_of(done[name]) if name in done else late)
         return answers
 
     async def _run(self, names: set[str], until: float) -> None:

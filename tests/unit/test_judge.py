@@ -325,6 +325,23 @@ def test_what_is_late_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.llm.llm_engine.aborted == ["1"]
 
 
+def test_nothing_is_kept_for_whoever_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine(monkeypatch)
+
+    async def give_up() -> None:
+        asked = asyncio.create_task(made.score(items(1, 150)))
+        while not made.finished:
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asked
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(give_up())
+    assert made.llm.llm_engine.aborted == ["2"]
+    assert made.llm.llm_engine.running == {}
+    assert made.finished == {}
+
+
 def test_a_conversation_that_the_chat_template_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = asyncio.run(engine(monkeypatch).chat([{"role": "user", "content": "x"}], Decoding(5)))
     assert str(answer) == "the judge has no chat template that takes these messages"
