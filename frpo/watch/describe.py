@@ -196,9 +196,11 @@ def _describe_phases(run: RunFolder, arms: Sequence[str]) -> Iterator[ArmPhases]
 def _describe_measured(run: RunFolder, arms: Mapping[str, int]) -> Iterator[MeasuredArm]:
     """The last measurement of every stage, arm by arm."""
     measured = [name for name in run.files if name in run.rows and run.rows[name].evaluations]
-    last = [run.rows[name].evaluations[-1] for name in measured]
-    for arm, of_arm in groupby(last, key=lambda evaluation: evaluation.arm):
-        evaluations = list(of_arm)
+    of_arms: dict[str, list[Evaluation]] = {}
+    for name in measured:
+        last = run.rows[name].evaluations[-1]
+        of_arms.setdefault(last.arm, []).append(last)
+    for arm, evaluations in of_arms.items():
         tasks: dict[str, None] = {}
         for evaluation in evaluations:
             tasks |= {reward.task: None for reward in evaluation.rewards}

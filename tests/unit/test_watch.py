@@ -29,7 +29,7 @@ from frpo.watch.folder import RunFolder, find_owner
 from frpo.watch.page import format_duration
 from frpo.watch.tail import Tail
 from frpo.watch.view import RunView
-from tests.support.builders import metrics
+from tests.support.builders import evaluation_of, measured_task, metrics
 from tests.support.folders import RECIPE, begin, finish, write_first_arm
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +206,17 @@ def test_without_a_configuration_what_lies_there_is_shown(log: RunLog) -> None:
     (log.folder / "config.yaml").unlink()
     assert look(log.folder).warnings == ()
     assert look(log.folder).name == log.folder.name
+
+
+def test_without_a_configuration_what_was_measured_of_an_arm_stands_together(log: RunLog) -> None:
+    (log.folder / "config.yaml").unlink()
+    for arm, finetune in (("a", None), ("z", None), ("a", "sft"), ("z", "sft")):
+        stage = f"downstream/{arm}/{finetune}" if finetune else f"rlhf/{arm}"
+        log.evaluation(stage, evaluation_of(arm, measured_task("t", 0.5), downstream=finetune), step=0)
+    policies = {of.owner: [row.policy for row in of.policies] for of in look(log.folder).measured}
+    both = ["itself", "after sft, step 0"]
+    assert policies == {"base": ["itself"], "a": both, "grpo": ["itself"], "z": both}
+    assert len(look(log.folder).measured) == 4
 
 
 def test_a_result_that_is_not_of_these_inputs_is_not_done(log: RunLog) -> None:
