@@ -131,12 +131,13 @@ def _put_options(fields: dict[str, Any], asked: AuditOptions) -> None:
 
 
 def name_after(name: str, model: str) -> str:
-    """The recipe's name and the last two parts of the model's, so that each model has a folder of its own.
+    """The recipe's name and the last two parts of the model's path, or both of its hub name, so that models
+    have folders of their own.
 
     Example: audit_testbed and runs/testbed/rlhf/frpo/policy give audit_testbed-frpo-policy.
     """
-    parts = re.findall(r"[A-Za-z0-9._]+", model)[-2:]
-    return "-".join([name, *parts])[:100]
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-") for part in model.split("/")]
+    return "-".join([name, *list(filter(None, parts))[-2:]])[:100]
 
 
 def _source_of(asked: AuditOptions, path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from frpo.audit import AuditOptions, make_recipe
+from frpo.audit import AuditOptions, make_recipe, name_after
 from frpo.config import DownstreamSft, FunctionReward
 from frpo.grid import list_fine_tunes
 from tests.support.command_line import CommandLine
@@ -73,6 +73,21 @@ def test_options_alone_make_a_whole_recipe() -> None:
         "downstream-lr0.0001-full",
         "downstream-lr0.0001-full-harmful0.05",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "audit-meta-llama-Llama-3.1-8B-Instruct"),
+        ("mistralai/Ministral-8B-Instruct@main", "audit-mistralai-Ministral-8B-Instruct-main"),
+        ("runs/a/rlhf/frpo-reverse/policy/", "audit-frpo-reverse-policy"),
+        ("/policy", "audit-policy"),
+        ("~/a b/p", "audit-a-b-p"),
+        ("..", "audit-.."),
+    ],
+)
+def test_each_model_has_a_name_of_its_own(model: str, name: str) -> None:
+    assert name_after("audit", model) == name
 
 
 def test_options_go_over_the_recipe() -> None:
