@@ -283,20 +283,23 @@ TokenCount = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 
 
 class ChatRequest(Loose):
+    """null is what OpenAI's clients may send for a field that is left out."""
+
     messages: Conversation
     model: str | None = None
     """A judge's name; null where there is only one."""
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     """The same, as OpenAI names it now."""
-    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = None
+    """1, as is top_p, where it is not given."""
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    response_format: ResponseFormat = ResponseFormat()
-    n: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
+    response_format: ResponseFormat | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=1)] | None = None
     """One answer; ask again for another."""
-    stream: StrictBool = False
+    stream: StrictBool | None = None
     """The answer comes whole."""
 
     @model_validator(mode="after")
@@ -340,11 +343,11 @@ class ModelsResponse(Wire):
 
 def decoding_of(request: ChatRequest) -> Decoding:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    form = request.response_format.json_schema
+    form = request.response_format.json_schema if request.response_format else None
     return Decoding(
         max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=tuple(text for text in stop if text),
         schema=form.schema_ if form else None,

@@ -21,15 +21,17 @@ from frpo.config import ConfigError
 from frpo.config.service import ServiceConfig, token_digest
 from frpo.service.app import Overloaded, Unavailable, make_app
 from frpo.service.wire import (
+    ChatRequest,
     GetRewardRequest,
     ScoreRequest,
     SlimeRequest,
+    decoding_of,
     ending_at,
     item_of_slime,
     items_of_get_reward,
     items_of_score,
 )
-from frpo.types import Item, Reward
+from frpo.types import Decoding, Item, Reward
 from tests.support.service import REWARDS, Here, config
 
 
@@ -520,6 +522,16 @@ def test_judges_score_and_their_models_can_be_asked() -> None:
     }
     whole = asked.post("/v1/chat/completions", json=said("one two")).json()["choices"][0]
     assert (whole["message"]["content"], whole["finish_reason"]) == ("strict at 1: one two", "stop")
+
+
+def test_what_openai_lets_be_null_is_as_if_it_were_left_out() -> None:
+    named = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "stream")
+    nulls = dict.fromkeys((*named, "response_format", "model", "logprobs"))
+    answer = client(judges("a")).post("/v1/chat/completions", json=said("one two", **nulls))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "a at 1: one two"
+    asked = ChatRequest.model_validate(said("one two", **nulls))
+    assert decoding_of(asked) == Decoding(None, temperature=1.0)
 
 
 @pytest.mark.parametrize(
