@@ -68,7 +68,9 @@ class LivePage:
         environment.globals["clock"] = time.time
         self.whole = environment.get_template("page.html.j2")
         self.draw: Any = environment.get_template("sections.html.j2").module
-        self.version = 0
+        self.began = int(1000 * time.time())
+        """Milliseconds since 1970: above every version of an earlier process, which grew by one a second."""
+        self.version = self.began
         self.drawings: dict[str, DrawnSection] = {}
         self.name = ""
 
@@ -88,7 +90,7 @@ class LivePage:
 
     def changes(self, after: int) -> Changes:
         """Since a version; everything since one that is not of this process."""
-        known = after if after <= self.version else 0
+        known = after if self.began < after <= self.version else 0
         fresh = {name: drawing.html for name, drawing in self.drawings.items() if drawing.version > known}
         return Changes(version=self.version, sections=fresh)
 

@@ -48,7 +48,7 @@ class Watcher:
         """Hold the lock."""
         if time.monotonic() - self.looked < LOOK_EVERY_S:
             return
-        if self.folder.refresh() or not self.page.version:
+        if self.folder.refresh() or not self.page.drawings:
             self.page.show(describe_run(self.folder, time.time()))
         self.looked = time.monotonic()
 
