@@ -90,11 +90,17 @@ def make_app(folder: RunFolder, host: str, digest: bytes | None) -> Starlette:
     watcher = Watcher(folder)
     middleware = []
     if is_loopback(host):  # else a page of another site could be led here by its name's address
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host]))
+        names = ["localhost", "127.0.0.1", "[::1]", _as_in_url(host)]
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=names))
     if digest:
         middleware.append(Middleware(Lobby, digest=digest))
     routes = [Route("/", watcher.whole), Route("/changes", watcher.news)]
     return Starlette(routes=routes, middleware=middleware)
+
+
+def _as_in_url(host: str) -> str:
+    """With brackets around the colons of IPv6 (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
 
 
 def digest_for(host: str) -> bytes | None:
@@ -129,8 +135,8 @@ def watch_run(path: Path, host: str, port: int) -> None:
     digest = digest_for(host)
     folder = RunFolder(path)
     with bind_socket(host, port) as bound:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"frpo watch: {path} at http://{shown}:{bound.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+        place = f"{_as_in_url(host)}:{bound.getsockname()[1]}"
+        print(f"frpo watch: {path} at http://{place}/ (Ctrl-C ends it)", flush=True)
         if digest:
             print(f"It asks for a password: the token in {TOKEN_ENV}, with any name.", flush=True)
         config = uvicorn.Config(

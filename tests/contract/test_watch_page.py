@@ -146,6 +146,13 @@ def test_pages_of_other_sites_are_not_answered(ask: TestClient) -> None:
     assert ask.get("/", headers={"Host": "localhost:8000"}).status_code == 200
 
 
+def test_the_address_that_is_printed_is_answered_over_ipv6_too(log: RunLog) -> None:
+    app = make_app(RunFolder(log.folder), "::1", None)
+    client = TestClient(app, base_url="http://[::1]:8123")
+    assert client.get("/").status_code == 200
+    assert client.get("/", headers={"Host": "[::2]:8123"}).status_code == 400
+
+
 def test_a_token_is_the_password(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_ENV, "s3cret")
     app = make_app(RunFolder(log.folder), "0.0.0.0", digest_for("0.0.0.0"))
