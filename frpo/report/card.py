@@ -224,13 +224,14 @@ def _metadata_of(report: Report, arm: Arm, place: Place) -> str:
 
 
 def _license_of(report: Report) -> dict[str, Any]:
-    """As the card of the model says that the run began from; nothing where that is not here."""
+    """As the card of the model says that the run began from; nothing where that is not here, or no card."""
     from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
 
     path = str(tree.parse_yaml(report.config, "config.yaml")["model"]["path"])
     try:
         said = metadata_load(hub.local_folder(path, download=False) / CARD) or {}
-    except (ConfigError, OSError, ValueError):
+    except (ConfigError, OSError, ValueError, YAMLError):
         return {}
     return {name: said[name] for name in LICENSE if isinstance(said.get(name), str)}
 

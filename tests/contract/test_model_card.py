@@ -103,6 +103,9 @@ def test_a_model_of_the_hub_is_named_and_its_licence_passed_on(
     assert card.data.base_model_relation == "finetune"
     assert (card.data.license, card.data.license_name) == ("other", "small")
     assert f"| began as | `org/small@{snapshot.name}`, after 2 steps" in card.text
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").write_text("---\nlicense: [mit\ntitle: a: b\n---\n")
+    assert card_of(report).data.license is None  # the front matter is no YAML
     of_folder = card_of(shipped.put_policy(run)).data.to_dict()
     assert {"base_model", "license"} & set(of_folder) == set()  # a folder here is no name on the hub
 
