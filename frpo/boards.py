@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from frpo.config import Config
 from frpo.disk import write_text
+from frpo.secrets import hide_secrets
 
 WANDB_ID = "wandb.id"
 MLFLOW_ID = "mlflow.id"
@@ -125,6 +126,12 @@ class Tracker:
             self.note(f"{self.name} takes no more numbers ({reason[:300]}); metrics.jsonl has all of them")
 
 
+def tell_config(config: Config) -> dict[str, Any]:
+    """What a tracker is told of a run: its configuration without the secrets in it."""
+    told: dict[str, Any] = hide_secrets(config.model_dump(mode="json"))
+    return told
+
+
 class WandB:
     """Of an id that it does not know yet, W&B makes a run under it."""
 
@@ -140,7 +147,7 @@ class WandB:
             name=config.name,
             id=same.read_text(),
             dir=str(folder),
-            config=config.model_dump(mode="json"),
+            config=tell_config(config),
             resume="allow",
         )
 
@@ -192,7 +199,7 @@ class MLflow:
         from mlflow.entities import Param
 
         run: str = self.client.create_run(self._find_experiment(config), run_name=config.name).info.run_id
-        values = _leaves_of(config.model_dump(mode="json"))
+        values = _leaves_of(tell_config(config))
         params = [Param(_plain_name(path), value) for path, value in values]
         for first in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(run, params=params[first : first + MOST_PARAMS])

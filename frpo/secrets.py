@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ ALWAYS = ("HF_TOKEN",)
 """Of downloads on the nodes."""
 ENV = "_env"
 """How the argument of a reward function ends that names an environment variable: api_key_env."""
+SECRET = re.compile(r"(key|token|secret|password|credential|authorization)s?$", re.IGNORECASE)
+"""Names of arguments whose text nobody else may read. One that ends in _env names a variable, and stays."""
+LEFT_OUT = "left-out"
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,6 +70,17 @@ def secrets_of(rewards: Sequence[RewardConfig]) -> Secrets:
                     "you start frpo"
                 )
     return Secrets(values)
+
+
+def hide_secrets(value: Any, name: str = "") -> Any:
+    """A tree of plain values with LEFT_OUT in place of each text whose name, or that of what holds it, is
+    that of a secret. `name` is that of the value itself."""
+    if isinstance(value, Mapping):
+        inside = name if SECRET.search(name) else ""
+        return {key: hide_secrets(item, inside or str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hide_secrets(item, name) for item in value]
+    return LEFT_OUT if isinstance(value, str) and SECRET.search(name) else value
 
 
 def variables_of(reward: RewardConfig, field: str) -> Iterator[Named]:

@@ -12,10 +12,8 @@ from typing import Any
 from frpo import tree
 from frpo.report.schema import Report
 from frpo.report.verdict import load_lines
+from frpo.secrets import hide_secrets
 
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
-"""Names of arguments whose text nobody else may read. One that ends in _env names a variable, and stays."""
-LEFT_OUT = "left-out"
 ENDPOINT = "http://endpoint.invalid"
 """In place of every address that is called (RFC 2606 reserves the name)."""
 PRIVATE = ("samples", "prompts")
@@ -33,7 +31,7 @@ def shorten_path(text: str) -> str:
 
 def strip_config(text: str) -> str:
     """The YAML of a configuration that runs elsewhere, once its data and models lie there."""
-    return tree.dump_yaml(_strip(tree.parse_yaml(text, "config.yaml")))
+    return tree.dump_yaml(_strip(hide_secrets(tree.parse_yaml(text, "config.yaml"))))
 
 
 def strip_report(report: Report) -> Report:
@@ -56,8 +54,6 @@ def _strip(value: Any, name: str = "") -> Any:
         return value
     if name == "address":
         return None
-    if SECRET.search(name):
-        return LEFT_OUT
     if re.match(r"https?://", value):
         return ENDPOINT
     return shorten_path(value)

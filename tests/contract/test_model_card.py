@@ -180,7 +180,13 @@ def test_what_a_configuration_says_of_this_machine_is_left_out() -> None:
             {"kind": "url", "urls": ["http://10.0.0.7:8000/score"], "token_env": "MY_TOKEN"},
             {
                 "function": "/home/anna/code/rewards.py:safe",
-                "arguments": {"api_key": "sk-1", "api_key_env": "KEY"},
+                "arguments": {
+                    "api_key": "sk-1",
+                    "api_key_env": "KEY",
+                    "api_keys": {"east": "sk-2", "west": ["sk-3"]},
+                    "headers": {"Authorization": "Bearer sk-4", "Accept": "text/plain"},
+                    "max_tokens": 5,
+                },
             },
         ],
         "cluster": {"address": "10.0.0.5:6379"},
@@ -191,7 +197,16 @@ def test_what_a_configuration_says_of_this_machine_is_left_out() -> None:
         "data": {"train": [{"path": "../data/train.jsonl", "system": "/no_think"}]},
         "rewards": [
             {"kind": "url", "urls": ["http://endpoint.invalid"], "token_env": "MY_TOKEN"},
-            {"function": "rewards.py:safe", "arguments": {"api_key": "left-out", "api_key_env": "KEY"}},
+            {
+                "function": "rewards.py:safe",
+                "arguments": {
+                    "api_key": "left-out",
+                    "api_key_env": "KEY",
+                    "api_keys": {"east": "left-out", "west": ["left-out"]},
+                    "headers": {"Authorization": "left-out", "Accept": "text/plain"},
+                    "max_tokens": 5,
+                },
+            },
         ],
         "cluster": {"address": None},
     }

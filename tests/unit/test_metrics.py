@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from frpo.advice import advise
-from frpo.boards import Tracker
+from frpo.boards import Tracker, tell_config
 from frpo.config import Config, ConfigError, Missing
 from frpo.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.preflight import check_trackers
@@ -156,6 +156,20 @@ def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
     assert numbers["loss"] == UPDATE.loss
     assert numbers["publish_s"] == PHASES.publish_s
     assert numbers["reward_parts/a"] == 0.52
+
+
+def test_trackers_are_told_no_secret(cfg: Config) -> None:
+    arguments = {"api_key": "sk-1", "api_key_env": "KEY", "headers": {"authorization": "Bearer sk-2"}}
+    reward = {"kind": "function", "name": "f", "function": "m:f", "arguments": arguments}
+    asked = Config.model_validate({**cfg.model_dump(mode="json"), "rewards": [reward]})
+    (told,) = tell_config(asked)["rewards"]
+    assert told["arguments"] == {
+        "api_key": "left-out",
+        "api_key_env": "KEY",
+        "headers": {"authorization": "left-out"},
+    }
+    kept = {**tell_config(asked), "rewards": None}
+    assert kept == {**asked.model_dump(mode="json"), "rewards": None}
 
 
 def test_a_terminal_gets_a_bar_with_what_was_measured(tmp_path: Path, cfg: Config) -> None:
