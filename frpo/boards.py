@@ -66,6 +66,14 @@ COUNTED = {
 """Exported as counters: their means are ratios of two counters."""
 
 
+def name_metric(name: str) -> str:
+    """With the characters that Prometheus takes in one: Ray drops a metric of another name.
+
+    Example: reward_tasks/two words is frpo_reward_tasks_two_words.
+    """
+    return "frpo_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
+
+
 class RayMetrics:
     """`ray_frpo_<name>` on the cluster's metrics port, by run and stage."""
 
@@ -81,7 +89,7 @@ class RayMetrics:
             return
         tags = {"run": self.run, "stage": stage}
         for name, value in {"step": float(step), **values}.items():
-            metric = "frpo_" + name.replace("/", "_").replace("-", "_").replace(".", "_")
+            metric = name_metric(name)
             kind = Counter if name in COUNTED else Gauge
             if metric not in self.known:
                 self.known[metric] = kind(metric, description=f"frpo {name}", tag_keys=("run", "stage"))

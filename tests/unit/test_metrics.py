@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from frpo.advice import advise
-from frpo.boards import Tracker, tell_config
+from frpo.boards import Tracker, name_metric, tell_config
 from frpo.config import Config, ConfigError, Missing
 from frpo.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, RunLog, numbers_of, read_rows, read_steps
 from frpo.preflight import check_trackers
@@ -156,6 +156,16 @@ def test_every_number_of_a_step_reaches_the_boards_by_its_own_name() -> None:
     assert numbers["loss"] == UPDATE.loss
     assert numbers["publish_s"] == PHASES.publish_s
     assert numbers["reward_parts/a"] == 0.52
+
+
+def test_a_task_of_any_name_has_a_metric() -> None:
+    names = ("step_s", "reward_tasks/two words", "reward_parts/is-it.safe?", "reward_tasks/\u00e9t\u00e9:1")
+    assert [name_metric(name) for name in names] == [
+        "frpo_step_s",
+        "frpo_reward_tasks_two_words",
+        "frpo_reward_parts_is_it_safe_",
+        "frpo_reward_tasks__t__1",
+    ]
 
 
 def test_trackers_are_told_no_secret(cfg: Config) -> None:
