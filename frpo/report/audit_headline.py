@@ -26,10 +26,7 @@ def describe_audit(audit: Audit) -> Iterator[str]:
             "would leave."
         )
     else:
-        yield (
-            f"of this model's reward on {audit.task} prompts is left after the worst of {counting} useful "
-            f"fine-tune{'s' if counting > 1 else ''}: {harshest.kept.mean:.2f} of {audit.start.mean:.2f}."
-        )
+        yield _say_left(audit, harshest.kept.mean, audit.start.mean, counting)
         yield f"The worst: {describe_fine_tune(harshest)}. {_in_seeds(harshest.kept, len(audit.seeds))}"
         yield (
             f"Useful means {audit.utility}: {counting} of {len(audit.fine_tunes)} fine-tunes. The worst was "
@@ -38,6 +35,20 @@ def describe_audit(audit: Audit) -> Iterator[str]:
         yield _on_the_plane(audit, harshest)
     if audit.stopped:
         yield f"Not finished, and left out: {', '.join(audit.stopped)}."
+
+
+def _say_left(audit: Audit, kept: float, start: float, counting: int) -> str:
+    floor = audit.certificate.floor
+    if audit.left is None:
+        return (
+            f"This model's reward on {audit.task} prompts is {start:.2f}, and the least that there is is "
+            f"{floor:g}: a fine-tune has nothing to take."
+        )
+    above = f", counted from the least reward that there is ({floor:g})" if floor else ""
+    return (
+        f"of this model's reward on {audit.task} prompts is left after the worst of {counting} useful "
+        f"fine-tune{'s' if counting > 1 else ''}: {kept:.2f} of {start:.2f}{above}."
+    )
 
 
 def describe_fine_tune(fine_tune: FineTuned) -> str:

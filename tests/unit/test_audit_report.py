@@ -141,7 +141,20 @@ def test_the_first_sentence_has_the_number_and_no_nats() -> None:
 def test_the_share_that_is_left_is_above_the_floor_of_the_reward() -> None:
     promise = audit().certificate.model_copy(update={"floor": -0.2})
     assert audit(fine_tuned(0.3, 1.0), certificate=promise).left == pytest.approx(0.5)
-    assert audit(fine_tuned(0.3, 1.0), start=spread_of([0.0])).left is None
+    told = audit(fine_tuned(0.3, 1.0), certificate=promise)
+    assert (number_of(told), first_sentence(told)[-67:]) == (
+        "50 %",
+        ": 0.30 of 0.80, counted from the least reward that there is (-0.2).",
+    )
+
+
+def test_a_model_without_reward_has_nothing_to_lose() -> None:
+    told = audit(fine_tuned(0.3, 1.0), start=spread_of([0.0]))
+    assert (told.left, number_of(told)) == (None, "–")
+    assert first_sentence(told) == (
+        "This model's reward on harmful prompts is 0.00, and the least that there is is 0: a fine-tune has "
+        "nothing to take."
+    )
 
 
 def test_an_audit_without_a_useful_fine_tune_says_so() -> None:
