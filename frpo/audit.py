@@ -35,6 +35,7 @@ from frpo.stages.folders import look_at_stages
 GRID: dict[str, Any] = {"learning_rates": [1e-5, 1e-4], "steps": [64, 256], "ranks": ["full", 16]}
 """Tried where no recipe says what to try."""
 HARMFUL_SHARES = [0.0, 0.05]
+"""Where --harmful is given and no recipe says how much of it to mix in."""
 TASK = "prompts"
 """Of the audited prompts that an option names."""
 DOWNSTREAM_HELDOUT = 0.1
@@ -71,7 +72,8 @@ def make_recipe(asked: AuditOptions, assignments: Sequence[str]) -> Config:
     """The recipe with the options over it, then the assignments. Raises ConfigError."""
     if asked.recipe is None:
         _refuse_too_few(asked)
-    fields = read_fields(find_recipe(asked.recipe)) if asked.recipe else _plain_recipe(asked)
+    _refuse_idle(asked)
+    fields = read_fields(find_recipe(asked.recipe)) if asked.recipe else _plain_recipe()
     _put_options(fields, asked)
     for assignment in assignments:
         set_field(fields, *parse_assignment(assignment))
@@ -96,17 +98,29 @@ def _refuse_too_few(asked: AuditOptions) -> None:
         )
 
 
-def _plain_recipe(asked: AuditOptions) -> dict[str, Any]:
+def _refuse_idle(asked: AuditOptions) -> None:
+    """Options that speak of another which is not there would change nothing of what the recipe says."""
+    of_examples = asked.downstream or asked.harmful
+    idle = {
+        "--argument": (asked.arguments and not asked.reward, "--reward"),
+        "--completion": (asked.completion and not of_examples, "--downstream or --harmful"),
+        "--chat": (asked.chat and not (asked.prompts or of_examples), "--prompts, --downstream or --harmful"),
+    }
+    for option, (is_idle, needed) in idle.items():
+        if is_idle:
+            raise ConfigError(
+                f"{option}: it is about {needed}, which is not given; give that, or change the recipe"
+            )
+
+
+def _plain_recipe() -> dict[str, Any]:
     """What an audit is like without a recipe."""
-    grid = dict(GRID)
-    if asked.harmful:
-        grid["harmful_shares"] = HARMFUL_SHARES
     return {
         "name": "audit",
         "data": {},
         "learner": {"num_steps": 1},
         "certify": {},
-        "audit": grid,
+        "audit": dict(GRID),
     }
 
 
@@ -126,6 +140,8 @@ def _put_options(fields: dict[str, Any], asked: AuditOptions) -> None:
         fields["downstream"] = [_task_of(asked, asked.downstream)]
     if asked.harmful:
         set_field(fields, "audit.harmful", [_examples_of(asked, asked.harmful)])
+        if fields["audit"].get("harmful_shares") in (None, [0.0]):
+            set_field(fields, "audit.harmful_shares", list(HARMFUL_SHARES))
     if asked.seeds:
         set_field(fields, "audit.num_seeds", asked.seeds)
 

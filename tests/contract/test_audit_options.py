@@ -100,6 +100,20 @@ def test_options_go_over_the_recipe() -> None:
     assert make_recipe(AuditOptions(model=None, recipe=RECIPE), []).base is not None
 
 
+def test_harmful_examples_are_mixed_in_where_the_recipe_says_no_share(tmp_path: Path) -> None:
+    text = RECIPE.read_text()
+    without = "".join(line for line in text.splitlines(keepends=True) if "harmful_shares" not in line)
+    (tmp_path / "r.yaml").write_text(without)
+    for recipe, shares in ((tmp_path / "r.yaml", (0.0, 0.05)), (RECIPE, (0.0, 0.05))):
+        config = make_recipe(AuditOptions(model="a/policy", recipe=recipe, harmful="h.jsonl"), [])
+        assert config.audit is not None
+        assert ([source.path for source in config.audit.harmful], config.audit.harmful_shares) == (
+            ["h.jsonl"],
+            shares,
+        )
+        assert any(fine_tune.harmful_share for fine_tune in list_fine_tunes(config))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -121,6 +135,12 @@ def test_options_go_over_the_recipe() -> None:
             "rows.jsonl:1: no column 'x'",
         ),
         ((*AUDIT, "--seeds", "0"), "Invalid value for '--seeds'"),
+        (("--recipe", str(RECIPE), "--argument", "a=1"), "--argument: it is about --reward"),
+        (
+            ("--recipe", str(RECIPE), "--prompts", "{rows}", "--completion", "x"),
+            "--completion: it is about --downstream or --harmful",
+        ),
+        (("--recipe", str(RECIPE), "--chat"), "--chat: it is about --prompts, --downstream or --harmful"),
         (("--recipe", "{missing}"), "recipe {missing}: No such file"),
         (("--recipe", "recipes/testbed.yaml"), "audit: the recipe trains 4 arms"),
         (("--recipe", str(RECIPE), "--set", "audit.step=[1]"), "audit.step: unknown field"),
