@@ -24,7 +24,8 @@ class ClusterConfig(Section):
     call_timeout_s: PositiveFloat = 1800.0
     """Longest wait for one call of an actor."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of a rollout, reward, reference or evaluation actor within a run."""
+    """How often an actor that dies is replaced within a run. The ranks of the learner count as one, and so do
+    those of the fine-tunes; they go on from their last checkpoint."""
 
 
 def find_cluster(address: str | None, option: str = "cluster.address") -> tuple[str, str] | None:
