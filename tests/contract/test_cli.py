@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from frpo.cli import app
 from frpo.config import ConfigError, ModelConfig
 from frpo.ending import resumable
 from frpo.model_checks import weight_bytes
@@ -33,6 +35,15 @@ def test_the_module_is_the_command_line() -> None:
     command = [sys.executable, "-m", "frpo", "run", "nowhere.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, "recipe nowhere.yaml: No such file" in done.stderr) == (2, True)
+
+
+def test_every_argument_and_option_says_what_it_is() -> None:
+    commands = vars(typer.main.get_command(app))["commands"]
+    told = {
+        (name, p.name): getattr(p, "help", "") for name, command in commands.items() for p in command.params
+    }
+    assert len(told) > 50
+    assert [which for which, text in told.items() if not text] == []
 
 
 @pytest.mark.parametrize("command", ["config", "plan"])
