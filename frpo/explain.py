@@ -234,7 +234,7 @@ def _forecast_tables(config: Config, asked: Plan) -> Iterator[Table | str]:
         yield "Memory and time: not predicted, config.json is not here"
         return
     in_turn = ", in turn" if config.rollout.sleep else ""
-    title = f"Memory of a {here.name}, GiB of {here.gib:g}{in_turn}"
+    title = f"Memory of an {here.name}, GiB of {here.gib:g}{in_turn}"
     needs = estimate_needs(config, sizes, here, asked)
     yield _tabulate_gpu_memory([*needs, *estimate_judges_on_cards(read_judges(config), here)], title)
     if not config.arms:

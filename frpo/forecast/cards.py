@@ -229,7 +229,7 @@ def say_too_much(config: Config, shape: Shape, card: Card, asked: Plan) -> list[
             lines = ", ".join(f"{name} {gib:.1f}" for name, gib in need.lines if gib >= 0.05)
             problems.append(
                 f"GPU memory: {need.role} needs {need.gib:.1f} GiB ({lines}) of the {room:.1f} GiB that it "
-                f"can have of a {card.name}; set {need.remedy}"
+                f"can have of an {card.name}; set {need.remedy}"
             )
         if need.role == "rollout":
             problems += _say_small_cache(config, shape, card, need)
@@ -249,7 +249,7 @@ def _say_small_cache(config: Config, shape: Shape, card: Card, engine: Need) -> 
     cache = dict(engine.lines)["KV cache"]
     if cache < longest:
         yield (
-            f"GPU memory: an engine's weights leave {max(0.0, cache):.1f} GiB of a {card.name} for the KV "
+            f"GPU memory: an engine's weights leave {max(0.0, cache):.1f} GiB of an {card.name} for the KV "
             f"cache, and one sequence of {config.num_tokens_limit} tokens takes {longest:.1f}; set "
             f"{engine.remedy}"
         )

@@ -42,7 +42,7 @@ def say_judges_too_large(judges: Judges, card: Card) -> Iterator[str]:
         if cache < question:
             yield (
                 f"GPU memory: the weights of {need.role} leave {max(0.0, cache):.1f} GiB of its "
-                f"{judge.memory_share:.0%} of a {card.name} for the KV cache, and a question of "
+                f"{judge.memory_share:.0%} of an {card.name} for the KV cache, and a question of "
                 f"{judge.max_tokens} tokens takes {question:.1f}; give rewards.{judge.name} {need.remedy}"
             )
 

@@ -145,7 +145,7 @@ def test_7b_with_an_adapter_fits_one_card_and_all_of_7b_fits_eight() -> None:
         ),
         (
             (*SHARED, "rollout.gpu_memory_utilization=0.2"),
-            "leave 0.0 GiB of a H100 for the KV cache, and one sequence of 2012 tokens takes 0.1",
+            "leave 0.0 GiB of an H100 for the KV cache, and one sequence of 2012 tokens takes 0.1",
         ),
         (
             (*SHARED, "rollout.sleep=false", "evaluate.num_gpus=0.3", "reference.num_gpus=0"),

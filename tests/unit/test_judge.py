@@ -101,7 +101,7 @@ def test_its_memory_is_part_of_the_plan(tmp_path: Path) -> None:
     assert list(say_judges_too_large(here, CARDS["H100"])) == []
     (said,) = say_judges_too_large(here, CARDS["A100-40GB"])
     assert said == (
-        "GPU memory: the weights of judge b leave 0.0 GiB of its 45% of a A100-40GB for the KV cache, and a "
+        "GPU memory: the weights of judge b leave 0.0 GiB of its 45% of an A100-40GB for the KV cache, and a "
         "question of 2048 tokens takes 0.2; give rewards.b more num_gpus, or a higher gpu_memory_utilization"
     )
     sizes = shape_of(EMBEDDED)
