@@ -150,8 +150,9 @@ def train_reward_model(backbone: Path, pairs: Path, out: Path, training: RewardT
     rows, heldout = read_pairs(pairs)
     if len(rows) < training.batch or not heldout:
         raise ConfigError(
-            f"reward-train --pairs: {pairs} has {len(rows)} training and {len(heldout)} held-out pairs; "
-            "give more"
+            f"reward-train --pairs: {pairs} has {len(rows)} training and {len(heldout)} held-out pairs; give "
+            f"more (at least {training.batch} and 1), each answer with its dialogue in hh-rlhf's form: "
+            r"\n\nHuman: ...\n\nAssistant: ..."
         )
     torch.manual_seed(training.seed)
     model, tokenizer = build_classifier(backbone, training.layers, training.trained)
