@@ -44,7 +44,8 @@ def check_run(config: Config, progress: Callable[[int], None] = lambda count: No
     machine lacks something. Returns what reading the data has found."""
     check_policy(config)
     absent: list[str] = []
-    for look in (check_attention, _check_runs_rewards, check_cluster, check_engine, check_trackers):
+    looks = (check_attention, _check_runs_rewards, check_cluster, check_engine, check_trackers, check_extra)
+    for look in looks:
         try:
             look(config)
         except Missing as error:  # what is wrong is said first
@@ -164,6 +165,19 @@ def check_engine(config: Config) -> None:
                 f"{where}.num_gpus: 0, and vllm {version('vllm')} runs on GPUs alone; set {remedy}, or "
                 "install the CPU build (FRPO_ACCELERATOR=cpu deploy/install.sh)"
             )
+
+
+def check_extra(config: Config) -> None:
+    """That the packages of the extra `eval` are here, where the recipe asks for what they do."""
+    asked = {}
+    if config.harness:
+        asked["lm_eval"] = "harness: lm-evaluation-harness"
+    for i, reward in enumerate(config.rewards):
+        if isinstance(reward, FunctionReward) and reward.function == "frpo.rewards:boxed_math":
+            asked["math_verify"] = f"rewards.{i}.function: math-verify"
+    for module, what in asked.items():
+        if importlib.util.find_spec(module) is None:
+            raise Missing(f"{what} is not installed; pip install 'frpo[eval]', or leave it out")
 
 
 def check_trackers(config: Config) -> None:

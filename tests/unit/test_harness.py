@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from frpo.actors.harness import scores_of
-from frpo.config import ConfigError, HarnessConfig
+from frpo.config import ConfigError, FunctionReward, HarnessConfig, Missing
 from frpo.harness import check_files, tasks_of
+from frpo.preflight import check_extra
+from frpo.recipe import load_recipe
 from frpo.records import BenchmarkScore
 from tests.support.harness import TASK
 
@@ -82,3 +84,20 @@ def test_a_task_file_is_looked_at_before_anything_starts(
     with pytest.raises(ConfigError, match=r"harness\.tasks\.1: ") as raised:
         check_files(HarnessConfig(tasks=("gsm8k", str(file))))
     assert message in str(raised.value)
+
+
+def test_what_the_extra_brings_is_missed_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent: set[str] = set()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else name)
+    plain = load_recipe(Path("testbed"))
+    boxed = FunctionReward(kind="function", name="maths", function="frpo.rewards:boxed_math")
+    maths = plain.model_copy(update={"rewards": (boxed,)})
+    benchmarks = plain.model_copy(update={"harness": HarnessConfig(tasks=("gsm8k",))})
+    for asked in (maths, benchmarks):
+        check_extra(asked)
+    absent.update(("lm_eval", "math_verify"))
+    check_extra(plain)
+    with pytest.raises(Missing, match=r"^rewards\.0\.function: math-verify is not installed; pip install"):
+        check_extra(maths)
+    with pytest.raises(Missing, match=r"^harness: lm-evaluation-harness is not installed; pip install 'frpo"):
+        check_extra(benchmarks)
