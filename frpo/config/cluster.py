@@ -12,7 +12,8 @@ from frpo.config.section import PositiveFloat, Section
 
 class ClusterConfig(Section):
     address: str | None = None
-    """Ray address; null joins the job's cluster (RAY_ADDRESS) or starts one on this machine."""
+    """host:port of the Ray head (6379 unless it says otherwise), or auto for the cluster that `ray start`
+    noted on this machine; null joins the job's (RAY_ADDRESS), or starts one here."""
     gpu: Literal["A100-40GB", "A100-80GB", "H100", "H200", "L40S"] | None = None
     """Card of the nodes, for what `frpo plan` predicts; null: that of this machine."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"

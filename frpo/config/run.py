@@ -203,8 +203,8 @@ class Config(Section):
     attack: Annotated[AttackConfig | None, Redoes(("attack",))] = None
     """The worst fine-tunes of every arm that training finds inside a KL ball."""
     harness: Annotated[HarnessConfig | None, Redoes(("harness",))] = None
-    """Benchmarks of lm-evaluation-harness: of the base, of every arm, and after every downstream
-    fine-tune."""
+    """Benchmarks of lm-evaluation-harness (extra `eval`): of the base, of every arm, and after every
+    downstream fine-tune."""
     audit: Annotated[AuditConfig | None, NOTHING] = None
     """For `frpo audit` alone: how it varies each of the downstream tasks."""
     evaluate: Annotated[EvaluateConfig, Redoes(("base",))] = EvaluateConfig()
