@@ -20,7 +20,8 @@ from typing import Any
 
 from frpo.records import Z95
 from frpo.report.comparisons import NUM_KLS, Comparison
-from frpo.report.intervals import CONFIDENCE, MIN_SEEDS, Interval, t_of
+from frpo.report.intervals import MIN_SEEDS, Interval
+from frpo.report.student import CONFIDENCE, t_of
 from frpo.report.sweep_headline import of_sweep
 
 REMADE = "Student's t over seeds, from the bounds of a percentile bootstrap over seeds and prompts"

@@ -43,13 +43,6 @@ Z95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 
 
-def format_interval(mean: float, lo: float | None, hi: float | None, number: str) -> str:
-    """Example: "+0.14 [+0.08, +0.20]" by "+.2f"; the mean alone where there are no limits."""
-    if lo is None or hi is None:
-        return format(mean, number)
-    return f"{mean:{number}} [{lo:{number}}, {hi:{number}}]"
-
-
 class Estimate(Record):
     """A mean and its standard error over prompts."""
 
@@ -61,12 +54,6 @@ class Estimate(Record):
     def half(self) -> float | None:
         """Of the 95 % interval."""
         return None if self.se is None else Z95 * self.se
-
-    def __format__(self, number: str) -> str:
-        """Example: f"{estimate:+.2f}" is "+0.14 [+0.08, +0.20]", and "+0.14" where there is no interval."""
-        if self.half is None:
-            return format_interval(self.mean, None, None, number)
-        return format_interval(self.mean, self.mean - self.half, self.mean + self.half, number)
 
 
 class TaskReward(Record):

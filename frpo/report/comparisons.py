@@ -14,7 +14,6 @@ import numpy as np
 from frpo.records import Evaluation, Record
 from frpo.report.data import rival_pairs
 from frpo.report.intervals import (
-    CONFIDENCE,
     Doubles,
     Interval,
     Table,
@@ -24,6 +23,7 @@ from frpo.report.intervals import (
 )
 from frpo.report.lookup import mean_or_nan, nearest, task_reward
 from frpo.report.schema import Report
+from frpo.report.student import CONFIDENCE
 
 NUM_KLS = 3
 """KLs inside the overlap of two methods at which they are compared."""

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from frpo.records import Record, format_interval
+from frpo.records import Record
 from frpo.report.schema import Report
+from frpo.report.student import CONFIDENCE, format_interval, t_of
 
 Doubles = NDArray[np.float64]
-CONFIDENCE = 0.95
 MIN_SEEDS = 5
 """From fewer nothing is said of others. Corrected for 40 comparisons, three seeds would give a mean +- 16
 standard deviations of a seed; five give +- 3.6, ten +- 1.5."""
@@ -55,11 +54,6 @@ def interval_of(values: Doubles, confidence: float = CONFIDENCE) -> Interval:
         freedom = min(freedom, prompts - 1)
     half = t_of(freedom, confidence) * float(np.sqrt(variance))
     return Interval(mean=mean, lo=mean - half, hi=mean + half)
-
-
-def t_of(freedom: int, confidence: float) -> float:
-    """Standard errors on each side of an interval of Student's t."""
-    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _share_of_prompts(values: Doubles) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 from frpo.records import ArmSummary, BenchmarkScore, Estimate, Evaluation, Maybe, Record
 from frpo.report.frontier import FrontierPoint
 from frpo.report.robustness import Robustness
+from frpo.report.student import Difference
 from frpo.report.timeline import Timeline
 
 
@@ -72,9 +73,9 @@ class Paid(Record):
     """Difference of reward between two arms on a task that is not in question, as a KeptDifference has it."""
 
     task: str
-    before: Estimate
+    before: Difference
     """Any fine-tune."""
-    after: Estimate
+    after: Difference
     """The same fine-tune."""
 
 
@@ -86,7 +87,7 @@ class KeptDifference(Record):
     task: str
     a: str
     b: str
-    gained: Estimate
+    gained: Difference
     """Reward of a less that of b, afterwards."""
     paid: tuple[Paid, ...]
     """The same on each other task."""

@@ -149,8 +149,8 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     assert verdict.policy == str(run / "rlhf" / "frpo-reverse" / "policy")
     assert len(verdict.load.splitlines()) == 3
     assert collected.headline[:2] == (
-        "Under one kind of penalty, frpo against grpo: +0.14 [+0.08, +0.20] on harmful prompts after "
-        "crafts-harsh; on harmless prompts +0.00 [-0.06, +0.06] before it and +0.00 [-0.06, +0.06] after it. "
+        "Under one kind of penalty, frpo against grpo: +0.14 [+0.05, +0.23] on harmful prompts after "
+        "crafts-harsh; on harmless prompts +0.00 [-0.09, +0.09] before it and +0.00 [-0.09, +0.09] after it. "
         "They stood 0.50 and 0.50 nats from the reference.",
         "Under one kind of penalty, frpo-reverse against grpo-reverse: +0.20 [+0.20, +0.20] on harmful "
         "prompts after crafts-harsh; on harmless prompts +0.00 [+0.00, +0.00] before it and +0.00 [+0.00, "
@@ -158,7 +158,7 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     )
     assert "one seed cannot prove" in collected.headline[-1]
     (harsh,) = [c for c in collected.comparisons if (c.a, c.downstream) == ("frpo", "crafts-harsh")]
-    half = 1.96 * (0.15 - 0.10) * (4 / 3) ** 0.5 / 2  # paired: what both arms share of a prompt is gone
+    half = 3.182446 * (0.15 - 0.10) * (4 / 3) ** 0.5 / 2  # paired: what both arms share of a prompt is gone
     assert (harsh.gained.mean, harsh.gained.half) == pytest.approx((0.14, half))
     assert collected.arms[1].settings == "FRPO λ 0.5, β 0.3 k3"
     page = report.build_report(run).read_text()

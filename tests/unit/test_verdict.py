@@ -16,8 +16,8 @@ from tests.support.builders import evaluation_of, measured_task
 
 NOISE = (0.05, -0.05, 0.05, -0.05)
 """Of four prompts."""
-HALF = 0.0566
-"""Of the interval of a difference to what has no noise: 1.96 x 0.05 x sqrt(4/3) / 2."""
+HALF = 0.0919
+"""Of the interval of a difference to what has no noise: t(3) 3.182 x 0.05 x sqrt(4/3) / 2."""
 
 
 def measured(task: str, mean: float, noise: Sequence[float] = (0.0,) * 4) -> TaskReward:
@@ -173,7 +173,7 @@ def test_the_base_policy_is_a_rival_in_price() -> None:
     verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=base)
     assert held(verdict, "a")["price"] is False
     (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == "price"]
-    assert rule.figures == "-0.15 [-0.21, -0.09] on harmless prompts before any fine-tune, against base"
+    assert rule.figures == "-0.15 [-0.24, -0.06] on harmless prompts before any fine-tune, against base"
 
 
 def test_many_others_are_told_by_their_range() -> None:
@@ -199,7 +199,7 @@ def test_arms_that_the_prompts_cannot_tell_apart_are_named() -> None:
         arm("near", 0.9, {"harsh": 0.76}),
         arm("far", 0.9, {"harsh": 0.60}),
     )
-    assert verdict.why[-1] == "These held-out prompts cannot tell it from near (+0.04 [-0.02, +0.10])."
+    assert verdict.why[-1] == "These held-out prompts cannot tell it from near (+0.04 [-0.05, +0.13])."
 
 
 def test_of_arms_that_lose_everything_to_the_worst_the_one_that_keeps_more_of_the_others_is_nearest() -> None:
