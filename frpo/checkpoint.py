@@ -28,12 +28,10 @@ class Progress(BaseModel):
     """The driver's own state in a checkpoint. The prompt position, seeds and policy version all follow from
     the step."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # older checkpoints have a field more
 
     step: int
     """Steps done."""
-    validation: float | None
-    """Mean validation reward of this policy, where it was measured."""
     evaluations: tuple[Evaluation, ...]
     """Measured in this stage so far (downstream marks)."""
     steering: Steering | None
@@ -86,8 +84,8 @@ class Checkpoints:
     """Checkpoints of one stage: `step-00000050/` with the engine's files, progress.json and manifest.json.
     One is written at a time."""
 
-    def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
-        self.folder, self.keep_last, self.keep_best = folder, keep_last, keep_best
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
         self.begun: Begun | None = None
 
     def begin(self, progress: Progress, write: Callable[[Path], Writing]) -> None:
@@ -160,16 +158,8 @@ class Checkpoints:
     def _prune(self) -> None:
         for left in self.folder.glob(".tmp-*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        checkpoints = checkpoints_in(self.folder)
-        measured: list[tuple[float, str]] = []
-        for path in checkpoints:
-            progress = progress_of(path)
-            if progress and progress.validation is not None:
-                measured.append((progress.validation, path.name))
-        best = {name for _, name in sorted(measured, reverse=True)[: self.keep_best]}
-        for path in checkpoints[: -self.keep_last]:
-            if path.name not in best:
-                shutil.rmtree(path)
+        for path in checkpoints_in(self.folder)[: -self.keep_last]:
+            shutil.rmtree(path)
 
 
 def _manifest_of(folder: Path, written: list[Written]) -> dict[str, list[Any]]:

@@ -254,11 +254,6 @@ def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
     )
 
 
-def mean_reward(evaluation: Evaluation) -> float:
-    """Mean over tasks of the mean reward."""
-    return float(np.mean([t.reward.mean for t in evaluation.rewards]))
-
-
 def certify(
     rollouts: Rollouts,
     rewards: Rewards,

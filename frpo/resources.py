@@ -149,7 +149,7 @@ def estimate_host(config: Config, sizes: Shape, asked: Plan) -> list[Need]:
 def disk_bytes(config: Config) -> int:
     """Upper estimate of what a run writes, where the model's size is known (a folder); else 0."""
     size = weight_bytes(config.model)
-    kept = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    kept = config.checkpoint.keep_last + 1
     # the last of each stage that could go on
     kept += sum(not fixed_end(stage) for stage in list_stages(config))
     fine_tuned = max(1, len(config.arms)) * len(config.downstream)

@@ -137,8 +137,14 @@ class CheckpointConfig(Section):
     """Steps between checkpoints."""
     keep_last: Positive = 2
     """Newest checkpoints kept."""
-    keep_best: Annotated[int, Field(ge=0)] = 1
-    """Checkpoints of best validation reward kept besides."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_best(cls, data: Any) -> Any:
+        """Run folders and recipes of before may say how many of the best to keep, which nothing ever read."""
+        if isinstance(data, dict):
+            return {name: value for name, value in data.items() if name != "keep_best"}
+        return data
 
 
 def _arm_of_run(data: dict[str, Any], arm: Any) -> Any:

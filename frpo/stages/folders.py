@@ -286,4 +286,4 @@ def finish_stage(folder: Path, made: Made, result: StageResult, *, keep_last: bo
     """Write the result with what it was made from. Of the checkpoints the newest is kept where the stage
     could go on from it."""
     write_text(folder / DONE, result.model_copy(update={"inputs": made.digest}).model_dump_json(indent=1))
-    Checkpoints(folder / "checkpoints", 1, 0).clear(but_newest=keep_last)
+    Checkpoints(folder / "checkpoints", 1).clear(but_newest=keep_last)

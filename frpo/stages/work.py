@@ -24,7 +24,6 @@ from frpo.evaluation import (
     Opposite,
     certify,
     evaluate,
-    mean_reward,
 )
 from frpo.flights import begun_from, save_loop
 from frpo.metrics import RunLog, read_steps
@@ -118,7 +117,7 @@ class Work:
 
     def run_loop(self, stage: Stage, loop: Loop, kept: list[Evaluation]) -> Iterator[Pause]:
         config, team, arm = self.config, self.team, loop.arm
-        checkpoints = self.checkpoints(stage, config.checkpoint.keep_best)
+        checkpoints = self.checkpoints(stage)
         policy, seed = self.start_of(stage), derive(config.seed, "learner")
         team.learner.start(policy, config.model, arm.learner, arm.objective, config.rollout, seed)
         resumed = self.resume(stage, arm.learner, team.learner, checkpoints)
@@ -137,11 +136,9 @@ class Work:
                 step = done.metrics.step
                 self.log.step(stage.name, done.metrics)
                 self.log.drawn(stage.name, step, done.sample)
-                measured = len(kept)
                 yield Pause(step, done.last)
                 if done.last or step % config.checkpoint.every == 0:
-                    validation = mean_reward(kept[-1]) if len(kept) > measured else None
-                    progress = self.progress(arm.learner, step, kept, done.steering, validation)
+                    progress = self.progress(arm.learner, step, kept, done.steering)
                     checkpoints.begin(progress, partial(save_loop, team.learner, done))
         export_policy(team.learner.export, config.folder / stage.name / "policy")
         team.learner.stop()
@@ -164,7 +161,7 @@ class Work:
 
     def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
         config, ranks, settings = self.config, self.team.finetune, finetune.settings
-        checkpoints = self.checkpoints(stage, keep_best=0)
+        checkpoints = self.checkpoints(stage)
         ranks.start(
             self.start_of(stage), config.model_of(settings), settings, derive(config.seed, "finetune")
         )
@@ -230,9 +227,9 @@ class Work:
             yield
         self.log.end(stage.name)
 
-    def checkpoints(self, stage: Stage, keep_best: int) -> Checkpoints:
+    def checkpoints(self, stage: Stage) -> Checkpoints:
         folder = self.config.folder / stage.name / "checkpoints"
-        return Checkpoints(folder, self.config.checkpoint.keep_last, keep_best)
+        return Checkpoints(folder, self.config.checkpoint.keep_last)
 
     def resume(
         self, stage: Stage, settings: TrainConfig, ranks: Trainer, checkpoints: Checkpoints
@@ -253,12 +250,10 @@ class Work:
         step: int,
         kept: Sequence[Evaluation],
         steering: Steering | None = None,
-        validation: float | None = None,
     ) -> Progress:
-        """State of a stage after `step`; with the last two where it runs the loop."""
+        """State of a stage after `step`; with the last where it runs the loop."""
         return Progress(
             step=step,
-            validation=validation,
             evaluations=tuple(kept),
             steering=steering,
             num_workers=self.config.learner.num_workers,

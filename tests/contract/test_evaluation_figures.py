@@ -23,7 +23,6 @@ from frpo.evaluation import (
     estimate_mean,
     evaluate,
     make_certificate,
-    mean_reward,
 )
 from frpo.records import Estimate, Evaluation
 from frpo.stops import RunStopped
@@ -202,7 +201,6 @@ def test_each_task_has_the_mean_over_prompts_of_the_rewards_that_it_has() -> Non
     assert b.per_prompt == pytest.approx((0.3, 1.0))
     assert a.parts == pytest.approx({"good": 1.0, "short": 0.5})
     assert b.parts == pytest.approx({"good": 0.4, "short": 0.5})
-    assert mean_reward(by_hand()) == pytest.approx(mean([0.7, 0.65]))
 
 
 def test_a_prompt_without_any_reward_is_left_out_of_the_mean_and_stands_as_none() -> None:

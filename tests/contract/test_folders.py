@@ -53,13 +53,12 @@ def made_up(config: Config, *, leave: tuple[str, ...] = (), zero_stage: int = 1)
             steps = {"rlhf": config.arms[0].learner.num_steps, "downstream": 4}[standing.stage.kind]
             state = Progress(
                 step=steps,
-                validation=None,
                 evaluations=(),
                 steering=Steering(0.1, 0.1, None),
                 num_workers=config.learner.num_workers,
                 zero_stage=zero_stage,
             )
-            checkpoints = Checkpoints(folder / "checkpoints", 2, 0)
+            checkpoints = Checkpoints(folder / "checkpoints", 2)
             checkpoints.begin(state, wrote)
             checkpoints.finish()
         if name not in leave:
@@ -285,7 +284,7 @@ def test_anything_but_more_steps_begins_again(sets: tuple[str, ...], why: str, t
 
 def test_without_its_last_checkpoint_a_stage_begins_again(tmp_path: Path) -> None:
     made_up(configured(tmp_path))
-    Checkpoints(tmp_path / "rlhf/frpo/checkpoints", 1, 0).clear()
+    Checkpoints(tmp_path / "rlhf/frpo/checkpoints", 1).clear()
     config = configured(tmp_path, "learner.num_steps=12")
     assert "(from the start: its last checkpoint is not there)" in told(config)
 
@@ -348,7 +347,7 @@ def test_only_checkpoints_are_taken_for_checkpoints(tmp_path: Path) -> None:
         (checkpoints / name).mkdir()
     (checkpoints / "step-00000011").write_text("a file")
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
-    latest = Checkpoints(checkpoints, 1, 1).latest()
+    latest = Checkpoints(checkpoints, 1).latest()
     assert latest is not None
     assert latest.path.name == "step-00000006"
 
@@ -360,4 +359,4 @@ def test_progress_that_is_torn_is_no_progress(text: str, tmp_path: Path) -> None
     (newest / "progress.json").write_text(text)
     assert states(configured(tmp_path))["rlhf/frpo"] == "begun"
     (newest / "manifest.json").write_text(text)
-    assert Checkpoints(newest.parent, 1, 1).latest() is None
+    assert Checkpoints(newest.parent, 1).latest() is None

@@ -21,7 +21,7 @@ COLUMNS = 110
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
-CONFIG_PATHS = 359
+CONFIG_PATHS = 358
 """Every one is a question to the user: one more needs one less, or a reason here.
 
 The last 64: a judge's template, dtype and engine (eight), who pays a penalty (nine), ema and sam of every

@@ -17,10 +17,8 @@ from frpo.config import ConfigError
 from frpo.types import Steering, Written
 
 
-def progress(step: int, validation: float | None = None) -> Progress:
-    return Progress(
-        step=step, validation=validation, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None)
-    )
+def progress(step: int) -> Progress:
+    return Progress(step=step, evaluations=(), steering=Steering(beta=0.1, centre=0.1, lam=None))
 
 
 class Writing:
@@ -39,8 +37,8 @@ class Writing:
         return [Written(str(self.file), len(self.text), hashlib.sha256(self.text.encode()).hexdigest())]
 
 
-def save(checkpoints: Checkpoints, step: int, validation: float | None = None) -> None:
-    checkpoints.begin(progress(step, validation), lambda folder: Writing(folder, f"weights of {step}"))
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.begin(progress(step), lambda folder: Writing(folder, f"weights of {step}"))
     checkpoints.finish()
 
 
@@ -50,7 +48,7 @@ def newest(checkpoints: Checkpoints) -> int | None:
 
 
 def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
     checkpoints.begin(progress(10), lambda folder: Writing(folder, "ten", looks=2))
     for _ in range(2):
         checkpoints.poll()
@@ -69,7 +67,7 @@ def test_a_checkpoint_counts_when_it_is_written_and_training_goes_on_meanwhile(t
 def test_the_manifest_holds_what_the_writer_tells_and_the_rest_is_hashed(tmp_path: Path) -> None:
     """A rank that tells of other bytes than there are: the disk has lost some, and the checkpoint does not
     count."""
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
 
     class Wrong(Writing):
         def result(self, limit_s: float | None = None) -> list[Written]:
@@ -89,7 +87,7 @@ def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> Non
         def result(self, limit_s: float | None = None) -> list[Written]:
             return [*super().result(), Written(str(tmp_path / "elsewhere"), 1, "0" * 64)]
 
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
     checkpoints.begin(progress(10), lambda folder: Elsewhere(folder, "text"))
     with pytest.raises(
         OSError,
@@ -101,7 +99,7 @@ def test_a_file_of_another_node_that_is_not_here_is_named(tmp_path: Path) -> Non
 
 
 def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=3, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=3)
     assert checkpoints.latest() is None
     for step in (10, 20, 30):
         save(checkpoints, step)
@@ -118,7 +116,7 @@ def test_latest_is_the_newest_that_verifies(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_in_any_file_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
     save(checkpoints, 10)
     save(checkpoints, 20)
     files = [path for path in (tmp_path / "step-00000020").rglob("*") if path.is_file()]
@@ -133,7 +131,7 @@ def test_a_flipped_bit_in_any_file_leaves_the_checkpoint_before(tmp_path: Path) 
 
 
 def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
     save(checkpoints, 10)
 
     def broken(folder: Path) -> Writing:
@@ -152,15 +150,24 @@ def test_a_writer_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert not (latest.path / "half").exists()
 
 
-def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
-    for step, value in ((10, 0.2), (20, 0.9), (30, None), (40, 0.5), (50, 0.4)):
-        save(checkpoints, step, value)
-    assert sorted(p.name for p in tmp_path.glob("step-*")) == [
-        "step-00000020",
-        "step-00000040",
-        "step-00000050",
-    ]
+def test_keeps_the_last(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    for step in (10, 20, 30, 40):
+        save(checkpoints, step)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000030", "step-00000040"]
+
+
+def test_a_checkpoint_with_a_field_of_another_version_counts(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    save(checkpoints, 10)
+    path = tmp_path / "step-00000010"
+    told = json.loads((path / "progress.json").read_text()) | {"validation": 0.4}
+    (path / "progress.json").write_text(json.dumps(told))
+    manifest = json.loads((path / "manifest.json").read_text())
+    content = (path / "progress.json").read_bytes()
+    manifest["progress.json"] = [len(content), hashlib.sha256(content).hexdigest()]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert newest(checkpoints) == 10
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -187,9 +194,9 @@ def test_an_unwritable_run_folder_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_the_newest_alone_is_kept_where_a_stage_may_go_on(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3, keep_best=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=3)
     for step in (10, 20, 30):
-        save(checkpoints, step, 1.0 if step == 10 else None)
+        save(checkpoints, step)
     checkpoints.clear(but_newest=True)
     assert [p.name for p in checkpoints.folder.iterdir()] == ["step-00000030"]
     assert checkpoints.latest() is not None
