@@ -33,6 +33,7 @@ from ray.exceptions import (
 )
 
 from frpo.config import ConfigError
+from frpo.joining import name_temporary_folder
 from frpo.roles import WorkerFailed
 
 logger = logging.getLogger("frpo")
@@ -158,7 +159,9 @@ def tell_death(name: str, method: str, error: RayActorError) -> str:
 def last_lines(pid: int, count: int = 5) -> str:
     """The last lines that a process of this node wrote to stderr, for the message; empty when there are none
     here."""
-    logs = Path("/tmp/ray").glob(f"session_*/logs/worker-*-{pid}.err")
+    logs: list[Path] = []
+    for folder in {name_temporary_folder(), Path("/tmp/ray")}:  # started by a run, or by an operator
+        logs += folder.glob(f"session_*/logs/worker-*-{pid}.err")
     newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         return ""

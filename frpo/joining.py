@@ -97,15 +97,17 @@ def start_here(object_store: int) -> None:
         print(f"Ray is slow to start ({reason}); trying again, {left} more at most", flush=True)
 
 
-def find_temporary_folder() -> Path:
-    """Ray's own choice (RAY_TMPDIR, TMPDIR, /tmp), or a short path where those of its sockets would be too
-    long.
-
-    Raises ConfigError when it can't be written.
-    """
+def name_temporary_folder() -> Path:
+    """Where the sessions of a Ray that starts here lie: its own choice (RAY_TMPDIR, TMPDIR, /tmp), or a short
+    path where those of its sockets would be too long."""
     asked = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
     fits = len(os.fsencode(asked / "ray")) + SESSION <= SOCKET_PATH
-    folder = asked / "ray" if fits else Path("/tmp") / f"frpo-ray-{os.getuid()}"
+    return asked / "ray" if fits else Path("/tmp") / f"frpo-ray-{os.getuid()}"
+
+
+def find_temporary_folder() -> Path:
+    """Raises ConfigError when it can't be written."""
+    folder = name_temporary_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

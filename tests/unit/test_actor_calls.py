@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from frpo.actors import _calls
-from frpo.actors._calls import Actors, StartedAnew
+from frpo.actors._calls import Actors, StartedAnew, last_lines
 from frpo.config import ConfigError
 from frpo.roles import RankDied, WorkerFailed
 
@@ -150,3 +152,15 @@ def test_a_call_takes_the_card_and_a_call_beside_does_not() -> None:
     assert actors.call(0, Adder.add, 2).result() == 5
     assert actors.call_beside(0, Adder.ping, timeout_s=1).result() == PONG
     assert turns == ["turn"]
+
+
+def test_the_last_lines_of_a_dead_worker_are_found_where_ray_was_told_to_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TemporaryDirectory(dir="/tmp") as short:  # as Ray's sockets need
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        logs = Path(short) / "ray" / "session_1" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "worker-ab-01000000-4294967.err").write_text("".join(f"line {i}\n" for i in range(9)))
+        assert last_lines(4294967, count=2) == "\nIts last lines:\n  line 7\n  line 8"
+        assert last_lines(4294966) == ""
