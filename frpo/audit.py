@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from frpo import hub, models, saved
@@ -215,7 +216,7 @@ def print_plan(config: Config, console: Console) -> bool:
 def _tabulate_runs(runs: Sequence[Config], folder: Path) -> Table:
     """A row for each fine-tune, and how many of its seeds are done."""
     columns = ("run", "seeds", "updates", "trained on", "measured by", "done")
-    table = Table(*columns, title=f"Runs in {folder}, and the completions that they draw")
+    table = Table(*columns, title=f"Runs in {escape(str(folder))}, and the completions that they draw")
     table.columns[0].overflow = "fold"
     by_name: dict[str, list[Config]] = {}
     for run in runs:
@@ -231,7 +232,7 @@ def _tabulate_runs(runs: Sequence[Config], folder: Path) -> Table:
             sum(stage.measured or 0 for stage in stages),
         )
         done = sum(map(_is_done, seeds))
-        table.add_row(name, *(f"{number:,}" for number in numbers), f"{done} of {len(seeds)}")
+        table.add_row(escape(name), *(f"{number:,}" for number in numbers), f"{done} of {len(seeds)}")
     return table
 
 

@@ -20,8 +20,8 @@ SNAPSHOT = re.compile(
     r"/models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$"
 )
 """Of the cache's layout, https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-"""Weights and tokenizers; never a pickle."""
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md"]
+"""Weights, tokenizers, and the card, which tells the licence; never a pickle."""
 UNWANTED = ["*/*", "consolidated*"]
 """Other formats' copies of the same weights."""
 ANSWER_S = 5.0

@@ -233,7 +233,7 @@ def _license_of(report: Report) -> dict[str, Any]:
         said = metadata_load(hub.local_folder(path, download=False) / CARD) or {}
     except (ConfigError, OSError, ValueError, YAMLError):
         return {}
-    return {name: said[name] for name in LICENSE if isinstance(said.get(name), str)}
+    return {name: said[name] for name in LICENSE if isinstance(said.get(name), str | list)}
 
 
 def _results_of(report: Report, arm: Arm) -> Iterator[Any]:

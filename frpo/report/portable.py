@@ -54,6 +54,6 @@ def _strip(value: Any, name: str = "") -> Any:
         return value
     if name == "address":
         return None
-    if re.match(r"https?://", value):
+    if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
         return ENDPOINT
     return shorten_path(value)

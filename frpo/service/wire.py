@@ -31,9 +31,20 @@ class Loose(BaseModel):
 # ---- our own
 
 
+class TextPart(Loose):
+    """The one kind of part, of those that OpenAI's chat has, that is read here."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Loose):
     role: str
-    content: str
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=1024)]
@@ -82,12 +93,12 @@ class RewardsResponse(Wire):
 def item_of(prompt: str | list[Message], completion: str, task: str, columns: Columns) -> Item:
     if isinstance(prompt, str):
         return Item(prompt, completion, task, columns)
-    last = next((message.content for message in reversed(prompt) if message.role == "user"), "")
+    last = next((message.text for message in reversed(prompt) if message.role == "user"), "")
     return Item(last, completion, task, columns, messages=message_dicts(prompt), conversational=True)
 
 
 def message_dicts(messages: Sequence[Message]) -> tuple[dict[str, str], ...]:
-    return tuple({"role": message.role, "content": message.content} for message in messages)
+    return tuple({"role": message.role, "content": message.text} for message in messages)
 
 
 def size_of(item: Item) -> int:

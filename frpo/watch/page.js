@@ -6,7 +6,8 @@ function describeAge(seconds) {
   const s = Math.max(0, Math.round(seconds));
   if (s < 100) return `${s} s`;
   if (s < 6000) return `${Math.round(s / 60)} min`;
-  return `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`;
+  const minutes = Math.round(s / 60);
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 function countUp() {

@@ -63,7 +63,7 @@ class Watcher:
         after = request.query_params.get("after", "")
         with self.lock:
             self.look()
-            changes = self.page.changes(int(after) if after.isdecimal() else 0)
+            changes = self.page.changes(int(after) if after.isdecimal() and len(after) < 20 else 0)
         if not changes.sections:
             return Response(status_code=204)
         return JSONResponse(changes.model_dump())

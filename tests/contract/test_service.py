@@ -343,7 +343,7 @@ DEEP = "[" * 100 + "]" * 100
          "body: a string holds half of a surrogate"),
         (b'{"items": [{"prompt": "\xff", "completion": ""}]}', JSON, 422, "body: byte 23 is not UTF-8"),
         ('{"items": [{"prompt": [{"role": "user", "content": ["hi"]}], "completion": ""}]}', JSON, 422,
-         "content: Input should be a valid string"),
+         "content.str: Input should be a valid string"),
         ('{"items": [{"prompt": [], "completion": ""}]}', JSON, 422, "should have at least 1 item"),
         ("[1]", JSON, 422, "body: Input should be a valid dictionary"),
         (f'{{"items": [{", ".join([ITEM] * 1025)}]}}', JSON, 422,
@@ -386,6 +386,10 @@ def test_the_whole_conversation_reaches_the_rewards() -> None:
     talk = [{"role": "system", "content": "brief"}, {"role": "user", "content": "1 + 1?"}]
     (item,) = items_of_score(ScoreRequest.model_validate({"items": [{"prompt": talk, "completion": "2"}]}))
     assert (item.prompt, item.messages, item.conversational) == ("1 + 1?", tuple(talk), True)
+    parts = [{"type": "text", "text": "1 +"}, {"type": "text", "text": " 1?"}]
+    spelt = [{"role": "system", "content": "brief"}, {"role": "user", "content": parts}]
+    (item,) = items_of_score(ScoreRequest.model_validate({"items": [{"prompt": spelt, "completion": "2"}]}))
+    assert (item.prompt, item.messages) == ("1 + 1?", tuple(talk))
     asked = GetRewardRequest.model_validate(
         {"query": ["a b", "c"], "prompts": ["a ", ""], "messages": [talk, None]}
     )
