@@ -30,10 +30,10 @@ docs: install
 check: lint
 	$(PYTEST) -n 2 -m "not slow and not long" --ignore=tests/contract/test_service_schema.py tests/unit tests/contract
 
-# two at once, by file, since the tests of a file share a Ray; the longest first
+# two at once, by file, since the tests of a file share a Ray and some files their actors; the longest first
 test: lint
 	$(PYTEST) -n 2 -m "not slow" tests/unit tests/contract
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests/ray/test_run.py tests/ray tests/integrations
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu" tests/ray/test_run.py tests/ray tests/integrations
 
 test-all: lint
 	$(PYTEST) -m "not gpu" tests

@@ -11,6 +11,16 @@ from frpo.actors.learner import LearnerPool, LearnerWorker
 from tests.support.heads import Head, started
 from tests.support.learners import SmallChunks, spawn, stop
 
+RANKS = ("test_defences", "test_learner", "test_ranks", "test_scores")
+"""Files whose tests share these ranks, which take a quarter of a minute to start: on one worker of xdist."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of `--dist loadgroup`: a file, or those of RANKS together."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ranks" if name in RANKS else name))
+
 
 @pytest.fixture(scope="session")
 def learner(ray_cluster: None) -> Iterator[LearnerPool]:
@@ -21,7 +31,7 @@ def learner(ray_cluster: None) -> Iterator[LearnerPool]:
 
 @pytest.fixture(scope="session")
 def two_ranks(ray_cluster: None) -> Iterator[LearnerPool]:
-    pool = spawn(SmallChunks, LearnerPool, 2)
+    pool = spawn(SmallChunks, LearnerPool, 2, restarts=1)
     yield pool
     stop(pool)
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
-from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.learner import LearnerPool
 from frpo.roles import RankDied, WorkerFailed
 from tests.support import models
-from tests.support.learners import assert_equal, batch, plain_torch, settings, spawn, start, weights
+from tests.support.learners import assert_equal, batch, plain_torch, settings, start, weights
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -52,26 +51,23 @@ def test_two_ranks_with_uneven_shares_equal_plain_torch(
         np.testing.assert_allclose(two_ranks.logprobs(data), naive, atol=1e-5)
 
 
-def test_a_dead_rank_is_named_and_its_job_begins_anew(ray_cluster: None, tiny_model: Path) -> None:
+def test_a_dead_rank_is_named_and_its_job_begins_anew(two_ranks: LearnerPool, tiny_model: Path) -> None:
     """Of two ranks the other waits in a collective, and is given up within seconds."""
-    pool = spawn(LearnerWorker, LearnerPool, 2, restarts=1)
-    start(pool, tiny_model, settings())
-    first = [pool.update(batch(seed=seed)).result() for seed in range(2)]
-    state = weights(pool)
+    start(two_ranks, tiny_model, settings())
+    first = [two_ranks.update(batch(seed=seed)).result() for seed in range(2)]
+    state = weights(two_ranks)
     began = time.monotonic()
-    os.kill(pool.processes[1], signal.SIGKILL)
+    os.kill(two_ranks.processes[1], signal.SIGKILL)
     with pytest.raises(RankDied, match=r"learner worker 1 died during update\(\)") as error:
-        pool.update(batch()).result()
+        two_ranks.update(batch()).result()
     assert time.monotonic() - began < 10
     assert error.value.job == "learner"
-    before = set(pool.processes)
-    pool.revive()
-    assert before.isdisjoint(pool.processes)
-    start(pool, tiny_model, settings())
-    again = [pool.update(batch(seed=seed)).result() for seed in range(2)]
+    before = set(two_ranks.processes)
+    two_ranks.revive()
+    assert before.isdisjoint(two_ranks.processes)
+    start(two_ranks, tiny_model, settings())
+    again = [two_ranks.update(batch(seed=seed)).result() for seed in range(2)]
     assert [s.loss for s in again] == [s.loss for s in first]
-    assert_equal(weights(pool), state, tolerance=1e-12)
+    assert_equal(weights(two_ranks), state, tolerance=1e-12)
     with pytest.raises(WorkerFailed, match=r"may not be started anew again \(cluster.max_restarts = 1\)"):
-        pool.revive()
-    for handle in pool.actors.handles:
-        ray.kill(handle)
+        two_ranks.revive()
