@@ -33,7 +33,7 @@ check: lint
 # two at once, by file, since the tests of a file share a Ray and some files their actors; the longest first
 test: lint
 	$(PYTEST) -n 2 -m "not slow" tests/unit tests/contract
-	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu" tests/ray/test_run.py tests/ray tests/integrations
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests/ray/test_run.py tests/ray tests/integrations
 
 test-all: lint
 	$(PYTEST) -m "not gpu" tests

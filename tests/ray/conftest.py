@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from frpo.actors.finetune import FinetunePool, FinetuneWorker
 from frpo.actors.learner import LearnerPool, LearnerWorker
@@ -15,11 +18,17 @@ RANKS = ("test_defences", "test_learner", "test_ranks", "test_scores")
 """Files whose tests share these ranks, which take a quarter of a minute to start: on one worker of xdist."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of `--dist loadgroup`: a file, or those of RANKS together."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ranks" if name in RANKS else name))
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """`--dist loadfile`, with RANKS as one file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ranks" if Path(file).stem in RANKS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
