@@ -10,7 +10,7 @@ import numpy as np
 
 from frpo.report.intervals import Doubles, Interval, interval_of
 
-from .seeds import Seed, curve_of
+from .seeds import KL, Seed, curve_of
 
 LEAST_SEEDS = 10
 """That reach a KL, for a comparison to be made there."""
@@ -56,18 +56,32 @@ class Row:
 
 
 def compare(
-    seeds: Sequence[Seed], question: str, contrasts: Sequence[Contrast], kls: Sequence[float]
+    seeds: Sequence[Seed],
+    question: str,
+    contrasts: Sequence[Contrast],
+    kls: Sequence[float],
+    made: int | None = None,
 ) -> Iterator[Row]:
-    """At every KL, corrected for those that enough seeds reach."""
+    """At every KL, corrected for `made` comparisons; None: for those that enough seeds reach."""
     gaps: list[tuple[Contrast, float, Doubles]] = []
     for contrast, at_kl in itertools.product(contrasts, kls):
         both = [seed for seed in seeds if all(seed.family(side.family) for side in (contrast.a, contrast.b))]
         if both:
             a, b = (curve_of(both, side.family, side.metric, at_kl) for side in (contrast.a, contrast.b))
             gaps.append((contrast, at_kl, finite_seeds(a - b)))
-    made = sum(len(gap) >= LEAST_SEEDS for *_, gap in gaps)
+    made = made or sum(len(gap) >= LEAST_SEEDS for *_, gap in gaps)
     for contrast, at_kl, gap in gaps:
         yield _make_row(question, contrast, at_kl, gap, made)
+
+
+def middle_kl(seeds: Sequence[Seed], a: str, b: str) -> float:
+    """Median over seeds of the middle of the KLs that two families both reach, or of what lies between them,
+    nats."""
+    middles = []
+    for seed in seeds:
+        of_both = [[seed.arms[arm][KL][0] for arm in seed.family(family)] for family in (a, b)]
+        middles.append((max(map(min, of_both)) + min(map(max, of_both))) / 2)
+    return float(np.median(middles))
 
 
 def finite_seeds(values: Doubles) -> Doubles:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks.study_parts.contrasts import LEAST_SEEDS, Contrast, Row, Side, compare, level_of
+from benchmarks.study_parts.contrasts import LEAST_SEEDS, Contrast, Row, Side, compare, level_of, middle_kl
 from benchmarks.study_parts.seeds import KL, Seed, family_of, read_seeds
 
 KEPT = "kept"
@@ -81,3 +81,10 @@ def test_kept_seeds_are_read_in_order_and_need_no_run_folder(tmp_path: Path) -> 
     assert [seed.seed for seed in seeds] == [7, 41]
     assert seeds[1].arms["grpo"][KEPT][0] == 0.41
     assert math.isnan(seeds[1].arms["grpo"][KEPT][1])
+
+
+def test_the_middle_of_what_two_families_reach_is_the_median_over_seeds() -> None:
+    seeds = [make_seed(i, 0.0, top=top) for i, top in enumerate((0.4, 0.5, 0.9))]
+    assert middle_kl(seeds, "a", "b") == pytest.approx((0.2 + 0.5) / 2)
+    seeds[0].arms["a-beta1"][KL] = [0.3]  # then a reaches 0.3 to 0.4, and b 0.2 to 0.4
+    assert middle_kl(seeds[:1], "a", "b") == pytest.approx(0.35)
