@@ -117,7 +117,7 @@ def main() -> None:
         "seeds": [seed.seed for seed in seeds],
         "verdicts": {question: judge(of) for question, of in rows.items() if "keeps more" in question},
         "comparisons": [asdict(row) for row in itertools.chain.from_iterable(rows.values())],
-        "arms": list(describe_arms(seeds)),
+        "levels": list(describe_arms(seeds)),
     }
     (given.out / "testbed_gate.json").write_text(to_json(result) + "\n")
     save_picture(seeds, given.out / "testbed_gate.png")
