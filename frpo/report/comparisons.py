@@ -22,6 +22,7 @@ from frpo.report.intervals import (
     interval_or_none,
 )
 from frpo.report.lookup import mean_or_nan, nearest, task_reward
+from frpo.report.paired import fill_failed, kept_rewards
 from frpo.report.schema import Report
 from frpo.report.student import CONFIDENCE
 
@@ -82,7 +83,7 @@ def kept_after(finetune: str, task: str) -> Value:
 
     def value(report: Report, arm: int) -> list[float]:
         kept = next(k for k in report.arms[arm].kept if (k.downstream, k.task) == (finetune, task))
-        return [kept.after.mean if reward is None else reward for reward in kept.per_prompt]
+        return fill_failed(kept_rewards(kept))
 
     return value
 

@@ -22,6 +22,12 @@ def kept_rewards(kept: Kept) -> Rewarded:
     return kept.after.mean, kept.per_prompt
 
 
+def fill_failed(rewarded: Rewarded) -> list[float]:
+    """Of each prompt; one whose rewards all failed counts as the mean."""
+    mean, per_prompt = rewarded
+    return [mean if reward is None else reward for reward in per_prompt]
+
+
 def difference_of(a: Rewarded, b: Rewarded) -> Difference:
     """Mean reward of a less that of b; what both share of a prompt is not in the standard error. A prompt all
     of whose rewards failed for one of them is in neither the mean nor the error. There is no error from fewer
