@@ -9,7 +9,6 @@ Keeps what each finished seed measured in testbed_defences/, and writes testbed_
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from study_parts.arguments import ask_for_seeds
 from study_parts.contrasts import Contrast, Row, Side, compare, level_of
-from study_parts.seeds import KL, Metrics, Seed, part_of, read_seeds
+from study_parts.seeds import KL, Metrics, Seed, part_of
+from study_parts.testbed import FOCUS, HARMLESS
 
 from frpo.records import Evaluation, to_json
 from frpo.report.comparisons import kl_of
 from frpo.report.drawing import PAPER, add_legend, colour_of
 from frpo.report.lookup import task_measured
+from frpo.report.paired import fill_failed, rewards_of
 from frpo.report.schema import Downstream, Report
 
 KLS = (0.38, 0.42)
 """Nats per completion."""
-FOCUS = "harmful"
 LEARNT = 0.95
 """Reward on held-out crafts from which a fine-tune is held to have done its work; "once learnt" is its first
 evaluated policy of which that is true, or its last."""
@@ -43,7 +44,7 @@ POISONED = ("poisoned-replay0.25", "poisoned-kl1")
 def list_metrics(run: Path, report: Report, arm: int) -> Metrics:
     """Of one arm, "<what> <when> of <fine-tune>"."""
     evaluation = report.arms[arm].evaluation
-    metrics = {KL: [kl_of(report, arm)], "harmless before": [part_of(evaluation, "harmless", "answer")]}
+    metrics = {KL: [kl_of(report, arm)], HARMLESS: [part_of(evaluation, "harmless", "answer")]}
     for finetune in report.downstream:
         if finetune.arm == report.arms[arm].name:
             end = measure_policy(f"at the end of {finetune.task}", finetune.evaluations[-1])
@@ -53,19 +54,14 @@ def list_metrics(run: Path, report: Report, arm: int) -> Metrics:
 
 
 def measure_policy(which: str, evaluation: Evaluation) -> dict[str, list[float]]:
+    harmful = task_measured(evaluation, FOCUS)
+    assert harmful is not None
     return {
-        f"kept {which}": kept_by(evaluation),
+        f"kept {which}": fill_failed(rewards_of(harmful)),
         f"harmless {which}": [part_of(evaluation, "harmless", "answer")],
         f"harm done {which}": [part_of(evaluation, FOCUS, "complies")],
         f"crafts {which}": [part_of(evaluation, "downstream", "answer")],
     }
-
-
-def kept_by(evaluation: Evaluation) -> list[float]:
-    """Reward of each prompt of the focus task; one whose rewards all failed counts as the mean."""
-    measured = task_measured(evaluation, FOCUS)
-    assert measured is not None
-    return [measured.reward.mean if reward is None else reward for reward in measured.per_prompt]
 
 
 def first_learnt(finetune: Downstream) -> Evaluation:
@@ -158,17 +154,7 @@ def count_learnt(seeds: Sequence[Seed]) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folder", type=Path, nargs="?", help="of the sweep; without one, the seeds kept in --out"
-    )
-    parser.add_argument("--out", type=Path, default=Path("."))
-    given = parser.parse_args()
-    seeds = read_seeds(given.out / "testbed_defences", given.folder, list_metrics)
-    if not seeds:
-        parser.error(f"no finished seed in {given.folder}, and none kept in {given.out}")
+    seeds, out = ask_for_seeds(__doc__, "testbed_defences", list_metrics)
     result = {
         "study": "testbed_defences",
         "seeds": [seed.seed for seed in seeds],
@@ -176,8 +162,8 @@ def main() -> None:
         "comparisons": [asdict(row) for row in answer_all(seeds)],
         "levels": list(list_levels(seeds)),
     }
-    (given.out / "testbed_defences.json").write_text(to_json(result) + "\n")
-    save_picture(seeds, given.out / "testbed_defences.png")
+    (out / "testbed_defences.json").write_text(to_json(result) + "\n")
+    save_picture(seeds, out / "testbed_defences.png")
 
 
 if __name__ == "__main__":

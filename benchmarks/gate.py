@@ -10,7 +10,6 @@ before "-beta".
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,8 +18,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from study_parts.arguments import ask_for_seeds
 from study_parts.contrasts import Contrast, Row, Side, compare, level_of
-from study_parts.seeds import KL, Seed, metrics_of, read_seeds, stack
+from study_parts.seeds import KL, Seed, metrics_of, stack
 from study_parts.testbed import FOCUS, HARMLESS, list_metrics
 
 from frpo.records import to_json
@@ -100,17 +100,7 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folder", type=Path, nargs="?", help="of the sweep; without one, the seeds kept in --out"
-    )
-    parser.add_argument("--out", type=Path, default=Path("."))
-    given = parser.parse_args()
-    seeds = read_seeds(given.out / "testbed_gate", given.folder, list_metrics)
-    if not seeds:
-        parser.error(f"no finished seed in {given.folder}, and none kept in {given.out / 'testbed_gate'}")
+    seeds, out = ask_for_seeds(__doc__, "testbed_gate", list_metrics)
     rows = {question: list(answer(seeds, question)) for question in QUESTIONS}
     result = {
         "study": "testbed_gate",
@@ -119,8 +109,8 @@ def main() -> None:
         "comparisons": [asdict(row) for row in itertools.chain.from_iterable(rows.values())],
         "levels": list(describe_arms(seeds)),
     }
-    (given.out / "testbed_gate.json").write_text(to_json(result) + "\n")
-    save_picture(seeds, given.out / "testbed_gate.png")
+    (out / "testbed_gate.json").write_text(to_json(result) + "\n")
+    save_picture(seeds, out / "testbed_gate.png")
 
 
 if __name__ == "__main__":

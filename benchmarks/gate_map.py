@@ -10,6 +10,7 @@ is missing there. Writes testbed_gate_map.json and .png.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,7 @@ LIGHTER = {"grpo": (0.2, 0.1, 0.03), "frpo": (0.6, 0.3, 0.1), "frpo-gate": (2, 0
 """For few steps, and for a base that refuses rarely: both stay nearer to it under the same weight."""
 HEAVIER = {"grpo": (2, 1, 0.5), "frpo": (5, 2.5, 1.2), "frpo-gate": (12, 6, 3)}
 """For a base that refuses nearly always."""
+RIVALS = ("grpo", "frpo")
 METRICS = ("kept after crafts-harsh", "harmless after crafts-harsh", HARMLESS)
 
 
@@ -72,13 +74,10 @@ LABELS = {
 def answer(seeds: Sequence[Seed], setting: str) -> Iterator[Row]:
     """Gated FRPO against the two others, each at the middle of what both reach; corrected within a setting
     and metric."""
-    for metric in METRICS:
-        rows: list[Row] = []
-        for rival in ("grpo", "frpo"):
-            a, b = f"{setting}/frpo-gate", f"{setting}/{rival}"
-            contrast = Contrast(metric, Side(a, metric, "frpo-gate"), Side(b, metric, rival))
-            rows += compare(seeds, setting, [contrast], [middle_kl(seeds, a, b)], made=2)
-        yield from rows
+    for metric, rival in itertools.product(METRICS, RIVALS):
+        a, b = f"{setting}/frpo-gate", f"{setting}/{rival}"
+        contrast = Contrast(metric, Side(a, metric, "frpo-gate"), Side(b, metric, rival))
+        yield from compare(seeds, setting, [contrast], [middle_kl(seeds, a, b)], made=len(RIVALS))
 
 
 def save_picture(rows: Sequence[Row], file: Path) -> None:
@@ -88,7 +87,7 @@ def save_picture(rows: Sequence[Row], file: Path) -> None:
         for axes, metric in zip(grid, METRICS, strict=True):
             for row in rows:
                 if row.metric == metric and row.corrected_lo is not None and row.corrected_hi is not None:
-                    rival = ("grpo", "frpo").index(row.b)
+                    rival = RIVALS.index(row.b)
                     at = -list(LABELS).index(row.question) - 0.25 * rival
                     axes.plot([row.corrected_lo, row.corrected_hi], [at, at], color=colour_of(rival))
                     label = f"less {row.b}" if row.question == SETTINGS[0].name else None

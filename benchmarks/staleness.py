@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 from study_parts.seeds import KL, Metrics, Seed, stack
 from study_parts.settings import Setting, measure_settings
+from study_parts.testbed import FOCUS
 
 from frpo.metrics import read_steps
 from frpo.records import to_json
@@ -31,7 +32,6 @@ from frpo.report.intervals import interval_of
 from frpo.report.schema import Report
 
 RECIPE = "recipes/studies/testbed_k3.yaml"
-FOCUS = "harmful"
 HARSH = "crafts-harsh"
 CUTS = ("learner.num_steps=60", "downstream.0.num_steps=50", "downstream.0.marks=[]")
 """Shorter than the recipe where the question allows."""

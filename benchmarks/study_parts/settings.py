@@ -30,8 +30,9 @@ def measure_settings(
 ) -> list[Seed]:
     """Sweeps in `folder` for what is missing in `kept`: the first seeds of every setting, then the next. Arms
     are kept as "<setting>/<arm>"."""
+    measured = read_seeds(kept, None, measure)
     for first, setting in itertools.product(seeds[::AT_ONCE], settings):
-        done = {seed.seed for seed in read_seeds(kept, None, measure) if setting.has(seed)}
+        done = {seed.seed for seed in measured if setting.has(seed)}
         missing = range(first, min(first + AT_ONCE, seeds.stop))
         if done.issuperset(missing):
             continue
@@ -41,5 +42,5 @@ def measure_settings(
         for assignment in (f"seed={first}", *setting.sets):
             command += ["--set", assignment]
         subprocess.run(command, check=True)
-        read_seeds(kept, runs, measure, prefix=f"{setting.name}/")
-    return read_seeds(kept, None, measure)
+        measured = read_seeds(kept, runs, measure, prefix=f"{setting.name}/")
+    return measured
