@@ -28,13 +28,14 @@ def read_rows(study: str) -> list[tuple[str, ...]]:
 
 def places_of(one: dict[str, Any]) -> list[str]:
     """Where a comparison was made: at a KL, in a setting of the map, at one β, or of one metric."""
+    matched_by = one.get("matched_by", "kl")
     if one["metric"] != HARSH:
-        return [one["metric"]] if one["matched_by"] == "steps" else []
+        return [one["metric"]] if matched_by == "steps" else []
     if "label" in one:
         return [one["label"]]
-    if one["matched_by"] == "beta":
+    if matched_by == "beta":
         return [f"one β, {one['kl_difference']['mean']:+.2f} nats"]
-    return [f"KL {one['at_kl']:.2f}"] if one["matched_by"] == "kl" else []
+    return [f"KL {one['at_kl']:.2f}"] if matched_by == "kl" else []
 
 
 def differences_of(one: dict[str, Any]) -> tuple[str, str]:
@@ -52,8 +53,8 @@ def test_every_difference_is_that_of_the_study(study: str) -> None:
 
 
 def test_the_page_compares_under_all_studies_over_seeds() -> None:
-    assert len(COMPARED) == 23
-    shapes = ("k3", "k3_more", "k3_beta", "reverse", "reverse_more", "penalties", "map", "attack")
+    assert len(COMPARED) == 31
+    shapes = ("k3", "k3_more", "k3_beta", "reverse", "reverse_more", "penalties", "map", "gate", "attack")
     assert {row[0] for row in COMPARED} == {f"testbed_{shape}" for shape in shapes}
 
 
