@@ -1,5 +1,6 @@
-"""`frpo chaos`: run a recipe again and again, kill its actors or its driver at random moments, and measure
-how soon that is noticed, how soon work goes on, and whether what comes out is what an undisturbed run gives.
+"""`frpo chaos`: run a recipe again and again, kill its actors, its driver or its nodes at random moments, and
+measure how soon that is noticed, how soon work goes on, and whether what comes out is what an undisturbed run
+gives.
 
 Runs that can end in the same weights, bit for bit (without staleness, on CPUs), must. In all others every
 step must stand in metrics.jsonl once.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +30,13 @@ from frpo import cluster
 from frpo.config import Config, LearnerConfig
 from frpo.disk import sha256_of_folder, write_text
 from frpo.outline import list_stages
+from frpo.planning import plan_run
+from frpo.raylets import Raylets, share_raylets
 from frpo.records import Record
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 
-What = Literal["actors", "driver"]
+Target = Literal["actors", "driver", "nodes"]
 
 POLL_S = 0.1
 QUIET_S = 5.0
@@ -51,7 +55,7 @@ class Kill(Record):
     """One kill and what came of it."""
 
     role: str
-    """driver, or rollout, learner, ..."""
+    """driver, node, or rollout, learner, ..."""
     stage: str
     """What was being done."""
     step: int
@@ -92,20 +96,46 @@ class ChaosPlan:
     folder: Path
     kills: int
     seed: int
-    what: What
+    target: Target
 
 
 def run_chaos(config: Config, plan: ChaosPlan, tell: Callable[[str], None]) -> Chaos:
     """Kill until `plan.kills` are done and the last run has come to its end; goes on from chaos.json. Raises
     WorkerFailed where a run ends, or hangs, that should have gone on."""
     done = read_chaos(plan)
-    with cluster.share_cluster(config, 1) as address:
+    with open_cluster(config, plan.target) as (address, strike):
         undisturbed = Run(plan, plan.folder / "undisturbed", address)
         with undisturbed.going():
             undisturbed.wait_for_end()
         while len(done.kills) < plan.kills:
-            done = disturb(config, plan, done, address, tell)
+            done = disturb(config, plan, done, Disturbance(address, strike, tell))
     return done
+
+
+Strike = Callable[["Watched", "Run", random.Random], "Kill | None"]
+"""One kill, and what came of it; None where there was nobody to kill."""
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What the runs of a plan share."""
+
+    address: str
+    """Of the cluster."""
+    strike: Strike
+    tell: Callable[[str], None]
+
+
+@contextmanager
+def open_cluster(config: Config, target: Target) -> Iterator[tuple[str, Strike]]:
+    """The cluster's address, and what kills there."""
+    if target == "nodes":
+        needs, store = plan_run(config).num_cpus, cluster.object_store_bytes(config)
+        with share_raylets(config, needs, store) as raylets:
+            yield raylets.address, partial(kill_node, raylets)
+    else:
+        with cluster.share_cluster(config, 1) as address:
+            yield address, kill_driver if target == "driver" else kill_actor
 
 
 def read_chaos(plan: ChaosPlan) -> Chaos:
@@ -115,11 +145,11 @@ def read_chaos(plan: ChaosPlan) -> Chaos:
     return Chaos(recipe=plan.recipe.name, seed=plan.seed)
 
 
-def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Callable[[str], None]) -> Chaos:
+def disturb(config: Config, plan: ChaosPlan, done: Chaos, by: Disturbance) -> Chaos:
     """One run with as many kills as it takes, or as are left."""
     chance = random.Random(f"{plan.seed} {len(done.rounds)}")
     watched = Watched(config, plan.folder / f"round-{len(done.rounds):03d}")
-    run = Run(plan, watched.folder, address)
+    run = Run(plan, watched.folder, by.address)
     before = len(done.kills)
     with run.going():
         watched.longest_pause(run)  # until it has begun
@@ -127,11 +157,11 @@ def disturb(config: Config, plan: ChaosPlan, done: Chaos, address: str, tell: Ca
             time.sleep(chance.uniform(0.0, QUIET_S))
             if run.is_over:
                 break
-            kill = kill_driver(watched, run) if plan.what == "driver" else kill_actor(watched, run, chance)
+            kill = by.strike(watched, run, chance)
             if kill:
                 done = done.model_copy(update={"kills": (*done.kills, kill)})
                 write_text(plan.folder / "chaos.json", done.model_dump_json(indent=1))
-                tell(f"{len(done.kills)}/{plan.kills} {say(kill)}")
+                by.tell(f"{len(done.kills)}/{plan.kills} {say(kill)}")
         while not run.is_over:
             watched.longest_pause(run)  # raises where it hangs
         run.wait_for_end()
@@ -153,7 +183,8 @@ class Run:
     def __init__(self, plan: ChaosPlan, folder: Path, address: str) -> None:
         self.folder, self.address = folder, address
         self.command = [sys.executable, "-m", "frpo", "run", str(plan.recipe), "--run-dir", str(folder)]
-        for assignment in (*plan.sets, f"cluster.max_restarts={plan.kills + 3}"):
+        apart = ("cluster.strategy=SPREAD",) if plan.target == "nodes" else ()
+        for assignment in (*apart, *plan.sets, f"cluster.max_restarts={plan.kills + 3}"):
             self.command += ["--set", assignment]
 
     @contextmanager
@@ -249,7 +280,7 @@ def kill_actor(watched: Watched, run: Run, chance: random.Random) -> Kill | None
     return Kill(role=role, stage=stage, step=step, noticed_s=watched.noticed(began), pause_s=pause_s)
 
 
-def kill_driver(watched: Watched, run: Run) -> Kill:
+def kill_driver(watched: Watched, run: Run, chance: random.Random) -> Kill:
     """And start it again, as a user would."""
     _, step, stage = watched.position()
     began = time.monotonic()
@@ -259,6 +290,15 @@ def kill_driver(watched: Watched, run: Run) -> Kill:
     noticed_s = time.monotonic() - began
     pause_s = watched.longest_pause(run)
     return Kill(role="driver", stage=stage, step=step, noticed_s=noticed_s, pause_s=pause_s)
+
+
+def kill_node(raylets: Raylets, watched: Watched, run: Run, chance: random.Random) -> Kill:
+    """One of those that hold the actors; another joins in its place."""
+    _, step, stage = watched.position()
+    began = time.time()
+    raylets.replace_one(chance)
+    pause_s = watched.longest_pause(run, SETTLE_S)
+    return Kill(role="node", stage=stage, step=step, noticed_s=watched.noticed(began), pause_s=pause_s)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -110,12 +110,15 @@ def chaos(
     recipe: Recipe,
     kills: Annotated[int, typer.Option(min=1, help="how many, over as many runs as it takes")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="of who is killed, and when")] = 0,
-    drivers: Annotated[bool, typer.Option("--driver", help="kill the driver instead of actors")] = False,
+    target: Annotated[
+        Literal["actors", "driver", "nodes"],
+        typer.Option(help="what to kill; nodes: raylets of a cluster of its own on this machine"),
+    ] = "actors",
     set: Sets = [],  # noqa: B006
     run_dir: RunDir = None,
 ) -> None:
-    """Kill actors of a run, or its driver, at random moments; measure how soon work goes on, and whether the
-    result is the undisturbed run's."""
+    """Kill actors of a run, its driver or its nodes at random moments; measure how soon work goes on, and
+    whether the result is the undisturbed run's."""
     from frpo import preflight
     from frpo.chaos import ChaosPlan, print_chaos, run_chaos
 
@@ -123,7 +126,7 @@ def chaos(
     folder = run_dir or Path("runs") / f"{config.name}-chaos"
     config = preflight.make_ready(config)
     refuse_if_short(config)
-    asked = ChaosPlan(recipe, tuple(set), folder, kills, seed, "driver" if drivers else "actors")
+    asked = ChaosPlan(recipe, tuple(set), folder, kills, seed, target)
     with resumable(config, lambda: f"in {folder}"):
         print_chaos(run_chaos(config, asked, print), Console())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from frpo import chaos
-from frpo.chaos import Chaos, Kill, Round, Watched
-from frpo.config import Config
+from frpo.chaos import Chaos, ChaosPlan, Kill, Round, Watched
+from frpo.config import Config, ConfigError
+from frpo.raylets import Raylets
 from frpo.roles import WorkerFailed
 from frpo.rows import append_rows
 from tests.support import fakes
@@ -135,6 +138,62 @@ def test_actors_are_found_by_the_names_of_their_run_alone(monkeypatch: pytest.Mo
         "rollout": ["round-000 rollout 0", "round-000 rollout 1"],
         "learner": ["round-000 learner 0"],
     }
+
+
+def test_the_actors_of_a_run_stand_apart_where_nodes_are_killed(tmp_path: Path) -> None:
+    plan = ChaosPlan(Path("r.yaml"), ("seed=3",), tmp_path, kills=5, seed=0, target="nodes")
+    command = chaos.Run(plan, tmp_path / "round-000", "127.0.0.1:6379").command
+    assert command[-6:] == [
+        "--set",
+        "cluster.strategy=SPREAD",
+        "--set",
+        "seed=3",
+        "--set",
+        "cluster.max_restarts=8",
+    ]
+    alone = chaos.Run(replace(plan, target="actors"), tmp_path / "round-000", "127.0.0.1:6379").command
+    assert "cluster.strategy=SPREAD" not in alone
+
+
+def test_nodes_of_a_cluster_that_is_not_ours_are_not_killed(config: Config) -> None:
+    theirs = config.model_copy(
+        update={"cluster": config.cluster.model_copy(update={"address": "10.0.0.1:6379"})}
+    )
+    refused = pytest.raises(
+        ConfigError, match=r"cluster\.address: 10\.0\.0\.1:6379: nodes are killed in a cluster of"
+    )
+    with refused, chaos.open_cluster(theirs, "nodes"):
+        pass
+
+
+def test_a_killed_node_is_replaced_by_another() -> None:
+    """With the CPUs it had, so that the whole plan finds room again."""
+    made = FakeCluster()
+    raylets = Raylets(made, {"num_cpus": 3})
+    raylets.replace_one(random.Random(0))
+    raylets.replace_one(random.Random(1))
+    assert made.added == [3] * 5
+    assert len(made.alive) == 3
+    assert raylets.address == "127.0.0.1:1"
+
+
+class FakeCluster:
+    """ray.cluster_utils.Cluster, as far as nodes come and go."""
+
+    address = "127.0.0.1:1"
+
+    def __init__(self) -> None:
+        self.added: list[int] = []
+        self.alive: set[int] = set()
+
+    def add_node(self, num_cpus: int) -> int:
+        self.added.append(num_cpus)
+        self.alive.add(len(self.added))
+        return len(self.added)
+
+    def remove_node(self, node: int, allow_graceful: bool) -> None:
+        assert not allow_graceful
+        self.alive.remove(node)
 
 
 def test_the_table_has_the_median_and_the_largest_of_each_role() -> None:
