@@ -29,11 +29,13 @@ class Difference(Record):
     """None from fewer than two prompts, and where both were not measured on the same ones."""
     num_prompts: int
     """That both were measured on."""
+    confidence: float = CONFIDENCE
+    """Of its interval."""
 
     @property
     def half(self) -> float | None:
-        """Of the 95 % interval: Student's t over prompts."""
-        return None if self.se is None else t_of(self.num_prompts - 1, CONFIDENCE) * self.se
+        """Of its interval: Student's t over prompts."""
+        return None if self.se is None else t_of(self.num_prompts - 1, self.confidence) * self.se
 
     def __format__(self, number: str) -> str:
         """Example: f"{difference:+.2f}" is "+0.14 [+0.08, +0.20]", and "+0.14" where there is no interval."""

@@ -1,7 +1,8 @@
 """Which arm to ship: by four rules that stand on the page, each with the figures that it was judged by.
 
 It speaks of these policies, which one seed has made, and not of the methods that made them. Differences are
-paired by held-out prompt, with 95 % intervals.
+paired by held-out prompt, with 95 % intervals: those that speak for an arm hold for all arms together
+(Bonferroni), as it is the best of them that is chosen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from frpo.records import Evaluation, TaskReward
+from frpo.records import Evaluation
 from frpo.report.headline import MANY_ARMS, find_harshest, kept_after_finetune
 from frpo.report.lookup import task_measured
 from frpo.report.paired import (
@@ -24,6 +25,7 @@ from frpo.report.paired import (
     upper_limit,
 )
 from frpo.report.schema import Arm, Decision, Judged, Rule, Verdict
+from frpo.report.student import CONFIDENCE, Difference
 
 PRICE = 0.05
 """Reward on another task that a policy may cost."""
@@ -53,6 +55,10 @@ class Contest:
     def other_tasks(self) -> list[str]:
         kept = itertools.chain.from_iterable(arm.kept for arm in self.arms)
         return sorted({each.task for each in kept} - {self.focus})
+
+    def lead(self, a: Rewarded, b: Rewarded) -> Difference:
+        """Of a over b, with an interval that holds for all arms together."""
+        return difference_of(a, b, 1 - (1 - CONFIDENCE) / len(self.arms))
 
     def kept(self, arm: Arm) -> dict[str, Rewarded]:
         """Reward on the focus task after each fine-tune."""
@@ -127,25 +133,25 @@ def _choose(standing: Sequence[Arm], contest: Contest) -> Arm:
 
 
 def _judge(arm: Arm, contest: Contest) -> Iterator[Rule]:
-    base = task_measured(contest.base, contest.focus) if contest.base else None
     measured = task_measured(arm.evaluation, contest.focus)
     trained = {BEFORE: rewards_of(measured)} if measured else {}
     kept = contest.kept(arm)
-    yield _more_than_base("learned", trained, base)
+    yield _more_than_base("learned", contest, trained)
     after = {f"after {name}": of for name, of in kept.items()}
-    yield _more_than_base("lasts", after, base, contest.finetunes)
+    yield _more_than_base("lasts", contest, after, contest.finetunes)
     yield _judge_price(arm, contest)
     yield _judge_sound(arm, contest)
 
 
 def _more_than_base(
-    name: str, policies: Mapping[str, Rewarded], base: TaskReward | None, asked: Sequence[str] = ("",)
+    name: str, contest: Contest, policies: Mapping[str, Rewarded], asked: Sequence[str] = ("",)
 ) -> Rule:
     """Whether all that is `asked` for surely has more reward than the base policy; not known where one is
     not measured, or may not have."""
+    base = task_measured(contest.base, contest.focus) if contest.base else None
     if base is None or not policies:
         return Rule(name=name, holds=None, figures="not measured")
-    gaps = {when: difference_of(rewards, rewards_of(base)) for when, rewards in policies.items()}
+    gaps = {when: contest.lead(rewards, rewards_of(base)) for when, rewards in policies.items()}
     when, least = min(gaps.items(), key=lambda item: item[1].mean)
     figures = f"{least:+.2f} against the base policy {when}"
     if any(upper_limit(gap) <= 0 for gap in gaps.values()):
@@ -226,7 +232,7 @@ def _say_rivals(chosen: Arm, standing: Sequence[Arm], contest: Contest) -> Itera
     harshest = find_harshest(contest.arms, contest.focus)
     alike = []
     for arm in standing:
-        gap = difference_of(contest.kept(chosen)[harshest], contest.kept(arm)[harshest])
+        gap = contest.lead(contest.kept(chosen)[harshest], contest.kept(arm)[harshest])
         if arm is not chosen and lower_limit(gap) <= 0:
             alike.append(f"{arm.name} ({gap:+.2f})")
     if alike:
