@@ -76,12 +76,20 @@ class Desk:
             return []
         return await self._within_limits(len(items), lambda: self.backend.score(items, names or self.names))
 
+    @property
+    def judges(self) -> list[str]:
+        return [reward.name for reward in self.config.rewards if isinstance(reward, JudgeReward)]
+
+    def judge_called(self, name: str, missing: int) -> str:
+        """The name, if it is a judge's. Raises HTTPException of status `missing`."""
+        if name not in self.judges:
+            raise HTTPException(missing, f"no judge is called {name[:40]!r}; GET /v1/models lists them")
+        return name
+
     async def chat(self, request: wire.ChatRequest) -> tuple[str, Reply]:
         """The name of the judge, and what its model says. Raises HTTPException."""
-        judges = [reward.name for reward in self.config.rewards if isinstance(reward, JudgeReward)]
-        name = request.model or (judges[0] if len(judges) == 1 else "")
-        if name not in judges:
-            raise HTTPException(422, f"no judge is called {name[:40]!r}; GET /v1/models lists them")
+        only = self.judges[0] if len(self.judges) == 1 else ""
+        name = self.judge_called(request.model or only, 422)
         messages = wire.message_dicts(request.messages)
         size = sum(len(message["content"]) for message in messages)
         most = self.config.limits.max_characters
@@ -153,10 +161,14 @@ aside = asyncio.to_thread
 
 Task = Annotated[str, Query(description="task of every item, as in a recipe: routes rewards")]
 Name = Annotated[str | None, Query(description="a reward's name; all that apply without it")]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")}
-    for code in (401, 408, 413, 415, 422, 429, 503, 504)
-}
+
+
+def describe_errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """As FastAPI's `responses` has them."""
+    return {code: {"model": wire.Problem, "description": TYPES[code].replace("_", " ")} for code in codes}
+
+
+ERRORS = describe_errors(401, 408, 413, 415, 422, 429, 503, 504)
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -201,7 +213,7 @@ def add_state(app: FastAPI, config: ServiceConfig, backend: Backend) -> None:
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", responses={503: ERRORS[503]})
+    @app.get("/readyz", responses=describe_errors(503))
     async def readyz() -> dict[str, str]:
         """Every reward has a process that answers."""
         if not await backend.ready():
@@ -209,7 +221,7 @@ def add_state(app: FastAPI, config: ServiceConfig, backend: Backend) -> None:
         return {"status": "ready"}
 
     @app.head("/v1/rewards", include_in_schema=False)
-    @app.get("/v1/rewards", responses={401: ERRORS[401]})
+    @app.get("/v1/rewards", responses=describe_errors(401))
     async def rewards() -> wire.RewardsResponse:
         """What is served."""
         served = [
@@ -264,11 +276,15 @@ def add_formats_of_others(app: FastAPI, desk: Desk) -> None:
 def add_chat(app: FastAPI, desk: Desk) -> None:
     """The models of the judges, in OpenAI's format: for reward functions that ask a judge themselves."""
 
-    @app.get("/v1/models", responses={401: ERRORS[401]})
+    @app.get("/v1/models", responses=describe_errors(401))
     async def models() -> wire.ModelsResponse:
         """The judges."""
-        judges = [reward for reward in desk.config.rewards if isinstance(reward, JudgeReward)]
-        return wire.ModelsResponse(data=[wire.ModelInfo(id=reward.name) for reward in judges])
+        return wire.ModelsResponse(data=[wire.ModelInfo(id=name) for name in desk.judges])
+
+    @app.get("/v1/models/{name}", responses=describe_errors(401, 404))
+    async def model(name: str) -> wire.ModelInfo:
+        """A judge."""
+        return wire.ModelInfo(id=desk.judge_called(name, 404))
 
     @app.post("/v1/chat/completions", responses=ERRORS)
     async def chat(request: wire.ChatRequest) -> wire.ChatResponse:

@@ -506,6 +506,7 @@ def test_judges_score_and_their_models_can_be_asked() -> None:
         "object": "list",
         "data": [{"id": "strict", "object": "model", "created": 0, "owned_by": "frpo"}],
     }
+    assert asked.get("/v1/models/strict").json() == asked.get("/v1/models").json()["data"][0]
     answer = asked.post(
         "/v1/chat/completions",
         json=said("one two three", model="strict", max_tokens=2, temperature=0, top_k=5),
@@ -526,6 +527,13 @@ def test_judges_score_and_their_models_can_be_asked() -> None:
     }
     whole = asked.post("/v1/chat/completions", json=said("one two")).json()["choices"][0]
     assert (whole["message"]["content"], whole["finish_reason"]) == ("strict at 1: one two", "stop")
+
+
+def test_a_model_that_is_no_judge_is_not_found() -> None:
+    answer = client(judges("strict")).get("/v1/models/lenient")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "not_found"
+    assert "no judge is called 'lenient'" in answer.json()["error"]["message"]
 
 
 def test_what_openai_lets_be_null_is_as_if_it_were_left_out() -> None:
@@ -573,7 +581,11 @@ def test_what_a_judge_is_not_asked(
 
 def test_a_judge_needs_the_token_too() -> None:
     asked = client(judges("a"), digest=hashlib.sha256(b"t").digest())
-    for answer in (asked.get("/v1/models"), asked.post("/v1/chat/completions", json=said("a"))):
+    for answer in (
+        asked.get("/v1/models"),
+        asked.get("/v1/models/a"),
+        asked.post("/v1/chat/completions", json=said("a")),
+    ):
         assert answer.status_code == 401
     right = asked.post("/v1/chat/completions", json=said("a"), headers={"Authorization": "Bearer t"})
     assert right.status_code == 200
