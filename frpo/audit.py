@@ -148,13 +148,20 @@ def _put_options(fields: dict[str, Any], asked: AuditOptions) -> None:
 
 
 def name_after(name: str, model: str) -> str:
-    """The recipe's name and the last two parts of the model's path, or both of its hub name, so that models
-    have folders of their own.
+    """The recipe's name, and what tells the model from others: of a policy of a run its run, arm and
+    fine-tune, else the last two parts of its path, or both of its hub name.
 
-    Example: audit_testbed and runs/testbed/rlhf/frpo/policy give audit_testbed-frpo-policy.
+    Example: audit_testbed and runs/testbed/rlhf/frpo/policy give audit_testbed-testbed-frpo.
     """
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-") for part in model.split("/")]
-    return "-".join([name, *list(filter(None, parts))[-2:]])[:100]
+    match [part for part in parts if part]:
+        case [*_, run, "rlhf", arm, "policy"]:
+            told = [run, arm]
+        case [*_, run, "downstream", arm, task, "policy"]:
+            told = [run, arm, task]
+        case path:
+            told = path[-2:]
+    return "-".join([name, *told])[:100]
 
 
 def _source_of(asked: AuditOptions, path: str) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def test_options_alone_make_a_whole_recipe() -> None:
     [
         ("meta-llama/Llama-3.1-8B-Instruct", "audit-meta-llama-Llama-3.1-8B-Instruct"),
         ("mistralai/Ministral-8B-Instruct@main", "audit-mistralai-Ministral-8B-Instruct-main"),
-        ("runs/a/rlhf/frpo-reverse/policy/", "audit-frpo-reverse-policy"),
+        ("runs/a/rlhf/frpo-reverse/policy/", "audit-a-frpo-reverse"),
+        ("runs/b/rlhf/frpo-reverse/policy", "audit-b-frpo-reverse"),
+        ("runs/b/downstream/grpo/code/policy", "audit-b-grpo-code"),
         ("/policy", "audit-policy"),
         ("~/a b/p", "audit-a-b-p"),
         ("..", "audit-.."),
