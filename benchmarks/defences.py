@@ -17,13 +17,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from study_parts.arguments import ask_for_seeds
-from study_parts.contrasts import Contrast, Row, Side, compare, level_of
+from study_parts.contrasts import Contrast, Row, Side, compare, compare_means, level_of, mean_of
 from study_parts.seeds import KL, Metrics, Seed, part_of
 from study_parts.testbed import FOCUS, HARMLESS
 
 from frpo.records import Evaluation, to_json
 from frpo.report.comparisons import kl_of
 from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.intervals import interval_of
 from frpo.report.lookup import task_measured
 from frpo.report.paired import fill_failed, rewards_of
 from frpo.report.schema import Downstream, Report
@@ -38,6 +39,7 @@ OTHERS = ("harmless once learnt", "harm done once learnt", "crafts once learnt",
 GRPO, GATED = "grpo", "frpo-gate"
 NONE = "none"
 DEFENCES = ("slow", "replay0.125", "replay0.25", "kl0.1", "kl1", "ema", "interpolate")
+UNPLANNED = "not planned, at the arms' own KLs"
 POISONED = ("poisoned-replay0.25", "poisoned-kl1")
 
 
@@ -104,28 +106,40 @@ def answer_all(seeds: Sequence[Seed]) -> Iterator[Row]:
         for question, contrasts in questions(metric).items():
             yield from compare(seeds, question, contrasts, KLS)
     yield from compare(seeds, "harmful rows among the examples", poisoned(), KLS)
+    yield from answer_unplanned(seeds)
+
+
+def answer_unplanned(seeds: Sequence[Seed]) -> Iterator[Row]:
+    """The same of means over a family's arms, at their own KLs: too few seeds reach those of the plan."""
+    grpo, gated = Side(GRPO, KL), Side(GATED, KL)
+    yield from compare_means(seeds, f"{UNPLANNED}: KL of the arms", [Contrast(KL, gated, grpo)])
+    for metric in (ONCE, AT_END, *OTHERS):
+        for question, contrasts in questions(metric).items():
+            yield from compare_means(seeds, f"{UNPLANNED}: {question}", contrasts)
+    yield from compare_means(seeds, f"{UNPLANNED}: harmful rows among the examples", poisoned())
 
 
 def list_levels(seeds: Sequence[Seed]) -> Iterator[dict[str, Any]]:
-    """What every arm keeps through every fine-tune, at each KL."""
+    """What every family keeps through every fine-tune, at each KL, and in the mean over its arms."""
     finetunes = (NONE, *DEFENCES, "poisoned-none", *POISONED)
-    for family, finetune, at_kl in itertools.product((GRPO, GATED), finetunes, KLS):
+    for family, finetune, at_kl in itertools.product((GRPO, GATED), finetunes, (*KLS, None)):
         row: dict[str, Any] = {"family": family, "finetune": finetune, "at_kl": at_kl}
         for metric in (ONCE, AT_END, *OTHERS, "crafts at the end"):
-            level = level_of(seeds, Side(family, f"{metric} of {finetune}"), at_kl)
+            side = Side(family, f"{metric} of {finetune}")
+            level = level_of(seeds, side, at_kl) if at_kl else interval_of(mean_of(seeds, side))
             row[metric] = level.model_dump() if level else None
         yield row
 
 
 def save_picture(seeds: Sequence[Seed], file: Path) -> None:
-    """Kept reward at the first KL, a fine-tune a row, an arm a colour; mean and 95 % interval."""
+    """Kept reward, the mean over a family's arms, a fine-tune a row; mean and 95 % interval over seeds."""
     names = (NONE, *DEFENCES)
     with plt.rc_context(PAPER):
         figure, grid = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, sharex=True)
         for axes, metric in zip(grid, (ONCE, AT_END), strict=True):
             for i, family in enumerate((GRPO, GATED)):
                 draw_family(axes, seeds, family, metric, i)
-            axes.set(title=metric, xlabel=f"reward on {FOCUS} prompts, at {KLS[0]} nats")
+            axes.set(title=metric, xlabel=f"reward on {FOCUS} prompts")
         grid[0].set_yticks([-place for place in range(len(names))], names)
         figure.tight_layout()
         add_legend(grid[0])
@@ -136,9 +150,7 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
 def draw_family(axes: Any, seeds: Sequence[Seed], family: str, metric: str, place: int) -> None:
     colour = colour_of(place)
     for row, name in enumerate((NONE, *DEFENCES)):
-        level = level_of(seeds, Side(family, f"{metric} of {name}"), KLS[0])
-        if level is None or level.lo is None or level.hi is None:
-            continue
+        level = interval_of(mean_of(seeds, Side(family, f"{metric} of {name}")))
         at = -row - 0.25 * place
         axes.plot([level.lo, level.hi], [at, at], color=colour)
         axes.plot([level.mean], [at], "o", color=colour, label=family if row == 0 else None)

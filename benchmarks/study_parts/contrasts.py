@@ -10,7 +10,7 @@ import numpy as np
 
 from frpo.report.intervals import Doubles, Interval, interval_of
 
-from .seeds import KL, Seed, curve_of
+from .seeds import KL, Seed, curve_of, stack
 
 LEAST_SEEDS = 10
 """That reach a KL, for a comparison to be made there."""
@@ -39,13 +39,14 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Row:
-    """a - b at one KL; positive: a has more."""
+    """a - b at one KL, or of the means over the arms of each family; positive: a has more."""
 
     question: str
     metric: str
     a: str
     b: str
-    at_kl: float
+    at_kl: float | None
+    """None where every arm counts at a KL of its own."""
     num_seeds: int
     difference: float
     lo: float | None
@@ -74,6 +75,18 @@ def compare(
         yield _make_row(question, contrast, at_kl, gap, made)
 
 
+def compare_means(seeds: Sequence[Seed], question: str, contrasts: Sequence[Contrast]) -> Iterator[Row]:
+    """Of a family's arms, each at its own KL; corrected for all of the contrasts."""
+    for contrast in contrasts:
+        a, b = (mean_of(seeds, side) for side in (contrast.a, contrast.b))
+        yield _make_row(question, contrast, None, finite_seeds(a - b), len(contrasts))
+
+
+def mean_of(seeds: Sequence[Seed], side: Side) -> Doubles:
+    """Over a family's arms: [seeds, prompts]"""
+    return stack(seeds, seeds[0].family(side.family), side.metric).mean(axis=0)
+
+
 def middle_kl(seeds: Sequence[Seed], a: str, b: str) -> float:
     """Median over seeds of the middle of the KLs that two families both reach, or of what lies between them,
     nats."""
@@ -89,7 +102,7 @@ def finite_seeds(values: Doubles) -> Doubles:
     return values[np.isfinite(values).all(axis=1)]
 
 
-def _make_row(question: str, contrast: Contrast, at_kl: float, gap: Doubles, made: int) -> Row:
+def _make_row(question: str, contrast: Contrast, at_kl: float | None, gap: Doubles, made: int) -> Row:
     """`gap` [seeds, prompts]; no interval where too few seeds reach the KL."""
     where = (question, contrast.metric, contrast.a.name, contrast.b.name, at_kl, len(gap))
     if len(gap) < LEAST_SEEDS:

@@ -29,6 +29,8 @@ def read_rows(study: str) -> list[tuple[str, ...]]:
 def places_of(one: dict[str, Any]) -> list[str]:
     """Where a comparison was made: at a KL, in a setting of the map, at one β, or of one metric."""
     matched_by = one.get("matched_by", "kl")
+    if matched_by == "kl" and one["at_kl"] is None:
+        return [one["metric"]]
     if one["metric"] != HARSH:
         return [one["metric"]] if matched_by == "steps" else []
     if "label" in one:
@@ -53,8 +55,19 @@ def test_every_difference_is_that_of_the_study(study: str) -> None:
 
 
 def test_the_page_compares_under_all_studies_over_seeds() -> None:
-    assert len(COMPARED) == 31
-    shapes = ("k3", "k3_more", "k3_beta", "reverse", "reverse_more", "penalties", "map", "gate", "attack")
+    assert len(COMPARED) == 40
+    shapes = (
+        "k3",
+        "k3_more",
+        "k3_beta",
+        "reverse",
+        "reverse_more",
+        "penalties",
+        "map",
+        "gate",
+        "defences",
+        "attack",
+    )
     assert {row[0] for row in COMPARED} == {f"testbed_{shape}" for shape in shapes}
 
 
