@@ -91,7 +91,7 @@ def watch(process: subprocess.Popen[bytes], folder: Path) -> list[dict[str, Any]
             row = look(psutil.Process(process.pid), folder)
         except psutil.NoSuchProcess:
             break
-        if row:
+        if row and (not rows or row["mib"].keys() >= rows[-1]["mib"].keys()):  # none has ended
             rows.append(row)
             print(
                 row["step"], {role: round(mib) for role, mib in row["mib"].items()}, row["files"], flush=True
