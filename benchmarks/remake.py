@@ -95,7 +95,7 @@ def say_headline(study: Kept) -> Iterator[str]:
     finetunes = study["arms"][0]["kept"]
     harshest = min(finetunes, key=lambda name: mean(arm["kept"][name]["mean"] for arm in study["arms"]))
     return of_sweep(
-        rows, harshest=harshest, focus=study["focus"], num_seeds=len(study["seeds"]), intervals=REMADE
+        rows, finetunes=[harshest], focus=study["focus"], num_seeds=len(study["seeds"]), intervals=REMADE
     )
 
 

@@ -94,7 +94,7 @@ def gather_sweep(folders: Sequence[Path]) -> Sweep:
     comparisons = compare_arms(table)
     headline = sweep_headline.of_sweep(
         comparisons,
-        harshest=min(table.finetunes, key=partial(_mean_kept, table), default=""),
+        finetunes=sorted(table.finetunes, key=partial(_from_half, table)),
         focus=focus,
         num_seeds=len(joined),
         intervals=METHOD,
@@ -219,9 +219,11 @@ class _Tasks:
         return cls(table.focus, sorted(trained - {table.focus}), sorted(measured - trained))
 
 
-def _mean_kept(table: Table, finetune: str) -> float:
-    """Over arms, seeds and prompts."""
-    return float(table.of(kept_after(finetune, table.focus)).mean())
+def _from_half(table: Table, finetune: str) -> float:
+    """How far from half of its reward a fine-tune left the arms, mean over arms, seeds and prompts: one that
+    leaves all or nothing says little of which arm is better."""
+    before = table.of(lambda report, i: mean_of(report.arms[i].evaluation, [table.focus])).mean()
+    return float(abs(table.of(kept_after(finetune, table.focus)).mean() - before / 2))
 
 
 def _after_each(table: Table, value: Callable[[str], Value]) -> list[dict[str, Interval | None]]:

@@ -10,30 +10,25 @@ from frpo.report.intervals import MIN_SEEDS
 
 
 def of_sweep(
-    comparisons: Sequence[Comparison], *, harshest: str, focus: str, num_seeds: int, intervals: str
+    comparisons: Sequence[Comparison], *, finetunes: Sequence[str], focus: str, num_seeds: int, intervals: str
 ) -> Iterator[str]:
-    """The answer first: at equal KL where there are curves, else arm by arm; details for the fine-tune that
-    cost most, `harshest`. `intervals` says how they were made."""
+    """The answer first: at equal KL where there are curves, else arm by arm; then each pair, with its details
+    for the first of `finetunes`, which are in order of how much they say. `intervals` says how they were
+    made."""
     kept = [comparison for comparison in comparisons if comparison.metric.startswith("kept ")]
     rows = _matched_by("kl", kept) or _matched_by("steps", kept)
     if rows:
-        yield f"{_say_against(rows)}: {_count_verdicts(rows)}"
-        metric = f"kept after {harshest}"
-        yield from _details_of_pairs(
-            [row for row in rows if row.metric == metric],
-            [row for row in _matched_by("beta", kept) if row.metric == metric],
-            harshest,
-            several=len({row.b for row in rows}) > 1,
-            num_seeds=num_seeds,
-        )
+        yield _answer(rows)
+        yield from _details_of_pairs(rows, _matched_by("beta", kept), finetunes[0], num_seeds)
     if num_seeds < MIN_SEEDS:
         yield (
             f"Seeds: {num_seeds}. From fewer than {MIN_SEEDS} nothing is said of others: no intervals, no "
             f"verdicts; what stands here is of these runs alone. Reward on {focus} prompts."
         )
         return
+    chosen = f"; details after {finetunes[0]}, which left nearest to half" if len(finetunes) > 1 else ""
     yield (
-        f"{num_seeds} seeds; reward on {focus} prompts; 95 % intervals by {intervals}, arms "
+        f"{num_seeds} seeds; reward on {focus} prompts{chosen}; 95 % intervals by {intervals}, arms "
         "paired by both; * where the corrected interval leaves 0 out."
     )
 
@@ -42,44 +37,44 @@ def _matched_by(way: str, comparisons: Sequence[Comparison]) -> list[Comparison]
     return [comparison for comparison in comparisons if comparison.matched_by == way]
 
 
-def _say_against(rows: Sequence[Comparison]) -> str:
-    where = "whatever their KL to the reference"
+def _answer(rows: Sequence[Comparison]) -> str:
+    where, told = "Whatever their KL to the reference", "two arms"
     if rows[0].matched_by == "kl":
-        where = "at equal KL to the reference"
-    rivals = " and ".join(dict.fromkeys(row.b for row in rows))
-    return f"Against {rivals}, {where}"
-
-
-def _count_verdicts(rows: Sequence[Comparison]) -> str:
-    verdicts = Counter(row.verdict for row in rows if row.corrected_lo is not None)
+        where, told = "At equal KL to the reference", "two methods"
+    verdicts = _count_verdicts(rows)
     silent = len(rows) - verdicts.total()
     if not verdicts:
         return (
-            f"{len(rows)} comparisons of kept reward, none over {MIN_SEEDS} seeds or more: nothing is shown."
+            f"{where}: {len(rows)} comparisons of kept reward, none over {MIN_SEEDS} seeds or more: nothing "
+            "is shown."
         )
     words = (
-        f"of {len(rows)} comparisons of kept reward, {verdicts[1]} show more and {verdicts[-1]} less; in "
-        f"{verdicts[0]} the interval, corrected for their number, contains 0"
+        f"{where}, {verdicts[1] + verdicts[-1]} of {len(rows)} comparisons of kept reward tell {told} apart; "
+        f"in {verdicts[0]} the interval, corrected for their number, contains 0"
     )
     return f"{words}, and {silent} are of fewer than {MIN_SEEDS} seeds." if silent else f"{words}."
 
 
+def _count_verdicts(rows: Sequence[Comparison]) -> Counter[int]:
+    return Counter(row.verdict for row in rows if row.corrected_lo is not None)
+
+
 def _details_of_pairs(
-    rows: Sequence[Comparison],
-    at_equal_beta: Sequence[Comparison],
-    finetune: str,
-    *,
-    several: bool,
-    num_seeds: int,
+    rows: Sequence[Comparison], at_equal_beta: Sequence[Comparison], finetune: str, num_seeds: int
 ) -> Iterator[str]:
-    """What was measured of each pair after one fine-tune; the rival is named where there are several."""
-    for a, b in dict.fromkeys((row.a, row.b) for row in rows):
-        against = f" against {b}" if several else ""
-        words = "; ".join(_in_words(row, num_seeds) for row in rows if row.a == a)
-        yield f"{a}{against}, after {finetune}: {words}."
-        beside = "; ".join(_in_words(row, num_seeds) for row in at_equal_beta if (row.a, row.b) == (a, b))
+    """How often each pair was told apart, and what was measured of it after one fine-tune."""
+    metric = f"kept after {finetune}"
+    for pair in dict.fromkeys((row.a, row.b) for row in rows):
+        own = [row for row in rows if (row.a, row.b) == pair]
+        verdicts = _count_verdicts(own)
+        counted = f", more in {verdicts[1]} and less in {verdicts[-1]} of {len(own)}" if verdicts else ""
+        words = "; ".join(_in_words(row, num_seeds) for row in own if row.metric == metric)
+        after = f", after {finetune}: {words}" if words else ""
+        yield f"{pair[0]} against {pair[1]}{counted}{after}."
+        beside = [row for row in at_equal_beta if (row.a, row.b, row.metric) == (*pair, metric)]
         if beside:
-            yield f"The same at equal β, each at its own KL: {beside}."
+            said = "; ".join(_in_words(row, num_seeds) for row in beside)
+            yield f"The same at equal β, each at its own KL: {said}."
 
 
 def _in_words(row: Comparison, num_seeds: int) -> str:

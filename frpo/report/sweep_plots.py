@@ -64,6 +64,7 @@ def draw_differences(sweep: Sweep) -> list[Panel]:
                 words = fill(f"{a} − {b}", WIDE)
                 axes.text(0, i - 0.05, words, transform=axes.get_yaxis_transform(), fontsize=7.5, va="bottom")
             axes.set(yticks=[], ylim=(len(pairs) - 0.5, -0.55), xlabel="difference of reward")
+            axes.locator_params(axis="x", nbins=4)
     return panels
 
 

@@ -61,7 +61,8 @@ def test_a_study_is_remade_once_with_every_interval_and_its_headline(
     tails = [0.0125, 0.0125, 0.025]  # two kinds: kept reward, twice, and the other tasks
     assert corrected == pytest.approx([stats.t.ppf(1 - tail, 5) * stats.sem(LEADS) for tail in tails])
     limits = f"[{MEAN - own:+.3f}, {MEAN + own:+.3f}]"
-    assert study["headline"][1] == f"x, after g: +0.052 {limits} at KL +0.05 nats away."
+    pair = f"x against y, more in 0 and less in 0 of 2, after g: +0.052 {limits} at KL +0.05 nats away."
+    assert study["headline"][1] == pair
     assert remake.REMADE in study["headline"][-1]
     remake.main()
     assert json.loads(file.read_text()) == study

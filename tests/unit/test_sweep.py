@@ -13,7 +13,8 @@ import pytest
 from frpo.config import ConfigError, FrpoEstimator, GrpoEstimator, RlooEstimator
 from frpo.recipe import dump_config, load_recipe
 from frpo.records import ArmSummary, Estimate, Evaluation, StageResult
-from frpo.report import build_sweep
+from frpo.report import build_sweep, sweep_headline
+from frpo.report.comparisons import Comparison
 from frpo.report.data import rival_pairs
 from frpo.report.intervals import Interval
 from frpo.report.sweep import gather_sweep
@@ -224,11 +225,63 @@ def test_equal_kl_comparison_finds_the_lead_and_only_where_there_is_one(tmp_path
         assert length_of(frpo.interval) < 0.05  # paired: the noise that arms share is gone
         assert length_of(sweep.arms[0].kept["d"]) > 0.1
     page = build_sweep([tmp_path / "none"], tmp_path / "page").read_text()
-    assert "of 3 comparisons of kept reward, 0 show more and 0 less; in 3 the interval, corrected" in page
+    assert "0 of 3 comparisons of kept reward tell two methods apart; in 3 the interval, corrected" in page
     assert page.count("<svg") == 1 + 2  # a fine-tune; two metrics
     assert "The same at equal β, each at its own KL: +0.0" in page
     assert "The 6 comparisons under one weight of the penalty" in page
     assert not [x for x in ("http://", "https://") if f'src="{x}' in page]
+
+
+def compared(a: str, b: str, finetune: str, difference: float) -> Comparison:
+    """At 0.4 nats, over 12 seeds, known to 0.1 and, corrected, to 0.2."""
+    return Comparison(
+        metric=f"kept after {finetune}",
+        a=a,
+        b=b,
+        matched_by="kl",
+        at_kl=0.4,
+        at_beta=None,
+        kl_difference=None,
+        num_seeds=12,
+        difference=difference,
+        lo=difference - 0.1,
+        hi=difference + 0.1,
+        corrected_lo=difference - 0.2,
+        corrected_hi=difference + 0.2,
+    )
+
+
+def test_the_headline_counts_for_each_pair_and_details_the_fine_tune_that_says_most() -> None:
+    rows = [
+        compared("gate", "grpo", "gentle", 0.05),
+        compared("gate", "grpo", "harsh", 0.3),
+        compared("ema", "grpo", "gentle", -0.25),
+        compared("ema", "grpo", "harsh", -0.1),
+    ]
+    words = sweep_headline.of_sweep(
+        rows, finetunes=["harsh", "gentle"], focus="jokes", num_seeds=12, intervals="magic"
+    )
+    assert list(words) == [
+        "At equal KL to the reference, 2 of 4 comparisons of kept reward tell two methods apart; in 2 the "
+        "interval, corrected for their number, contains 0.",
+        "gate against grpo, more in 1 and less in 0 of 2, after harsh: +0.300 [+0.200, +0.400] at KL 0.40*.",
+        "ema against grpo, more in 0 and less in 1 of 2, after harsh: -0.100 [-0.200, +0.000] at KL 0.40.",
+        "12 seeds; reward on jokes prompts; details after harsh, which left nearest to half; 95 % intervals "
+        "by magic, arms paired by both; * where the corrected interval leaves 0 out.",
+    ]
+
+
+def test_a_fine_tune_that_left_nothing_is_not_the_one_in_the_headline(tmp_path: Path) -> None:
+    both = ", ".join(
+        f"{{name: {name}, data: [{{path: x.jsonl, task: t, completion: c}}], num_steps: 1}}"
+        for name in ("poisoned", "d")
+    )
+    for seed in range(5):
+        made_up(tmp_path, seed, 0.0, "testbed", f"downstream=[{both}]")
+        for arm in (tmp_path / f"seed-{seed:03d}" / "downstream").iterdir():
+            run, stage = arm.parents[1], f"downstream/{arm.name}/poisoned"
+            write_stage(run, stage, make_evaluation(arm.name, 0.01 * seed, 3.0, "poisoned"))
+    assert "details after d, which left nearest to half" in gather_sweep([tmp_path]).headline[-1]
 
 
 def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
