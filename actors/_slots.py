@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 
+MOST_ENTRIES = 4
+"""Of a worker in the heap, one of which counts."""
+
 
 class Slots:
     """The worker with the most room left comes first; of equals, the one with the lowest number.
@@ -17,7 +20,7 @@ class Slots:
         self.free = dict.fromkeys(range(num_workers), room)
         self.total = num_workers * room
         self.heap = [(-room, worker) for worker in range(num_workers)]
-        """Also entries of before: one counts where it says what is free now."""
+        """Also entries of before, until they are many: one counts where it says what is free now."""
 
     def __len__(self) -> int:
         return self.total
@@ -47,3 +50,6 @@ class Slots:
         self.free[worker] += by
         self.total += by
         heapq.heappush(self.heap, (-self.free[worker], worker))
+        if len(self.heap) > MOST_ENTRIES * len(self.free):
+            self.heap = [(-free, worker) for worker, free in self.free.items()]
+            heapq.heapify(self.heap)
