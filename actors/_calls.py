@@ -11,6 +11,8 @@ name, a wrong argument and a wrong use of the answer are errors where the call s
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import ray
 from ray import ObjectRef
@@ -29,6 +31,7 @@ from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     RayActorError,
+    RayError,
     RayTaskError,
 )
 
@@ -43,6 +46,8 @@ GRACE_S = 5.0
 """Longest wait, when a call has failed, for what others have to say."""
 RESTART_LIMIT_S = 300.0
 """Longest wait for a killed actor to be back (a vLLM engine takes half a minute)."""
+GONE = (RayActorError, ObjectLostError)
+"""What a call ends in whose process died, or whose answer lay in the object store of a node that did."""
 
 
 class StartedAnew(RuntimeError):
@@ -53,11 +58,22 @@ class LostWithOwner(WorkerFailed):
     """What the call was given lay in the object store of a process that died."""
 
 
+class Process(NamedTuple):
+    """Two nodes may give the same number."""
+
+    node: str
+    pid: int
+
+
+def this_process() -> Process:
+    return Process(platform.node(), os.getpid())
+
+
 class Worker(Protocol):
     """What the class of every actor has."""
 
     def ping(self) -> Any:
-        """Answers, with the number of its process, as soon as it can work."""
+        """Answers, with its process, as soon as it can work."""
         ...
 
 
@@ -127,7 +143,7 @@ class RemoteCall(Generic[T]):
                 if not self.restarts:
                     raise self.died(f"{self.name} died before {method}().") from None
                 logger.warning("%s was killed before %s()", self.name, method)
-            except RayActorError as error:
+            except GONE as error:
                 if isinstance(error, ActorDiedError) or not self.restarts:
                     raise self.died(tell_death(self.name, method, error)) from None
                 logger.warning("%s was killed during %s(); waiting until it is back", self.name, method)
@@ -149,7 +165,7 @@ def failure_of(name: str, method: str, error: RayTaskError) -> WorkerFailed | Co
     return WorkerFailed(f"{name} failed in {method}(): {type(cause).__name__}: {cause}")
 
 
-def tell_death(name: str, method: str, error: RayActorError) -> str:
+def tell_death(name: str, method: str, error: RayError) -> str:
     reason = " ".join(str(error).split())
     message = f"{name} died during {method}(): {reason[:400]}"
     pid = re.search(r"pid[=: ]+(\d+)", reason)
@@ -169,27 +185,26 @@ def last_lines(pid: int, count: int = 5) -> str:
     return "".join(["\nIts last lines:", *(f"\n  {line[:300]}" for line in lines)]) if lines else ""
 
 
-def wait_until_back(name: str, handle: ActorHandle[Any], other_than: int | None = None) -> int:
+def wait_until_back(name: str, handle: ActorHandle[Any], other_than: Process | None = None) -> Process:
     """Wait for Ray to restart an actor, whose process was `other_than`: one that was just told to end still
-    answers. The new one's number. Raises WorkerFailed when it does not come back."""
-    late = WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.")
+    answers. The new one. Raises WorkerFailed when it does not come back."""
     deadline = time.monotonic() + RESTART_LIMIT_S
     pause = 0.2
-    ping: Request[int] = Request("ping")
-    while True:
+    ping: Request[Process] = Request("ping")
+    while time.monotonic() < deadline:
         try:
             process = ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))
             if process != other_than:
                 return process
         except ActorUnavailableError:
-            if time.monotonic() > deadline:
-                raise late from None
+            pass
         except GetTimeoutError:
-            raise late from None
+            break
         except RayActorError as error:
             raise WorkerFailed(tell_death(name, "restart", error)) from None
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+    raise WorkerFailed(f"{name} was killed and did not come back within {RESTART_LIMIT_S:g} s.")
 
 
 def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
@@ -215,7 +230,7 @@ def has_failed(future: Future[Any]) -> bool:
 def is_death(error: BaseException | None) -> bool:
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, StartedAnew)
-    return isinstance(error, RayActorError)
+    return isinstance(error, GONE)
 
 
 def put_once(value: T) -> T:

@@ -11,9 +11,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ray import ObjectRef
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from frpo.actors._calls import (
+    GONE,
     RESTART_LIMIT_S,
     Actors,
     StartedAnew,
@@ -149,7 +150,7 @@ class EngineSession:
             group = ended.answer.result()
         except ActorDiedError as error:
             raise WorkerFailed(tell_death(name, "draw", error)) from None
-        except RayActorError:
+        except GONE:
             self._send_away(worker)
             return None
         except RayTaskError as error:

@@ -5,14 +5,13 @@ Both kinds of actor are the same but for how many policies they hold at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from ray.actor import ActorHandle
 
 from frpo.actors._blocks import Block, Logprobs, by_group, sequences_of
-from frpo.actors._calls import Actors, RemoteCall
+from frpo.actors._calls import Actors, Process, RemoteCall, this_process
 from frpo.actors._gather import BlockScores, Dealt, deal_out
 from frpo.config import ModelConfig
 from frpo.shape import BUDGET_TOKENS
@@ -89,14 +88,14 @@ class FrozenWorker:
     def __init__(self, model: ModelConfig) -> None:
         self.policies = FrozenPolicies(model, self.CAPACITY)
 
-    def ping(self) -> int:
+    def ping(self) -> Process:
         """Do the long imports while other actors start."""
         import transformers  # noqa: F401
 
         import frpo.logprobs
         import frpo.policies  # noqa: F401
 
-        return os.getpid()
+        return this_process()
 
     def offload(self) -> None:
         """Leave the GPU to another role."""

@@ -6,7 +6,6 @@ Ray serves the methods of one class, so both kinds of rank inherit these; both k
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +16,16 @@ import ray
 from ray.actor import ActorHandle
 
 from frpo.actors._blocks import Block, Logprobs
-from frpo.actors._calls import Actors, RemoteCall, StartedAnew, has_failed, wait_all, wait_until_back
+from frpo.actors._calls import (
+    Actors,
+    Process,
+    RemoteCall,
+    StartedAnew,
+    has_failed,
+    this_process,
+    wait_all,
+    wait_until_back,
+)
 from frpo.actors._gather import BlockScores, Dealt, deal_out
 from frpo.batching import blocks_of
 from frpo.roles import Pending, RankDied, WorkerFailed
@@ -40,13 +48,13 @@ class TrainWorker:
         self.engine: Engine | None = None
         self.joined = False
 
-    def ping(self) -> int:
+    def ping(self) -> Process:
         """Import what training needs, so that the long start happens while others start too."""
         import deepspeed  # noqa: F401
         import peft  # noqa: F401
         import transformers  # noqa: F401
 
-        return os.getpid()
+        return this_process()
 
     def address(self) -> tuple[str, int]:
         from frpo.actors.transport.group import free_address

@@ -8,14 +8,13 @@ all tasks.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from frpo.actors._calls import Actors
+from frpo.actors._calls import Actors, Process, this_process
 from frpo.actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
 from frpo.harness import tasks_of
@@ -39,10 +38,10 @@ class HarnessWorker:
         self.pool = engines()
         self.harness, self.limit, self.seed = harness, limit, seed
 
-    def ping(self) -> int:
+    def ping(self) -> Process:
         import lm_eval  # noqa: F401
 
-        return os.getpid()
+        return this_process()
 
     def evaluate(self, policy: str) -> tuple[BenchmarkScore, ...]:
         """Every metric of every task, for a saved policy (Hugging Face or PEFT folder)."""

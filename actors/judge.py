@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 
 from ray.actor import ActorHandle
 
-from frpo.actors._calls import Actors
+from frpo.actors._calls import Actors, Process, this_process
 from frpo.config import JudgeReward
 from frpo.rewards.template import JudgeTemplate
 from frpo.secrets import NO_SECRETS, Secrets
@@ -25,8 +24,8 @@ class JudgeWorker:
         secrets.place()
         self.engine = start_engine(reward, template)
 
-    async def ping(self) -> int:
-        return os.getpid()
+    async def ping(self) -> Process:
+        return this_process()
 
     async def score(self, items: Sequence[Item]) -> list[float | Exception]:
         """As `_judge.JudgeEngine.score`."""

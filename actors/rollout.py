@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -13,9 +12,19 @@ import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from frpo.actors._calls import Actors, RemoteCall, failure_of, logger, wait_all, wait_until_back
+from frpo.actors._calls import (
+    GONE,
+    Actors,
+    Process,
+    RemoteCall,
+    failure_of,
+    logger,
+    this_process,
+    wait_all,
+    wait_until_back,
+)
 from frpo.actors._drawing import Engines, EngineSession, StaleWeights
 from frpo.actors.transport import Parcel
 from frpo.batching import flatten
@@ -49,8 +58,8 @@ class RolloutWorker:
         self.num_batches = 0
         self.runner: asyncio.Task[None] | None = None
 
-    def ping(self) -> int:
-        return os.getpid()
+    def ping(self) -> Process:
+        return this_process()
 
     async def generate(
         self,
@@ -208,7 +217,7 @@ class RolloutPool:
             except StopIteration:
                 del streams[stream]
                 continue
-            except (RayActorError, RayTaskError) as error:
+            except (*GONE, RayTaskError) as error:
                 self._recover(worker, error, lives)
                 del streams[stream]
                 streams[start(worker)] = worker
@@ -247,7 +256,7 @@ class RolloutPool:
             raise WorkerFailed(f"{names} finished no group within {self.timeout_s:g} s.")
         return cast(Stream, ready[0])
 
-    def _recover(self, worker: int, error: RayActorError | RayTaskError, lives: dict[int, int]) -> None:
+    def _recover(self, worker: int, error: RayError, lives: dict[int, int]) -> None:
         """Bring a restarted worker back to the current weights, or raise WorkerFailed."""
         name = self.actors.name(worker)
         if isinstance(error, RayTaskError) and not isinstance(error.cause, StaleWeights):
@@ -304,8 +313,8 @@ class RolloutPool:
         """Restarted engines get no weights until the next are loaded; those in the object store may go."""
         self.actors.when_back = lambda _: None
 
-    def members(self) -> tuple[int, ...]:
-        """The process of every engine: another number means that it was restarted."""
+    def members(self) -> tuple[Process, ...]:
+        """The process of every engine: another one means that it was restarted."""
         return tuple(self.actors.call_all(RolloutWorker.ping))
 
     def join_group(self, name: str, host: str, port: int, world_size: int, backend: str) -> None:

@@ -57,7 +57,7 @@ def test_a_dead_rank_is_named_and_its_job_begins_anew(two_ranks: LearnerPool, ti
     first = [two_ranks.update(batch(seed=seed)).result() for seed in range(2)]
     state = weights(two_ranks)
     began = time.monotonic()
-    os.kill(two_ranks.processes[1], signal.SIGKILL)
+    os.kill(two_ranks.processes[1].pid, signal.SIGKILL)
     with pytest.raises(RankDied, match=r"learner worker 1 died during update\(\)") as error:
         two_ranks.update(batch()).result()
     assert time.monotonic() - began < 10

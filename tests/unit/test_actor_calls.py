@@ -10,19 +10,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayTaskError,
+)
 
 from frpo.actors import _calls
-from frpo.actors._calls import Actors, StartedAnew, last_lines
+from frpo.actors._calls import Actors, Process, StartedAnew, last_lines, wait_until_back
 from frpo.config import ConfigError
 from frpo.roles import RankDied, WorkerFailed
 
 KILLED = ActorUnavailableError("killed", b"0" * 16)
-PONG = 0
+LOST_ANSWER = ObjectLostError("a0", "its owner", "")
+"""It lay in the object store of a node that died."""
+PONG = Process("here", 5)
 
 
 class Adder:
-    def ping(self) -> int:
+    def ping(self) -> Process:
         return PONG
 
     def add(self, left: int, right: int = 1) -> int:
@@ -80,12 +88,20 @@ def test_all_are_asked_for_the_method_that_is_named_and_answer_in_order() -> Non
     assert first.asked == second.asked == [("add", 2, ("right", 3))]
 
 
-def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again() -> None:
-    handle = Handle(KILLED, PONG, 5)
+@pytest.mark.parametrize("death", [KILLED, LOST_ANSWER])
+def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again(death: Exception) -> None:
+    handle = Handle(death, PONG, 5)
     actors = adders(handle, restarts=1)
     actors.when_back = lambda worker: handle.asked.append(f"worker {worker} is back")
     assert actors.call(0, Adder.add, 2).result() == 5
     assert handle.asked == [("add", 2), ("ping",), "worker 0 is back", ("add", 2)]
+
+
+def test_one_that_never_ends_is_given_up_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_calls, "RESTART_LIMIT_S", 0.5)
+    with pytest.raises(WorkerFailed, match=r"^adder was killed and did not come back within 0\.5 s\.$"):
+        wait_until_back("adder", Handle(PONG, PONG, PONG), other_than=PONG)
+    assert wait_until_back("adder", Handle(PONG), other_than=Process("there", PONG.pid)) == PONG
 
 
 ANEW = RayTaskError("add", "traceback", StartedAnew("no rank of a job"))
@@ -103,6 +119,7 @@ def test_an_actor_that_was_restarted_while_nobody_asked_gets_its_state_before_it
     ("answers", "restarts", "said"),
     [
         ([KILLED], 0, "adder worker 0 died during add(): The actor"),
+        ([LOST_ANSWER], 0, "adder worker 0 died during add(): Failed to retrieve object a0"),
         ([ActorDiedError()], 3, "adder worker 0 died during add(): The actor died unexpectedly"),
         ([KILLED, PONG, KILLED, PONG, 5], 1, "adder worker 0 died 2 times during add(); see cluster."),
         ([KILLED, ActorDiedError()], 1, "adder worker 0 died during restart(): The actor died unexpectedly"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 
 from frpo.actors import _drawing
 from frpo.actors._calls import Actors
@@ -119,7 +119,12 @@ def test_a_wait_ends_when_what_it_waits_for_beside_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ActorUnavailableError("gone", None), RayTaskError("draw", "t", StaleWeights("runs -1"))]
+    "error",
+    [
+        ActorUnavailableError("gone", None),
+        ObjectLostError("a0", "its owner", ""),
+        RayTaskError("draw", "t", StaleWeights("runs -1")),
+    ],
 )
 def test_an_engine_that_dies_loses_its_prompts_and_comes_back_with_the_weights(
     monkeypatch: pytest.MonkeyPatch, error: Exception
