@@ -58,15 +58,15 @@ class LostWithOwner(WorkerFailed):
     """What the call was given lay in the object store of a process that died."""
 
 
-class Process(NamedTuple):
+class ProcessId(NamedTuple):
     """Two nodes may give the same number."""
 
     node: str
     pid: int
 
 
-def this_process() -> Process:
-    return Process(platform.node(), os.getpid())
+def this_process() -> ProcessId:
+    return ProcessId(platform.node(), os.getpid())
 
 
 class Worker(Protocol):
@@ -185,12 +185,12 @@ def last_lines(pid: int, count: int = 5) -> str:
     return "".join(["\nIts last lines:", *(f"\n  {line[:300]}" for line in lines)]) if lines else ""
 
 
-def wait_until_back(name: str, handle: ActorHandle[Any], other_than: Process | None = None) -> Process:
+def wait_until_back(name: str, handle: ActorHandle[Any], other_than: ProcessId | None = None) -> ProcessId:
     """Wait for Ray to restart an actor, whose process was `other_than`: one that was just told to end still
     answers. The new one. Raises WorkerFailed when it does not come back."""
     deadline = time.monotonic() + RESTART_LIMIT_S
     pause = 0.2
-    ping: Request[Process] = Request("ping")
+    ping: Request[ProcessId] = Request("ping")
     while time.monotonic() < deadline:
         try:
             process = ray.get(ping.submit(handle), timeout=max(1.0, deadline - time.monotonic()))

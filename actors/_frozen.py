@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from ray.actor import ActorHandle
 
 from frpo.actors._blocks import Block, Logprobs, by_group, sequences_of
-from frpo.actors._calls import Actors, Process, RemoteCall, this_process
+from frpo.actors._calls import Actors, ProcessId, RemoteCall, this_process
 from frpo.actors._gather import BlockScores, Dealt, deal_out
 from frpo.config import ModelConfig
 from frpo.shape import BUDGET_TOKENS
@@ -88,7 +88,7 @@ class FrozenWorker:
     def __init__(self, model: ModelConfig) -> None:
         self.policies = FrozenPolicies(model, self.CAPACITY)
 
-    def ping(self) -> Process:
+    def ping(self) -> ProcessId:
         """Do the long imports while other actors start."""
         import transformers  # noqa: F401
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from frpo.actors._calls import LostWithOwner, Process
+from frpo.actors._calls import LostWithOwner, ProcessId
 from frpo.actors._train import TrainPool, TrainWorker
 from frpo.actors.rollout import RolloutPool
 from frpo.actors.transport.group import Announced
@@ -51,7 +51,7 @@ class GroupPublisher:
 
     def __init__(self, name: str, source: TrainPool[Any], rollouts: RolloutPool, backend: str) -> None:
         self.name, self.source, self.rollouts, self.backend = name, source, rollouts, backend
-        self.members: tuple[Process, ...] = ()
+        self.members: tuple[ProcessId, ...] = ()
         self.parcel: Announced | None = None
 
     def publish(self, policy_version: int) -> int:

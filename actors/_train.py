@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from frpo.actors._blocks import Block, Logprobs
 from frpo.actors._calls import (
     Actors,
-    Process,
+    ProcessId,
     RemoteCall,
     StartedAnew,
     has_failed,
@@ -48,7 +48,7 @@ class TrainWorker:
         self.engine: Engine | None = None
         self.joined = False
 
-    def ping(self) -> Process:
+    def ping(self) -> ProcessId:
         """Import what training needs, so that the long start happens while others start too."""
         import deepspeed  # noqa: F401
         import peft  # noqa: F401

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from frpo.actors._calls import Actors, Process, this_process
+from frpo.actors._calls import Actors, ProcessId, this_process
 from frpo.actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
 from frpo.harness import tasks_of
@@ -38,7 +38,7 @@ class HarnessWorker:
         self.pool = engines()
         self.harness, self.limit, self.seed = harness, limit, seed
 
-    def ping(self) -> Process:
+    def ping(self) -> ProcessId:
         import lm_eval  # noqa: F401
 
         return this_process()

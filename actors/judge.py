@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ray.actor import ActorHandle
 
-from frpo.actors._calls import Actors, Process, this_process
+from frpo.actors._calls import Actors, ProcessId, this_process
 from frpo.config import JudgeReward
 from frpo.rewards.template import JudgeTemplate
 from frpo.secrets import NO_SECRETS, Secrets
@@ -24,7 +24,7 @@ class JudgeWorker:
         secrets.place()
         self.engine = start_engine(reward, template)
 
-    async def ping(self) -> Process:
+    async def ping(self) -> ProcessId:
         return this_process()
 
     async def score(self, items: Sequence[Item]) -> list[float | Exception]:

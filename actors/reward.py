@@ -11,7 +11,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from frpo.actors._calls import Actors, Process, this_process
+from frpo.actors._calls import Actors, ProcessId, this_process
 from frpo.actors.judge import JudgePool
 from frpo.config import Combine, ConfigError, JudgeReward, RewardConfig, ServeReward
 from frpo.rewards.http import RETRY_PAUSES_S, draw_pauses
@@ -94,7 +94,7 @@ class RewardWorker:
         on_gpus = any(isinstance(reward, JudgeReward) and reward.num_gpus > 0 for reward in rewards)
         self.threads = ThreadPoolExecutor(JUDGED_AT_ONCE if on_gpus else GROUPS_AT_ONCE)
 
-    async def ping(self) -> Process:
+    async def ping(self) -> ProcessId:
         """Load functions and reward models, so that no call's time limit counts it."""
         await asyncio.get_running_loop().run_in_executor(self.threads, self.scorer.load)
         return this_process()

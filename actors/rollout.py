@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from frpo.actors._calls import (
     GONE,
     Actors,
-    Process,
+    ProcessId,
     RemoteCall,
     failure_of,
     logger,
@@ -58,7 +58,7 @@ class RolloutWorker:
         self.num_batches = 0
         self.runner: asyncio.Task[None] | None = None
 
-    def ping(self) -> Process:
+    def ping(self) -> ProcessId:
         return this_process()
 
     async def generate(
@@ -313,7 +313,7 @@ class RolloutPool:
         """Restarted engines get no weights until the next are loaded; those in the object store may go."""
         self.actors.when_back = lambda _: None
 
-    def members(self) -> tuple[Process, ...]:
+    def members(self) -> tuple[ProcessId, ...]:
         """The process of every engine: another one means that it was restarted."""
         return tuple(self.actors.call_all(RolloutWorker.ping))
 

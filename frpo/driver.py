@@ -213,7 +213,7 @@ def sampling_of(config: Config) -> Sampling:
 
 
 def is_parity_due(config: Config, step: int, begun: Start) -> bool:
-    return step == begun.step or step % config.rollout.parity_every == 0
+    return step == begun.step or step % config.rollout.steps_between_parity == 0
 
 
 def first_of(scored: Sequence[ScoredGroup]) -> ScoredGroup:

@@ -82,14 +82,20 @@ class RolloutConfig(Workers):
     """With model.lora. adapter: the adapter alone travels, through the object store, and vLLM applies it
     unmerged. merged: all weights travel, with the adapter in them; only for float32, since most of an early
     update is lost between the numbers of bfloat16. Generation is faster (1.45 times on a CPU)."""
-    parity_every: Annotated[Positive, NOTHING] = 50
-    """Steps between checks that the engines run the learner's weights; always checked at the start."""
+    parity_every: Annotated[Positive | None, NOTHING] = None
+    """Steps between checks that the engines run the learner's weights; always checked at the start. null: 50,
+    and 5 with staleness, where max_mismatch_kl has next to nothing to measure."""
     parity_tolerance: Annotated[PositiveFloat | None, NOTHING] = None
     """Mean difference of a token's log-prob in that check, nats; null: 0.001 in float32, and 0.1 in bfloat16,
     where two implementations of the same weights are 0.03 to 0.07 apart."""
     max_mismatch_kl: Annotated[PositiveFloat, NOTHING] = 0.05
     """A step whose KL(engine || learner) per token is above this stops the run, nats; what top_p adds to it
-    is not counted."""
+    is not counted. Measured on groups that were drawn by the policy that is updated: with staleness on few,
+    or none."""
+
+    @property
+    def steps_between_parity(self) -> int:
+        return self.parity_every or (5 if self.staleness else 50)
 
     @property
     def mismatch_limit(self) -> float:

@@ -217,10 +217,11 @@ def test_without_anything_to_wait_for_a_run_does_not_hang() -> None:
 
 
 def test_engines_that_do_not_run_the_learners_policy_stop_the_run() -> None:
+    """That is checked at its start, when they do, and five steps later."""
     run = Run(ahead(1), broken=True)
     cfg = run.cfg
-    run.cfg = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"parity_every": 1})})
-    with pytest.raises(RunStopped, match=r"step 2: engine and learner differ by"):
+    run.cfg = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"parity_every": None})})
+    with pytest.raises(RunStopped, match=r"step 6: engine and learner differ by"):
         run.go()
 
 

@@ -19,18 +19,18 @@ from ray.exceptions import (
 )
 
 from frpo.actors import _calls
-from frpo.actors._calls import Actors, Process, StartedAnew, last_lines, wait_until_back
+from frpo.actors._calls import Actors, ProcessId, StartedAnew, last_lines, wait_until_back
 from frpo.config import ConfigError
 from frpo.roles import RankDied, WorkerFailed
 
 KILLED = ActorUnavailableError("killed", b"0" * 16)
 LOST_ANSWER = ObjectLostError("a0", "its owner", "")
 """It lay in the object store of a node that died."""
-PONG = Process("here", 5)
+PONG = ProcessId("here", 5)
 
 
 class Adder:
-    def ping(self) -> Process:
+    def ping(self) -> ProcessId:
         return PONG
 
     def add(self, left: int, right: int = 1) -> int:
@@ -101,7 +101,7 @@ def test_one_that_never_ends_is_given_up_after_the_limit(monkeypatch: pytest.Mon
     monkeypatch.setattr(_calls, "RESTART_LIMIT_S", 0.5)
     with pytest.raises(WorkerFailed, match=r"^adder was killed and did not come back within 0\.5 s\.$"):
         wait_until_back("adder", Handle(PONG, PONG, PONG), other_than=PONG)
-    assert wait_until_back("adder", Handle(PONG), other_than=Process("there", PONG.pid)) == PONG
+    assert wait_until_back("adder", Handle(PONG), other_than=ProcessId("there", PONG.pid)) == PONG
 
 
 ANEW = RayTaskError("add", "traceback", StartedAnew("no rank of a job"))
