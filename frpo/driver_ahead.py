@@ -39,8 +39,7 @@ class Stream:
             self.session.begin(Ticket(number, self.partners.prompts.at(number), seed), self.window.version)
 
     def advance(self, until: Running[object] | None = None) -> None:
-        """Consumes the groups that have come. Waits for one, or for `until`. Unblocked by the engine that
-        finishes one or dies, and by `until`; by the limit of time of the engines."""
+        """Consumes groups. Waits for one, or for `until`. Unblocked by an engine, `until`, or a limit."""
         self.refill()
         arrivals = self.session.wait(until)
         for number in arrivals.lost:
@@ -54,11 +53,7 @@ class Stream:
 
 
 def train_ahead(
-    config: Config,
-    arm: ArmConfig,
-    partners: Partners,
-    begun: Start,
-    before_update: Callable[[], None] = lambda: None,
+    config: Config, arm: ArmConfig, partners: Partners, begun: Start, before_update: Callable[[], None]
 ) -> Iterator[Step]:
     """As `driver.train`; the engines draw on while a yielded step is looked at."""
     step, state = begun.step, begun.steering
@@ -75,9 +70,11 @@ def train_ahead(
             asked = driver.ask_policy(arm, partners, stream.take())
             waiting = driver.count_waiting(asked)
             with clock.phase("score"):
+                # consumes scores; waits for each group's; unblocked by rewards, reference and learner
                 scored = [group.wait() for group in asked]
             with clock.phase("update"):
                 batch, stats = driver.make_checked_batch(config, arm, scored, state, step)
+                # consumes log-probs; waits for engines and learner, which both unblock between two tokens
                 if driver.is_parity_due(config, step, begun):
                     driver.check_parity(config, partners, driver.sample_of(scored), step + 1)
                 before_update()
@@ -89,6 +86,7 @@ def train_ahead(
                 stop_if_update_is_broken(config, update, step + 1)
             step += 1
             with clock.phase("publish"):
+                # consumes nothing; waits for the weights to be everywhere; unblocked by the slowest engine
                 published = partners.publisher.publish(step)
             stream.window.publish(step)
             stream.refill()

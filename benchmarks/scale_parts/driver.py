@@ -210,7 +210,7 @@ def run_loop(load: Load, rollouts: Any, idle: Idle) -> Iterator[None]:
     prompts = RealPrompts(load.prompts)
     partners = Partners(prompts, rollouts, everybody, None, everybody, everybody)
     begun = Start(0, begin_steering(config.arms[0].objective))
-    steps: Any = train_ahead(config, config.arms[0], partners, begun)
+    steps: Any = train_ahead(config, config.arms[0], partners, begun, lambda: None)
     try:
         for _ in range(1 + load.steps):
             next(steps)

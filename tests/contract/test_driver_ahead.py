@@ -81,7 +81,7 @@ class Run:
         )
         arm = self.cfg.arms[0]
         start = start or Start(0, begin_steering(arm.objective))
-        for step in train_ahead(self.cfg, arm, partners, start):
+        for step in train_ahead(self.cfg, arm, partners, start, lambda: None):
             self.done.append(step)
             if step.metrics.step == stop:
                 break

@@ -233,7 +233,7 @@ def steps_ahead(clock: Clock, begun: Start | None = None) -> list[Step]:
     publisher = Publisher(learner, engine)
     partners = Partners(FakePrompts(6), engine, FakeRewards(TABLE), FakeReference(), learner, publisher)
     begun = begun or Start(0, begin_steering(cfg.arms[0].objective))
-    return list(itertools.islice(train_ahead(cfg, cfg.arms[0], partners, begun), 3))
+    return list(itertools.islice(train_ahead(cfg, cfg.arms[0], partners, begun, lambda: None), 3))
 
 
 def test_a_step_says_what_was_drawn_ahead_of_it(clock: Clock) -> None:
