@@ -82,17 +82,18 @@ class EngineSession:
         self.slots = Slots(len(self.actors), engines.room)
         self.drawing: dict[int, int] = {}
         """Worker by number of the ticket."""
-        self.away: set[int] = set()
-        self.bare: dict[int, int] = {}
-        """Of those that are back without weights, how often some had been published then."""
+        self.away: dict[int, int] = {}
+        """Workers that were killed, and how often weights had been published then: with the next they have
+        some."""
+        self.bare: set[int] = set()
+        """Of those, who is back without weights."""
         self.events: SimpleQueue[Ended | Back | None] = SimpleQueue()
         self.watched: object = None
 
     @property
     def room(self) -> int:
-        for worker, published in list(self.bare.items()):
-            if self.engines.num_published() > published:
-                del self.bare[worker]
+        for worker in list(self.bare):
+            if self._has_weights(worker):
                 self._admit(worker)
         return len(self.slots)
 
@@ -127,7 +128,7 @@ class EngineSession:
     def _next_events(self, until: Running[object] | None) -> Iterator[Ended | Back]:
         """All that have come, and one at least, unless `until` is ready."""
         limit = self.actors.timeout_s
-        if self.away.difference(self.bare):  # who is waited for says so when it is back, or is late
+        if self.away.keys() - self.bare:  # who is waited for says so when it is back, or is late
             limit = max(limit, 2 * RESTART_LIMIT_S)
         try:
             events = [self.events.get(timeout=limit)]
@@ -165,7 +166,7 @@ class EngineSession:
         """Until Ray has restarted it."""
         if worker in self.away:
             return
-        self.away.add(worker)
+        self.away[worker] = self.engines.num_published()
         logger.warning("%s was killed; its prompts are drawn again", self.actors.name(worker))
         self.slots.remove(worker)
 
@@ -183,14 +184,18 @@ class EngineSession:
         """`idle`: the learner is. The next step, and with it the next publish, might wait for this worker."""
         if back.error:
             raise back.error
-        published = self.engines.num_published()
-        if self.engines.restore(back.worker, idle):
+        if self._has_weights(back.worker) or self.engines.restore(back.worker, idle):
             self._admit(back.worker)
         else:
-            self.bare[back.worker] = published
+            self.bare.add(back.worker)
+
+    def _has_weights(self, worker: int) -> bool:
+        """A publish waits for every engine."""
+        return self.engines.num_published() > self.away[worker]
 
     def _admit(self, worker: int) -> None:
-        self.away.discard(worker)
+        del self.away[worker]
+        self.bare.discard(worker)
         self.slots.add(worker)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -166,6 +167,26 @@ def test_an_engine_that_cannot_have_the_weights_alone_draws_again_after_the_next
     pool.published = 2
     assert pool.session.room == 2
     assert pool.begin(1, 3) == [1, 1]
+
+
+def test_an_engine_that_a_publish_has_waited_for_draws_as_soon_as_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has the weights from there, and is given none again."""
+    came_back = threading.Event()
+    monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: came_back.wait(5))
+    pool = Pool()
+    pool.restores = False
+    update: Any = Update()
+    pool.begin(0, 1)
+    pool.fail(1, ActorUnavailableError("gone", None))
+    pool.session.wait(update)
+    pool.published = 2
+    came_back.set()
+    while pool.session.away:
+        pool.session.wait(update)
+    assert pool.welcomed == []
+    assert pool.begin(1, 2, 3) == [1, 0, 1]
 
 
 def test_an_engine_that_is_back_while_the_learner_is_idle_draws_at_once(
