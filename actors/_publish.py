@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from frpo.actors._calls import LostWithOwner, ProcessId
+from frpo.actors._calls import LostWithOwner, ProcessId, logger
 from frpo.actors._train import TrainPool, TrainWorker
-from frpo.actors.rollout import RolloutPool
+from frpo.actors.rollout import EngineLost, RolloutPool
 from frpo.actors.transport.group import Announced
 
 
@@ -43,10 +43,8 @@ class ParcelPublisher:
 
 class GroupPublisher:
     """Rank 0 broadcasts to all engines over gloo or NCCL. The group is formed anew when an engine or a rank
-    was restarted.
-
-    An engine that is killed in the middle of a broadcast breaks it: the run ends and is resumed from its
-    checkpoint.
+    was restarted. An engine that is killed in the middle of a broadcast breaks it: it is made again, once the
+    engine is back.
     """
 
     def __init__(self, name: str, source: TrainPool[Any], rollouts: RolloutPool, backend: str) -> None:
@@ -56,6 +54,14 @@ class GroupPublisher:
 
     def publish(self, policy_version: int) -> int:
         self.rollouts.forget()  # a broadcast that an engine missed is not repeated to it alone
+        for _ in range(self.rollouts.restarts):
+            try:
+                return self._broadcast(policy_version)
+            except EngineLost as lost:
+                logger.warning("%s The weights are sent again.", lost)
+        return self._broadcast(policy_version)
+
+    def _broadcast(self, policy_version: int) -> int:
         ranks = self.source.actors
         members = (*self.source.processes, *self.rollouts.members())
         if self.parcel is None or members != self.members:

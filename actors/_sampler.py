@@ -51,7 +51,10 @@ class WeightLoader:
         self.frpo_groups[name] = group.make_group(host, port, rank, world_size, backend)
 
     def frpo_receive(self, name: str, meta: group.WeightsMeta) -> None:
-        self.frpo_load(group.receive_all(meta, self.frpo_groups[name], self.device))
+        """A group that is broken is left: whoever waits in it for this rank would wait in vain."""
+        joined = self.frpo_groups.pop(name)
+        self.frpo_load(group.receive_all(meta, joined, self.device))
+        self.frpo_groups[name] = joined
 
 
 class Sampler:

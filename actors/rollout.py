@@ -40,6 +40,10 @@ MOST_DRAWS = 900
 weights do, waits for none of these."""
 
 
+class EngineLost(WorkerFailed):
+    """An engine died while it took in what cannot be sent to it alone."""
+
+
 class RolloutWorker:
     """One vLLM engine and the policy version that it runs.
 
@@ -333,10 +337,12 @@ class RolloutPool:
         self.actors.call_all(RolloutWorker.settle)
 
     def receive(self, parcel: Parcel, version: int, sending: Sequence[RemoteCall[Any]]) -> None:
-        """As `deliver`, of one that is on its way now, by the calls `sending`, and cannot be had again. Where
-        these fail, engines do for missing them; what is raised is of these then."""
-        calls = self.actors.submit_all(RolloutWorker.deliver, parcel, version)
-        wait_all([*sending, *calls])
+        """As `deliver`, of one that is on its way now, by the calls `sending`. Where these fail, engines do
+        for missing them; what is raised is of these then. Raises EngineLost where an engine was killed: what
+        others have is in doubt until it is sent once more."""
+        engines: Actors[RolloutWorker] = Actors("rollout", self.actors.handles, timeout_s=self.timeout_s)
+        engines.turn, engines.died = self.actors.turn, EngineLost
+        wait_all([*sending, *engines.submit_all(RolloutWorker.deliver, parcel, version)])
         self.num_published += 1
         self.restores_alone = False
 

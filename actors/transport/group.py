@@ -79,7 +79,11 @@ class GroupTransport:
         named = engine.named_weights()
         if engine.rank == 0:
             assert self.meta is not None, "announce() comes before the first broadcast"
-            broadcast(named, self.meta, self.group)
+            try:
+                broadcast(named, self.meta, self.group)
+            except RuntimeError:
+                self.group = None  # others wait for what will not come until it is closed
+                raise
         else:
             for _ in named:
                 pass

@@ -99,8 +99,8 @@ def test_what_is_published_is_the_learners_policy_also_after_a_kill(
     assert parcel.num_bytes == 4 * 4 * sum(a + b for a, b in projections(tiny_model))  # float32, rank 4
     assert abs(pool.logprobs(data)[0] - before).max() > 0.05
     now = pool.logprobs(data)
-    (pid,) = pool.members()
-    os.kill(pid, signal.SIGKILL)
+    (process,) = pool.members()
+    os.kill(process.pid, signal.SIGKILL)
     np.testing.assert_allclose(pool.logprobs(data), now, atol=1e-6)
     stop(learner)
 

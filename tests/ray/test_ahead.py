@@ -100,9 +100,9 @@ def test_a_killed_engine_loses_its_prompts_and_draws_by_the_current_weights_when
     session = pool.open(SAMPLING)
     prompts = models.prompts(tokenizer, 24)
     begin(session, prompts, 4)
-    (pid,) = pool.members()
+    (process,) = pool.members()
     arrivals = session.wait()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     groups, lost = list(arrivals.groups), list(arrivals.lost)
     while len(groups) + len(lost) < 24:
         arrivals = session.wait()
@@ -116,5 +116,5 @@ def test_a_killed_engine_loses_its_prompts_and_draws_by_the_current_weights_when
     groups += collect(session, len(lost))
     assert sorted(group.index for group in groups) == list(range(24))
     assert max(largest_gap(model, pool, groups)) < 1e-4
-    assert pool.members() != (pid,)
+    assert pool.members() != (process,)
     session.close()

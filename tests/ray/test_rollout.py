@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 import ray
 from peft import PeftModel, PromptTuningConfig
 
+from frpo.actors._calls import Actors
+from frpo.actors._publish import GroupPublisher
 from frpo.actors.rollout import RolloutPool
 from frpo.actors.transport import group
 from frpo.actors.transport.group import Announced
@@ -117,37 +120,55 @@ def test_after_a_publish_the_engine_runs_the_new_weights_tied_head_included(
 
 
 class Sender:
-    """Rank 0 of a weight group, in a process of its own."""
+    """Rank 0 of a weight group, in a process of its own, with the methods of a TrainWorker."""
 
-    def __init__(self, folder: str, seed: int) -> None:
-        self.model = models.perturbed(models.load_hf(Path(folder))[0], 0.5, seed)
+    rank = 0
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.transport = Path(folder), group.GroupTransport()
+
+    def change(self, seed: int) -> None:
+        self.model = models.perturbed(models.load_hf(self.folder)[0], 0.5, seed)
+
+    def named_weights(self) -> Any:
+        return self.model.named_parameters()
 
     def address(self) -> tuple[str, int]:
         return group.free_address()
 
-    def meta(self) -> Any:
-        return group.meta_of(self.model.named_parameters())
+    def open_weight_group(self, host: str, port: int, size: int, backend: str) -> None:
+        self.transport.open(host, port, size, backend)
 
-    def open(self, host: str, port: int) -> None:
-        self.group = group.make_group(host, port, 0, 2, "gloo")
+    def announce(self, name: str) -> Announced:
+        engine: Any = self
+        return self.transport.announce(engine, name)
 
-    def send(self) -> None:
-        group.broadcast(self.model.named_parameters(), self.meta(), self.group)
+    def pack(self) -> None:
+        engine: Any = self
+        self.transport.pack(engine)
 
 
-def test_weights_arrive_by_process_group(pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path) -> None:
-    _, tokenizer = hf
-    sender = ray.remote(Sender).options(num_cpus=0).remote(str(tiny_model), 5)
-    host, port = ray.get(sender.address.remote(), timeout=60)
-    opening = sender.open.remote(host, port)
-    pool.join_group("learner", host, port, 2, "gloo")
-    ray.get(opening, timeout=60)
-    meta = ray.get(sender.meta.remote(), timeout=60)
-    sending = sender.send.remote()
-    pool.receive(Announced("learner", meta), 9, sending=[])
-    ray.get(sending, timeout=60)
-    model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, 5)
-    assert max(largest_gap(model, pool, draw(pool, models.prompts(tokenizer, 6), 9))) < 1e-4
+def test_weights_arrive_by_process_group_whoever_dies_in_a_broadcast(
+    pool: RolloutPool, hf: tuple[Any, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = ray.remote(Sender).options(num_cpus=0).remote(str(tiny_model))
+    source: Any = SimpleNamespace(processes=[0], actors=Actors("sender", [sender], timeout_s=100))
+    publisher = GroupPublisher("learner", source, pool, "gloo")
+    prompts = models.prompts(hf[1], 6)
+    settle = pool.settle
+
+    def die() -> None:
+        monkeypatch.setattr(pool, "settle", settle)
+        os.kill(pool.members()[0].pid, signal.SIGKILL)
+
+    first = pool.members()
+    for seed, version in ((5, 9), (6, 10)):
+        ray.get(sender.change.remote(seed), timeout=60)
+        publisher.publish(version)
+        model = models.perturbed(models.load_hf(tiny_model)[0], 0.5, seed)
+        assert max(largest_gap(model, pool, draw(pool, prompts, version))) < 1e-4
+        monkeypatch.setattr(pool, "settle", die)
+    assert pool.members() != first
     ray.kill(sender)
 
 
@@ -171,13 +192,13 @@ def test_a_worker_killed_in_the_middle_of_a_batch_yields_the_same_groups(
     pool.deliver(put_tensors(model.named_parameters()), 4)
     prompts = models.prompts(tokenizer, 40)
     undisturbed = tokens(draw(pool, prompts, 4))
-    (pid,) = pool.members()
+    (process,) = pool.members()
     arrived = []
     for drawn in pool.generate(prompts, [derive(0, i) for i in range(40)], SAMPLING, 4):
         arrived.append(drawn)
         if len(arrived) == 1:
-            os.kill(pid, signal.SIGKILL)
-    assert pool.members() != (pid,)
+            os.kill(process.pid, signal.SIGKILL)
+    assert pool.members() != (process,)
     assert sorted(g.index for g in arrived) == list(range(40))
     assert tokens(sorted(arrived, key=lambda g: g.index)) == undisturbed
 
@@ -191,8 +212,8 @@ def test_a_worker_killed_between_calls_answers_by_the_current_weights(
     pool.load_policy(tmp_path, 5)
     data = models.sequences(6)
     before = pool.logprobs(data)
-    (pid,) = pool.members()
-    os.kill(pid, signal.SIGKILL)
+    (process,) = pool.members()
+    os.kill(process.pid, signal.SIGKILL)
     np.testing.assert_allclose(pool.logprobs(data), before, atol=1e-6)
     assert abs(before[0] - models.naive_logprobs(model, data)).max() < 1e-4
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from frpo.actors._publish import GroupPublisher
 from frpo.actors._train import TrainWorker
+from frpo.actors.rollout import EngineLost
 from tests.support.fakes import Now
 
 
@@ -32,11 +35,13 @@ class FakeRanks:
 
 
 class FakeEngines:
-    num_ranks = 1
+    num_ranks, restarts = 1, 2
 
     def __init__(self) -> None:
         self.process, self.received, self.actors = 21, list[int](), SimpleNamespace(when_back=None)
         self.settled = False
+        self.dies = 0
+        """How often in the broadcasts that come."""
 
     def forget(self) -> None: ...
 
@@ -50,6 +55,10 @@ class FakeEngines:
 
     def receive(self, parcel: Any, version: int, sending: Sequence[Any]) -> None:
         assert len(sending) == 2
+        if self.dies:
+            self.dies -= 1
+            self.process += 1
+            raise EngineLost("rollout worker 0 died during deliver().")
         self.received.append(version)
 
 
@@ -70,3 +79,20 @@ def test_the_group_is_formed_anew_when_an_engine_or_a_rank_was_restarted() -> No
         ranks.asked.clear()
     assert asked == [FORMED, ["pack"], FORMED, FORMED, ["pack"]]
     assert engines.received == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_a_broadcast_in_which_an_engine_dies_is_made_again_by_a_new_group(deaths: int) -> None:
+    """As often as an engine may be restarted."""
+    ranks, engines = FakeRanks(), FakeEngines()
+    ranks.engines, engines.settled, engines.dies = engines, True, deaths
+    source: Any = ranks
+    rollouts: Any = engines
+    publisher = GroupPublisher("learner", source, rollouts, "gloo")
+    if deaths <= engines.restarts:
+        assert publisher.publish(4) == 7
+        assert engines.received == [4]
+    else:
+        with pytest.raises(EngineLost):
+            publisher.publish(4)
+    assert ranks.asked == FORMED * min(deaths + 1, 3)
