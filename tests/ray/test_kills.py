@@ -26,24 +26,32 @@ SETTINGS = (
     "evaluate.validate_every=25",
 )
 
+AHEAD = ("rollout.staleness=2",)
 
-def worker(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    """The actor of this run (and of no other) by its class."""
-    found = [
+
+def worker(process: subprocess.Popen[str], name: str, ranks: int = 1) -> psutil.Process:
+    """The last actor of this run (and of no other) by its class."""
+    actors = [
         p
         for p in psutil.Process(process.pid).children(recursive=True)
         if p.cmdline() and p.cmdline()[0].startswith(f"ray::{name}")
     ]
-    assert len(found) == 1, found
-    return found[0]
+    assert len(actors) == ranks, actors
+    return actors[-1]
 
 
 def digest(folder: Path) -> str:
     result = StageResult.model_validate_json((folder / "rlhf" / "frpo" / "done.json").read_text())
     assert result.arm is not None
     assert result.arm.weights_sha256 == sha256_of_folder(folder / "rlhf" / "frpo" / "policy")
-    assert [r.step for r in read_steps(folder, "rlhf/frpo")] == list(range(1, 61))
+    assert_every_step_is_there_once(folder)
     return result.arm.weights_sha256
+
+
+def assert_every_step_is_there_once(folder: Path) -> None:
+    rows = read_steps(folder, "rlhf/frpo")
+    assert [row.step for row in rows] == list(range(1, 61))
+    assert {row.batch.num_prompts for row in rows} == {6}
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +116,34 @@ def test_a_stopped_driver_resumes(undisturbed: str, tmp_path: Path, number: sign
         assert "Stopped. Resume with: python -m frpo run" in folder.with_suffix(".out").read_text()
     assert "goes on after step 20 of 60" in runs.run(folder, *SETTINGS)
     assert digest(folder) == undisturbed
+
+
+def test_one_of_two_ranks_is_replaced_within_the_run(tmp_path: Path) -> None:
+    settings = ("learner.num_workers=2",)
+    runs.run(tmp_path / "undisturbed", *SETTINGS, *settings)
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, settings=settings)
+    os.kill(worker(process, "LearnerWorker", ranks=2).pid, signal.SIGKILL)
+    assert process.wait(300) == 0, folder.with_suffix(".out").read_text()[-3000:]
+    assert "rlhf/frpo: goes on after step 10 of 60" in folder.with_suffix(".out").read_text()
+    assert digest(folder) == digest(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("name", ["RolloutWorker", "RewardWorker", "LearnerWorker"])
+def test_a_run_ahead_of_its_learner_goes_on_whoever_is_killed(tmp_path: Path, name: str) -> None:
+    """What is under way in the engines is drawn again, or was saved with the weights."""
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, settings=AHEAD)
+    os.kill(worker(process, name).pid, signal.SIGKILL)
+    assert process.wait(300) == 0, folder.with_suffix(".out").read_text()[-3000:]
+    assert_every_step_is_there_once(folder)
+
+
+def test_a_driver_ahead_of_its_learner_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, steps=23, settings=AHEAD)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert "goes on after step 20 of 60" in runs.run(folder, *SETTINGS, *AHEAD)
+    assert_every_step_is_there_once(folder)
+    assert max(row.batch.max_staleness for row in read_steps(folder, "rlhf/frpo")) == 2
