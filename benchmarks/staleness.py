@@ -7,7 +7,7 @@ Each setting and pair of seeds is a sweep of its own (`frpo sweep`); what a seed
 testbed_staleness/, and a second call runs only what is missing there, on any machine. Writes
 testbed_staleness.json and .png: of every setting and arm the mean over seeds of what is measured, and the
 mean of its paired difference to the same seed without staleness, with the intervals of every sweep
-(frpo/report/intervals.py).
+(frpo/report/intervals.py), and with those that hold for all settings and arms of a metric at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from frpo.records import to_json
 from frpo.report.comparisons import certified_within, kept_after, kl_of, mean_of
 from frpo.report.intervals import interval_of
 from frpo.report.schema import Report
+from frpo.report.student import CONFIDENCE
 
 RECIPE = "recipes/studies/testbed_k3.yaml"
 HARSH = "crafts-harsh"
@@ -48,6 +49,8 @@ def make_setting(staleness: int, in_flight: bool) -> Setting:
 
 
 SETTINGS = tuple(itertools.starmap(make_setting, [(0, True), *itertools.product((1, 2, 4), (True, False))]))
+CORRECTED = 1 - (1 - CONFIDENCE) / (len(ARMS) * len(SETTINGS[1:]))
+"""Confidence of each difference of a metric, so that all hold at once (Bonferroni)."""
 METRICS = {
     "reward": "mean reward of the trained tasks",
     "kl": "KL to the reference, nats",
@@ -86,6 +89,7 @@ def tabulate(seeds: Sequence[Seed]) -> list[dict[str, Any]]:
             own, base = stack(whole, [f"{setting}/{arm}", f"{SETTINGS[0].name}/{arm}"], metric)
             row[metric] = interval_of(own).model_dump()
             row[f"{metric} - staleness 0"] = interval_of(own - base).model_dump()
+            row[f"{metric} - staleness 0, corrected"] = interval_of(own - base, CORRECTED).model_dump()
         rows.append(row)
     return rows
 
@@ -105,12 +109,16 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
             gap = row[f"{metric} - staleness 0"]
             arm = ("grpo", "frpo").index(row["arm"])
             at = -(ahead.index(row["setting"]) + 0.25 * arm)
-            error = [[gap["mean"] - gap["lo"]], [gap["hi"] - gap["mean"]]]
-            axis.errorbar(gap["mean"], at, xerr=error, fmt="o", color=f"C{arm}", capsize=2)
+            axis.plot(gap["mean"], at, "o", color=f"C{arm}", markersize=5)
+            for each, width in ((gap, 2.4), (row[f"{metric} - staleness 0, corrected"], 0.8)):
+                axis.plot([each["lo"], each["hi"]], [at, at], color=f"C{arm}", lw=width)
         axis.axvline(0, color="grey", lw=0.8)
         axis.set_title(METRICS[metric], fontsize=9)
     axes[0].set_yticks([-i - 0.125 for i in range(len(ahead))], ahead)
-    figure.suptitle("Difference to the same seeds without staleness (blue GRPO, orange FRPO)", fontsize=10)
+    figure.suptitle(
+        "Difference to the same seeds without staleness (blue GRPO, orange FRPO; thin: all at once)",
+        fontsize=10,
+    )
     figure.savefig(out, dpi=110)
 
 
