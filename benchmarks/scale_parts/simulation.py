@@ -87,7 +87,6 @@ class Scenario:
     in_flight: bool = True
     room: float | None = None
     """Times max_num_seqs that an engine has in hand; None: RolloutPool's own rule, 2."""
-    """The engine with the least in hand gets the next prompt: not what EngineSession does."""
     reward_s: float = 1.0
     reference_token_s: float | None = None
     """Seconds a token on one card; None: no reference."""

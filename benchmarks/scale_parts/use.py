@@ -25,6 +25,7 @@ MEANING = {
     "matched": "an update takes as long as full engines take to draw a step",
     "equal": "an update takes as long as the engines take at staleness 0, tail and all",
     "batch": "completions of a step as a multiple of all places of all engines",
+    "widest": "1,024 engines and 65,536 completions a step, a quarter of all places",
     "room": "completions that an engine has in hand, as a multiple of max_num_seqs; RolloutPool.open gives 2",
 }
 
@@ -100,6 +101,8 @@ def measure_use(quick: bool) -> dict[str, Any]:
                 parts["by_engines"].append(
                     play_row(replace(make_base(count), staleness=staleness), engines=count)
                 )
+        widest = make_base(1024, batch=0.25)
+        parts["widest"] = [play_row(replace(widest, staleness=staleness)) for staleness in (0, 1, 2)]
     return {
         "simulated": True,
         "engines": engines,
