@@ -78,6 +78,8 @@ class Sampler:
         self.adapter: Any = None  # comes with the first load_policy
         self.num_adapters = 0
         self.num_requests = 0
+        self.joined: set[str] = set()
+        """Groups that weights can come by."""
         self.running: set[str] = set()
         """Names of requests."""
         self.finished: dict[str, Any] = {}
@@ -199,8 +201,14 @@ class Sampler:
         self._replace("frpo_load", named)
 
     def receive(self, name: str, meta: group.WeightsMeta) -> None:
-        """The same as the group's rank 0 sends them."""
+        """The same as the group's rank 0 sends them. Raises StartedAnew in a process that is not in it."""
+        from frpo.actors._calls import StartedAnew
+
+        if name not in self.joined:
+            raise StartedAnew(f"is not in the group {name}")
+        self.joined.discard(name)  # unless all comes through
         self._replace("frpo_receive", name, meta)
+        self.joined.add(name)
 
     def load_policy(self, folder: Path) -> None:
         """A saved policy: an adapter unmerged, where vLLM applies its kind exactly, on the weights of what it
@@ -260,6 +268,7 @@ class Sampler:
 
     def join(self, name: str, host: str, port: int, first_rank: int, world_size: int, backend: str) -> None:
         self.llm.collective_rpc("frpo_join", args=(name, host, port, first_rank, world_size, backend))
+        self.joined.add(name)
 
     def label(self, version: int) -> None:
         """The weights that it runs now: what vLLM says of each token that it draws."""
