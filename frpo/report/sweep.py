@@ -27,7 +27,7 @@ from frpo.report.data import collect_report
 from frpo.report.frontier import FrontierPoint
 from frpo.report.intervals import METHOD, Interval, Table, Value, interval_or_none
 from frpo.report.robustness import Robustness
-from frpo.report.schema import Arm, Downstream, Report
+from frpo.report.schema import Arm, Decision, Downstream, Report
 
 
 class ArmOverSeeds(Record):
@@ -61,6 +61,16 @@ class ArmOverSeeds(Record):
     coverage: Coverage | None
 
 
+class SeedVerdict(Record):
+    """What the page of one seed says of its policies."""
+
+    seed: int
+    decision: Decision
+    arm: str
+    policy: str
+    """Its folder."""
+
+
 class Sweep(Record):
     study: str
     seeds: tuple[int, ...]
@@ -68,6 +78,8 @@ class Sweep(Record):
     intervals: str
     """How they were made."""
     headline: tuple[str, ...]
+    verdicts: tuple[SeedVerdict, ...]
+    """Of the seeds that have one; none where runs of several names stand side by side."""
     arms: tuple[ArmOverSeeds, ...]
     comparisons: tuple[Comparison, ...]
 
@@ -92,19 +104,21 @@ def gather_sweep(folders: Sequence[Path]) -> Sweep:
     focus = max(sorted(set(focuses)), key=focuses.count) if focuses else joined[0].tasks[0]
     table = Table(joined, focus)
     comparisons = compare_arms(table)
-    headline = sweep_headline.of_sweep(
+    answer, *details = sweep_headline.of_sweep(
         comparisons,
         finetunes=sorted(table.finetunes, key=partial(_from_half, table)),
         focus=focus,
         num_seeds=len(joined),
         intervals=METHOD,
     )
+    verdicts = tuple(_verdicts(joined))
     return Sweep(
         study=" + ".join(names),
         seeds=tuple(by_seed),
         focus=focus,
         intervals=METHOD,
-        headline=tuple(headline),
+        headline=(answer, *sweep_headline.of_verdicts(verdicts), *details),
+        verdicts=verdicts,
         arms=tuple(_arms_over_seeds(table)),
         comparisons=comparisons,
     )
@@ -159,6 +173,7 @@ def join_arms(reports: Sequence[Report]) -> Report:
     shared = set.intersection(*(set(report.tasks) for report in reports))
     return reports[0].model_copy(
         update={
+            "verdict": None,
             "arms": tuple(arms),
             "downstream": tuple(downstream),
             "robustness": tuple(planes),
@@ -166,6 +181,14 @@ def join_arms(reports: Sequence[Report]) -> Report:
             "tasks": tuple(task for task in reports[0].tasks if task in shared),
         }
     )
+
+
+def _verdicts(reports: Sequence[Report]) -> Iterator[SeedVerdict]:
+    for report in reports:
+        if verdict := report.verdict:
+            yield SeedVerdict(
+                seed=report.seed, decision=verdict.decision, arm=verdict.arm, policy=verdict.policy
+            )
 
 
 def _arm_names(report: Report) -> tuple[str, ...]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from frpo.report.comparisons import Comparison
 from frpo.report.intervals import MIN_SEEDS
+from frpo.report.schema import Decision
+
+if TYPE_CHECKING:
+    from frpo.report.sweep import SeedVerdict
 
 
 def of_sweep(
@@ -31,6 +36,19 @@ def of_sweep(
         f"{num_seeds} seeds; reward on {focus} prompts{chosen}; 95 % intervals by {intervals}, arms "
         "paired by both; * where the corrected interval leaves 0 out."
     )
+
+
+def of_verdicts(verdicts: Sequence[SeedVerdict]) -> Iterator[str]:
+    """What the pages of the seeds say of their policies, as a person counts them."""
+    by_decision: dict[Decision, list[str]] = {}
+    for verdict in verdicts:
+        by_decision.setdefault(verdict.decision, []).append(verdict.arm)
+    counted = []
+    for decision, arms in sorted(by_decision.items(), key=lambda item: -len(item[1])):
+        named = ", ".join(f"{arm} {times}" for arm, times in Counter(arms).most_common())
+        counted.append(f"{decision} in {len(arms)} ({named})")
+    if counted:
+        yield f"Of {len(verdicts)} seeds the page, by its rules, says: {'; '.join(counted)}."
 
 
 def _matched_by(way: str, comparisons: Sequence[Comparison]) -> list[Comparison]:

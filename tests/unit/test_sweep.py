@@ -17,7 +17,8 @@ from frpo.report import build_sweep, sweep_headline
 from frpo.report.comparisons import Comparison
 from frpo.report.data import rival_pairs
 from frpo.report.intervals import Interval
-from frpo.report.sweep import gather_sweep
+from frpo.report.schema import Decision
+from frpo.report.sweep import SeedVerdict, gather_sweep
 from frpo.sweep import expand_arms, seeds_of, split_assignments
 from tests.support.builders import evaluation_of, measured_task, metrics
 
@@ -281,7 +282,21 @@ def test_a_fine_tune_that_left_nothing_is_not_the_one_in_the_headline(tmp_path: 
         for arm in (tmp_path / f"seed-{seed:03d}" / "downstream").iterdir():
             run, stage = arm.parents[1], f"downstream/{arm.name}/poisoned"
             write_stage(run, stage, make_evaluation(arm.name, 0.01 * seed, 3.0, "poisoned"))
-    assert "details after d, which left nearest to half" in gather_sweep([tmp_path]).headline[-1]
+    headline = gather_sweep([tmp_path]).headline
+    assert "details after d, which left nearest to half" in headline[-1]
+    assert headline[1] == "Of 5 seeds the page, by its rules, says: can't tell in 5 (frpo-0.1 5)."
+
+
+def test_what_the_pages_of_the_seeds_say_is_counted_by_decision_and_arm() -> None:
+    said: list[tuple[Decision, str]] = [("ship", "b"), ("don't ship", "a"), ("ship", "a"), ("ship", "a")]
+    verdicts = [
+        SeedVerdict(seed=seed, decision=decision, arm=arm, policy="")
+        for seed, (decision, arm) in enumerate(said)
+    ]
+    assert list(sweep_headline.of_verdicts(verdicts)) == [
+        "Of 4 seeds the page, by its rules, says: ship in 3 (a 2, b 1); don't ship in 1 (a 1)."
+    ]
+    assert list(sweep_headline.of_verdicts([])) == []
 
 
 def test_each_is_compared_with_the_first_of_its_own_penalty() -> None:
