@@ -3,14 +3,12 @@ warning."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ import yaml
 from frpo import config, rewards
 from frpo.config import Config
 from frpo.config.service import ServiceConfig
+from tests.support.pages import ROOT, load_hook
 
-ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -99,15 +97,6 @@ def test_a_form_asks_for_what_a_maintainer_needs_first(form: str) -> None:
             "question": ["question"],
         }[form]
     )
-
-
-def load_hook(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows_of(page: str) -> dict[str, dict[str, list[str]]]:
