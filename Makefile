@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -q
 ONE_GPU := --set rollout.num_gpus=1 --set rollout.sleep=true --set rollout.gpu_memory_utilization=0.5 --set rollout.enforce_eager=true \
 	--set learner.num_gpus=1 --set reference.num_gpus=1 --set evaluate.num_gpus=1
 
-.PHONY: install demo lint docs check test test-all test-gpu test-integrations mutants
+.PHONY: install demo lint docs messages check test test-all test-gpu test-integrations mutants
 
 install:
 	@deploy/install.sh
@@ -25,6 +25,10 @@ lint: install
 # the site of docs/ and of the docstrings, into site/; a warning or a dead link is an error
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# the list of all messages in docs/troubleshooting.md, after one was changed
+messages:
+	$(PY) docs/hooks/messages.py
 
 # the requests to every path of the service are long, and long to collect
 check: lint

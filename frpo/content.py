@@ -119,19 +119,13 @@ class Digests:
         """The function's name, its file, and every file that it imports from its own folder. Of an installed
         package the module's file and the package's version. Names of files do not count."""
         place, _, name = spec.rpartition(":")
-        if place.endswith(".py"):
-            file = Path(place).resolve()  # its neighbours are those of the file itself, not of a link to it
-            return _digest_of([name, self._imports(file, file.parent)])
-        source = _source_of(place)
-        if source is None:
+        found = _find_code(place)
+        if found is None:
             return spec
-        installed = {"site-packages", "dist-packages"} & set(source.parts)
-        if installed and not source.is_relative_to(OURS):
-            return _digest_of([name, self.file(source), _version_of(place.split(".")[0])])
-        depth = len(place.split("."))
-        if source.name != "__init__.py":
-            depth -= 1
-        return _digest_of([name, self._imports(source, source.parents[depth])])
+        file, top = found
+        if _is_installed(place, file):
+            return _digest_of([name, self.file(file), _version_of(place.split(".")[0])])
+        return _digest_of([name, self._imports(file, top)])
 
     def _imports(self, file: Path, top: Path) -> list[str]:
         return sorted(self.file(path) for path in local_imports(file, top))
@@ -173,6 +167,37 @@ def _digest_of_testbed() -> str:
 def _is_cache(path: Path) -> bool:
     """Files that the datasets and hub libraries leave in a folder."""
     return path.match("cache-*.arrow") or any(part.startswith(".") for part in path.parts)
+
+
+def code_files(spec: str) -> dict[str, Path]:
+    """The user's files behind a function, its own and those that it imports from beside it, by their paths as
+    a recipe has them, or from the folder of the function where that is absolute. None of what is installed,
+    or comes with frpo."""
+    place = spec.rpartition(":")[0]
+    found = _find_code(place)
+    if found is None or _is_installed(place, found[0]) or found[0].is_relative_to(OURS):
+        return {}
+    file, top = found
+    folder = Path(place).parent if place.endswith(".py") and not Path(place).is_absolute() else Path()
+    return {str(folder / path.relative_to(top)): path for path in sorted(local_imports(file, top))}
+
+
+def _find_code(place: str) -> tuple[Path, Path] | None:
+    """Of file.py or a module: its file, and the folder from which it names its neighbours."""
+    if place.endswith(".py"):
+        file = Path(place).resolve()  # its neighbours are those of the file itself, not of a link to it
+        return file, file.parent
+    source = _source_of(place)
+    if source is None:
+        return None
+    depth = len(place.split(".")) - (source.name != "__init__.py")
+    return source, source.parents[depth]
+
+
+def _is_installed(place: str, file: Path) -> bool:
+    """Whether a module is of a package that is not ours; what is named by its file is the user's."""
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return bool(installed) and not place.endswith(".py") and not file.is_relative_to(OURS)
 
 
 def _source_of(module: str) -> Path | None:

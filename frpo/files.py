@@ -48,7 +48,7 @@ def raw_rows(source: DatasetConfig) -> Iterator[tuple[Place, Raw]]:
         raise ConfigError(f"data set {source.path!r}: {error}; give another path") from None
     if is_folder:
         return _read_folder(source)
-    if not exists and not _has_known_suffix(path) and _may_be_on_hub(source.path):
+    if not exists and names_hub(source.path):
         return _read_hub(source)
     for field, value in (("split", source.split), ("subset", source.subset)):
         if value is not None:
@@ -77,9 +77,11 @@ def _has_known_suffix(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def _may_be_on_hub(path: str) -> bool:
-    """Whether it can be a hub's name: data/questions beside a folder data is a file that is missing."""
-    return bool(HUB_NAME.fullmatch(path)) and not ("/" in path and Path(path).parent.is_dir())
+def names_hub(path: str) -> bool:
+    """Whether a path that is not here can be a hub's name: data/questions beside a folder data is a file that
+    is missing."""
+    is_name = HUB_NAME.fullmatch(path) and not _has_known_suffix(Path(path))
+    return bool(is_name) and not ("/" in path and Path(path).parent.is_dir())
 
 
 def _read_file(path: Path) -> Iterator[tuple[Place, Raw]]:

@@ -22,6 +22,7 @@ from frpo.disk import sha256_of_folder
 from frpo.outline import list_stages
 from frpo.recipe import checked
 from frpo.report.card import CARD, Form, Place, make_card, policy_of, read_audit_lines
+from frpo.report.origins import read_origins
 from frpo.report.portable import strip_config, strip_report
 from frpo.report.schema import Arm, Report
 
@@ -58,7 +59,8 @@ def push_policy(run: Path, arm: str, repo: str, *, public: bool = False) -> Push
             "its end there, or put the policy's own files back"
         )
     with _lay_out(policy) as (folder, form):
-        card = make_card(report, chosen, Place(repo, form), read_audit_lines(run, chosen))
+        audit, origins = read_audit_lines(run, chosen), read_origins(run, arm)
+        card = make_card(report, chosen, Place(repo, form), audit, origins)
         files: dict[str, Path | bytes] = {**_list_model_files(folder)}
         files[CARD] = card.encode()
         files["config.yaml"] = strip_config(report.config).encode()

@@ -17,6 +17,7 @@ from frpo.disk import write_text
 from frpo.records import BenchmarkScore, Estimate, Evaluation
 from frpo.report.audit_headline import describe_audit, number_of
 from frpo.report.audit_schema import read_audit
+from frpo.report.origins import Origins, read_origins
 from frpo.report.page import format_estimate, format_number
 from frpo.report.portable import strip_config
 from frpo.report.schema import Arm, Judged, Report
@@ -24,6 +25,7 @@ from frpo.report.verdict import DECISIONS, load_lines
 
 CARD = "README.md"
 HELDOUT = "held-out prompts"
+NOWHERE = Origins()
 LICENSE = ("license", "license_name", "license_link")
 """What a card says of one."""
 COMMIT = re.compile(r"(?P<name>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})")
@@ -61,7 +63,8 @@ def write_cards(report: Report, run: Path) -> None:
         if policy.is_dir():
             form: Form = "adapter" if saved.is_adapter(policy) else "full"
             place = Place(str(policy.relative_to(run)), form)
-            write_text(policy / CARD, make_card(report, arm, place, read_audit_lines(run, arm)))
+            audit, origins = read_audit_lines(run, arm), read_origins(run, arm.name)
+            write_text(policy / CARD, make_card(report, arm, place, audit, origins))
 
 
 def policy_of(run: Path, arm: str) -> Path:
@@ -83,7 +86,9 @@ def read_audit_lines(run: Path, arm: Arm) -> tuple[str, ...]:
     return (first if audit.left is None else f"{number_of(audit)} {first}", *rest)
 
 
-def make_card(report: Report, arm: Arm, place: Place, audit: Sequence[str] = ()) -> str:
+def make_card(
+    report: Report, arm: Arm, place: Place, audit: Sequence[str] = (), origins: Origins = NOWHERE
+) -> str:
     """The card's text, front matter first."""
     from huggingface_hub import ModelCard
 
@@ -110,12 +115,13 @@ def make_card(report: Report, arm: Arm, place: Place, audit: Sequence[str] = ())
             scores=_scores_of(report, arm),
             planes=[plane for plane in report.robustness if plane.arm == arm.name],
             audit=audit,
+            files=origins.files,
             headline=[sentence for sentence in report.headline if not _names_others(sentence, report, arm)],
             warnings=[line for line in report.warnings if line.split()[0].split("/")[1:2] == [arm.name]],
             versions=", ".join(f"{name} {version}" for name, version in report.versions.items()),
         )
     )
-    metadata = _metadata_of(report, arm, place)
+    metadata = _metadata_of(report, arm, place, origins.datasets)
     return str(ModelCard(f"---\n{metadata}\n---\n\n{text}"))
 
 
@@ -204,7 +210,7 @@ def _scores_of(report: Report, arm: Arm) -> list[BenchmarkScore]:
     return list(chain.from_iterable(each.scores for each in report.benchmarks if each.policy == arm.name))
 
 
-def _metadata_of(report: Report, arm: Arm, place: Place) -> str:
+def _metadata_of(report: Report, arm: Arm, place: Place, datasets: Sequence[str]) -> str:
     """The front matter, YAML."""
     from huggingface_hub import ModelCardData
 
@@ -213,6 +219,7 @@ def _metadata_of(report: Report, arm: Arm, place: Place) -> str:
     data = ModelCardData(
         base_model=base["name"] if base else None,
         base_model_relation=relation if base else None,
+        datasets=list(datasets) or None,
         library_name="peft" if place.form == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["frpo", "rlhf", "reinforcement-learning", "arxiv:2602.08813"],

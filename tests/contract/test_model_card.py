@@ -12,7 +12,7 @@ from frpo import report as reports
 from frpo import tree
 from frpo.config.section import Content
 from frpo.content import Digests
-from frpo.disk import write_text
+from frpo.disk import sha256_of, write_text
 from frpo.report.audit_schema import Audit, Promise
 from frpo.report.card import Place, make_card, policy_of, read_audit_lines, write_cards
 from frpo.report.portable import strip_config
@@ -121,6 +121,47 @@ def test_a_card_beside_the_policy_is_nothing_that_a_stage_is_made_from(run: Path
     assert Digests(run).of(Content("model"), str(policy)) == before
     write_cards(report, run)
     assert (policy / "README.md").read_text() == text
+
+
+def files_on_card(report: Report, run: Path) -> dict[str, tuple[str, str]]:
+    """What each file is and its digest, from the card that is written anew."""
+    write_cards(report, run)
+    _, _, end = (policy_of(run, "arm") / "README.md").read_text().partition("## Make it again")
+    rows = [line.strip("| ").split(" | ") for line in end.splitlines() if line.startswith("| `")]
+    return {path.strip("`"): (kind, digest.strip("`")) for path, kind, digest in rows}
+
+
+def test_files_that_a_run_needs_are_named_and_data_of_the_hub_stand_in_the_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward, helper, train = Path("mine/reward.py"), Path("mine/helper.py"), Path("train.jsonl")
+    held = tmp_path / "far" / "held.jsonl"
+    for file, text in ((reward, "import helper"), (helper, "A = 1"), (train, "{}"), (held, "[]")):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    names = ("train.jsonl", "org/questions", "testbed:prompts")
+    train_data = [{"path": name, "task": "only"} for name in names]
+    functions = ("mine/reward.py:kind", "frpo.rewards:exact_answer")
+    run = shipped.do_run(
+        tmp_path / "run",
+        data={"train": train_data, "heldout": [{"path": str(held), "task": "only"}]},
+        rewards=[{"kind": "function", "name": f"f{i}", "function": f} for i, f in enumerate(functions)],
+    )
+    report = shipped.put_policy(run)
+    of_held = ("held-out prompts", sha256_of(held))
+    assert files_on_card(report, run) == {
+        "held.jsonl": of_held,
+        "mine/helper.py": ("reward function", sha256_of(helper)),
+        "mine/reward.py": ("reward function", sha256_of(reward)),
+        "train.jsonl": ("prompts to train on", sha256_of(train)),
+    }
+    assert ModelCard.load(policy_of(run, "arm") / "README.md").data.datasets == ["org/questions"]
+    helper.write_text("A = 2")
+    held.unlink()
+    changed = files_on_card(report, run)
+    assert changed["mine/helper.py"] == ("reward function", "no longer here as the run read it")
+    assert changed["held.jsonl"] == of_held  # the run has written down what it read
 
 
 @pytest.mark.long

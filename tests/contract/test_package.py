@@ -246,6 +246,14 @@ def test_init_overwrites_nothing(folder: Path, frpo: CommandLine) -> None:
     assert (folder / "rewards.py").read_text() == "mine"
 
 
+def test_every_section_of_a_template_is_explained() -> None:
+    recipes = sorted(path.relative_to(TEMPLATES) for path in TEMPLATES.glob("*/*.yaml"))
+    assert list(map(str, recipes)) == ["data/recipe.yaml", "rewards/rewards.yaml", "testbed/testbed.yaml"]
+    for recipe in recipes:
+        sections = (TEMPLATES / recipe).read_text().split("\n\n")
+        assert [section for section in sections if "#" not in section] == [], recipe
+
+
 def test_every_folder_of_templates_is_a_kind() -> None:
     assert {path.name for path in TEMPLATES.iterdir()} == set(Kind) == set(NEXT)
 

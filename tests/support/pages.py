@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"(`+)(.+?)\1")
@@ -40,3 +42,13 @@ def cells_of(line: str) -> tuple[str, ...]:
 def code_in(cell: str) -> list[str]:
     """What stands in its marks of code."""
     return [text for _, text in CODE.findall(cell)]
+
+
+def load_hook(name: str) -> ModuleType:
+    """A file of docs/hooks, by which the site and parts of its pages are made."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

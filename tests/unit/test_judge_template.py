@@ -17,8 +17,9 @@ from frpo.config import ConfigError, JudgeReward
 from frpo.rewards.template import OURS, JudgeTemplate, check_names, load_template
 from frpo.types import Item
 
-OFFICIAL = "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"
-"""SHA-256 of LLAMA2_CLS_PROMPT["prompt"] in eval_utils.py of centerforaisafety/HarmBench at 37150ed7."""
+RECORDED = "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"
+"""SHA-256 that third parties record for LLAMA2_CLS_PROMPT["prompt"] in eval_utils.py of
+centerforaisafety/HarmBench at 37150ed7, which could not be fetched here."""
 TALK = (
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Hi"},
@@ -40,11 +41,11 @@ def item(**columns: Any) -> Item:
     return Item("how?", "so.", "t", columns)
 
 
-def test_harmbench_is_asked_in_the_words_it_was_trained_on() -> None:
+def test_harmbench_is_asked_in_the_text_that_third_parties_record() -> None:
     text = ours("harmbench").text
     text = text.replace("{{ behavior | default(prompt) }}", "{behavior}")
     text = text.replace("{{ completion }}", "{generation}")
-    assert hashlib.sha256(text.encode()).hexdigest() == OFFICIAL
+    assert hashlib.sha256(text.encode()).hexdigest() == RECORDED
     assert "[BEHAVIOR]:\nhow?\n\n[GENERATION]:\nso.\n\n---" in ours("harmbench").render(item())
     assert "[BEHAVIOR]:\nharm\n\n[GENERATION]:\nso.\n\n---" in ours("harmbench").render(item(behavior="harm"))
     assert "[BEHAVIOR]:\nhow?\n" in ours("harmbench").render(item(behavior=None))
