@@ -70,6 +70,12 @@ class Reader:
             server.wait(30)
 
 
+def environment() -> dict[str, str]:
+    """Of a reader who has installed this checkout."""
+    env = {name: value for name, value in os.environ.items() if name not in VARIES}
+    return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
 def test_a_reader_is_told_of_a_command_that_fails_and_of_words_that_are_not_printed(tmp_path: Path) -> None:
     reader = Reader(tmp_path, dict(os.environ))
     written = '```json title="a.txt"\nwhat stands there\n```\n```bash\ncat a.txt\n```\n'
@@ -88,14 +94,21 @@ def test_no_block_of_the_page_is_left_out() -> None:
     assert [name for name in asked if f"frpo {name}" not in commands] == []
 
 
+def test_a_reader_comes_to_a_recipe_of_his_own_that_lacks_nothing(tmp_path: Path) -> None:
+    """What comes before the run starts no Ray."""
+    before, run, _ = PAGE.partition("## 5. Run it")
+    assert run
+    printed = Reader(tmp_path, environment()).follow(before)
+    assert len(printed) == 5
+    assert "32 rows read, none wrong" in printed[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_tutorial_goes_from_own_data_to_a_policy_on_the_hub(tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if name not in VARIES}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
     with serve_hub() as hub:
         own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}  # the hub of the test
-        Reader(tmp_path, env | own).follow(PAGE)
+        Reader(tmp_path, environment() | own).follow(PAGE)
         pushed = hub.repositories["your-name/workshop-assistant"]
     assert pushed.private
     assert pushed.files.keys() >= {"README.md", "config.yaml", "report.json", "model.safetensors"}
