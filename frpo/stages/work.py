@@ -56,7 +56,7 @@ NUM_SAMPLES = 24
 
 class Work:
     """One run. `do` brings one stage from wherever it was left to its result; the rest is what stages are
-    done with (`frpo.outline.stage.Work`)."""
+    done with (`frpo.outline.stage.Workbench`)."""
 
     def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs
