@@ -27,8 +27,7 @@ def format_number(value: float | None, digits: int = 2) -> str:
 
 
 def format_estimate(value: Estimate | None) -> str:
-    """± is left out where a single prompt gives none."""
-    return MISSING if value is None else plots.describe(value)
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def format_level(value: Interval | None) -> str:

@@ -207,7 +207,7 @@ def _describe_measured(run: RunFolder, arms: Mapping[str, int]) -> Iterator[Meas
         policies = [
             HeldoutRow(
                 policy=_name_policy(evaluation),
-                kl=format_estimate(evaluation.kl_reference),
+                kl=_format_estimate(evaluation.kl_reference),
                 rewards=tuple(_format_reward(evaluation, task) for task in tasks),
             )
             for evaluation in evaluations
@@ -222,13 +222,11 @@ def _name_policy(evaluation: Evaluation) -> str:
 
 
 def _format_reward(evaluation: Evaluation, task: str) -> str:
-    return format_estimate(next((of.reward for of in evaluation.rewards if of.task == task), None))
+    return _format_estimate(next((of.reward for of in evaluation.rewards if of.task == task), None))
 
 
-def format_estimate(value: Estimate | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{value.mean:.2f}" + (f" ± {value.half:.2f}" if value.half is not None else "")
+def _format_estimate(value: Estimate | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def _describe_samples(rows: Sequence[SampleRow], arms: Mapping[str, int]) -> tuple[SaidOfPrompt, ...]:
