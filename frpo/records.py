@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
@@ -33,6 +33,10 @@ def finite_or_none(value: Any) -> Any:
 def to_json(row: Mapping[str, Any]) -> str:
     """One line of JSON; null in place of NaN and infinity."""
     return json.dumps(finite_or_none(row), ensure_ascii=False, allow_nan=False)
+
+
+def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(to_json(row) + "\n" for row in rows)
 
 
 Maybe = Annotated[float | None, BeforeValidator(finite_or_none)]
