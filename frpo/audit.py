@@ -265,7 +265,7 @@ def run_audit(config: Config, folder: Path) -> Path:
     another run did not come to its end.
     """
     from frpo.report import build_audit
-    from frpo.teams import is_finished, refuse_unfinished, run_all
+    from frpo.teams import is_complete, refuse_unfinished, run_all
 
     with checked():
         runs = list_runs(config, folder)
@@ -281,7 +281,7 @@ def run_audit(config: Config, folder: Path) -> Path:
         certificate, *fine_tunes = runs
         others = [run for run in fine_tunes if str(run.folder.relative_to(folder)) not in stopped]
         refuse_unfinished((certificate, *others), failures)
-        if fine_tunes and not any(map(is_finished, fine_tunes)):
+        if fine_tunes and not any(map(is_complete, fine_tunes)):
             raise WorkerFailed("; ".join(map(str, failures)))
         _name_policy(config, folder)
         return build_audit(folder)

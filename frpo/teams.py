@@ -57,7 +57,7 @@ def run_all(
     nothing else. `things` is what they are called. Without `keep_policies` what fine-tunes made is removed
     once they are measured. Raises ConfigError.
     """
-    left = [run for run in runs if not is_finished(run)]
+    left = [run for run in runs if not is_complete(run)]
     if not left:
         return []
     largest = max(left, key=lambda run: plan_run(run).num_cpus)
@@ -69,12 +69,12 @@ def run_all(
 
 def refuse_unfinished(runs: Sequence[Config], failures: Sequence[Failure]) -> None:
     """Raises WorkerFailed where a run is not finished, with what is known of it."""
-    if any(not is_finished(run) for run in runs):
+    if any(not is_complete(run) for run in runs):
         reasons = "; ".join(map(str, failures))
         raise WorkerFailed(reasons or "some runs are in the hands of another process; wait for it")
 
 
-def is_finished(run: Config) -> bool:
+def is_complete(run: Config) -> bool:
     done = all(standing.state == "done" for standing in look_at_stages(run))
     return done and (run.folder / "report.json").is_file()
 
@@ -124,7 +124,7 @@ def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
     os.environ["RAY_ADDRESS"] = walk.address
     with KeptTeam() as kept:
         for run in walk.runs:
-            if is_finished(run):
+            if is_complete(run):
                 continue
             name = str(run.folder.relative_to(walk.folder))
             try:

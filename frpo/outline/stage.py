@@ -173,7 +173,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Supervised:
     """Supervised fine-tuning of the policy that the stage stands on."""
 
     settings: FinetuneConfig
@@ -226,7 +226,7 @@ class Workbench(Protocol):
         policy at the end."""
         ...
 
-    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
+    def finetune(self, stage: Stage, finetune: Supervised, kept: list[Evaluation]) -> Iterator[Pause]:
         """As `run_loop`; pauses at the marks alone."""
         ...
 
