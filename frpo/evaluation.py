@@ -108,7 +108,7 @@ def evaluate(
         downstream=label.downstream,
         step=label.step,
         rewards=tuple(
-            task_reward(
+            measure_task(
                 where,
                 task,
                 scored,
@@ -198,7 +198,7 @@ def mean_log_ratios(own: Sequence[tuple[Floats, ...]], other: Sequence[tuple[Flo
     return [float(np.mean(log_ratios_of(q, p))) for q, p in zip(own, other, strict=True)]
 
 
-def task_reward(
+def measure_task(
     where: str, task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None
 ) -> TaskReward:
     """Mean reward over prompts of a task; failed rewards are left out and counted. Raises RunStopped where

@@ -23,8 +23,7 @@ from frpo.planning import plan_run
 from frpo.roles import Team, WorkerFailed
 from frpo.rundir import InUse, hold_folder
 from frpo.stages.folders import look_and_tell, look_at_stages
-from frpo.stages.walk import TeamOf
-from frpo.stages.walk import run as run_stages
+from frpo.stages.walk import TeamOf, run_stages
 from frpo.stops import RunStopped
 
 STOP_S = 60.0
@@ -166,14 +165,14 @@ class KeptTeam:
     @contextmanager
     def team_of(self, run: Config, log: RunLog) -> Iterator[Team]:
         """Those that are up, where they can do this run; else new ones in their place."""
-        if self.team is None or self.shape != shape_of(run):
+        if self.team is None or self.shape != demands_of(run):
             self.stack.close()
             self.team = self.stack.enter_context(self.start(run, log))
-            self.shape = shape_of(run)
+            self.shape = demands_of(run)
         yield self.team
 
 
-def shape_of(run: Config) -> tuple[Any, ...]:
+def demands_of(run: Config) -> tuple[Any, ...]:
     """What a team is started for, and keeps: its actors, and the adapters that its engines can serve. A
     policy it is told with each stage."""
     adapters = run.model.lora if run.sends_adapters else None

@@ -15,7 +15,7 @@ from frpo import hub, saved, tree
 from frpo.config import ConfigError
 from frpo.disk import write_text
 from frpo.records import BenchmarkScore, Estimate, Evaluation
-from frpo.report.audit_headline import describe_audit, number_of
+from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import read_audit
 from frpo.report.page import format_estimate, format_number
 from frpo.report.portable import strip_config
@@ -80,7 +80,7 @@ def read_audit_lines(run: Path, arm: Arm) -> tuple[str, ...]:
     if audit.weights_sha256 != weights:
         return ("The audit beside this run is of other weights.",)
     first, *rest = describe_audit(audit)
-    return (first if audit.left is None else f"{number_of(audit)} {first}", *rest)
+    return (first if audit.left is None else f"{format_left(audit)} {first}", *rest)
 
 
 def make_card(report: Report, arm: Arm, place: Place, audit: Sequence[str] = ()) -> str:

@@ -23,7 +23,7 @@ from frpo.stages.work import Work
 TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
-def run(
+def run_stages(
     config: Config, standings: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team
 ) -> None:
     """Do what is not done yet, and write the report. `standings` is how the stages stand
