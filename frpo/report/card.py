@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from frpo import hub, saved, tree
 from frpo.config import ConfigError
 from frpo.disk import write_text
+from frpo.outline.stage import parse_stage
 from frpo.records import BenchmarkScore, Estimate, Evaluation
 from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import read_audit
@@ -111,7 +112,7 @@ def make_card(report: Report, arm: Arm, place: Place, audit: Sequence[str] = ())
             planes=[plane for plane in report.robustness if plane.arm == arm.name],
             audit=audit,
             headline=[sentence for sentence in report.headline if not _names_others(sentence, report, arm)],
-            warnings=[line for line in report.warnings if line.split()[0].split("/")[1:2] == [arm.name]],
+            warnings=[line for line in report.warnings if parse_stage(line.split()[0]).arm == arm.name],
             versions=", ".join(f"{name} {version}" for name, version in report.versions.items()),
         )
     )
