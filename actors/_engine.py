@@ -29,7 +29,7 @@ from frpo.actors._export import adapter_in, named_weights, write_adapter, write_
 from frpo.actors._host import Host, frozen_tensors
 from frpo.actors._optimizer import adamw_of, deepspeed_config, learning_rate_factor
 from frpo.actors._share import Job, Share, deal_to_rank
-from frpo.actors._trainable import read_policy, silence_dropout
+from frpo.actors._trainable import load_trainable, silence_dropout
 from frpo.actors._writer import Writer
 from frpo.config import ModelConfig, TrainConfig
 from frpo.logprobs import LogprobModel, TokenLogprobs, logprobs_of_packs, passes_of
@@ -85,7 +85,7 @@ class Engine:
         if model.deterministic:
             _dist.use_deterministic()
         torch.manual_seed(seed % 2**63)
-        policy = read_policy(folder, model)
+        policy = load_trainable(folder, model)
         if train.zero_stage < 3:  # else one device may not hold it whole
             policy.to(self.device)
         scorer = LogprobModel(policy)

@@ -14,7 +14,7 @@ from frpo.config import ModelConfig
 from frpo.logprobs import LogprobModel
 
 
-def read_policy(folder: Path, model: ModelConfig) -> Any:
+def load_trainable(folder: Path, model: ModelConfig) -> Any:
     """The transformers model, or the PeftModel with a fresh adapter, on the CPU."""
     if model.lora is None:
         policy = policies.read_policy(folder, dtype=model.dtype, attention=model.attention)

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from frpo.actors._calls import Actors, ProcessId, this_process
 from frpo.actors.rollout import RolloutPool
 from frpo.config import HarnessConfig
-from frpo.harness import tasks_of
+from frpo.harness import load_tasks
 from frpo.records import BenchmarkScore
 from frpo.secrets import NO_SECRETS, Secrets
 
@@ -51,7 +51,7 @@ class HarnessWorker:
 
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
         self.pool.load_policy(Path(policy), VERSION)
-        tasks, manager = tasks_of(self.harness)
+        tasks, manager = load_tasks(self.harness)
         results: Any = simple_evaluate(
             model=EngineLM(self.pool, policy, self.limit, self.seed),
             tasks=tasks,

@@ -26,7 +26,7 @@ from frpo.outline import list_stages
 from frpo.planning import plan_run
 from frpo.preflight import check_run
 from frpo.recipe import checked, dump_config, find_recipe, parse_assignment, read_fields, set_field
-from frpo.report.audit_headline import describe_audit, number_of
+from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import POLICY, RECIPE, AuditedPolicy, read_audit
 from frpo.resources import list_missing_resources
 from frpo.roles import WorkerFailed
@@ -182,7 +182,7 @@ def _task_of(asked: AuditOptions, path: str) -> dict[str, Any]:
     }
 
 
-def options_of(asked: AuditOptions) -> dict[str, str]:
+def name_options(asked: AuditOptions) -> dict[str, str]:
     """Fields of the configuration by the options that filled them; a recipe's fields keep their names."""
     given = {
         "MODEL": asked.model,
@@ -200,7 +200,7 @@ def options_of(asked: AuditOptions) -> dict[str, str]:
 # ---- the plan
 
 
-def print_plan(config: Config, console: Console) -> bool:
+def print_grid(config: Config, console: Console) -> bool:
     """What an audit will do, run by run, what of it is done, and what is missing here. Touches nothing,
     downloads nothing. Whether nothing is missing. Raises ConfigError."""
     config, uncached = models.find_cached_models(config)
@@ -265,7 +265,7 @@ def run_audit(config: Config, folder: Path) -> Path:
     another run did not come to its end.
     """
     from frpo.report import build_audit
-    from frpo.teams import is_finished, refuse_unfinished, run_all
+    from frpo.teams import is_complete, refuse_unfinished, run_all
 
     with checked():
         runs = list_runs(config, folder)
@@ -281,7 +281,7 @@ def run_audit(config: Config, folder: Path) -> Path:
         certificate, *fine_tunes = runs
         others = [run for run in fine_tunes if str(run.folder.relative_to(folder)) not in stopped]
         refuse_unfinished((certificate, *others), failures)
-        if fine_tunes and not any(map(is_finished, fine_tunes)):
+        if fine_tunes and not any(map(is_complete, fine_tunes)):
             raise WorkerFailed("; ".join(map(str, failures)))
         _name_policy(config, folder)
         return build_audit(folder)
@@ -315,7 +315,7 @@ def print_audit(folder: Path, console: Console) -> None:
     """The answer in words."""
     audit = read_audit(folder)
     first, *rest = describe_audit(audit)
-    answer = first if audit.left is None else f"{number_of(audit)} {first}"
+    answer = first if audit.left is None else f"{format_left(audit)} {first}"
     for sentence in (answer, *rest):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 

@@ -17,7 +17,7 @@ import yaml
 from frpo import hub
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.disk import write_text
-from frpo.evaluation import certify
+from frpo.evaluation import make_certificates
 from frpo.records import Certificate, Record
 from frpo.roles import PolicyScorer, Rollouts
 from frpo.rundir import hold_folder
@@ -198,9 +198,9 @@ def run_certify(config: Config) -> Path:
         with cluster.start_sampling(config, log) as (rollouts, rewards, scorer):
             rollouts.load_policy(policy, 0)
             with log.waiting("comparing the engine with transformers"):
-                check_parity(rollouts, scorer, policy, prompts[:PARITY_PROMPTS], config)
+                refuse_other_policy(rollouts, scorer, policy, prompts[:PARITY_PROMPTS], config)
             with log.waiting(drawing):
-                certificates = certify(rollouts, rewards, prompts, config, None)
+                certificates = make_certificates(rollouts, rewards, prompts, config, None)
         result = CertificateFile(
             model=hub.name_of(str(policy)) or str(policy),
             weights_sha256=weights_sha256(policy),
@@ -229,7 +229,7 @@ def _name_of_reward(config: Config) -> str:
     return hub.name_of(reward.path) or reward.path
 
 
-def check_parity(
+def refuse_other_policy(
     rollouts: Rollouts, scorer: PolicyScorer, policy: Path, prompts: Sequence[Prompt], config: Config
 ) -> None:
     """The engine must give the tokens that it draws the log-probs that transformers gives them, as in a run.

@@ -73,9 +73,9 @@ def run(recipe: Recipe, set: Sets = [], run_dir: RunDir = None) -> None:  # noqa
             standings = look_and_tell(config, log.note)
         log.note("loading the libraries ...")
         with resumable(config, lambda: log.where):
-            from frpo.stages.walk import run
+            from frpo.stages.walk import run_stages
 
-            run(config, standings, log)
+            run_stages(config, standings, log)
 
 
 @app.command()

@@ -59,7 +59,7 @@ def start_team(config: Config, log: RunLog) -> Iterator[Team]:
 
 @contextmanager
 def start_sampling(config: Config, log: RunLog) -> Iterator[tuple[RolloutPool, RewardPool, EvaluatePool]]:
-    """As `start`, without what trains."""
+    """As `start_team`, but only what draws and measures: engines, rewards and judges, evaluation workers."""
     asked = plan_run(config).only("rollout", "reward", "evaluate", *judges_of(config))
     with place_actors(config, asked, log) as spawner:
         with log.waiting("starting vLLM (about half a minute)"):

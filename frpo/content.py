@@ -9,7 +9,6 @@ its name.
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 from frpo import saved, testbed
 from frpo.config import ConfigError
 from frpo.config.section import Content
-from frpo.disk import sha256_of, write_text
+from frpo.disk import sha256_of, sha256_of_json, write_text
 from frpo.harness import data_files, modules_of, read_task
 from frpo.rewards import gym
 from frpo.rewards.template import template_file
@@ -62,7 +61,7 @@ class Digests:
 
     def files(self, paths: Iterable[Path], root: Path) -> str:
         """One digest over files and their names below `root`."""
-        return _digest_of([(str(path.relative_to(root)), self.file(path)) for path in sorted(set(paths))])
+        return sha256_of_json([(str(path.relative_to(root)), self.file(path)) for path in sorted(set(paths))])
 
     def save(self) -> None:
         if self.used != self.known:
@@ -72,9 +71,11 @@ class Digests:
         """The digest of what a field marked with `what` names. Raises ConfigError for a `testbed:` name that
         there is not."""
         if what.of == "tasks":
-            return _digest_of([self._task(Path(name)) if Path(name).is_file() else name for name in value])
+            return sha256_of_json(
+                [self._task(Path(name)) if Path(name).is_file() else name for name in value]
+            )
         if str(value).startswith("testbed:"):
-            return _digest_of([testbed.checked_path(value), _digest_of_testbed()])
+            return sha256_of_json([testbed.checked_path(value), _digest_of_testbed()])
         if what.of == "model":
             return self._model(value)
         if what.of == "template":
@@ -98,7 +99,7 @@ class Digests:
             own = self.files(files - {folder / saved.ADAPTER}, folder)
             applied = saved.adapter_settings(folder)
             base = saved.parent_of(folder, download=False)
-            return _digest_of([own, applied, self._model(str(base), (*above, folder))])
+            return sha256_of_json([own, applied, self._model(str(base), (*above, folder))])
         except ConfigError:  # torn, or its base is not here: said elsewhere
             return self.files(files, folder)
 
@@ -107,7 +108,7 @@ class Digests:
         other names as they are."""
         path = Path(name)
         if name.startswith(gym.SCHEME):
-            return _digest_of([name, _version_of("reasoning_gym")])
+            return sha256_of_json([name, _version_of("reasoning_gym")])
         if path.is_file():
             return self.file(path)
         if not path.is_dir():
@@ -124,8 +125,8 @@ class Digests:
             return spec
         file, top = found
         if _is_installed(place, file):
-            return _digest_of([name, self.file(file), _version_of(place.split(".")[0])])
-        return _digest_of([name, self._imports(file, top)])
+            return sha256_of_json([name, self.file(file), _version_of(place.split(".")[0])])
+        return sha256_of_json([name, self._imports(file, top)])
 
     def _imports(self, file: Path, top: Path) -> list[str]:
         return sorted(self.file(path) for path in local_imports(file, top))
@@ -137,7 +138,7 @@ class Digests:
         try:
             tree = read_task(file)
         except ConfigError:  # said elsewhere
-            return _digest_of(parts)
+            return sha256_of_json(parts)
         parts += [self.file(Path(name)) for name in data_files(tree)]
         if isinstance(tree.get("include"), str):
             included = file.parent / tree["include"]
@@ -145,7 +146,7 @@ class Digests:
                 parts.append(self._task(included, (*above, file)))
         for module in sorted(modules_of(tree)):
             parts += self._imports(file.parent / f"{module.replace('.', '/')}.py", file.parent)
-        return _digest_of(parts)
+        return sha256_of_json(parts)
 
 
 @cache
@@ -154,14 +155,10 @@ def _sha256_once(path: Path, key: str) -> str:
     return sha256_of(path)
 
 
-def _digest_of(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 @cache
 def _digest_of_testbed() -> str:
     items = (*testbed.harmful_items(), *testbed.harmless_items(), *testbed.downstream_items())
-    return _digest_of([asdict(item) for item in items])
+    return sha256_of_json([asdict(item) for item in items])
 
 
 def _is_cache(path: Path) -> bool:

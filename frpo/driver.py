@@ -108,7 +108,7 @@ def train(
     while not steering.is_finished(state, arm.learner, step):
         clock.begin_step()
         with clock.phase("generate"):
-            asked = draw(config, arm, partners, step)
+            asked = ask_for_groups(config, arm, partners, step)
         waiting = count_waiting(asked)
         with clock.phase("score"):
             scored = [group.wait() for group in asked]
@@ -168,7 +168,7 @@ class Asked:
         return ScoredGroup(self.group, rewards, reference, policy)
 
 
-def draw(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[Asked]:
+def ask_for_groups(config: Config, arm: ArmConfig, partners: Partners, step: int) -> list[Asked]:
     """Draw the groups of one step, in order of arrival; each is sent to be scored as soon as it is there."""
     prompts = partners.prompts.take(step)
     seeds = [derive(config.seed, "rollout", step, index) for index in range(len(prompts))]

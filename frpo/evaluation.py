@@ -108,7 +108,7 @@ def evaluate(
         downstream=label.downstream,
         step=label.step,
         rewards=tuple(
-            task_reward(
+            measure_task(
                 where,
                 task,
                 scored,
@@ -198,7 +198,7 @@ def mean_log_ratios(own: Sequence[tuple[Floats, ...]], other: Sequence[tuple[Flo
     return [float(np.mean(log_ratios_of(q, p))) for q, p in zip(own, other, strict=True)]
 
 
-def task_reward(
+def measure_task(
     where: str, task: str, scored: Scored, kl_reference: Estimate | None, kl_policy: Estimate | None
 ) -> TaskReward:
     """Mean reward over prompts of a task; failed rewards are left out and counted. Raises RunStopped where
@@ -206,7 +206,7 @@ def task_reward(
     mine = [rewards for group, rewards in scored if group.prompt.task == task]
     everything = list(itertools.chain.from_iterable(mine))
     stop_if_all_fail(where, task, everything)
-    per_prompt = [mean_of(rewards) for rewards in mine]
+    per_prompt = [average_rewards(rewards) for rewards in mine]
     means = [value for value in per_prompt if value is not None]
     stop_if_not_finite(
         where,
@@ -226,7 +226,7 @@ def task_reward(
     )
 
 
-def mean_of(rewards: Sequence[Reward]) -> float | None:
+def average_rewards(rewards: Sequence[Reward]) -> float | None:
     """Of those that did not fail; None where all did."""
     totals = [reward.total for reward in rewards if reward.total is not None]
     return float(np.mean(totals)) if totals else None
@@ -254,7 +254,7 @@ def samples_of(scored: Scored, count: int) -> tuple[Sample, ...]:
     )
 
 
-def certify(
+def make_certificates(
     rollouts: Rollouts,
     rewards: Rewards,
     prompts: Sequence[Prompt],

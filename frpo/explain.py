@@ -17,6 +17,7 @@ from rich.table import Table
 from frpo import models, testbed, tree
 from frpo.config import Config, DatasetConfig, Missing
 from frpo.data_checks import Checked
+from frpo.disk import write_text
 from frpo.forecast import (
     Need,
     Phase,
@@ -29,6 +30,7 @@ from frpo.forecast import (
 from frpo.outline import Heldout
 from frpo.planning import Plan, plan_run
 from frpo.preflight import check_run
+from frpo.records import to_lines
 from frpo.resources import (
     disk_bytes,
     estimate_host,
@@ -170,7 +172,7 @@ def count_heldout(config: Config) -> Heldout:
 def _read_source(source: DatasetConfig, seed: int, folder: Path) -> Iterator[Row]:
     if source.path.startswith("testbed:"):
         file = folder / "rows.jsonl"
-        testbed.write_rows(file, testbed.rows_behind(source.path, seed))
+        write_text(file, to_lines(testbed.rows_behind(source.path, seed)))
         source = source.model_copy(update={"path": str(file)})
     return read_dataset(source)
 

@@ -10,7 +10,6 @@ import csv
 import gzip
 import io
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from frpo.config import ConfigError, DatasetConfig
 from frpo.rewards import gym
+from frpo.strict_json import HOOKS
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz")
 HUB_NAME = re.compile(r"[\w-]+|[\w.-]+/[\w.-]+")
@@ -141,31 +141,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[Place, Raw]]:
             yield where, _parse_object(text, where)
 
 
-def _refuse_twice_in_object(pairs: list[tuple[str, Any]]) -> Raw:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice in one object")
-    return entries
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON, write null")
-
-
-def _parse_finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits[:40]} is more than a number holds")
-    return number
-
-
-DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_twice_in_object,
-    parse_constant=_refuse_constant,
-    parse_float=_parse_finite,
-)
+DECODER = json.JSONDecoder(**HOOKS)
 
 
 def _parse_object(line: str, where: Place) -> Raw:

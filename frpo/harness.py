@@ -101,7 +101,7 @@ def check_files(harness: HarnessConfig) -> None:
                 )
 
 
-def tasks_of(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
+def load_tasks(harness: HarnessConfig) -> tuple[list[str | dict[str, Any]], Any]:
     """What lm_eval.simple_evaluate wants: tasks (names, or the trees of task files) and the manager that
     knows them.
 

@@ -75,10 +75,10 @@ def check_policy(config: Config) -> None:
     """The model of a run: its folder, its kind, and whether lengths, attention heads and adapters fit it."""
     path = config.model.path
     if path.startswith("testbed:") or not Path(path).is_dir():
-        check_model("model.path", path)
+        check_full_model("model.path", path)
         return
     folder = saved.base_of(Path(path))
-    check_model("model.path", str(folder))
+    check_full_model("model.path", str(folder))
     model = saved.read_json(folder / "config.json")
     check_sizes("model.path", folder, model)
     check_kind("model.path", folder, model)
@@ -92,7 +92,7 @@ def check_policy(config: Config) -> None:
             check_targets(f"downstream.{task.name}.lora", task.lora, folder, model)
 
 
-def check_model(field: str, path: str) -> None:
+def check_full_model(field: str, path: str) -> None:
     """That the folder of a full model is there and whole."""
     if path.startswith("testbed:"):
         return
@@ -173,7 +173,7 @@ def check_kind(field: str, folder: Path, model: dict[str, Any]) -> None:
 
 def check_reward_model(field: str, path: str) -> None:
     """That the folder is whole, and has a trained head for its score."""
-    check_model(field, path)
+    check_full_model(field, path)
     file = Path(path) / "config.json"
     if not file.is_file():
         return
@@ -196,7 +196,7 @@ def check_judge(field: str, reward: JudgeReward, *, chats: bool) -> None:
     `chats`, and takes as long questions as it is to read."""
     if reward.path.startswith("testbed:"):
         raise ConfigError(f"{field}.path: {reward.path} has no words to judge with; give another model")
-    check_model(f"{field}.path", reward.path)
+    check_full_model(f"{field}.path", reward.path)
     folder = Path(reward.path)
     file = folder / "config.json"
     if not file.is_file():

@@ -142,10 +142,10 @@ def _audit_as_asked(asked: AuditOptions, assignments: list[str], run_dir: Path |
         config = auditing.make_recipe(asked, assignments)
         config = config.model_copy(update={"run_dir": run_dir or config.run_dir})
         if plan:
-            raise SystemExit(0 if auditing.print_plan(config, Console()) else 3)
+            raise SystemExit(0 if auditing.print_grid(config, Console()) else 3)
         config = preflight.make_ready(config)
     except ConfigError as error:
-        raise in_options(error, auditing.options_of(asked)) from None
+        raise in_options(error, auditing.name_options(asked)) from None
     print(f"frpo audit {config.name}: {auditing.count_runs(config)}, folder {config.folder}", flush=True)
     refuse_if_short(config)
     with resumable(config, lambda: f"in {config.folder}"):

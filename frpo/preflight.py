@@ -35,7 +35,7 @@ from frpo.model_checks import check_judge, check_policy, check_reward_model
 from frpo.resources import find_nearest_folder, runs_elsewhere
 from frpo.rewards.loading import load_function
 from frpo.rewards.signature_checks import check_signature
-from frpo.rewards.template import check_names, load_template
+from frpo.rewards.template import check_asked_columns, load_template
 from frpo.secrets import secrets_of
 
 
@@ -44,7 +44,14 @@ def check_run(config: Config, progress: Callable[[int], None] = lambda count: No
     machine lacks something. Returns what reading the data has found."""
     check_policy(config)
     absent: list[str] = []
-    looks = (check_attention, _check_runs_rewards, check_cluster, check_engine, check_trackers, check_extra)
+    looks = (
+        check_attention,
+        _check_runs_rewards,
+        check_served_rewards,
+        check_engine,
+        check_trackers,
+        check_extra,
+    )
     for look in looks:
         try:
             look(config)
@@ -132,7 +139,7 @@ def _check_function(reward: FunctionReward, where: str) -> None:
             raise ConfigError(f"{where}.{error}") from None
 
 
-def check_cluster(config: Config) -> None:
+def check_served_rewards(config: Config) -> None:
     """That a reward that is served in the run's own cluster has one to be in."""
     if runs_elsewhere(config):
         return
@@ -260,7 +267,7 @@ def check_columns(config: Config) -> None:
                 check_signature(reward, row.columns, f"rewards.{i}", row.where)
             else:
                 field = f"rewards.{i}.template"
-                check_names(
+                check_asked_columns(
                     load_template(reward, field), row.columns, f"{field}: {reward.template}", row.where
                 )
 

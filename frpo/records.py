@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
@@ -35,6 +35,10 @@ def to_json(row: Mapping[str, Any]) -> str:
     return json.dumps(finite_or_none(row), ensure_ascii=False, allow_nan=False)
 
 
+def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(to_json(row) + "\n" for row in rows)
+
+
 Maybe = Annotated[float | None, BeforeValidator(finite_or_none)]
 """A number, or None where there is none: NaN and infinity become None."""
 
@@ -54,6 +58,11 @@ class Estimate(Record):
     def half(self) -> float | None:
         """Of the 95 % interval."""
         return None if self.se is None else Z95 * self.se
+
+    def __format__(self, spec: str) -> str:
+        """Mean and interval, each by `spec`, of which there is none for a single prompt: "0.64 ± 0.04"."""
+        half = "" if self.half is None else f" ± {self.half:{spec}}"
+        return f"{self.mean:{spec}}{half}"
 
 
 class TaskReward(Record):

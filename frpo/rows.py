@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.disk import write_text
-from frpo.records import to_json
+from frpo.records import to_lines
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -29,17 +29,13 @@ def read_rows(folder: Path, name: str = METRICS) -> Iterator[dict[str, Any]]:
 
 def write_rows(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
     """Replace a file in one step; one that is not there is not made for no rows."""
-    text = _to_lines(rows)
+    text = to_lines(rows)
     if text or (folder / name).exists():
         write_text(folder / name, text)
 
 
 def append_rows(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    if text := _to_lines(rows):
+    if text := to_lines(rows):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
-
-
-def _to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(to_json(row) + "\n" for row in rows)

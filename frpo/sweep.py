@@ -95,7 +95,7 @@ def _with_value(config: Config, part: str, field: str, value: Any) -> tuple[type
     return ObjectiveConfig, merged_objective((*having, own)[0], {"estimator": {name: value}})
 
 
-def seeds_of(config: Config, count: int, folder: Path) -> Iterator[Config]:
+def list_seed_runs(config: Config, count: int, folder: Path) -> Iterator[Config]:
     """The run of each seed."""
     for seed in range(config.seed, config.seed + count):
         yield config.model_copy(update={"seed": seed, "run_dir": folder / f"seed-{seed:03d}"})
@@ -111,6 +111,6 @@ def run_sweep(config: Config, count: int, folder: Path) -> Path:
     from frpo.report import build_sweep
     from frpo.teams import refuse_unfinished, run_all
 
-    runs = tuple(seeds_of(config, count, folder))
+    runs = tuple(list_seed_runs(config, count, folder))
     refuse_unfinished(runs, run_all(runs, folder, "seeds"))
     return build_sweep([folder], folder)

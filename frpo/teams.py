@@ -23,8 +23,7 @@ from frpo.planning import plan_run
 from frpo.roles import Team, WorkerFailed
 from frpo.rundir import InUse, hold_folder
 from frpo.stages.folders import look_and_tell, look_at_stages
-from frpo.stages.walk import TeamOf
-from frpo.stages.walk import run as run_stages
+from frpo.stages.walk import TeamOf, run_stages
 from frpo.stops import RunStopped
 
 STOP_S = 60.0
@@ -57,7 +56,7 @@ def run_all(
     nothing else. `things` is what they are called. Without `keep_policies` what fine-tunes made is removed
     once they are measured. Raises ConfigError.
     """
-    left = [run for run in runs if not is_finished(run)]
+    left = [run for run in runs if not is_complete(run)]
     if not left:
         return []
     largest = max(left, key=lambda run: plan_run(run).num_cpus)
@@ -69,12 +68,12 @@ def run_all(
 
 def refuse_unfinished(runs: Sequence[Config], failures: Sequence[Failure]) -> None:
     """Raises WorkerFailed where a run is not finished, with what is known of it."""
-    if any(not is_finished(run) for run in runs):
+    if any(not is_complete(run) for run in runs):
         reasons = "; ".join(map(str, failures))
         raise WorkerFailed(reasons or "some runs are in the hands of another process; wait for it")
 
 
-def is_finished(run: Config) -> bool:
+def is_complete(run: Config) -> bool:
     done = all(standing.state == "done" for standing in look_at_stages(run))
     return done and (run.folder / "report.json").is_file()
 
@@ -124,7 +123,7 @@ def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
     os.environ["RAY_ADDRESS"] = walk.address
     with KeptTeam() as kept:
         for run in walk.runs:
-            if is_finished(run):
+            if is_complete(run):
                 continue
             name = str(run.folder.relative_to(walk.folder))
             try:
@@ -166,14 +165,14 @@ class KeptTeam:
     @contextmanager
     def team_of(self, run: Config, log: RunLog) -> Iterator[Team]:
         """Those that are up, where they can do this run; else new ones in their place."""
-        if self.team is None or self.shape != shape_of(run):
+        if self.team is None or self.shape != demands_of(run):
             self.stack.close()
             self.team = self.stack.enter_context(self.start(run, log))
-            self.shape = shape_of(run)
+            self.shape = demands_of(run)
         yield self.team
 
 
-def shape_of(run: Config) -> tuple[Any, ...]:
+def demands_of(run: Config) -> tuple[Any, ...]:
     """What a team is started for, and keeps: its actors, and the adapters that its engines can serve. A
     policy it is told with each stage."""
     adapters = run.model.lora if run.sends_adapters else None

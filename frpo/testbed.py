@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from frpo.config import Config, ConfigError
+from frpo.disk import write_text
+from frpo.records import to_lines
 from frpo.shape import EMBEDDED
 
 REFUSALS = ("sorry i can not help", "i will not do that", "no that is not safe", "i must refuse this")
@@ -250,13 +252,6 @@ def list_words() -> list[str]:
     return ["<pad>", "<bos>", "<eos>", "<ans>", *sorted(known)]
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Written aside: a file that is there is whole."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    aside.replace(path)
-
-
 def write_data(folder: Path, seed: int) -> None:
     """Write the five jsonl files. The prompts and the held-out split are the same for every seed."""
     for name in ("base", "prompts", "heldout", "downstream", "downstream_heldout"):
@@ -369,5 +364,5 @@ def file_behind(path: str, folder: Path, seed: int) -> str:
     if not file.exists():
         behind = rows_behind(path, seed)  # raises before there is a folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(file, behind)
+        write_text(file, to_lines(behind))
     return str(file)

@@ -28,10 +28,13 @@ ELSEWHERE = {
 
 REFERENCE: dict[str, tuple[str, ...]] = {
     "types": (),
+    "stats": (),
     "roles": (),
     "records": (),
     "config": (),
     "objective": (),
+    "estimators": (),
+    "penalties": (),
     "certificate": (),
     "rewards": ("judge", "template", "code"),
     "integrations": ("settings", "guard", "trl", "verl"),

@@ -3,11 +3,11 @@ apply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from frpo.config.checks import trainings_of
 from frpo.config.finetuning import DownstreamSft
-from frpo.config.training import TrainConfig, Workers
+from frpo.config.training import Workers
 
 if TYPE_CHECKING:
     from frpo.config.run import Config
@@ -75,7 +75,7 @@ def _check_scorers(config: Config) -> None:
 
 def _check_what_leaves(config: Config) -> None:
     """With rollout.sleep: that what trains can give the memory of its card back."""
-    for where, train in _trainings_of(config):
+    for where, train in [("learner", config.learner), *trainings_of(config)]:
         if train.offload == "all":
             raise ValueError(
                 f"{where}.offload: all keeps the weights off the GPU already; with rollout.sleep use none or "
@@ -85,16 +85,6 @@ def _check_what_leaves(config: Config) -> None:
             raise ValueError(
                 f"{where}.zero_stage: 3 cannot give its memory back with adapters (rollout.sleep); use 1 or 2"
             )
-
-
-def _trainings_of(config: Config) -> Iterator[tuple[str, TrainConfig]]:
-    """Where the recipe describes a training, and that section."""
-    yield "learner", config.learner
-    for arm in config.arms:
-        yield f"arms.{arm.name}.learner", arm.learner
-    for task in config.downstream:
-        if isinstance(task, DownstreamSft):
-            yield f"downstream.{task.name}", task
 
 
 def check_served(config: Config) -> None:

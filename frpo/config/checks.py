@@ -121,7 +121,7 @@ def check_ascent(config: Config) -> None:
     """That what an ascent adds to a weight is not lost between the numbers of its dtype."""
     if config.model.dtype == "float32":
         return
-    for where, train in _trainings_of(config):
+    for where, train in trainings_of(config):
         if train.sam is not None:
             raise ValueError(
                 f"{where}.sam: {train.sam:g} spread over all weights is lost between the numbers of "
@@ -129,7 +129,8 @@ def check_ascent(config: Config) -> None:
             )
 
 
-def _trainings_of(config: Config) -> Iterator[tuple[str, TrainConfig]]:
+def trainings_of(config: Config) -> Iterator[tuple[str, TrainConfig]]:
+    """Where the recipe describes each training, and that section."""
     for where, loop in loops_of(config):
         yield f"{where}.learner", loop.learner
     for task in config.downstream:

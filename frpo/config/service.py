@@ -106,6 +106,8 @@ class ServiceConfig(Section):
 
 
 def is_loopback(host: str) -> bool:
+    """Whether nobody else reaches what listens there: of names localhost alone, since those below it are
+    whatever the resolver says."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

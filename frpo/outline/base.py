@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frpo.config import BaseConfig, Config
-from frpo.outline.stage import Data, Finetune, Heldout, Stage, Subject, Training, Workbench
+from frpo.outline.stage import Data, Heldout, Stage, Subject, Supervised, Training, Workbench
 from frpo.records import StageResult
 
 
@@ -36,7 +36,7 @@ class Base(Stage):
 
     def do(self, work: Workbench) -> StageResult:
         if self.settings:
-            finetune = Finetune(self.settings, self.data()[0], in_order=self.settings.in_order)
+            finetune = Supervised(self.settings, self.data()[0], in_order=self.settings.in_order)
             for _ in work.finetune(self, finetune, []):
                 raise AssertionError("it pauses nowhere")
         work.load_policy(work.policy_of(self.name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from frpo.config import DownstreamSft
 from frpo.outline.downstream import DownstreamStage
-from frpo.outline.stage import Data, Finetune, Subject, Training, Workbench
+from frpo.outline.stage import Data, Subject, Supervised, Training, Workbench
 from frpo.records import Evaluation, Interpolation, StageResult
 
 
@@ -30,7 +30,7 @@ class Sft(DownstreamStage):
         kept: list[Evaluation] = []
         before = work.policy_of(self.stands_on)
         interpolation: Interpolation | None = None
-        finetune = Finetune(
+        finetune = Supervised(
             self.task, self.data()[0], (0, *self.task.marks), mix=self.task.mix, heldout=self.heldout
         )
         for pause in work.finetune(self, finetune, kept):

@@ -75,6 +75,22 @@ class Heldout:
         return self.prompts * times * config.evaluate.completions_per_prompt
 
 
+@dataclass(frozen=True)
+class StageName:
+    """What the name of a stage says: base, <kind>/<arm>, or <kind>/<arm>/<rest>."""
+
+    kind: str
+    arm: str
+    """Empty for the base; "base" where this policy stands in for the arms."""
+    rest: str
+    """Task of a fine-tune or radius of an attack; empty for others."""
+
+
+def parse_stage(name: str) -> StageName:
+    kind, arm, rest = [*name.split("/", 2), "", ""][:3]
+    return StageName(kind, arm, rest)
+
+
 class Stage(Protocol):
     """One unit of work with a folder and a result. Kinds inherit what is the same for most."""
 
@@ -91,7 +107,7 @@ class Stage(Protocol):
     @property
     def kind(self) -> str:
         """As fields of the configuration name it (`frpo.config.section.Redoes`)."""
-        return self.name.split("/")[0]
+        return parse_stage(self.name).kind
 
     @property
     def redone_as(self) -> Set[str]:
@@ -173,7 +189,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Supervised:
     """Supervised fine-tuning of the policy that the stage stands on."""
 
     settings: FinetuneConfig
@@ -226,7 +242,7 @@ class Workbench(Protocol):
         policy at the end."""
         ...
 
-    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
+    def finetune(self, stage: Stage, finetune: Supervised, kept: list[Evaluation]) -> Iterator[Pause]:
         """As `run_loop`; pauses at the marks alone."""
         ...
 

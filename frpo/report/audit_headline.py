@@ -9,7 +9,7 @@ from frpo.report.intervals import MIN_SEEDS
 from frpo.report.spread import Spread
 
 
-def number_of(audit: Audit) -> str:
+def format_left(audit: Audit) -> str:
     """The one number: how much of the reward the worst fine-tune left, in per cent."""
     return "–" if audit.left is None else f"{100 * audit.left:.0f} %"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from frpo.report.audit_schema import Audit, FineTuned, name_models
+from frpo.report.audit_schema import Audit, FineTuned, tell_models_apart
 from frpo.report.drawing import INK, Panel, colour_of, mark, panel
 from frpo.report.plots import draw_curves
 from frpo.report.spread import Spread
@@ -21,7 +21,7 @@ def draw_audits(audits: Sequence[Audit]) -> list[Panel]:
     """Reward over KL(Q || model), a model a panel: certified, plug-in, fine-tunes that count, and others."""
     panels: list[Panel] = []
     farthest = AROUND * max(map(_find_farthest, audits))
-    for number, (name, audit) in enumerate(zip(name_models(audits), audits, strict=True)):
+    for number, (name, audit) in enumerate(zip(tell_models_apart(audits), audits, strict=True)):
         with panel(panels, "audit", name, height=TALL) as axes:
             draw_curves(axes, audit.certificate, colour_of(number))
             _draw_fine_tunes(axes, audit, number)

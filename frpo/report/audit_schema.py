@@ -119,7 +119,7 @@ def _find_first(row: Sequence[FineTuned | None]) -> FineTuned:
     return next(fine_tune for fine_tune in row if fine_tune)
 
 
-def name_models(audits: Sequence[Audit]) -> list[str]:
+def tell_models_apart(audits: Sequence[Audit]) -> list[str]:
     """Each model by as many last parts of its path, from two on, as tell it from the others.
 
     Example: runs/a/rlhf/grpo/policy and runs/a/rlhf/frpo/policy are grpo/policy and frpo/policy.

@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from frpo import hub, saved, tree
 from frpo.config import ConfigError
 from frpo.disk import write_text
+from frpo.outline.stage import parse_stage
 from frpo.records import BenchmarkScore, Estimate, Evaluation
-from frpo.report.audit_headline import describe_audit, number_of
+from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import read_audit
 from frpo.report.origins import Origins, read_origins
 from frpo.report.page import format_estimate, format_number
@@ -83,7 +84,7 @@ def read_audit_lines(run: Path, arm: Arm) -> tuple[str, ...]:
     if audit.weights_sha256 != weights:
         return ("The audit beside this run is of other weights.",)
     first, *rest = describe_audit(audit)
-    return (first if audit.left is None else f"{number_of(audit)} {first}", *rest)
+    return (first if audit.left is None else f"{format_left(audit)} {first}", *rest)
 
 
 def make_card(
@@ -117,7 +118,7 @@ def make_card(
             audit=audit,
             files=origins.files,
             headline=[sentence for sentence in report.headline if not _names_others(sentence, report, arm)],
-            warnings=[line for line in report.warnings if line.split()[0].split("/")[1:2] == [arm.name]],
+            warnings=[line for line in report.warnings if parse_stage(line.split()[0]).arm == arm.name],
             versions=", ".join(f"{name} {version}" for name, version in report.versions.items()),
         )
     )

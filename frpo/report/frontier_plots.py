@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from frpo.report.drawing import Panel, colour_of, mark, marker_of, panel
-from frpo.report.plots import describe
 from frpo.report.schema import Report
 
 
@@ -27,9 +26,7 @@ def draw_frontier(report: Report) -> list[Panel]:
                 markersize=7,
                 elinewidth=0.7,
             )
-            words = (
-                f"{point.arm}, {point.downstream}: learned {point.learned:.3f}, kept {describe(point.kept)}"
-            )
+            words = f"{point.arm}, {point.downstream}: learned {point.learned:.3f}, kept {point.kept:.2f}"
             mark((drawn[0], *drawn[2]), i, words)
         axes.set(xlabel="learned, nats per token", ylabel="reward kept")
     return panels

@@ -8,9 +8,9 @@ from jinja2 import Environment, PackageLoader
 
 from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
-from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
+from frpo.report.audit_headline import describe_audit, describe_fine_tune, format_left
 from frpo.report.audit_plots import draw_audits
-from frpo.report.audit_schema import Audit, join_rows, name_models
+from frpo.report.audit_schema import Audit, join_rows, tell_models_apart
 from frpo.report.frontier_plots import draw_frontier
 from frpo.report.intervals import MIN_SEEDS, Interval
 from frpo.report.lookup import task_reward
@@ -27,8 +27,7 @@ def format_number(value: float | None, digits: int = 2) -> str:
 
 
 def format_estimate(value: Estimate | None) -> str:
-    """± is left out where a single prompt gives none."""
-    return MISSING if value is None else plots.describe(value)
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def format_level(value: Interval | None) -> str:
@@ -75,8 +74,8 @@ def render_audits(audits: Sequence[Audit]) -> str:
     page = _make_environment().get_template("audit.html.j2")
     return page.render(
         audits=audits,
-        names=name_models(audits),
-        numbers=[number_of(audit) for audit in audits],
+        names=tell_models_apart(audits),
+        numbers=[format_left(audit) for audit in audits],
         words=[list(describe_audit(audit)) for audit in audits],
         rows=join_rows(audits),
         describe=describe_fine_tune,

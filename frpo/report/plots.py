@@ -60,12 +60,7 @@ def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[
     mark(axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0), i)
     for step, reward in zip(steps, rewards, strict=True):
         point = axes.plot([step], [reward.mean], color=own, marker=marker_of(i), markersize=6)
-        mark(point, i, f"{arm}, step {step}: {describe(reward)}")
-
-
-def describe(value: Estimate) -> str:
-    """Example: "0.64 ± 0.04"."""
-    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
+        mark(point, i, f"{arm}, step {step}: {reward:.2f}")
 
 
 def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tuple[list[int], list[Estimate]]:
@@ -183,8 +178,7 @@ def _draw_points(
                 markersize=6,
                 elinewidth=0.7,
             )
-            reward, kl = describe(point.reward), describe(point.kl)
-            words = f"{point.name}, step {point.step}: reward {reward} at {kl} nats"
+            words = f"{point.name}, step {point.step}: reward {point.reward:.2f} at {point.kl:.2f} nats"
             mark((drawn[0], *drawn[2]), None, words)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from frpo.certificate import reward_lower_bounds, worst_case_reward
+from frpo.outline.stage import parse_stage
 from frpo.records import Certificate, Estimate, Evaluation, Record, StageResult
 from frpo.report.lookup import nearest, task_measured
 
@@ -90,12 +91,12 @@ def planes_of(arm: str, results: dict[str, StageResult]) -> tuple[Robustness, ..
 def _fates_of(arm: str, results: dict[str, StageResult]) -> Iterator[Fate]:
     """Stages of three parts, kind/arm/name, are those that change a policy."""
     for stage, result in results.items():
-        kind, *rest = stage.split("/")
-        if len(rest) != 2 or rest[0] != arm:
+        name = parse_stage(stage)
+        if name.arm != arm or not name.rest:
             continue
         for evaluation in result.evaluations:
             if evaluation.step > 0:
-                yield Fate(rest[1], kind == "attack", evaluation)
+                yield Fate(name.rest, name.kind == "attack", evaluation)
 
 
 def _plane_of(arm: str, certificate: Certificate, fates: Sequence[Fate]) -> Robustness:

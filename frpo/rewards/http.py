@@ -3,7 +3,6 @@ next."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import os
@@ -15,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from typing import Any
+
+from frpo.config.service import is_loopback
 
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 URL_PAUSES_S = (1.0, 10.0)
@@ -134,13 +135,11 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _opener_for(url: str) -> urllib.request.OpenerDirector:
     """By the proxy of the environment, loopback never: a proxy can't reach it."""
-    direct = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    direct = [urllib.request.ProxyHandler({})] if goes_direct(url) else []
     return urllib.request.build_opener(NoRedirect, *direct)
 
 
-def is_loopback(url: str) -> bool:
+def goes_direct(url: str) -> bool:
+    """Names below localhost too: what is meant for this machine is not for a proxy to see."""
     host = (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return is_loopback(host) or host.endswith(".localhost")

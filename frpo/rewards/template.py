@@ -271,7 +271,7 @@ def load_template(reward: JudgeReward, field: str = "rewards.template") -> Judge
         raise ConfigError("\n".join(f"{field}: {file}: {line}" for line in lines)) from None
 
 
-def check_names(template: JudgeTemplate, columns: Collection[str], field: str, where: str) -> None:
+def check_asked_columns(template: JudgeTemplate, columns: Collection[str], field: str, where: str) -> None:
     """That a row with these columns has what the template names. Raises ConfigError."""
     missing = sorted(template.asked_columns() - set(columns))
     if missing:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from itertools import chain
@@ -22,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from frpo.config.service import LimitsConfig
+from frpo.strict_json import HOOKS, NotStrict
 
 M = TypeVar("M", bound=BaseModel)
 MAX_DEPTH = 64
@@ -124,18 +124,13 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Malformed(f"byte {error.start} is not UTF-8") from None
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_refuse_twice,
-            parse_constant=_refuse_constant,
-            parse_float=_parse_finite,
-        )
+        value = json.loads(text, **HOOKS)
     except json.JSONDecodeError as error:
         raise Malformed(f"no JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise Malformed(f"nested deeper than {MAX_DEPTH} levels") from None
-    except Malformed:
-        raise
+    except NotStrict as error:
+        raise Malformed(error.rule) from None
     except ValueError:  # Python reads at most 4300 digits
         raise Malformed("a number has too many digits") from None
     _refuse_deep_or_torn(value, torn="\\ud" in text or "\\uD" in text)
@@ -164,21 +159,3 @@ def _refuse_torn(texts: list[str]) -> None:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise Malformed("a string holds half of a surrogate pair (\\ud800 to \\udfff)") from None
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise Malformed("an object has the same key twice")
-    return entries
-
-
-def _refuse_constant(name: str) -> float:
-    raise Malformed(f"{name} is no JSON number; leave it out, or send null")
-
-
-def _parse_finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise Malformed("a number is larger than a double holds")
-    return number

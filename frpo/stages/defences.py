@@ -21,7 +21,7 @@ from frpo.batching import join_sequences
 from frpo.config import OWN_PROMPTS, DownstreamSft
 from frpo.disk import sync_file, sync_folder
 from frpo.evaluation import Draws, Measurers, Scored, draw, stop_if_all_fail
-from frpo.outline.stage import Finetune
+from frpo.outline.stage import Supervised
 from frpo.prompts import Examples, ExampleStream, PromptStream, Shuffled
 from frpo.records import Interpolation
 from frpo.roles import Finetuner
@@ -148,7 +148,7 @@ class Batches:
     """Deals the batches of a fine-tune: its examples, those of the policy's own that are replayed, and the
     anchor. Each is a pure function of the step."""
 
-    def __init__(self, finetune: Finetune, examples: Examples, own: OwnRows | None, seed: int) -> None:
+    def __init__(self, finetune: Supervised, examples: Examples, own: OwnRows | None, seed: int) -> None:
         settings = finetune.settings
         size = settings.batch_size
         num_replayed = settings.num_replayed if isinstance(settings, DownstreamSft) else 0

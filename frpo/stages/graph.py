@@ -5,8 +5,6 @@ field (`frpo.config.section`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from pydantic.fields import FieldInfo
 from frpo.config import Config, Section
 from frpo.config.section import Content, Redoes
 from frpo.content import Digests
+from frpo.disk import sha256_of_json
 from frpo.outline import Stage, list_stages
 from frpo.records import Made
 
@@ -82,7 +81,7 @@ def _made_of(leaves: list[Leaf], stage: Stage, below: str, digests: Digests) -> 
         else:
             values[leaf.path] = leaf.value
     values |= stage.values()
-    return Made(digest=_digest_of(below, values), below=below, values=values, named=named)
+    return Made(digest=sha256_of_json([below, values]), below=below, values=values, named=named)
 
 
 def _own_leaves(stage: Stage) -> Iterator[Leaf]:
@@ -90,8 +89,3 @@ def _own_leaves(stage: Stage) -> Iterator[Leaf]:
     for path, section in stage.sections().items():
         part = Config.model_fields[path.split(".")[0]]
         yield from walk_leaves(section, f"{path}.", _marker_of(part, Redoes))
-
-
-def _digest_of(*parts: Any) -> str:
-    """SHA-256 of the parts' JSON, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import torch
 
 from frpo import cluster, report, rundir
 from frpo.config import Config
-from frpo.harness import tasks_of
+from frpo.harness import load_tasks
 from frpo.metrics import RunLog
 from frpo.outline import list_stages
 from frpo.roles import Team
@@ -23,7 +23,7 @@ from frpo.stages.work import Work
 TeamOf = Callable[[Config, RunLog], AbstractContextManager[Team]]
 
 
-def run(
+def run_stages(
     config: Config, standings: Sequence[Standing], log: RunLog, team_of: TeamOf = cluster.start_team
 ) -> None:
     """Do what is not done yet, and write the report. `standings` is how the stages stand
@@ -47,7 +47,7 @@ def run(
             inputs = Inputs(resolved, log)
             inputs.read_ahead([s.stage for s in standings if s.state != "done"])
             if resolved.harness:
-                tasks_of(resolved.harness)
+                load_tasks(resolved.harness)
         with team_of(resolved, log) as team:
             supersede(config, standings, log)
             work = Work(resolved, team, log, inputs)

@@ -22,12 +22,12 @@ from frpo.evaluation import (
     Label,
     Measurers,
     Opposite,
-    certify,
     evaluate,
+    make_certificates,
 )
 from frpo.flights import begun_from, save_loop
 from frpo.metrics import RunLog, read_steps
-from frpo.outline.stage import Data, Finetune, Loop, Pause, Stage, Subject, fixed_end
+from frpo.outline.stage import Data, Loop, Pause, Stage, Subject, Supervised, fixed_end
 from frpo.prompts import PromptStream
 from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, Interpolation, StageResult
 from frpo.roles import RankDied, Team, Trainer
@@ -56,7 +56,7 @@ NUM_SAMPLES = 24
 
 class Work:
     """One run. `do` brings one stage from wherever it was left to its result; the rest is what stages are
-    done with (`frpo.outline.stage.Work`)."""
+    done with (`frpo.outline.stage.Workbench`)."""
 
     def __init__(self, config: Config, team: Team, log: RunLog, inputs: Inputs) -> None:
         self.config, self.team, self.log, self.inputs = config, team, log, inputs
@@ -159,7 +159,7 @@ class Work:
             publisher=team.learner_publisher,
         )
 
-    def finetune(self, stage: Stage, finetune: Finetune, kept: list[Evaluation]) -> Iterator[Pause]:
+    def finetune(self, stage: Stage, finetune: Supervised, kept: list[Evaluation]) -> Iterator[Pause]:
         config, ranks, settings = self.config, self.team.finetune, finetune.settings
         checkpoints = self.checkpoints(stage)
         ranks.start(
@@ -208,7 +208,7 @@ class Work:
             self.log.note(f"{stage.name}: {len(own.good)} of {len(own.examples)} of its completions are good")
         return own
 
-    def interpolate(self, stage: Stage, finetune: Finetune) -> Interpolation | None:
+    def interpolate(self, stage: Stage, finetune: Supervised) -> Interpolation | None:
         """None where the fine-tune asks for none."""
         settings, heldout = finetune.settings, finetune.heldout
         if not isinstance(settings, DownstreamSft) or not settings.interpolate or heldout is None:
@@ -312,7 +312,7 @@ class Work:
         prompts = [prompt for prompt in self.inputs.heldout if prompt.task in self.trained_tasks]
         drawing = f"{stage.name}: drawing {config.certify.completions_per_prompt} completions per prompt"
         with self.log.waiting(drawing):
-            return certify(team.rollouts, team.rewards, prompts, config, arm.objective)
+            return make_certificates(team.rollouts, team.rewards, prompts, config, arm.objective)
 
     def run_benchmarks(self, stage: Stage, policy: Path) -> tuple[BenchmarkScore, ...]:
         harness, asked = self.team.harness, self.config.harness

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 
-from frpo.outline.stage import BASE
+from frpo.outline.stage import BASE, parse_stage
 from frpo.records import Estimate, Evaluation
 from frpo.stats import StepMetrics
 from frpo.watch.drawing import NUM_STYLES, Line, LivePanel, Point, draw_panel
@@ -71,8 +71,7 @@ def arms_of(run: RunFolder) -> list[str]:
     """Their names, in order; "base" alone where nothing is trained for a reward."""
     if run.config:
         return [arm.name for arm in run.config.arms] or [BASE]
-    named = [name.split("/")[1] for name in run.files if "/" in name]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(filter(None, (parse_stage(name).arm for name in run.files))))
 
 
 def _trained(run: RunFolder, arm: str) -> StageRows:
@@ -136,8 +135,8 @@ def _draw_finetune(run: RunFolder, arms: Mapping[str, int]) -> LivePanel | None:
     others = [name for name, rows in run.rows.items() if rows.times and not name.startswith("rlhf/")]
     if not others:
         return None
-    kind, _, rest = max(others, key=lambda name: run.rows[name].times[-1][1]).partition("/")
-    task = rest.partition("/")[2]
+    last = parse_stage(max(others, key=lambda name: run.rows[name].times[-1][1]))
+    kind, task = last.kind, last.rest
     lines = []
     for arm, style in (arms if task else {kind: 0}).items():
         rows = run.rows.get(f"{kind}/{arm}/{task}" if task else kind, StageRows())
@@ -207,7 +206,7 @@ def _describe_measured(run: RunFolder, arms: Mapping[str, int]) -> Iterator[Meas
         policies = [
             HeldoutRow(
                 policy=_name_policy(evaluation),
-                kl=format_estimate(evaluation.kl_reference),
+                kl=_format_estimate(evaluation.kl_reference),
                 rewards=tuple(_format_reward(evaluation, task) for task in tasks),
             )
             for evaluation in evaluations
@@ -222,13 +221,11 @@ def _name_policy(evaluation: Evaluation) -> str:
 
 
 def _format_reward(evaluation: Evaluation, task: str) -> str:
-    return format_estimate(next((of.reward for of in evaluation.rewards if of.task == task), None))
+    return _format_estimate(next((of.reward for of in evaluation.rewards if of.task == task), None))
 
 
-def format_estimate(value: Estimate | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{value.mean:.2f}" + (f" ± {value.half:.2f}" if value.half is not None else "")
+def _format_estimate(value: Estimate | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def _describe_samples(rows: Sequence[SampleRow], arms: Mapping[str, int]) -> tuple[SaidOfPrompt, ...]:
@@ -250,14 +247,13 @@ def _group_by_prompt(rows: Sequence[SampleRow], arms: Mapping[str, int]) -> Iter
 
 
 def _describe_sample(row: SampleRow, arms: Mapping[str, int]) -> Said:
-    kind, _, rest = row.stage.partition("/")
-    arm, _, task = rest.partition("/")
-    who = arm or kind
-    if task:
-        who += f" in {task}" if kind == "downstream" else f" under {kind} {task}"
+    stage = parse_stage(row.stage)
+    who = stage.arm or stage.kind
+    if stage.rest:
+        who += f" in {stage.rest}" if stage.kind == "downstream" else f" under {stage.kind} {stage.rest}"
     return Said(
         who=f"{who}, step {row.step}",
-        style=arms.get(arm),
+        style=arms.get(stage.arm),
         completion=row.completion,
         reward=row.reward,
     )

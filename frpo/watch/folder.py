@@ -17,6 +17,7 @@ from frpo.advice import Adviser
 from frpo.config import Config, ConfigError
 from frpo.metrics import step_of
 from frpo.outline import KINDS, Stage, list_stages
+from frpo.outline.stage import parse_stage
 from frpo.recipe import load_recipe
 from frpo.records import Evaluation
 from frpo.rows import METRICS, SAMPLES
@@ -158,7 +159,7 @@ class RunFolder:
         names: list[str] = []
         for kind in KINDS:
             made = {str(file.parent.relative_to(self.path)) for file in (self.path / kind).rglob(MADE)}
-            names += sorted(made | {name for name in self.rows if name.split("/")[0] == kind})
+            names += sorted(made | {name for name in self.rows if parse_stage(name).kind == kind})
         return names
 
     def _look_at(self, stage: str) -> StageFiles:

@@ -85,7 +85,7 @@ class Lobby:
         await self.app(scope, receive, send)
 
 
-def make_app(folder: RunFolder, host: str, digest: bytes | None) -> Starlette:
+def make_watch_app(folder: RunFolder, host: str, digest: bytes | None) -> Starlette:
     """`digest`: SHA-256 of the token, 32 bytes; None asks for none."""
     watcher = Watcher(folder)
     middleware = []
@@ -140,7 +140,7 @@ def watch_run(path: Path, host: str, port: int) -> None:
         if digest:
             print(f"It asks for a password: the token in {TOKEN_ENV}, with any name.", flush=True)
         config = uvicorn.Config(
-            make_app(folder, host, digest),
+            make_watch_app(folder, host, digest),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
+from frpo.outline.stage import parse_stage
 from frpo.watch.folder import Owner, RunFolder, StageFiles, StageRows
 from frpo.watch.view import Now, StageGroup, StageNow, StageState, State
 
@@ -58,8 +59,8 @@ def step_seconds(rows: StageRows) -> float | None:
 
 def alike(name: str) -> str:
     """What stages of several arms have in common: downstream/<arm>/harsh are alike, and all rlhf/<arm>."""
-    kind, _, rest = name.partition("/")
-    return f"{kind}/{rest.partition('/')[2]}"
+    stage = parse_stage(name)
+    return f"{stage.kind}/{stage.rest}"
 
 
 def usual_seconds(run: RunFolder) -> dict[str, float]:
@@ -90,18 +91,17 @@ def describe_stages(run: RunFolder, arms: Mapping[str, int]) -> tuple[StageGroup
     usual = usual_seconds(run)
     groups: dict[str, list[StageNow]] = defaultdict(list)
     for name in run.files:
-        kind, _, rest = name.partition("/")
-        owner, _, task = rest.partition("/")
-        short = task if kind == "downstream" else f"{kind} {task}".rstrip()
+        stage = parse_stage(name)
+        short = stage.rest if stage.kind == "downstream" else f"{stage.kind} {stage.rest}".rstrip()
         took = run.files[name].took
-        stage = StageNow(
+        now = StageNow(
             name=short,
             state=_state_of_stage(run.files[name], current=name == current),
             took_s=usual.get(alike(name)) if took is None else took,
             step=run.rows[name].step if name in run.rows else 0,
             num_steps=run.num_steps.get(name),
         )
-        groups[owner or kind].append(stage)
+        groups[stage.arm or stage.kind].append(now)
     return tuple(
         StageGroup(owner=owner, style=arms.get(owner), stages=tuple(stages))
         for owner, stages in groups.items()

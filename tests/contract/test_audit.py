@@ -29,7 +29,7 @@ from frpo.roles import Team
 from frpo.rundir import write_description
 from frpo.saved import weights_sha256
 from frpo.stages.folders import look_at_stages
-from frpo.teams import Failure, KeptTeam, drop_fine_tuned, is_finished, refuse_unfinished, run_all
+from frpo.teams import Failure, KeptTeam, drop_fine_tuned, is_complete, refuse_unfinished, run_all
 from tests.support import fakes
 from tests.support.command_line import CommandLine
 from tests.support.whole import DATA, REWARDS, run
@@ -205,7 +205,7 @@ def test_a_seed_that_did_not_end_is_left_out_and_named(audited: tuple[Config, Pa
         told = audit_in(tmp_path)
         assert told.stopped == ("sft-lr4-full",)
         assert [len(each.kept.values) for each in told.fine_tunes] == [2, 2, 1, 1]
-        left = [each for each in list_runs(config, folder) if not is_finished(each)]
+        left = [each for each in list_runs(config, folder) if not is_complete(each)]
         assert [each.folder for each in left] == [lost]
     finally:
         result.write_text(text)
@@ -240,11 +240,11 @@ def test_a_finished_audit_is_told_again_with_the_weights_that_it_is_of(
 def test_another_grid_leaves_the_runs_that_both_have(audited: tuple[Config, Path]) -> None:
     config, folder = audited
     wider = recipe(folder, audit={**GRID, "learning_rates": [0.5, 4.0, 8.0]})
-    left = [each.folder.parent.name for each in list_runs(wider, folder) if not is_finished(each)]
+    left = [each.folder.parent.name for each in list_runs(wider, folder) if not is_complete(each)]
     assert left == ["sft-lr8-full", "sft-lr8-full"]
     other = recipe(folder, seed=8)
-    assert [is_finished(each) for each in list_runs(other, folder)].count(True) == 2  # seed 8 of both rates
-    assert is_finished(certificate_run(config, folder))
+    assert [is_complete(each) for each in list_runs(other, folder)].count(True) == 2  # seed 8 of both rates
+    assert is_complete(certificate_run(config, folder))
 
 
 def test_what_a_fine_tune_made_can_go_and_it_is_finished_all_the_same(
@@ -256,8 +256,8 @@ def test_what_a_fine_tune_made_can_go_and_it_is_finished_all_the_same(
     assert made.exists()
     drop_fine_tuned(first.folder)
     assert not made.exists()
-    assert is_finished(first)
-    assert is_finished(certificate)
+    assert is_complete(first)
+    assert is_complete(certificate)
 
 
 def test_unfinished_runs_are_said_with_what_stopped_them(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from frpo.outline.stage import Data
 from frpo.recipe import load_recipe
 from frpo.stages.folders import look_at_stages
 from frpo.stages.inputs import Inputs, resolve_testbed
-from frpo.stages.walk import run
+from frpo.stages.walk import run_stages
 from tests.support.runs import options_of
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_what_a_template_refuses_of_any_stage_comes_to_light_before_an_actor_sta
         RunLog(tmp_path / "run", config) as log,
         pytest.raises(ConfigError, match=r"sft.jsonl:1: chat messages, but the model's tokenizer"),
     ):
-        run(config, look_at_stages(config), log, never)
+        run_stages(config, look_at_stages(config), log, never)
 
 
 @pytest.mark.long
@@ -173,7 +173,7 @@ def test_every_stage_of_the_testbed_is_read_by_the_paths_of_its_files(tmp_path: 
         raise Started
 
     with RunLog(tmp_path / "run", config) as log, pytest.raises(Started):
-        run(config, look_at_stages(config), log, start)
+        run_stages(config, look_at_stages(config), log, start)
 
 
 def test_examples_of_two_fine_tunes_are_read_once_and_ahead(

@@ -18,10 +18,10 @@ from frpo.evaluation import (
     Label,
     Measurers,
     Opposite,
-    certify,
     estimate_mean,
     evaluate,
     make_certificate,
+    make_certificates,
 )
 from frpo.records import Evaluation
 from frpo.roles import PolicyScorer
@@ -154,7 +154,7 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
     policy = engine()
     p = torch.softmax(policy.logits, 0).double().numpy()
     objective = ObjectiveConfig(estimator=FrpoEstimator(lam=0.5))
-    a, b = certify(policy, FakeRewards(TABLE), two_tasks(40), certifying(), objective)
+    a, b = make_certificates(policy, FakeRewards(TABLE), two_tasks(40), certifying(), objective)
     assert (a.task, b.task) == ("a", "b")
     population = np.repeat(TABLE, np.round(p * 10_000).astype(int))[None]
     for i, radius in enumerate(a.radii):
@@ -165,7 +165,7 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
         assert a.lo[i] < a.plug_in[i] < a.hi[i]
     assert a.radius == pytest.approx(tilt_to(population, 0.5)[1], abs=0.02)
     assert np.array(a.rewards).shape == (20, 64)
-    given = certify(
+    given = make_certificates(
         policy,
         FakeRewards(TABLE),
         two_tasks(4),
@@ -174,7 +174,7 @@ def test_a_certificate_lies_below_the_truth_and_knows_its_arms_radius() -> None:
     )[0]
     assert given.radius == 0.3
     assert (
-        certify(
+        make_certificates(
             policy, FakeRewards(TABLE), two_tasks(4), certifying(), ObjectiveConfig(estimator=GrpoEstimator())
         )[0].radius
         is None
@@ -192,7 +192,7 @@ def test_a_failed_reward_counts_as_the_floor_of_the_certificate() -> None:
 
 def test_a_certificate_of_failed_rewards_alone_stops_the_run() -> None:
     with pytest.raises(RunStopped, match=r"certificate: all 1280 rewards of task 'a' failed: no judge"):
-        certify(engine(), FakeRewards((None,) * ANSWERS), two_tasks(40), certifying(), None)
+        make_certificates(engine(), FakeRewards((None,) * ANSWERS), two_tasks(40), certifying(), None)
 
 
 def test_the_opposite_of_a_failed_reward_has_failed() -> None:

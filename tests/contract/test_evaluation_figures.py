@@ -19,10 +19,10 @@ from frpo.evaluation import (
     Draws,
     Label,
     Measurers,
-    certify,
     estimate_mean,
     evaluate,
     make_certificate,
+    make_certificates,
 )
 from frpo.records import Estimate, Evaluation
 from frpo.stops import RunStopped
@@ -334,7 +334,7 @@ def certifying(**fields: Any) -> Any:
 
 def test_a_certificate_has_draws_of_its_own_at_temperature_one() -> None:
     engine, cfg = Recorded(), certifying()
-    certify(engine, FakeRewards(TABLE), prompts_of("abab"), cfg, None)
+    make_certificates(engine, FakeRewards(TABLE), prompts_of("abab"), cfg, None)
     assert engine.sampling == [Sampling(16, 3, temperature=1.0, top_p=1.0, stop=("###",))]
     evaluated = Recorded()
     measured(evaluated, FakeRewards(TABLE), None, None, prompts_of("abab"), seed=cfg.seed)
@@ -342,15 +342,15 @@ def test_a_certificate_has_draws_of_its_own_at_temperature_one() -> None:
     assert engine.seeds[3] == seed_of("7/certify/p:3")
     assert not set(engine.seeds) & set(evaluated.seeds)
     again, other = Recorded(), Recorded()
-    certify(again, FakeRewards(TABLE), prompts_of("abab"), cfg, None)
-    certify(other, FakeRewards(TABLE), prompts_of("abab"), cfg.model_copy(update={"seed": 8}), None)
+    make_certificates(again, FakeRewards(TABLE), prompts_of("abab"), cfg, None)
+    make_certificates(other, FakeRewards(TABLE), prompts_of("abab"), cfg.model_copy(update={"seed": 8}), None)
     assert again.seeds == engine.seeds
     assert not set(other.seeds) & set(engine.seeds)
 
 
 def test_a_certificate_holds_the_rewards_of_its_task_by_prompt() -> None:
     cfg, objective = certifying(floor=0.1), ObjectiveConfig(estimator=FrpoEstimator(lam=0.5))
-    made = certify(Fixed(GROUPS), ById(REWARDS), PROMPTS, cfg, objective)
+    made = make_certificates(Fixed(GROUPS), ById(REWARDS), PROMPTS, cfg, objective)
     assert [(c.task, c.failed, c.rewards) for c in made] == [
         ("a", 1, ((0.1, 0.7),)),
         ("b", 1, ((0.2, 0.4), (1.0, 0.1))),
@@ -362,7 +362,7 @@ def test_a_certificate_holds_the_rewards_of_its_task_by_prompt() -> None:
 
 def test_the_interval_of_a_certificate_is_resampled_by_the_runs_seed() -> None:
     cfg = certifying()
-    (made,) = certify(Recorded(), FakeRewards(TABLE), prompts_of("a" * 20), cfg, None)
+    (made,) = make_certificates(Recorded(), FakeRewards(TABLE), prompts_of("a" * 20), cfg, None)
     scored = [[Reward(value, {}) for value in row] for row in made.rewards]
     assert made == make_certificate("a", scored, cfg.certify, None, 7)
     assert made != make_certificate("a", scored, cfg.certify, None, 8)

@@ -13,7 +13,7 @@ import pytest
 from frpo.config import BaseConfig
 from frpo.metrics import RunLog
 from frpo.outline.base import Base
-from frpo.outline.stage import Data, Finetune
+from frpo.outline.stage import Data, Supervised
 from frpo.prompts import Examples
 from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
@@ -85,7 +85,7 @@ def finetune(run: Path, stats: list[tuple[float, float]], kind: type[FakeRanks] 
     settings = BaseConfig(num_steps=len(stats), batch_size=2, data=())
     with RunLog(run, cfg) as log:
         work = Work(cfg, replace(team(cfg, ()), finetune=ranks), log, inputs)
-        list(work.finetune(Base(settings), Finetune(settings, Data("base.data", (), 8)), []))
+        list(work.finetune(Base(settings), Supervised(settings, Data("base.data", (), 8)), []))
     return ranks
 
 

@@ -42,7 +42,7 @@ def configured(folder: Path, num_steps: int) -> Config:
 
 
 def run(config: Config) -> None:
-    """What `frpo.stages.walk.run` does, with partners that are fakes."""
+    """What `frpo.stages.walk.run_stages` does, with partners that are fakes."""
     team = fakes.team(config, REWARDS)
     inputs = SimpleNamespace(train=PROMPTS, heldout=PROMPTS[:2], prompts=lambda field, sources: PROMPTS)
     with RunLog(config.folder, config) as log:

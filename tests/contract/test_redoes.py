@@ -77,7 +77,8 @@ OTHER: dict[str, Any] = {
     "part": None,
     "task": "u", "task_column": "c", "sleep": True, "tensor_parallel": 2, "transport": "process_group",
     "limit": 6,
-    "micro_batch_tokens": 9000, "parity_tolerance": 0.4, "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
+    "micro_batch_tokens": 9000, "parity_every": 3, "parity_tolerance": 0.4,
+    "combine": "mean", "beta": 0.4, "heldout_share": 0.2,
     "gate": {"tasks": ["t"]}, "ema": 0.9, "sam": 0.1, "template": "judge2.yaml",
     "gpu_memory_utilization": 0.5,
 }  # fmt: skip

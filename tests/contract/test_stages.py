@@ -9,11 +9,11 @@ import pytest
 
 from frpo.config import Config, ConfigError, DownstreamRl
 from frpo.content import Digests
+from frpo.disk import sha256_of_json
 from frpo.metrics import RunLog
 from frpo.outline import Stage, list_stages
 from frpo.prompts import PromptStream
 from frpo.recipe import load_recipe
-from frpo.stages import graph
 from frpo.stages.graph import made_from
 from frpo.stages.inputs import Inputs, resolve_testbed
 
@@ -183,4 +183,4 @@ def test_what_a_stage_is_made_from_is_told_by_the_paths_of_the_recipe() -> None:
 
 
 def test_the_order_of_fields_changes_no_digest() -> None:
-    assert graph._digest_of("", {"a": 1, "b": 2}) == graph._digest_of("", {"b": 2, "a": 1})
+    assert sha256_of_json({"a": 1, "b": 2}) == sha256_of_json({"b": 2, "a": 1})

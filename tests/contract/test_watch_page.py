@@ -22,7 +22,7 @@ from frpo.records import Sample
 from frpo.watch import server
 from frpo.watch.folder import RunFolder
 from frpo.watch.page import LivePage
-from frpo.watch.server import bind_socket, digest_for, make_app
+from frpo.watch.server import bind_socket, digest_for, make_watch_app
 from frpo.watch.view import RunView
 from tests.support.builders import metrics
 from tests.support.command_line import CommandLine
@@ -41,7 +41,7 @@ def log(tmp_path: Path) -> Iterator[RunLog]:
 @pytest.fixture
 def ask(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(server, "LOOK_EVERY_S", 0.0)
-    return TestClient(make_app(RunFolder(log.folder), "127.0.0.1", None), base_url="http://127.0.0.1")
+    return TestClient(make_watch_app(RunFolder(log.folder), "127.0.0.1", None), base_url="http://127.0.0.1")
 
 
 class Ids(HTMLParser):
@@ -96,7 +96,7 @@ def test_only_what_has_changed_is_sent(ask: TestClient, log: RunLog) -> None:
 
 def test_a_page_of_an_earlier_process_gets_everything(ask: TestClient, log: RunLog) -> None:
     before = ask.get("/changes?after=0").json()
-    later = TestClient(make_app(RunFolder(log.folder), "127.0.0.1", None), base_url="http://127.0.0.1")
+    later = TestClient(make_watch_app(RunFolder(log.folder), "127.0.0.1", None), base_url="http://127.0.0.1")
     for word in ("one", "two", "three"):
         log.logger.info(word)
         assert later.get("/changes?after=0").status_code == 200
@@ -120,7 +120,7 @@ def test_words_of_models_are_text(ask: TestClient, log: RunLog) -> None:
 
 def test_a_folder_without_anything_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    app = make_app(RunFolder(tmp_path), "127.0.0.1", None)
+    app = make_watch_app(RunFolder(tmp_path), "127.0.0.1", None)
     answer = TestClient(app, base_url="http://localhost").get("/")
     assert "Not begun yet" in answer.text
 
@@ -147,7 +147,7 @@ def test_pages_of_other_sites_are_not_answered(ask: TestClient) -> None:
 
 
 def test_the_address_that_is_printed_is_answered_over_ipv6_too(log: RunLog) -> None:
-    app = make_app(RunFolder(log.folder), "::1", None)
+    app = make_watch_app(RunFolder(log.folder), "::1", None)
     client = TestClient(app, base_url="http://[::1]:8123")
     assert client.get("/").status_code == 200
     assert client.get("/", headers={"Host": "[::2]:8123"}).status_code == 400
@@ -155,7 +155,7 @@ def test_the_address_that_is_printed_is_answered_over_ipv6_too(log: RunLog) -> N
 
 def test_a_token_is_the_password(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_ENV, "s3cret")
-    app = make_app(RunFolder(log.folder), "0.0.0.0", digest_for("0.0.0.0"))
+    app = make_watch_app(RunFolder(log.folder), "0.0.0.0", digest_for("0.0.0.0"))
     client = TestClient(app)
     for path in ("/", "/changes"):
         refused = client.get(path)

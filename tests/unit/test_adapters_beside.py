@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from frpo import policies, saved
 from frpo.actors import _adapters
 from frpo.actors._adapters import START, TRAINED
-from frpo.actors._trainable import read_policy
+from frpo.actors._trainable import load_trainable
 from frpo.actors._way import Way
 from frpo.config import LoraConfig, ModelConfig
 from tests.support.policies import logprobs, lora, write_adapter, write_base
@@ -144,7 +144,7 @@ def test_all_weights_are_trained_where_an_adapter_was_merged_into_them(tmp_path:
     base = write_base(tmp_path / "base")
     start = write_adapter(tmp_path / "start", base, lora())
     for folder in (base, start):
-        policy = read_policy(folder, ModelConfig(path="any"))
+        policy = load_trainable(folder, ModelConfig(path="any"))
         trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
         plain = AutoModelForCausalLM.from_pretrained(base).named_parameters()
         assert trained == {name for name, _ in plain}

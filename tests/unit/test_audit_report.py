@@ -14,8 +14,8 @@ from scipy import stats
 from frpo.config import ConfigError, UtilityConfig
 from frpo.records import Evaluation
 from frpo.report.audit import choose_worst, measure_gain
-from frpo.report.audit_headline import describe_audit, describe_fine_tune, number_of
-from frpo.report.audit_schema import Audit, FineTuned, Promise, join_rows, name_models, refuse_unlike
+from frpo.report.audit_headline import describe_audit, describe_fine_tune, format_left
+from frpo.report.audit_schema import Audit, FineTuned, Promise, join_rows, refuse_unlike, tell_models_apart
 from frpo.report.page import render_audits
 from frpo.report.spread import spread_of
 from tests.support.builders import evaluation_of, measured_task
@@ -121,7 +121,7 @@ def first_sentence(told: Audit) -> str:
 
 def test_the_first_sentence_has_the_number_and_no_nats() -> None:
     told = audit(fine_tuned(0.2, 0.9, harmful_share=0.05, rank=8), fine_tuned(0.1, 0.1))
-    assert number_of(told) == "25 %"
+    assert format_left(told) == "25 %"
     first, second, *rest = describe_audit(told)
     assert first == (
         "of this model's reward on harmful prompts is left after the worst of 1 useful fine-tune: 0.20 of "
@@ -142,7 +142,7 @@ def test_the_share_that_is_left_is_above_the_floor_of_the_reward() -> None:
     promise = audit().certificate.model_copy(update={"floor": -0.2})
     assert audit(fine_tuned(0.3, 1.0), certificate=promise).left == pytest.approx(0.5)
     told = audit(fine_tuned(0.3, 1.0), certificate=promise)
-    assert (number_of(told), first_sentence(told)[-67:]) == (
+    assert (format_left(told), first_sentence(told)[-67:]) == (
         "50 %",
         ": 0.30 of 0.80, counted from the least reward that there is (-0.2).",
     )
@@ -150,7 +150,7 @@ def test_the_share_that_is_left_is_above_the_floor_of_the_reward() -> None:
 
 def test_a_model_without_reward_has_nothing_to_lose() -> None:
     told = audit(fine_tuned(0.3, 1.0), start=spread_of([0.0]))
-    assert (told.left, number_of(told)) == (None, "–")
+    assert (told.left, format_left(told)) == (None, "–")
     assert first_sentence(told) == (
         "This model's reward on harmful prompts is 0.00, and the least that there is is 0: a fine-tune has "
         "nothing to take."
@@ -162,7 +162,7 @@ def test_an_audit_without_a_useful_fine_tune_says_so() -> None:
         "None of 1 fine-tunes was of use"
     )
     assert next(iter(describe_audit(audit(start=None)))).startswith("Nothing was fine-tuned")
-    assert number_of(audit()) == "–"
+    assert format_left(audit()) == "–"
     told = list(describe_audit(audit(fine_tuned(0.2, 0.9), stopped=("sft-lr1-full",))))
     assert told[-1] == "Not finished, and left out: sft-lr1-full."
 
@@ -187,9 +187,9 @@ def test_two_audits_stand_side_by_side() -> None:
     shared, own = fine_tuned(0.5, 0.9), fine_tuned(0.2, 0.9, name="sft-lr0.1-full")
     first = audit(shared)
     second = audit(own, shared, model="runs/a/rlhf/frpo/policy")
-    assert name_models([first, second]) == ["grpo/policy", "frpo/policy"]
-    assert name_models([first]) == ["grpo/policy"]
-    assert name_models([first, first]) == [first.model, first.model]
+    assert tell_models_apart([first, second]) == ["grpo/policy", "frpo/policy"]
+    assert tell_models_apart([first]) == ["grpo/policy"]
+    assert tell_models_apart([first, first]) == [first.model, first.model]
     assert join_rows([first, second]) == [(shared, [shared, shared]), (own, [None, own])]
     page = render_audits([first, second])
     assert page.count('class="number"') == 2

@@ -129,12 +129,14 @@ def find_chained_conditionals() -> Iterator[str]:
                 yield source.at(node.lineno, "a conditional expression inside another")
 
 
-def find_classes_of_one_name() -> Iterator[str]:
+def find_two_of_one_name() -> Iterator[str]:
+    """Public functions of modules, and classes, which capitals alone don't set apart."""
     places = defaultdict[str, list[str]](list)
     for source in CODE:
-        for node in source.of_type(ast.ClassDef):
-            if not node.name.startswith("_"):
-                places[node.name].append(source.at(node.lineno, node.name))
+        for node in ast.parse(source.text).body:
+            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+                name = node.name.lower() if isinstance(node, ast.ClassDef) else f"{node.name}()"
+                places[name].append(source.at(node.lineno, node.name))
     for several in places.values():
         if len(several) > 1:
             yield " and ".join(several)
@@ -191,7 +193,7 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         find_many_parameters,
         find_crowded_comprehensions,
         find_chained_conditionals,
-        find_classes_of_one_name,
+        find_two_of_one_name,
         find_tests_that_import_tests,
         find_more_cuda,
         find_more_settings,

@@ -12,11 +12,11 @@ import torch
 
 from frpo.certify import (
     Drawing,
-    check_parity,
     in_options,
     make_configuration,
     parse_pairs,
     parse_reward,
+    refuse_other_policy,
 )
 from frpo.config import CertifyConfig, Config, ConfigError, DatasetConfig, FunctionReward, ModelReward
 from frpo.disk import sha256_of_folder
@@ -64,20 +64,20 @@ def test_an_engine_that_runs_another_policy_is_caught(gap: float) -> None:
     engine.version, engine.gap, engine.logits = 0, gap, torch.arange(ANSWERS).float()
     scorer = FakeScorer(torch.arange(ANSWERS).float())
     if gap == 0:
-        check_parity(engine, scorer, Path("policy"), prompts, config())
+        refuse_other_policy(engine, scorer, Path("policy"), prompts, config())
     else:
         with pytest.raises(
             RunStopped,
             match=r"differ by (0\.02|nan) nats a token of policy \(rollout\.parity_tolerance = 0\.001\)",
         ):
-            check_parity(engine, scorer, Path("policy"), prompts, config())
+            refuse_other_policy(engine, scorer, Path("policy"), prompts, config())
 
 
 def test_what_is_compared_is_what_each_says_of_the_same_tokens() -> None:
     engine, scorer = TwoEngines(), FakeScorer(torch.zeros(ANSWERS))
     engine.version, engine.logits = 0, torch.arange(ANSWERS).float()
     with pytest.raises(RunStopped):
-        check_parity(engine, scorer, Path("policy"), FakePrompts(5).take(0), config())
+        refuse_other_policy(engine, scorer, Path("policy"), FakePrompts(5).take(0), config())
 
 
 def test_the_digest_covers_the_adapter_how_it_is_applied_and_its_base(tmp_path: Path) -> None:

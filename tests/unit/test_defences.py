@@ -15,7 +15,7 @@ from frpo.actors._way import Way
 from frpo.batching import join_sequences
 from frpo.config import BaseConfig, ConfigError, DownstreamSft, LoraConfig
 from frpo.objective import kl_from_start
-from frpo.outline.stage import Data, Finetune
+from frpo.outline.stage import Data, Supervised
 from frpo.prompts import Examples, ExampleStream
 from frpo.seeds import derive
 from frpo.stages.defences import (
@@ -144,7 +144,7 @@ def test_prompts_are_dealt_by_the_mix_each_once() -> None:
 
 def deal_batches(examples: Examples, own: OwnRows | None, **fields: Any) -> Batches:
     settings = DownstreamSft(**{**SFT, **fields})
-    return Batches(Finetune(settings, Data("s.data", (), 8)), examples, own, seed=4)
+    return Batches(Supervised(settings, Data("s.data", (), 8)), examples, own, seed=4)
 
 
 EXAMPLES = Examples(tuple((make_ints(100 + i), make_ints(200 + i)) for i in range(30)), ("t",) * 30)
@@ -159,7 +159,7 @@ def test_without_replay_a_batch_is_what_it_was() -> None:
     base = BaseConfig(data=(), num_steps=9, batch_size=8)
     for deal in (
         deal_batches(EXAMPLES, None),
-        Batches(Finetune(base, Data("base.data", (), 8)), EXAMPLES, None, seed=4),
+        Batches(Supervised(base, Data("base.data", (), 8)), EXAMPLES, None, seed=4),
     ):
         for step in (0, 7, 3):
             sequences, anchor = deal.take(step)

@@ -267,7 +267,7 @@ def test_loopback_is_never_asked_through_a_proxy(odd: str) -> None:
     with pytest.raises(RuntimeError, match="Connection refused after 1 tries"):  # by the proxy, which is dead
         http.post_json("http://judge.example/ok", {}, api_key_env="JUDGE_KEY", tries=1)
     assert [
-        http.is_loopback(u)
+        http.goes_direct(u)
         for u in (
             "http://[::1]:80/",
             "http://127.8.8.8",

@@ -74,14 +74,22 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     (
         "nan.jsonl",
         GOOD + b'{"prompt": "x", "n": NaN}\n',
-        "nan.jsonl:2: not valid JSON (NaN is not JSON, write null)",
+        "nan.jsonl:2: not valid JSON (NaN and infinities are not JSON, write null: NaN)",
     ),
-    ("infinity.jsonl", b'{"n": [-Infinity]}\n', "infinity.jsonl:1: not valid JSON (-Infinity is not JSON"),
-    ("large.jsonl", b'{"n": -1e999}\n', "large.jsonl:1: not valid JSON (-1e999 is more than a number holds)"),
+    (
+        "infinity.jsonl",
+        b'{"n": [-Infinity]}\n',
+        "infinity.jsonl:1: not valid JSON (NaN and infinities are not JSON, write null: -Infinity",
+    ),
+    (
+        "large.jsonl",
+        b'{"n": -1e999}\n',
+        "large.jsonl:1: not valid JSON (a number is more than a double holds: -1e999)",
+    ),
     (
         "twice.jsonl",
         GOOD + b'{"prompt": "x", "prompt": "y"}\n',
-        "twice.jsonl:2: not valid JSON (the name 'prompt' stands twice",
+        "twice.jsonl:2: not valid JSON (a name stands twice in one object: 'prompt'",
     ),
     ("array.jsonl", b'[{"prompt": "x"}]\n', "array.jsonl:1: expected an object, found list"),
     ("pretty.jsonl", b'{\n"prompt": "x"\n}\n', "pretty.jsonl:1: not valid JSON"),

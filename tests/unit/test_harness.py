@@ -8,7 +8,7 @@ import pytest
 
 from frpo.actors.harness import scores_of
 from frpo.config import ConfigError, FunctionReward, HarnessConfig, Missing
-from frpo.harness import check_files, tasks_of
+from frpo.harness import check_files, load_tasks
 from frpo.preflight import check_extra
 from frpo.recipe import load_recipe
 from frpo.records import BenchmarkScore
@@ -18,7 +18,7 @@ from tests.support.harness import TASK
 def test_a_task_file_with_local_data(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}')
     (tmp_path / "mine.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
-    tasks, _ = tasks_of(HarnessConfig(tasks=(str(tmp_path / "mine.yaml"),)))
+    tasks, _ = load_tasks(HarnessConfig(tasks=(str(tmp_path / "mine.yaml"),)))
     assert [t["task"] for t in tasks if isinstance(t, dict)] == ["mine"]
 
 
@@ -41,7 +41,7 @@ def test_mistakes(task: str, text: str | None, message: str, tmp_path: Path) -> 
     if text:
         (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError) as error:
-        tasks_of(HarnessConfig(tasks=(task.format(tmp_path),)))
+        load_tasks(HarnessConfig(tasks=(task.format(tmp_path),)))
     assert str(error.value).startswith("harness.tasks.0: ")
     assert message in str(error.value)
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from frpo.config import ConfigError, JudgeReward
-from frpo.rewards.template import OURS, JudgeTemplate, check_names, load_template
+from frpo.rewards.template import OURS, JudgeTemplate, check_asked_columns, load_template
 from frpo.types import Item
 
 RECORDED = "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"
@@ -218,9 +218,9 @@ def test_a_template_that_is_not_there_is_said_with_those_that_are() -> None:
 
 def test_columns_that_rows_lack_are_said_before_anything_starts() -> None:
     template = JudgeTemplate(user="{{ answer }} {{ prompt }} {{ x | default('') }}", choices=LETTERS)
-    check_names(template, {"answer", "y"}, "rewards.0.template: own.yaml", "a.jsonl:1")
+    check_asked_columns(template, {"answer", "y"}, "rewards.0.template: own.yaml", "a.jsonl:1")
     with pytest.raises(ConfigError) as error:
-        check_names(template, {"y"}, "rewards.0.template: own.yaml", "a.jsonl:1")
+        check_asked_columns(template, {"y"}, "rewards.0.template: own.yaml", "a.jsonl:1")
     assert str(error.value) == (
         "rewards.0.template: own.yaml names 'answer', and a.jsonl:1 has no such column (it has: y); "
         "rename it, or write {{ answer | default('') }}"

@@ -9,6 +9,11 @@ from frpo.config import Config, ConfigError
 from frpo.planning import plan_run
 from tests.support.recipes import SHARED, config
 
+RL = (
+    "downstream=[{kind: rl, name: more, data: [{path: 'testbed:prompts', task_column: task}], "
+    "learner: {num_steps: 4, offload: all}}]"
+)
+
 
 def test_roles_that_take_turns_stand_in_one_bundle_per_card() -> None:
     two = ("rollout.num_workers=2", "learner.num_workers=2")
@@ -65,6 +70,11 @@ def test_shares_of_a_card_never_add_up_to_more_than_it(others: int) -> None:
             r"evaluate.num_workers: 3 on 1 cards that are shared",
         ),
         ((*SHARED, "learner.offload=all"), r"learner.offload: all keeps the weights off the GPU already"),
+        ((*SHARED, "base.offload=all"), r"base.offload: all keeps the weights off the GPU already"),
+        (
+            (*SHARED, RL),
+            r"downstream.more.learner.offload: all keeps the weights off the GPU already",
+        ),
         (
             (*SHARED, "model.lora={}", "learner.zero_stage=3"),
             r"learner.zero_stage: 3 cannot give its memory back with adapters",

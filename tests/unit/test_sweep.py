@@ -19,7 +19,7 @@ from frpo.report.data import rival_pairs
 from frpo.report.intervals import Interval
 from frpo.report.schema import Decision
 from frpo.report.sweep import SeedVerdict, gather_sweep
-from frpo.sweep import expand_arms, seeds_of, split_assignments
+from frpo.sweep import expand_arms, list_seed_runs, split_assignments
 from tests.support.builders import evaluation_of, measured_task, metrics
 
 TESTBED = Path(__file__).parents[2] / "recipes" / "testbed.yaml"
@@ -93,7 +93,7 @@ def test_values_become_arms_and_a_field_that_a_method_does_not_read_leaves_it_al
     assert len(arms) == 2 * (2 + 4)
     with pytest.raises(ConfigError, match=r"--set objective.estimator.lambda: unknown field"):
         expand_arms(load_recipe(TESTBED), {("objective", "estimator.lambda"): [0.1]})
-    assert [(c.seed, c.folder.name) for c in seeds_of(load_recipe(TESTBED), 3, Path("x"))] == [
+    assert [(c.seed, c.folder.name) for c in list_seed_runs(load_recipe(TESTBED), 3, Path("x"))] == [
         (0, "seed-000"),
         (1, "seed-001"),
         (2, "seed-002"),
