@@ -55,7 +55,7 @@ def medians_of(folder: Path, name: str, blocks: int, field: str) -> np.ndarray: 
 
 def divide_means(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
     """The ratio of two means and half of its interval, by what each block differs from it."""
-    from frpo.report.intervals import CONFIDENCE, t_of
+    from frpo.report.student import CONFIDENCE, t_of
 
     ratio = above.mean() / below.mean()
     error = (above - ratio * below).std(ddof=1) / np.sqrt(len(above)) / below.mean()

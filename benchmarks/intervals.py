@@ -28,7 +28,8 @@ import numpy as np
 from remake import remake_interval
 
 from frpo.report.comparisons import read_curves
-from frpo.report.intervals import CONFIDENCE, Doubles, Interval, interval_of
+from frpo.report.intervals import Doubles, Interval, interval_of
+from frpo.report.student import CONFIDENCE
 
 SEEDS = (2, 3, 5, 8, 10, 12)
 CONFIDENCES = (CONFIDENCE, 1 - (1 - CONFIDENCE) / 40)

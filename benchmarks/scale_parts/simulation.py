@@ -185,7 +185,7 @@ class Simulation:
         loop = train_ahead if s.staleness else train
         begun = Start(0, begin_steering(config.arms[0].objective))
         with keep_time(self.timeline), watch_windows(self.timeline) as self.waited_s:
-            for step in loop(config, config.arms[0], self.partners(), begun):
+            for step in loop(config, config.arms[0], self.partners(), begun, lambda: None):
                 self.steps.append(step)
                 self._mark()
                 if len(self.steps) == s.warm_up + s.measured:
