@@ -106,7 +106,7 @@ def describe_rules(focus: str) -> dict[str, str]:
     return {
         "learned": f"before any fine-tune it has more reward on {focus} prompts than the base policy",
         "lasts": f"after every fine-tune it still has more reward on {focus} prompts than the base policy",
-        "price": f"on other trained tasks it is at no time surely more than {PRICE} below the best",
+        "price": f"on other trained tasks it is at no time more than {PRICE} below the best",
         "sound": f"its training had a signal, and at most {MOST_FAILED:.0%} of its rewards failed",
     }
 
@@ -163,6 +163,7 @@ def _more_than_base(
 
 
 def _judge_price(arm: Arm, contest: Contest) -> Rule:
+    """By the gap that decides: the one that is surely larger than the price, else the one that may be."""
     gaps = {}
     for task in contest.other_tasks:
         for when, rewarded in contest.rewarded(task).items():
@@ -172,9 +173,12 @@ def _judge_price(arm: Arm, contest: Contest) -> Rule:
                 gaps[f"{task} prompts {when}, against {best}"] = gap
     if not gaps:
         return Rule(name="price", holds=True, figures="there is no other trained task")
-    where, worst = min(gaps.items(), key=lambda item: item[1].mean)
-    holds = all(upper_limit(gap) >= -PRICE for gap in gaps.values())
-    return Rule(name="price", holds=holds, figures=f"{worst:+.2f} on {where}")
+    where, gap = min(gaps.items(), key=lambda item: upper_limit(item[1]))
+    if upper_limit(gap) < -PRICE:
+        return Rule(name="price", holds=False, figures=f"{gap:+.2f} on {where}")
+    where, gap = min(gaps.items(), key=lambda item: lower_limit(item[1]))
+    surely = lower_limit(gap) >= -PRICE
+    return Rule(name="price", holds=True if surely else None, figures=f"{gap:+.2f} on {where}")
 
 
 def _judge_sound(arm: Arm, contest: Contest) -> Rule:
