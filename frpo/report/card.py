@@ -17,7 +17,7 @@ from frpo.disk import write_text
 from frpo.records import BenchmarkScore, Estimate, Evaluation
 from frpo.report.audit_headline import describe_audit, number_of
 from frpo.report.audit_schema import read_audit
-from frpo.report.page import format_estimate, format_number
+from frpo.report.formats import format_estimate, format_number
 from frpo.report.portable import strip_config
 from frpo.report.schema import Arm, Judged, Report
 from frpo.report.verdict import DECISIONS, load_lines

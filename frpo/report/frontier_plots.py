@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from frpo.report.drawing import Panel, colour_of, mark, marker_of, panel
-from frpo.report.plots import describe
+from frpo.report.formats import describe
 from frpo.report.schema import Report
 
 

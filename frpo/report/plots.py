@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from frpo.records import Certificate, Estimate, Evaluation
 from frpo.report.audit_schema import Promise
 from frpo.report.drawing import GRID, PAPER, Panel, colour_of, mark, marker_of, panel
+from frpo.report.formats import describe
 from frpo.report.lookup import task_reward
 from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Arm, Downstream, Report
@@ -61,11 +62,6 @@ def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[
     for step, reward in zip(steps, rewards, strict=True):
         point = axes.plot([step], [reward.mean], color=own, marker=marker_of(i), markersize=6)
         mark(point, i, f"{arm}, step {step}: {describe(reward)}")
-
-
-def describe(value: Estimate) -> str:
-    """Example: "0.64 ± 0.04"."""
-    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
 
 
 def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tuple[list[int], list[Estimate]]:

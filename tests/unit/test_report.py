@@ -41,6 +41,7 @@ from frpo.report.data import collect_report
 from frpo.report.frontier import describe_defence
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
+from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.types import Reward
 from tests.support.builders import evaluation_of, measured_task, metrics
 
@@ -216,6 +217,33 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert len(page) < 1_000_000
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_arms_stand_side_by_side_four_at_a_time(run: Path) -> None:
+    collected = collect_report(run)
+    (kept,) = tabulate_kept(collected)
+    assert (kept.title, kept.arms) == ("Reward on harmful prompts after each fine-tune", (0, 1, 2, 3))
+    assert kept.rows["crafts-harsh"] == ("0.50 ± 0.04", "0.64 ± 0.04", "0.70 ± 0.04", "0.90 ± 0.04")
+    assert list(kept.rows) == ["crafts-gentle", "crafts-harsh"]
+    more = collected.model_copy(update={"arms": (*collected.arms, *collected.arms[:2])})
+    assert [(table.arms, len(table.rows["crafts-harsh"])) for table in tabulate_kept(more)] == [
+        ((0, 1, 2, 3), 4),
+        ((4, 5), 2),
+    ]
+    others = {table.title: table.rows["crafts-gentle"][1] for table in tabulate_others(collected)}
+    assert others == {
+        "Reward on downstream prompts, before → after": "0.30 → 0.80 ± 0.04",
+        "Reward on harmless prompts, before → after": "0.80 → 0.80 ± 0.04",
+        "KL to the reference, nats": "2.50 ± 0.02",
+        "KL from the arm's policy, nats": "2.00 ± 0.02",
+        "Loss on held-out examples, before → after, nats per token": "2.000 → 1.000",
+    }
+
+
+def test_a_fine_tune_that_is_left_is_a_dash(run: Path) -> None:
+    shutil.rmtree(run / "downstream" / "grpo" / "crafts-harsh")
+    (kept,) = tabulate_kept(collect_report(run))
+    assert kept.rows["crafts-harsh"][:2] == ("–", "0.64 ± 0.04")
 
 
 def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> None:
