@@ -40,8 +40,10 @@ def _make_environment() -> Environment:
 
 def render_run(report: Report) -> str:
     """The page of one run."""
+    lost_less = [task for task in report.tasks if task != report.focus]
     drawn = {
-        "downstream": plots.draw_downstream(report),
+        "downstream": plots.draw_downstream(report, [report.focus] if report.focus else []),
+        "others": plots.draw_downstream(report, lost_less),
         "certificate": plots.draw_planes(report),
         "plane": plots.draw_reward_over_kl(report),
         "frontier": draw_frontier(report),

@@ -4,6 +4,7 @@ self-contained."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -39,6 +40,7 @@ from frpo.records import (
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
 from frpo.report.frontier import describe_defence
+from frpo.report.page import render_run
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
 from frpo.report.tables import tabulate_kept, tabulate_others
@@ -244,6 +246,22 @@ def test_a_fine_tune_that_is_left_is_a_dash(run: Path) -> None:
     shutil.rmtree(run / "downstream" / "grpo" / "crafts-harsh")
     (kept,) = tabulate_kept(collect_report(run))
     assert kept.rows["crafts-harsh"][:2] == ("–", "0.64 ± 0.04")
+
+
+def test_a_page_of_four_arms_and_eleven_fine_tunes_is_light(run: Path) -> None:
+    collected = collect_report(run)
+    names = [f"crafts-{i}" for i in range(11)]
+    downstream = []
+    for one, name in itertools.product(collected.downstream[::2], names):
+        downstream.append(one.model_copy(update={"task": name}))
+    arms = []
+    for arm in collected.arms:
+        kept = [arm.kept[i % 2].model_copy(update={"downstream": name}) for i, name in enumerate(names)]
+        arms.append(arm.model_copy(update={"kept": tuple(kept)}))
+    report = collected.model_copy(update={"arms": tuple(arms), "downstream": tuple(downstream)})
+    page = render_run(report)
+    assert page.count("<svg") == 2 * 11 + 2 + 1 + 4 + 1
+    assert len(page) < 500_000
 
 
 def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> None:
