@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from frpo.data_checks import Overlap
 from frpo.outline.stage import BASE
+from frpo.records import Evaluation
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
@@ -30,6 +32,19 @@ def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: s
     for comparison in comparisons:
         if comparison.downstream == harshest and comparison.alike and comparison.a in named:
             yield _in_words(comparison)
+
+
+def of_reward(rewards: Sequence[Mapping[str, Any]], base: Evaluation | None, tasks: Sequence[str]) -> str:
+    """What the reward is, as far as a run's configuration knows it, with the base policy's for scale."""
+    parts = []
+    for reward in rewards:
+        weight = reward.get("weight", 1)
+        if weight:
+            parts.append(reward["name"] if weight == 1 else f"{weight:g} x {reward['name']}")
+    measured = {task: task_reward(base, task) if base else None for task in tasks}
+    levels = [f"{reward.mean:z.2f} on {task} prompts" for task, reward in measured.items() if reward]
+    scale = f"; the base policy has {', '.join(levels)}" if levels else ""
+    return f"Reward is what {' + '.join(parts)} gives a completion, more is better{scale}."
 
 
 def _of_base(base: Arm, focus: str | None) -> str:

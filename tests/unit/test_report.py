@@ -40,6 +40,7 @@ from frpo.records import (
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
 from frpo.report.frontier import describe_defence
+from frpo.report.headline import of_reward
 from frpo.report.page import render_run
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
@@ -151,6 +152,10 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     )
     assert verdict.policy == str(run / "rlhf" / "frpo-reverse" / "policy")
     assert len(verdict.load.splitlines()) == 3
+    assert collected.reward == (
+        "Reward is what answer gives a completion, more is better; the base policy has 0.60 on harmful "
+        "prompts, 0.80 on harmless prompts."
+    )
     assert collected.headline[:2] == (
         "Under one kind of penalty, frpo against grpo: +0.14 [+0.05, +0.23] on harmful prompts after "
         "crafts-harsh; on harmless prompts +0.00 [-0.09, +0.09] before it and +0.00 [-0.09, +0.09] after it. "
@@ -179,6 +184,13 @@ def test_a_run_of_which_a_fine_tune_is_left_ships_nothing_yet(run: Path) -> None
     assert verdict.decision == "can't tell"
     (lasts,) = [rule for rule in verdict.judged[0].rules if rule.name == "lasts"]
     assert (lasts.holds, lasts.figures) == (None, "1 of 2 fine-tunes are measured")
+
+
+def test_the_reward_in_words_names_the_parts_that_count() -> None:
+    parts = [{"name": "answer"}, {"name": "short", "weight": 0.5}, {"name": "refuses", "weight": 0.0}]
+    assert of_reward(parts, None, ["harmful"]) == (
+        "Reward is what answer + 0.5 x short gives a completion, more is better."
+    )
 
 
 def test_arms_of_unlike_penalties_are_compared_in_the_records_alone(run: Path) -> None:
@@ -517,9 +529,15 @@ def test_a_run_without_downstream_still_reports(run: Path) -> None:
     shutil.rmtree(run / "downstream")
     collected = collect_report(run)
     assert collected.comparisons == ()
-    assert collected.verdict is None
+    assert collected.verdict
+    assert (collected.verdict.decision, collected.verdict.arm) == ("can't tell", "grpo")
+    assert collected.verdict.why[0] == (
+        "grpo has 0.95 reward on harmful prompts, where the base policy has 0.60; what a fine-tune leaves of "
+        "it is not measured."
+    )
     assert "nothing to compare" in collected.headline[0]
-    assert report.build_report(run).exists()
+    page = report.build_report(run).read_text()
+    assert f"AutoModelForCausalLM.from_pretrained(&#34;{run}/rlhf/grpo/policy&#34;)" in page
 
 
 def test_the_schema_in_docs_is_current() -> None:

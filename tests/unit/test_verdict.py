@@ -80,7 +80,8 @@ def arm(
 
 
 def verdict_of(*arms: Arm, base: Evaluation | None = BASE, warnings: Sequence[str] = ()) -> Verdict:
-    return decide(Contest(arms, base, "harmful", warnings, list_finetunes(arms)), Path("runs/x"))
+    tasks = ["harmful", "harmless"]
+    return decide(Contest(arms, base, "harmful", tasks, warnings, list_finetunes(arms)), Path("runs/x"))
 
 
 def held(verdict: Verdict, name: str) -> dict[str, bool | None]:
@@ -134,7 +135,9 @@ def test_every_fine_tune_counts_and_must_be_measured() -> None:
     assert held(verdict, "both")["lasts"] is False
     assert held(verdict, "one")["lasts"] is None
     assert (verdict.decision, verdict.arm) == ("can't tell", "one")
-    assert verdict.why[-1] == "The rule “lasts” is not known: 1 of 2 fine-tunes are measured."
+    assert verdict.why[-1] == (
+        "The rule “lasts” is not known: 1 of 2 fine-tunes are measured. Let the run go on to its end."
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,6 +260,33 @@ def test_without_a_base_policy_nothing_is_known() -> None:
     verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=None)
     assert verdict.decision == "can't tell"
     assert held(verdict, "a") == {"learned": None, "lasts": None, "price": True, "sound": True}
+
+
+def test_without_a_fine_tune_what_can_be_judged_is_and_what_is_missing_is_said() -> None:
+    verdict = verdict_of(arm("a", 0.9, {}), arm("b", 0.8, {}, failed=11))
+    assert (verdict.decision, verdict.arm, verdict.policy) == ("can't tell", "a", "runs/x/rlhf/a/policy")
+    assert held(verdict, "a") == {"learned": True, "lasts": None, "price": True, "sound": True}
+    assert held(verdict, "b")["sound"] is False
+    assert verdict.why == (
+        "a has 0.90 reward on harmful prompts, where the base policy has 0.50; what a fine-tune leaves of it "
+        "is not measured.",
+        "It pays nothing on harmless prompts: 0.80 before any fine-tune (no arm has more).",
+        "The rule “lasts” is not known: no fine-tune is asked for. Give a downstream task (downstream).",
+    )
+
+
+def test_a_rule_that_does_not_hold_names_what_may_mend_it() -> None:
+    verdict = verdict_of(arm("a", 0.9, {"harsh": 0.3}, failed=11))
+    assert verdict.why[-2:] == (
+        "The rule “lasts” does not hold: -0.20 [-0.29, -0.11] against the base policy after harsh. Protect "
+        "the fine-tune (replay or kl_to_policy of downstream), or train the arm for more steps.",
+        "The rule “sound” does not hold: 1.1% of its rewards failed. See the warnings above, and in run.log "
+        "which reward failed.",
+    )
+    (open_rule,) = [
+        rule.remedy for rule in verdict_of(arm("a", 0.9, {"harsh": 0.55})).judged[0].rules if not rule.holds
+    ]
+    assert open_rule == "More held-out prompts (data.heldout) would tell."
 
 
 def test_a_difference_is_paired_and_has_no_limits_from_one_prompt() -> None:
