@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frpo.records import ArmSummary, Evaluation, TaskReward
-from frpo.report.headline import list_finetunes
+from frpo.report.headline import find_harshest, find_telling, list_finetunes
 from frpo.report.paired import difference_of, lower_limit, upper_limit
 from frpo.report.schema import Arm, Kept, Verdict
 from frpo.report.verdict import Contest, decide
@@ -287,6 +287,19 @@ def test_a_rule_that_does_not_hold_names_what_may_mend_it() -> None:
         rule.remedy for rule in verdict_of(arm("a", 0.9, {"harsh": 0.55})).judged[0].rules if not rule.holds
     ]
     assert open_rule == "More held-out prompts (data.heldout) would tell."
+
+
+def test_the_fine_tune_that_says_most_left_about_half() -> None:
+    arms = [arm(name, 0.9, {"all": 0.9, "half": 0.5, "none": 0.0}) for name in "ab"]
+    assert (find_telling(arms, "harmful"), find_harshest(arms, "harmful")) == ("half", "none")
+    verdict = verdict_of(*arms)
+    assert verdict.why[0].startswith("After none, the fine-tune that costs most, a keeps 0.00 of 0.90")
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign() -> None:
+    arms = arm("a", 0.9, {"harsh": 0.8}, harmless=0.796), arm("b", 0.9, {"harsh": 0.8}, harmless=0.8)
+    (price,) = [rule for rule in verdict_of(*arms).judged[0].rules if rule.name == "price"]
+    assert price.figures == "+0.00 [+0.00, +0.00] on harmless prompts before any fine-tune, against b"
 
 
 def test_a_difference_is_paired_and_has_no_limits_from_one_prompt() -> None:
