@@ -61,6 +61,8 @@ PAPER: Any = STYLE | {
 PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
 NUM_COLOURS = len(PALETTE)
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
+"""Of the first eight arms, of the eight after them, and so on: their colours repeat."""
 PATH = re.compile(r' (?:d|x|y|transform)="[^"]*"')
 LOOK = re.compile(r' style="[^"]*"')
 DECIMALS = re.compile(r"(\.\d)\d+")
@@ -81,7 +83,13 @@ def colour_of(index: int) -> str:
 
 
 def marker_of(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    """Of an arm: arms of one colour have different ones."""
+    return MARKERS[(index + index // NUM_COLOURS) % len(MARKERS)]
+
+
+def line_of(index: int) -> str:
+    """Of an arm: those of the first arms are drawn through."""
+    return LINES[index // NUM_COLOURS % len(LINES)]
 
 
 def write_svg(figure: Figure, title: str) -> str:

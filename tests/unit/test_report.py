@@ -39,9 +39,11 @@ from frpo.records import (
 )
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
+from frpo.report.drawing import colour_of, line_of, marker_of
 from frpo.report.frontier import describe_defence
 from frpo.report.headline import of_reward
 from frpo.report.page import render_run
+from frpo.report.plots import limits_of
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
 from frpo.report.tables import tabulate_kept, tabulate_others
@@ -274,6 +276,21 @@ def test_a_page_of_four_arms_and_eleven_fine_tunes_is_light(run: Path) -> None:
     page = render_run(report)
     assert page.count("<svg") == 2 * 11 + 2 + 1 + 4 + 1
     assert len(page) < 500_000
+
+
+def test_arms_of_one_colour_have_lines_and_marks_of_their_own() -> None:
+    looks = [(colour_of(i), marker_of(i), line_of(i)) for i in range(32)]
+    assert len(set(looks)) == 32
+    assert (looks[0][0], looks[0][2], looks[8][2]) == (looks[8][0], "-", "--")
+    assert looks[0][1] != looks[8][1]
+
+
+def test_drawings_of_a_task_share_limits_that_hold_their_intervals(run: Path) -> None:
+    wide = evaluation("grpo", 0.1, 200, "crafts-harsh")
+    rewrite(run, "downstream/grpo/crafts-harsh", lambda e: wide if e.step == 200 else e)
+    low, high = limits_of(collect_report(run), "harmful")
+    assert low < 0.1 - 1.96 * 0.02
+    assert high > 0.95 + 1.96 * 0.02
 
 
 def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> None:
