@@ -18,8 +18,8 @@ from frpo.outline.stage import parse_stage
 from frpo.records import BenchmarkScore, Estimate, Evaluation
 from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import read_audit
+from frpo.report.formats import format_estimate, format_number
 from frpo.report.origins import Origins, read_origins
-from frpo.report.page import format_estimate, format_number
 from frpo.report.portable import strip_config
 from frpo.report.schema import Arm, Judged, Report
 from frpo.report.verdict import DECISIONS, load_lines

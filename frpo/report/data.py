@@ -17,7 +17,7 @@ from frpo.records import Evaluation, StageResult
 from frpo.report import headline
 from frpo.report.arms import read_arm, read_base
 from frpo.report.frontier import find_frontier
-from frpo.report.lookup import task_measured
+from frpo.report.lookup import task_measured, task_reward
 from frpo.report.paired import difference_of, kept_rewards, rewards_of
 from frpo.report.robustness import describe_planes, planes_of
 from frpo.report.schema import (
@@ -53,8 +53,8 @@ def collect_report(folder: Path) -> Report:
     finetunes = [downstream["name"] for downstream in config["downstream"]]
     if config["arms"]:
         tasks = _tasks_of(itertools.chain.from_iterable(steps.values()))
-        trained = [arm for arm in config["arms"] if f"rlhf/{arm['name']}" in results]
-        arms = tuple(read_arm(arm, config, results, tasks, finetunes) for arm in trained)
+        done = [arm for arm in config["arms"] if f"rlhf/{arm['name']}" in results]
+        arms = tuple(read_arm(arm, config, results, tasks, finetunes) for arm in done)
     else:
         tasks = [measured.task for measured in base.rewards] if base else []
         arms = (read_base(base, results, tasks, finetunes),) if base else ()
@@ -65,11 +65,13 @@ def collect_report(folder: Path) -> Report:
     versions = folder / "versions.json"
     warnings = tuple(_warnings_of(folder, config["rollout"]["max_new_tokens"]))
     place = Path(config["run_dir"] or f"runs/{config['name']}")
-    tuned = [arm for arm in arms if arm.kept and arm.name != BASE]
+    trained = [arm for arm in arms if arm.name != BASE]
+    contest = Contest(trained, base, focus or _gained_most(trained, base, tasks), tasks, warnings, finetunes)
     return Report(
         name=config["name"],
         seed=config["seed"],
-        verdict=decide(Contest(tuned, base, focus, warnings, finetunes), folder) if tuned and focus else None,
+        verdict=decide(contest, folder) if trained else None,
+        reward=headline.of_reward(config["rewards"], base, tasks),
         headline=(
             *headline.of_arms(arms, comparisons, focus),
             *describe_planes(planes, focus),
@@ -163,6 +165,17 @@ def _focus_of(arms: Sequence[Arm], tasks: Sequence[str]) -> str | None:
         losses[kept.task].append(kept.before.mean - kept.after.mean)
     mean = {task: sum(values) / len(values) for task, values in losses.items() if values}
     return max(mean, key=mean.__getitem__, default=None)
+
+
+def _gained_most(arms: Sequence[Arm], base: Evaluation | None, tasks: Sequence[str]) -> str:
+    """The trained task on which the arms have most more than the base policy, summed over arms."""
+
+    def gain(task: str) -> float:
+        start = task_reward(base, task) if base else None
+        rewards = [task_reward(arm.evaluation, task) for arm in arms]
+        return sum(reward.mean - (start.mean if start else 0.0) for reward in rewards if reward)
+
+    return max(tasks, key=gain, default="")
 
 
 def rival_pairs(penalties: Sequence[str]) -> list[tuple[int, int]]:

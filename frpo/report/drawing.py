@@ -25,7 +25,6 @@ INK = "#010203"
 GRID = "#010204"
 STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "frpo",
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -62,10 +61,19 @@ PAPER: Any = STYLE | {
 PALETTE = ("#2563c9", "#d2620a", "#18875a", "#8a4fc7", "#b3335f", "#7a6a00", "#0f7f8c", "#6b7280")
 NUM_COLOURS = len(PALETTE)
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
+"""Of the first eight arms, of the eight after them, and so on: their colours repeat."""
 PATH = re.compile(r' (?:d|x|y|transform)="[^"]*"')
-DECIMALS = re.compile(r"(\.\d\d)\d+")
-"""A hundredth of a point is enough."""
+LOOK = re.compile(r' style="[^"]*"')
+DECIMALS = re.compile(r"(\.\d)\d+")
+"""A tenth of a point is enough."""
+SPARE = re.compile(
+    r'<metadata>.*?</metadata>|font-family: [^;]*; | transform="rotate\(-0 [^"]*"|\n *', re.DOTALL
+)
+"""What no reader sees: the page has a font of its own."""
 MARKED = re.compile(r'<g id="mark:(\d*):([^"]*)">')
+NAMED = re.compile(r'<g id="[^"]*">')
+"""Groups that nothing refers to."""
 
 
 def colour_of(index: int) -> str:
@@ -75,13 +83,20 @@ def colour_of(index: int) -> str:
 
 
 def marker_of(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    """Of an arm: arms of one colour have different ones."""
+    return MARKERS[(index + index // NUM_COLOURS) % len(MARKERS)]
+
+
+def line_of(index: int) -> str:
+    """Of an arm: those of the first arms are drawn through."""
+    return LINES[index // NUM_COLOURS % len(LINES)]
 
 
 def write_svg(figure: Figure, title: str) -> str:
     """The drawing as text that stands on a page; closes the figure."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with plt.rc_context({"svg.hashsalt": title}):  # identifiers of several drawings on one page must differ
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
@@ -91,10 +106,9 @@ def write_svg(figure: Figure, title: str) -> str:
     assert box
     label = f'role="img" aria-label="{html.escape(title)}" xmlns:xlink="http://www.w3.org/1999/xlink"'
     text = f"<svg {box.group()} {label}>" + text[text.index(">") + 1 :]
-    text = MARKED.sub(_say_mark, PATH.sub(lambda path: DECIMALS.sub(r"\1", path.group()), text))
-    # identifiers of several drawings on one page must differ
-    tag = re.sub(r"\W+", "-", title.lower())
-    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{tag}-", text)
+    text = PATH.sub(_shorten_path, SPARE.sub("", text))
+    text = LOOK.sub(lambda look: look.group().replace(": ", ":").replace("; ", ";"), text)
+    return NAMED.sub("<g>", MARKED.sub(_say_mark, text))
 
 
 def mark(artists: Artist | Iterable[Artist | None], arm: int | None, words: str = "") -> None:
@@ -102,6 +116,11 @@ def mark(artists: Artist | Iterable[Artist | None], arm: int | None, words: str 
     for artist in (artists,) if isinstance(artists, Artist) else artists:
         if artist is not None:
             artist.set_gid(f"mark:{'' if arm is None else arm}:{words}")
+
+
+def _shorten_path(match: re.Match[str]) -> str:
+    path = DECIMALS.sub(r"\1", match.group())
+    return path if " C " in path else path.replace(" L ", " ")  # lines follow a move without being named
 
 
 def _say_mark(match: re.Match[str]) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from frpo.data_checks import Overlap
 from frpo.outline.stage import BASE
+from frpo.records import Evaluation
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Arm, Kept, KeptDifference
 from frpo.rows import read_rows
@@ -17,7 +21,7 @@ MANY_ARMS = 4
 
 
 def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: str | None) -> Iterator[str]:
-    """Like with like: what was gained after the fine-tune that cost most, and what was paid, between arms of
+    """Like with like: what was gained after the fine-tune that says most, and what was paid, between arms of
     one kind of penalty."""
     if [arm.name for arm in arms] == [BASE]:
         yield _of_base(arms[0], focus)
@@ -25,11 +29,24 @@ def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: s
     if focus is None or not any(arm.kept for arm in arms):
         yield _without_downstream(arms, focus or "")
         return
-    harshest = find_harshest(arms, focus)
-    named = _named_arms(kept_after_finetune(arms, harshest, focus), arms[0].name)
+    telling = find_telling(arms, focus)
+    named = _named_arms(kept_after_finetune(arms, telling, focus), arms[0].name)
     for comparison in comparisons:
-        if comparison.downstream == harshest and comparison.alike and comparison.a in named:
+        if comparison.downstream == telling and comparison.alike and comparison.a in named:
             yield _in_words(comparison)
+
+
+def of_reward(rewards: Sequence[Mapping[str, Any]], base: Evaluation | None, tasks: Sequence[str]) -> str:
+    """What the reward is, as far as a run's configuration knows it, with the base policy's for scale."""
+    parts = []
+    for reward in rewards:
+        weight = reward.get("weight", 1)
+        if weight:
+            parts.append(reward["name"] if weight == 1 else f"{weight:g} x {reward['name']}")
+    measured = {task: task_reward(base, task) if base else None for task in tasks}
+    levels = [f"{reward.mean:z.2f} on {task} prompts" for task, reward in measured.items() if reward]
+    scale = f"; the base policy has {', '.join(levels)}" if levels else ""
+    return f"Reward is what {' + '.join(parts)} gives a completion, more is better{scale}."
 
 
 def _of_base(base: Arm, focus: str | None) -> str:
@@ -64,6 +81,17 @@ def find_harshest(arms: Sequence[Arm], focus: str) -> str:
     return max(list_finetunes(arms), key=lambda finetune: _lost_reward(arms, finetune, focus))
 
 
+def find_telling(arms: Sequence[Arm], focus: str) -> str:
+    """The fine-tune that left the arms nearest to half of their reward, on the average: one that leaves all
+    or nothing says little of which arm is better."""
+    return min(list_finetunes(arms), key=lambda finetune: _from_half(arms, finetune, focus))
+
+
+def _from_half(arms: Sequence[Arm], finetune: str, task: str) -> float:
+    kept = kept_after_finetune(arms, finetune, task).values()
+    return abs(fmean(each.after.mean - each.before.mean / 2 for each in kept)) if kept else math.inf
+
+
 def _lost_reward(arms: Sequence[Arm], finetune: str, task: str) -> float:
     """Reward, summed over the arms."""
     kept = kept_after_finetune(arms, finetune, task).values()
@@ -88,13 +116,13 @@ def _in_words(comparison: KeptDifference) -> str:
     """What a has more of than b."""
     price = ""
     for paid in comparison.paid:
-        price += f"; on {paid.task} prompts {paid.before:+.2f} before it and {paid.after:+.2f} after it"
+        price += f"; on {paid.task} prompts {paid.before:+z.2f} before it and {paid.after:+z.2f} after it"
     if comparison.kl_a is not None and comparison.kl_b is not None:
         distance = f" They stood {comparison.kl_a:.2f} and {comparison.kl_b:.2f} nats from the reference."
     else:
         distance = ""
     return (
-        f"Under one kind of penalty, {comparison.a} against {comparison.b}: {comparison.gained:+.2f} on "
+        f"Under one kind of penalty, {comparison.a} against {comparison.b}: {comparison.gained:+z.2f} on "
         f"{comparison.task} prompts after {comparison.downstream}{price}.{distance}"
     )
 

@@ -6,40 +6,24 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader
 
-from frpo.records import Estimate
 from frpo.report import plots, sweep_plots
 from frpo.report.audit_headline import describe_audit, describe_fine_tune, format_left
 from frpo.report.audit_plots import draw_audits
 from frpo.report.audit_schema import Audit, join_rows, tell_models_apart
+from frpo.report.formats import (
+    format_difference,
+    format_estimate,
+    format_level,
+    format_number,
+    format_spread,
+)
 from frpo.report.frontier_plots import draw_frontier
-from frpo.report.intervals import MIN_SEEDS, Interval
+from frpo.report.intervals import MIN_SEEDS
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Report
-from frpo.report.spread import Spread
 from frpo.report.sweep import Sweep
+from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.report.timeline_plots import draw_timeline
-
-MISSING = "–"
-
-
-def format_number(value: float | None, digits: int = 2) -> str:
-    return MISSING if value is None else f"{value:,.{digits}f}"
-
-
-def format_estimate(value: Estimate | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def format_level(value: Interval | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def format_spread(value: Spread | None) -> str:
-    return MISSING if value is None else f"{value:z.2f}"
-
-
-def format_difference(value: Interval | None) -> str:
-    return MISSING if value is None else f"{value:+.3f}"
 
 
 def _make_environment() -> Environment:
@@ -56,17 +40,20 @@ def _make_environment() -> Environment:
 
 def render_run(report: Report) -> str:
     """The page of one run."""
+    lost_less = [task for task in report.tasks if task != report.focus]
     drawn = {
-        "downstream": plots.draw_downstream(report),
+        "downstream": plots.draw_downstream(report, [report.focus] if report.focus else []),
+        "others": plots.draw_downstream(report, lost_less),
         "certificate": plots.draw_planes(report),
         "plane": plots.draw_reward_over_kl(report),
         "frontier": draw_frontier(report),
         "training": plots.draw_training(report),
         "timeline": draw_timeline(report.timeline),
     }
+    tables = {"kept": tabulate_kept(report), "others": tabulate_others(report)}
     names = [arm.name for arm in report.arms]
     page = _make_environment().get_template("page.html.j2")
-    return page.render(r=report, drawn=drawn, reward_of=task_reward, index_of=names.index)
+    return page.render(r=report, drawn=drawn, tables=tables, reward_of=task_reward, index_of=names.index)
 
 
 def render_audits(audits: Sequence[Audit]) -> str:

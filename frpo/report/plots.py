@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from frpo.records import Certificate, Estimate, Evaluation
 from frpo.report.audit_schema import Promise
-from frpo.report.drawing import GRID, PAPER, Panel, colour_of, mark, marker_of, panel
+from frpo.report.drawing import GRID, PAPER, Panel, colour_of, line_of, mark, marker_of, panel
 from frpo.report.lookup import task_reward
 from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Arm, Downstream, Report
@@ -20,34 +20,36 @@ IN_VIEW = 1.1
 """A certificate is drawn so far beyond its largest radius."""
 KINDS = ((False, "o", "fine-tunes"), (True, "X", "attacks"))
 """Of measured policies: whether an attack, marker, name."""
-POINTED = 12
+POINTED = 8
 """So many points of a training curve say their value when they are pointed at."""
 
 
-def draw_downstream(report: Report) -> list[Panel]:
-    """Reward of each rlhf task through each downstream fine-tune, an arm a curve, band = 95 % over
+def draw_downstream(report: Report, tasks: Sequence[str]) -> list[Panel]:
+    """Reward on each of the tasks through each downstream fine-tune, an arm a curve, band = 95 % over
     prompts."""
     panels: list[Panel] = []
     finetunes = sorted({run.task for run in report.downstream})
-    for task, finetune in itertools.product(report.tasks, finetunes):
+    for task, finetune in itertools.product(tasks, finetunes):
         with panel(panels, "downstream", f"{task} prompts, {finetune}") as axes:
-            axes.set_ylim(*_limits_of(report, task))
+            axes.set_ylim(*limits_of(report, task))
             for i, arm in enumerate(report.arms):
                 _draw_rewards(axes, i, arm.name, _rewards_through(report, arm.name, finetune, task))
             axes.set(xlabel="steps of the fine-tune", ylabel="mean reward")
     return panels
 
 
-def _limits_of(report: Report, task: str) -> tuple[float, float]:
-    """That all panels of a task have, so that they can be compared."""
-    rewards = []
+def limits_of(report: Report, task: str) -> tuple[float, float]:
+    """That all panels of a task have, so that they can be compared: intervals are within."""
+    ends: list[float] = []
     for run in report.downstream:
-        rewards += [task_reward(evaluation, task) for evaluation in run.evaluations]
-    means = [reward.mean for reward in rewards if reward]
-    if not means:
+        for evaluation in run.evaluations:
+            reward = task_reward(evaluation, task)
+            if reward:
+                ends += [reward.mean - (reward.half or 0.0), reward.mean + (reward.half or 0.0)]
+    if not ends:
         return 0.0, 1.0
-    margin = 0.08 * (max(means) - min(means)) + 0.02
-    return min(means) - margin, max(means) + margin
+    margin = 0.04 * (max(ends) - min(ends)) + 0.02
+    return min(ends) - margin, max(ends) + margin
 
 
 def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[Estimate]]) -> None:
@@ -56,11 +58,11 @@ def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[
     low = [reward.mean - (reward.half or 0.0) for reward in rewards]
     high = [reward.mean + (reward.half or 0.0) for reward in rewards]
     own = colour_of(i)
-    mark(axes.plot(steps, [reward.mean for reward in rewards], color=own), i, arm)
+    mark(axes.plot(steps, [reward.mean for reward in rewards], line_of(i), color=own), i, arm)
     mark(axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0), i)
     for step, reward in zip(steps, rewards, strict=True):
-        point = axes.plot([step], [reward.mean], color=own, marker=marker_of(i), markersize=6)
-        mark(point, i, f"{arm}, step {step}: {reward:.2f}")
+        point = axes.plot([step], [reward.mean], marker_of(i), color=own, markersize=6)
+        mark(point, i, f"{arm}, step {step}: {reward:z.2f}")
 
 
 def _rewards_through(report: Report, arm: str, finetune: str, task: str) -> tuple[list[int], list[Estimate]]:
@@ -100,17 +102,19 @@ def _draw_way(axes: Axes, i: int, run: Downstream, task: str) -> None:
     """Through a fine-tune."""
     own = colour_of(i)
     kls, rewards = _kls_and_rewards(run.evaluations, task)
-    mark(axes.plot(kls, rewards, color=own, alpha=0.45, linewidth=1.2), i, f"{run.arm}, {run.task}")
+    mark(
+        axes.plot(kls, rewards, line_of(i), color=own, alpha=0.45, linewidth=1.2), i, f"{run.arm}, {run.task}"
+    )
     for kl, reward in list(zip(kls, rewards, strict=True))[1:]:
         words = f"{run.arm}, {run.task}: reward {reward:.2f} at {kl:.2f} nats"
-        mark(axes.plot([kl], [reward], color=own, marker="o", markersize=4.5), i, words)
+        mark(axes.plot([kl], [reward], "o", color=own, markersize=4.5), i, words)
 
 
 def _draw_start(axes: Axes, i: int, arm: Arm, task: str) -> None:
     """Before any fine-tune."""
     for kl, reward in zip(*_kls_and_rewards([arm.evaluation], task), strict=True):
         words = f"{arm.name}, before: reward {reward:.2f} at {kl:.2f} nats"
-        start = axes.plot([kl], [reward], color=colour_of(i), marker=marker_of(i), markersize=9, zorder=3)
+        start = axes.plot([kl], [reward], marker_of(i), color=colour_of(i), markersize=9, zorder=3)
         mark(start, i, words)
 
 
@@ -228,9 +232,9 @@ def draw_training(report: Report) -> list[Panel]:
 def _draw_curve(axes: Axes, i: int, arm: str, measured: Sequence[tuple[int, float]]) -> None:
     steps = [step for step, _ in measured]
     values = _trailing_means([value for _, value in measured])
-    mark(axes.plot(steps, values, color=colour_of(i), linewidth=1.6), i, arm)
+    mark(axes.plot(steps, values, line_of(i), color=colour_of(i), linewidth=1.6), i, arm)
     for step, value in list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTED)]:
-        point = axes.plot([step], [value], color=colour_of(i), marker="o", markersize=7, alpha=0)
+        point = axes.plot([step], [value], "o", color=colour_of(i), markersize=7, alpha=0)
         mark(point, i, f"{arm}, step {step}: {value:.3g}")
 
 

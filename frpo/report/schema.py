@@ -108,6 +108,8 @@ class Rule(Record):
     holds: bool | None
     """None: it was not measured, or the held-out prompts are too few to tell."""
     figures: str
+    remedy: str = ""
+    """What to do where it does not hold or is not known."""
 
 
 class Judged(Record):
@@ -158,7 +160,9 @@ class Report(Record):
     name: str
     seed: int
     verdict: Verdict | None
-    """None without arms, or where no fine-tune is finished."""
+    """None where no arm is trained."""
+    reward: str
+    """What the reward is, and how much of it the base policy has, in a sentence."""
     headline: tuple[str, ...]
     """Sentences; without a verdict the first is the answer."""
     warnings: tuple[str, ...]

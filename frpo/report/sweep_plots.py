@@ -78,7 +78,7 @@ def _draw_differences_of_pair(axes: Axes, rows: Sequence[Comparison], *, y: int,
             if lo is not None and hi is not None:
                 line = axes.plot([lo, hi], heights, color=own, linewidth=width, solid_capstyle="butt")
                 mark(line, arm, f"[{lo:+.3f}, {hi:+.3f}]")
-        point = axes.plot([row.difference], [height], color=own, marker=marker_of(arm), markersize=5)
+        point = axes.plot([row.difference], [height], marker_of(arm), color=own, markersize=5)
         mark(point, arm, f"at {row.at_kl:.2f} nats: {row.interval:+.3f}, {row.num_seeds} seeds")
 
 
@@ -198,7 +198,7 @@ def _draw_trade_off(axes: Axes, sweep: Sweep, finetune: str) -> None:
         )
         mark((line[0], *line[2]), i, family)
         for arm, kl, kept in points:
-            point = axes.plot([kl.mean], [kept.mean], color=colour_of(i), marker="o", markersize=8, alpha=0)
+            point = axes.plot([kl.mean], [kept.mean], "o", color=colour_of(i), markersize=8, alpha=0)
             mark(point, i, f"{arm}: kept {kept:.2f} at {kl:.2f} nats")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from frpo.report.formats import format_difference, format_level
 from frpo.report.intervals import MIN_SEEDS, Doubles, Interval, interval_of, interval_or_none
-from frpo.report.page import format_difference, format_level
 
 
 def limits_of(values: Doubles, confidence: float = 0.95) -> tuple[float, float]:

@@ -4,6 +4,7 @@ self-contained."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -38,9 +39,14 @@ from frpo.records import (
 )
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
+from frpo.report.drawing import colour_of, line_of, marker_of
 from frpo.report.frontier import describe_defence
+from frpo.report.headline import of_reward
+from frpo.report.page import render_run
+from frpo.report.plots import limits_of
 from frpo.report.schema import Report
 from frpo.report.sweep import gather_sweep
+from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.types import Reward
 from tests.support.builders import evaluation_of, measured_task, metrics
 
@@ -148,6 +154,10 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     )
     assert verdict.policy == str(run / "rlhf" / "frpo-reverse" / "policy")
     assert len(verdict.load.splitlines()) == 3
+    assert collected.reward == (
+        "Reward is what answer gives a completion, more is better; the base policy has 0.60 on harmful "
+        "prompts, 0.80 on harmless prompts."
+    )
     assert collected.headline[:2] == (
         "Under one kind of penalty, frpo against grpo: +0.14 [+0.05, +0.23] on harmful prompts after "
         "crafts-harsh; on harmless prompts +0.00 [-0.09, +0.09] before it and +0.00 [-0.09, +0.09] after it. "
@@ -176,6 +186,13 @@ def test_a_run_of_which_a_fine_tune_is_left_ships_nothing_yet(run: Path) -> None
     assert verdict.decision == "can't tell"
     (lasts,) = [rule for rule in verdict.judged[0].rules if rule.name == "lasts"]
     assert (lasts.holds, lasts.figures) == (None, "1 of 2 fine-tunes are measured")
+
+
+def test_the_reward_in_words_names_the_parts_that_count() -> None:
+    parts = [{"name": "answer"}, {"name": "short", "weight": 0.5}, {"name": "refuses", "weight": 0.0}]
+    assert of_reward(parts, None, ["harmful"]) == (
+        "Reward is what answer + 0.5 x short gives a completion, more is better."
+    )
 
 
 def test_arms_of_unlike_penalties_are_compared_in_the_records_alone(run: Path) -> None:
@@ -216,6 +233,64 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert len(page) < 1_000_000
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_arms_stand_side_by_side_four_at_a_time(run: Path) -> None:
+    collected = collect_report(run)
+    (kept,) = tabulate_kept(collected)
+    assert (kept.title, kept.arms) == ("Reward on harmful prompts after each fine-tune", (0, 1, 2, 3))
+    assert kept.rows["crafts-harsh"] == ("0.50 ± 0.04", "0.64 ± 0.04", "0.70 ± 0.04", "0.90 ± 0.04")
+    assert list(kept.rows) == ["crafts-gentle", "crafts-harsh"]
+    more = collected.model_copy(update={"arms": (*collected.arms, *collected.arms[:2])})
+    assert [(table.arms, len(table.rows["crafts-harsh"])) for table in tabulate_kept(more)] == [
+        ((0, 1, 2, 3), 4),
+        ((4, 5), 2),
+    ]
+    others = {table.title: table.rows["crafts-gentle"][1] for table in tabulate_others(collected)}
+    assert others == {
+        "Reward on downstream prompts, before → after": "0.30 → 0.80 ± 0.04",
+        "Reward on harmless prompts, before → after": "0.80 → 0.80 ± 0.04",
+        "KL to the reference, nats": "2.50 ± 0.02",
+        "KL from the arm's policy, nats": "2.00 ± 0.02",
+        "Loss on held-out examples, before → after, nats per token": "2.000 → 1.000",
+    }
+
+
+def test_a_fine_tune_that_is_left_is_a_dash(run: Path) -> None:
+    shutil.rmtree(run / "downstream" / "grpo" / "crafts-harsh")
+    (kept,) = tabulate_kept(collect_report(run))
+    assert kept.rows["crafts-harsh"][:2] == ("–", "0.64 ± 0.04")
+
+
+def test_a_page_of_four_arms_and_eleven_fine_tunes_is_light(run: Path) -> None:
+    collected = collect_report(run)
+    names = [f"crafts-{i}" for i in range(11)]
+    downstream = []
+    for one, name in itertools.product(collected.downstream[::2], names):
+        downstream.append(one.model_copy(update={"task": name}))
+    arms = []
+    for arm in collected.arms:
+        kept = [arm.kept[i % 2].model_copy(update={"downstream": name}) for i, name in enumerate(names)]
+        arms.append(arm.model_copy(update={"kept": tuple(kept)}))
+    report = collected.model_copy(update={"arms": tuple(arms), "downstream": tuple(downstream)})
+    page = render_run(report)
+    assert page.count("<svg") == 2 * 11 + 2 + 1 + 4 + 1
+    assert len(page) < 500_000
+
+
+def test_arms_of_one_colour_have_lines_and_marks_of_their_own() -> None:
+    looks = [(colour_of(i), marker_of(i), line_of(i)) for i in range(32)]
+    assert len(set(looks)) == 32
+    assert (looks[0][0], looks[0][2], looks[8][2]) == (looks[8][0], "-", "--")
+    assert looks[0][1] != looks[8][1]
+
+
+def test_drawings_of_a_task_share_limits_that_hold_their_intervals(run: Path) -> None:
+    wide = evaluation("grpo", 0.1, 200, "crafts-harsh")
+    rewrite(run, "downstream/grpo/crafts-harsh", lambda e: wide if e.step == 200 else e)
+    low, high = limits_of(collect_report(run), "harmful")
+    assert low < 0.1 - 1.96 * 0.02
+    assert high > 0.95 + 1.96 * 0.02
 
 
 def test_the_frontier_has_what_each_fine_tune_learned_and_left(run: Path) -> None:
@@ -471,9 +546,15 @@ def test_a_run_without_downstream_still_reports(run: Path) -> None:
     shutil.rmtree(run / "downstream")
     collected = collect_report(run)
     assert collected.comparisons == ()
-    assert collected.verdict is None
+    assert collected.verdict
+    assert (collected.verdict.decision, collected.verdict.arm) == ("can't tell", "grpo")
+    assert collected.verdict.why[0] == (
+        "grpo has 0.95 reward on harmful prompts, where the base policy has 0.60; what a fine-tune leaves of "
+        "it is not measured."
+    )
     assert "nothing to compare" in collected.headline[0]
-    assert report.build_report(run).exists()
+    page = report.build_report(run).read_text()
+    assert f"AutoModelForCausalLM.from_pretrained(&#34;{run}/rlhf/grpo/policy&#34;)" in page
 
 
 def test_the_schema_in_docs_is_current() -> None:
