@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -q
 ONE_GPU := --set rollout.num_gpus=1 --set rollout.sleep=true --set rollout.gpu_memory_utilization=0.5 --set rollout.enforce_eager=true \
 	--set learner.num_gpus=1 --set reference.num_gpus=1 --set evaluate.num_gpus=1
 
-.PHONY: install demo lint docs messages check test test-all test-gpu test-integrations mutants
+.PHONY: install demo lint docs messages check check-tests test test-all test-gpu test-integrations mutants
 
 install:
 	@deploy/install.sh
@@ -30,8 +30,12 @@ docs: install
 messages:
 	$(PY) docs/hooks/messages.py
 
+# lint beside the tests, which wait now and then
+check: install
+	$(MAKE) -j 2 lint check-tests
+
 # the requests to every path of the service are long, and long to collect
-check: lint
+check-tests: install
 	$(PYTEST) -n 2 -m "not slow and not long" --ignore=tests/contract/test_service_schema.py tests/unit tests/contract
 
 # two at once, by file, since the tests of a file share a Ray and some files their actors; the longest first

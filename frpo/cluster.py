@@ -185,6 +185,9 @@ class Spawner:
             for i, (bundle, given) in enumerate(zip(actor.bundles, arguments, strict=True))
         ]
 
+    def _has(self, role: str) -> bool:
+        return any(a.role == role for a in self.asked.actors)
+
     def _actor(self, role: str) -> Actor:
         return next(a for a in self.asked.actors if a.role == role)
 
@@ -238,7 +241,7 @@ class Spawner:
         return made
 
     def reference(self) -> ReferencePool | None:
-        if all(a.role != "reference" for a in self.asked.actors):
+        if not self._has("reference"):
             return None
         return ReferencePool(
             self._alike(
@@ -281,7 +284,9 @@ class Spawner:
     def learner(self) -> LearnerPool:
         return LearnerPool(self._ranks("learner", LearnerWorker), **self.limits)
 
-    def finetune(self) -> FinetunePool:
+    def finetune(self) -> FinetunePool | None:
+        if not self._has("finetune"):
+            return None
         return FinetunePool(self._ranks("finetune", FinetuneWorker), **self.limits)
 
 
@@ -289,23 +294,18 @@ def spawn(config: Config, spawner: Spawner) -> Team:
     """Start all actors side by side and wait until each has answered."""
     rollouts, learner, finetune = spawner.rollouts(), spawner.learner(), spawner.finetune()
     rewards, scorer, reference = spawner.rewards(), spawner.scorer(), spawner.reference()
-    groups: list[Actors[Any]] = [rewards.actors, learner.actors, finetune.actors, scorer.actors]
-    groups += [rollouts.actors, *(judge.actors for judge in rewards.judges)]
-    if reference:
-        groups.append(reference.actors)
+    groups: list[Actors[Any]] = [rewards.actors, learner.actors, scorer.actors, rollouts.actors]
+    groups += [judge.actors for judge in rewards.judges]
     harness = spawner.harness(rollouts)
-    if harness:
-        groups.append(harness.actors)
+    groups += [pool.actors for pool in (finetune, reference, harness) if pool]
     for actors in groups:
         actors.wait_until_ready(config.cluster.start_timeout_s)
     learner.join()
-    finetune.join()
+    if finetune:
+        finetune.join()
     if config.rollout.sleep:
-        others = {"reference": reference} if reference else {}
-        take_turns(
-            spawner.asked,
-            {"rollout": rollouts, "learner": learner, "finetune": finetune, "evaluate": scorer, **others},
-        )
+        pools = {"rollout": rollouts, "learner": learner, "evaluate": scorer}
+        take_turns(spawner.asked, {**pools, "finetune": finetune, "reference": reference})
     return Team(
         rollouts=rollouts,
         rewards=rewards,
@@ -315,7 +315,7 @@ def spawn(config: Config, spawner: Spawner) -> Team:
         scorer=scorer,
         harness=harness,
         learner_publisher=publisher_of(config, "learner", learner, rollouts),
-        finetune_publisher=publisher_of(config, "finetune", finetune, rollouts),
+        finetune_publisher=publisher_of(config, "finetune", finetune, rollouts) if finetune else None,
     )
 
 

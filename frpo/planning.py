@@ -114,6 +114,15 @@ TAKE_TURNS = ("rollout", "reference", "evaluate")
 TRAINS = ("learner", "finetune")
 """Roles that train; the ranks of both stand on the same bundles, since they never train at once."""
 
+
+def _list_trainers(config: Config) -> tuple[str, ...]:
+    """Fine-tune ranks are left out where arms train and no stage trains on examples. What has no arms may be
+    a run of an audit: those share a team, and some fine-tune."""
+    trainings = [stage.training() for stage in list_stages(config)]
+    on_examples = any(training and training.objective is None for training in trainings)
+    return TRAINS if on_examples or not config.arms else ("learner",)
+
+
 Role = tuple[str, int, float, float]
 """Name, number of workers, CPUs and GPUs of each."""
 Bundle = dict[str, float]
@@ -123,23 +132,21 @@ Bundle = dict[str, float]
 def place_apart(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each actor, but a learner rank shares with the fine-tune rank of its number: they never
     train at once."""
-    learner = config.learner
+    learner, trainers = config.learner, _list_trainers(config)
     ranks = tuple(range(learner.num_workers))
     bundles = [_bundle_of(learner.num_cpus, learner.num_gpus) for _ in ranks]
-    actors = [
-        Actor(role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus / 2, ranks) for role in TRAINS
-    ]
+    cpus, gpus = learner.num_cpus / len(trainers), learner.num_gpus / len(trainers)
+    actors = [Actor(role, learner.num_workers, cpus, gpus, ranks) for role in trainers]
     return actors + _place_alone(roles, bundles), bundles
 
 
 def place_on_shared_cards(config: Config, roles: Sequence[Role]) -> tuple[list[Actor], list[Bundle]]:
     """A bundle for each card, with learner rank i, fine-tune rank i, engine i, and scorers i that ask for
     GPUs: they hold its memory in turn, whatever share they ask for. All others have bundles of their own."""
-    learner = config.learner
+    learner, trainers = config.learner, _list_trainers(config)
     cards = tuple(range(learner.num_workers))
-    on_cards: list[Role] = [
-        (role, learner.num_workers, learner.num_cpus / 2, learner.num_gpus) for role in TRAINS
-    ]
+    cpus = learner.num_cpus / len(trainers)
+    on_cards: list[Role] = [(role, learner.num_workers, cpus, learner.num_gpus) for role in trainers]
     others: list[Role] = []
     for role in roles:
         name, _, _, gpus = role

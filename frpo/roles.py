@@ -246,8 +246,9 @@ class Team:
     rewards: Rewards
     reference: Reference | None
     learner: Learner
-    finetune: Finetuner
+    finetune: Finetuner | None
+    """None, and no publisher of its weights, where the plan has no fine-tune ranks."""
     scorer: PolicyScorer
     harness: BenchmarkRunner | None
     learner_publisher: Publisher
-    finetune_publisher: Publisher
+    finetune_publisher: Publisher | None

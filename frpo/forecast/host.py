@@ -44,8 +44,8 @@ def sum_host_gib(needs: Sequence[Need], asked: Plan) -> float:
     """Of all actors together. Learner and fine-tune ranks never hold a policy at once."""
     counts = {actor.role: actor.count for actor in asked.actors}
     gib = {need.role: need.gib * counts[need.role] for need in needs}
-    waiting = PROCESS_GIB["finetune"] * counts["finetune"]
-    return sum(gib.values()) - min(gib["learner"], gib["finetune"]) + waiting
+    waiting = PROCESS_GIB["finetune"] * counts.get("finetune", 0)
+    return sum(gib.values()) - min(gib["learner"], gib.get("finetune", 0.0)) + waiting
 
 
 def _list_lines_beside(config: Config, shape: Shape, actor: Actor) -> list[Line]:

@@ -30,7 +30,7 @@ from frpo.metrics import RunLog, read_steps
 from frpo.outline.stage import Data, Loop, Pause, Stage, Subject, Supervised, fixed_end
 from frpo.prompts import PromptStream
 from frpo.records import ArmSummary, BenchmarkScore, Certificate, Evaluation, Interpolation, StageResult
-from frpo.roles import RankDied, Team, Trainer
+from frpo.roles import Finetuner, RankDied, Team, Trainer
 from frpo.seeds import derive
 from frpo.stages import folders
 from frpo.stages.defences import (
@@ -70,7 +70,6 @@ class Work:
 
     def _do(self, stage: Stage) -> StageResult:
         """A stage whose ranks die goes on from its last checkpoint; they may die again while they start."""
-        ranks: dict[str, Trainer] = {"learner": self.team.learner, "fine-tune": self.team.finetune}
         dead: Trainer | None = None
         while True:
             try:
@@ -80,7 +79,7 @@ class Work:
                 return stage.do(self)
             except RankDied as error:
                 self.log.note(f"{stage.name}: {error}\nAll its ranks are started anew.")
-                dead = ranks[error.job]
+                dead = self.team.learner if error.job == "learner" else self.finetuner
 
     def policy_of(self, stage: str) -> Path:
         """Absolute. The base of a recipe without a base stage is its model."""
@@ -91,6 +90,11 @@ class Work:
     def start_of(self, stage: Stage) -> Path:
         """The policy that it begins from."""
         return self.policy_of(stage.stands_on) if stage.stands_on else Path(self.config.model.path)
+
+    @property
+    def finetuner(self) -> Finetuner:
+        assert self.team.finetune is not None, "planned where a stage trains on examples"
+        return self.team.finetune
 
     # ---- inputs
 
@@ -160,7 +164,7 @@ class Work:
         )
 
     def finetune(self, stage: Stage, finetune: Supervised, kept: list[Evaluation]) -> Iterator[Pause]:
-        config, ranks, settings = self.config, self.team.finetune, finetune.settings
+        config, ranks, settings = self.config, self.finetuner, finetune.settings
         checkpoints = self.checkpoints(stage)
         ranks.start(
             self.start_of(stage), config.model_of(settings), settings, derive(config.seed, "finetune")
@@ -203,7 +207,7 @@ class Work:
             draws = Draws(config.seed, rollout.group_size, rollout.max_new_tokens, rollout.stop)
             with self.log.waiting(f"{stage.name}: drawing from the arm's policy, {len(prompts)} prompts"):
                 self.load_policy(self.start_of(stage))
-                own = draw_own(Measurers(team.rollouts, team.rewards, team.finetune), prompts, draws)
+                own = draw_own(Measurers(team.rollouts, team.rewards, self.finetuner), prompts, draws)
             write_own(config.folder / stage.name, own)
             self.log.note(f"{stage.name}: {len(own.good)} of {len(own.examples)} of its completions are good")
         return own
@@ -214,7 +218,7 @@ class Work:
         if not isinstance(settings, DownstreamSft) or not settings.interpolate or heldout is None:
             return None
         examples = self.inputs.examples(heldout).all()
-        ranks = self.team.finetune
+        ranks = self.finetuner
         interpolation = interpolate(ranks, settings.interpolate, lambda: ranks.loss(examples))
         self.log.note(f"{stage.name}: the policy lies at {interpolation.share:g} of the way from the arm's")
         return interpolation
@@ -261,6 +265,7 @@ class Work:
         )
 
     def publish_finetune(self, step: int) -> None:
+        assert self.team.finetune_publisher is not None
         self.team.finetune_publisher.publish(step)
 
     # ---- measuring
@@ -271,7 +276,7 @@ class Work:
     def heldout_loss(self, data: Data) -> float | None:
         if not data.sources:
             return None
-        return self.team.finetune.loss(self.inputs.examples(data).all())
+        return self.finetuner.loss(self.inputs.examples(data).all())
 
     def measure(self, stage: Stage, step: int, subject: Subject) -> Evaluation:
         reference = self.policy_of("base") if stage.stands_on else None
@@ -293,7 +298,7 @@ class Work:
         config, team = self.config, self.team
         training = stage.training()
         by_loop = training is not None and training.objective is not None
-        trainer: Trainer = team.learner if by_loop else team.finetune
+        trainer: Trainer | None = team.learner if by_loop else team.finetune
         measurers = Measurers(team.rollouts, team.rewards, trainer, team.scorer)
         rollout = config.rollout
         draws = Draws(config.seed, completions, rollout.max_new_tokens, rollout.stop, version=step)

@@ -25,6 +25,7 @@ from frpo.outline import list_stages
 from frpo.recipe import dump_config
 from frpo.records import StageResult
 from frpo.report.audit_schema import POLICY, RECIPE, Audit, AuditedPolicy
+from frpo.report.data import collect_report
 from frpo.roles import Team
 from frpo.rundir import write_description
 from frpo.saved import weights_sha256
@@ -75,7 +76,7 @@ def do(config: Config) -> None:
     publisher = fakes.FakePublisher(finetune, team.rollouts)
     run(config, replace(team, finetune=finetune, finetune_publisher=publisher))
     write_description(config.folder, config)
-    report.build_report(config.folder)
+    write_text(config.folder / "report.json", collect_report(config.folder).model_dump_json())
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +118,7 @@ def test_a_recipe_without_arms_certifies_and_fine_tunes_its_base(tmp_path: Path)
     assert start.kl_policy.mean == pytest.approx(0.0, abs=1e-6)
     assert end.kl_policy.mean > 0.05
     assert done[1].certificates[0].radius is None
-    page = (tmp_path / "report.html").read_text()
-    assert "the policy kept" in page
+    assert "the policy kept" in report.build_report(tmp_path).read_text()
     assert all(standing.state == "done" for standing in look_at_stages(config))
 
 

@@ -19,7 +19,7 @@ from frpo.roles import WorkerFailed
 from frpo.rows import read_rows
 from frpo.stages.work import Work
 from frpo.stats import FinetuneStats
-from frpo.stops import RunStopped
+from frpo.stops import RunStopped, stop_if_finetune_is_broken
 from frpo.types import Anchor, Sequences, Written
 from tests.support.fakes import Now, config, team
 
@@ -121,6 +121,13 @@ def test_a_number_that_is_none_stops_it_before_the_checkpoint(
     assert mended.done == 4
     assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
     assert (tmp_path / "base" / "policy").is_dir()
+
+
+def test_so_does_a_kl_that_is_none_where_there_is_one() -> None:
+    stats = FinetuneStats(loss=1.0, grad_norm=0.5, learning_rate=1e-3, num_tokens=4, seconds=0.1)
+    stop_if_finetune_is_broken(stats, 3)
+    with pytest.raises(RunStopped, match=r"^step 3: the KL is nan: this update broke the policy"):
+        stop_if_finetune_is_broken(replace(stats, kl=float("nan")), 3)
 
 
 def test_a_rank_that_dies_while_it_writes_costs_that_checkpoint_alone_and_is_named_once(

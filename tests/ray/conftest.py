@@ -7,28 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from xdist.scheduler import LoadFileScheduling
 
 from frpo.actors.finetune import FinetunePool, FinetuneWorker
 from frpo.actors.learner import LearnerPool, LearnerWorker
+from frpo.actors.rollout import RolloutPool
+from frpo.config import ModelConfig
+from tests.support.engines import engine
 from tests.support.heads import Head, started
 from tests.support.learners import SmallChunks, spawn, stop
 
-RANKS = ("test_defences", "test_learner", "test_ranks", "test_scores")
-"""Files whose tests share these ranks, which take a quarter of a minute to start: on one worker of xdist."""
+TOGETHER = {
+    **dict.fromkeys(("test_defences", "test_learner", "test_ranks", "test_scores"), "ranks"),
+    **dict.fromkeys(("test_ahead", "test_rollout"), "engine"),
+}
+"""Files whose tests share actors, which take a quarter of a minute to start: on one worker of xdist."""
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]
-    """`--dist loadfile`, with RANKS as one file."""
+    """`--dist loadfile`, with files that are TOGETHER as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ranks" if Path(file).stem in RANKS else file
+        return TOGETHER.get(Path(file).stem, file)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
+    pool = engine(ModelConfig(path=str(tiny_model)))
+    yield pool
+    ray.kill(pool.actors.handles[0])
 
 
 @pytest.fixture(scope="session")

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from frpo.actors.rollout import RolloutPool
 from frpo.actors.transport.store import put_tensors
 from frpo.batching import flatten
-from frpo.config import ModelConfig
 from frpo.roles import DrawSession
 from frpo.seeds import derive
 from frpo.types import Completion, Group, Prompt, Ticket
 from tests.support import models
-from tests.support.engines import SAMPLING, completions_of, draw_over_a_publish, engine, largest_gap
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
-    pool = engine(ModelConfig(path=str(tiny_model)))
-    yield pool
-    ray.kill(pool.actors.handles[0])
+from tests.support.engines import SAMPLING, completions_of, draw_over_a_publish, largest_gap
 
 
 def begin(session: DrawSession, prompts: list[Prompt], version: int, first: int = 0) -> None:

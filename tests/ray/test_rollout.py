@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,20 +22,13 @@ from frpo.actors.transport import group
 from frpo.actors.transport.group import Announced
 from frpo.actors.transport.store import put_tensors
 from frpo.batching import flatten
-from frpo.config import ConfigError, ModelConfig
+from frpo.config import ConfigError
 from frpo.roles import WorkerFailed
 from frpo.seeds import derive
 from frpo.types import Group, Prompt
 from tests.support import models
-from tests.support.engines import SAMPLING, completions_of, draw, engine, largest_gap
+from tests.support.engines import SAMPLING, completions_of, draw, largest_gap
 from tests.support.policies import lora, write_adapter
-
-
-@pytest.fixture(scope="module")
-def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
-    pool = engine(ModelConfig(path=str(tiny_model)))
-    yield pool
-    ray.kill(pool.actors.handles[0])
 
 
 @pytest.fixture(scope="module")

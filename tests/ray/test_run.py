@@ -16,6 +16,7 @@ from frpo.metrics import read_steps
 from frpo.records import StageResult
 from tests.support import runs
 
+SHORT = (*runs.SHORT, "base.num_steps=20")
 TWO_ARMS = (
     "arms=[{name: grpo, objective: {estimator: {kind: grpo}, beta: 0.1, penalty: k3}}, "
     "{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.6}}]",
@@ -29,7 +30,7 @@ TWO_ARMS = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    runs.run(folder, *runs.SHORT, *TWO_ARMS)
+    runs.run(folder, *SHORT, *TWO_ARMS)
     return folder
 
 
@@ -109,7 +110,7 @@ def test_the_verdicts_three_lines_load_the_policy(whole: Path) -> None:
 
 
 def test_a_finished_run_says_so(whole: Path) -> None:
-    text = runs.run(whole, *runs.SHORT, *TWO_ARMS)
+    text = runs.run(whole, *SHORT, *TWO_ARMS)
     assert "Finished already" in text.splitlines()[-2] or "Finished already" in text
 
 
@@ -117,7 +118,7 @@ def test_a_finished_run_says_so(whole: Path) -> None:
 def test_a_driver_killed_in_the_middle_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     settings = (
-        *runs.SHORT,
+        *SHORT,
         runs.ONE_ARM[1],
         "arms=[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.6}}]",
     )
@@ -142,7 +143,7 @@ def test_a_base_without_a_single_reward_stops_the_run_and_is_not_done(tmp_path: 
         "def broken(completions, **columns):\n    raise RuntimeError('the judge is out')\n"
     )
     reward = f"rewards=[{{kind: function, name: judge, function: '{tmp_path}/r.py:broken'}}]"
-    process = runs.start(tmp_path / "run", *runs.SHORT, *runs.ONE_ARM, "base=null", reward)
+    process = runs.start(tmp_path / "run", *SHORT, *runs.ONE_ARM, "base=null", reward)
     assert process.wait(400) == 1
     said = (tmp_path / "run.out").read_text()
     assert (

@@ -16,18 +16,20 @@ from frpo.seeds import derive
 from frpo.types import Completion, Group, Prompt, Sampling, Ticket
 from tests.support import models
 
+RESTARTS = 8
+"""As often as tests kill an engine that they share."""
 SAMPLING = Sampling(num_completions=4, max_new_tokens=7)
 
 
 def engine(model: ModelConfig) -> RolloutPool:
     config = models.config(f"model.path={model.path}")
-    options = {"num_cpus": 1, "max_restarts": 6, "runtime_env": {"env_vars": vllm_environment(config)}}
+    options = {"num_cpus": 1, "max_restarts": RESTARTS, "runtime_env": {"env_vars": vllm_environment(config)}}
     worker = (
         ray.remote(RolloutWorker)
         .options(**options)
         .remote(model.path, model, config.rollout, config.num_tokens_limit)
     )
-    pool = RolloutPool([worker], timeout_s=200, restarts=6, tensor_parallel=1, max_num_seqs=64)
+    pool = RolloutPool([worker], timeout_s=200, restarts=RESTARTS, tensor_parallel=1, max_num_seqs=64)
     pool.actors.wait_until_ready(300)
     return pool
 

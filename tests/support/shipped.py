@@ -13,7 +13,6 @@ from frpo.report.card import policy_of
 from frpo.report.data import collect_report
 from frpo.report.schema import Report
 from frpo.rundir import write_description
-from tests.support.policies import write_base
 from tests.support.whole import configured, run
 
 TOKENIZER = {"tokenizer.json": "{}", "tokenizer_config.json": '{"eos_token": "."}'}
@@ -27,10 +26,12 @@ def do_run(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def put_policy(folder: Path, write: Callable[[Path], object] = write_base) -> Report:
+def put_policy(folder: Path, write: Callable[[Path], object] | None = None) -> Report:
     """Put a policy in the place of the fakes', as if the run had trained it, and write report.json."""
+    from tests.support.policies import write_base  # imports transformers and peft
+
     policy = policy_of(folder, "arm")
-    write(policy)
+    (write or write_base)(policy)
     for name, content in TOKENIZER.items():
         (policy / name).write_text(content)
     (policy / "logits.npy").touch()

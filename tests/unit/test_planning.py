@@ -6,7 +6,7 @@ import pytest
 
 from frpo.cluster import backend_of
 from frpo.config import Config, ConfigError
-from frpo.planning import plan_run
+from frpo.planning import TRAINS, plan_run
 from tests.support.recipes import SHARED, config
 
 RL = (
@@ -47,6 +47,19 @@ def test_where_the_learner_is_the_reference_there_are_no_actors_of_it() -> None:
     asked = plan_run(given)
     assert Config.model_validate(given.model_dump()) == given  # as it is written out and read again
     assert {a.role for a in asked.actors} == {"learner", "finetune", "rollout", "reward", "evaluate"}
+
+
+@pytest.mark.parametrize("shared", [(), SHARED])
+def test_fine_tune_ranks_are_there_where_a_stage_trains_on_examples(shared: tuple[str, ...]) -> None:
+    def trainers(*sets: str) -> dict[str, float]:
+        asked = plan_run(config(*shared, *sets, "learner.num_cpus=1"))
+        return {a.role: a.num_cpus for a in asked.actors if a.role in TRAINS}
+
+    assert trainers("downstream=[]") == trainers("base=null") == {"learner": 0.5, "finetune": 0.5}
+    assert trainers("base=null", "downstream=[]") == {"learner": 1.0}
+    assert trainers("base=null", RL.replace(", offload: all", "")) == {"learner": 1.0}
+    without_arms = ("arms=[]", "base=null", "downstream=[]", "certify={}")  # as the first run of an audit
+    assert trainers(*without_arms) == {"learner": 0.5, "finetune": 0.5}
 
 
 @pytest.mark.parametrize("others", range(3))

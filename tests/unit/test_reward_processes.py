@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def imports(completions, **_):
 def environment(completions, **_): return [float(os.environ["REWARD_SETTING"])] * len(completions)
 
 def pid(completions, **_): return [float(os.getpid())] * len(completions)
+
+def named(completions, how): return globals()[how[0]](completions)
 """
 T = 0.8
 
@@ -130,13 +133,33 @@ def alive(pid: int) -> bool:
 LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
 
 
+@pytest.fixture(scope="module")
+def any_function(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardScorer]:
+    """Processes that call the function which the column `how` names."""
+    file = tmp_path_factory.mktemp("functions") / "mine.py"
+    file.write_text(CODE)
+    reward = FunctionReward(kind="function", name="mine", function=f"{file}:named", timeout_s=T)
+    rewards = RewardScorer([reward])
+    rewards.load()
+    yield rewards
+    rewards.close()
+
+
+def items_for(how: str, *completions: str) -> list[Item]:
+    return [Item("p", c, "t", {"how": how}) for c in completions]
+
+
+def score_in_time(rewards: RewardScorer, how: str) -> list[tuple[float | None, str | None]]:
+    """Of four completions, the third of which is at fault."""
+    began = time.monotonic()
+    got = outcome(rewards.score(items_for(how, "a", "bb", "bad", "dddd")))
+    assert time.monotonic() - began < 2 * T + 3
+    return got
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("in_c", LATE),
-        ("sleeps", LATE),
-        ("starts", LATE),
-        ("detaches", LATE),
         ("exits", "mine: its process ended (exit code 3)"),
         ("crashes", "mine: its process ended (SIGSEGV)"),
         ("raises", "mine: ZeroDivisionError: division by zero"),
@@ -151,18 +174,25 @@ LATE = f"mine: took longer than {T:g} s (rewards.mine.timeout_s)"
     ],
 )
 def test_the_completion_at_fault_alone_loses_its_reward(
-    scorer: Callable[..., RewardScorer], tmp_path: Path, name: str, why: str
+    any_function: RewardScorer, name: str, why: str
 ) -> None:
-    rewards = scorer(name)
-    rewards.load()
-    began = time.monotonic()
-    got = outcome(rewards.score(items("a", "bb", "bad", "dddd")))
-    assert time.monotonic() - began < 2 * T + 3
     values = (1.0, 1.0, 1.0) if name == "drops" else (1.0, 2.0, 4.0)
+    got = score_in_time(any_function, name)
     assert got == [(values[0], None), (values[1], None), (None, why), (values[2], None)]
-    if name in ("in_c", "sleeps", "starts", "detaches"):
-        assert gone(tmp_path)
-    assert rewards.score(items("aa"))[0].total == values[1]
+    assert any_function.score(items_for(name, "aa"))[0].total == values[1]
+
+
+def test_the_late_completion_alone_loses_its_reward_and_nothing_of_it_goes_on(
+    scorer: Callable[..., RewardScorer], tmp_path: Path
+) -> None:
+    names = ("in_c", "sleeps", "starts", "detaches")
+    late = [scorer(name) for name in names]
+    with ThreadPoolExecutor(len(late)) as side_by_side:
+        list(side_by_side.map(RewardScorer.load, late))
+        got = list(side_by_side.map(score_in_time, late, names))
+    assert got == [[(1.0, None), (2.0, None), (None, LATE), (4.0, None)]] * len(late)
+    assert gone(tmp_path)
+    assert [rewards.score(items("aa"))[0].total for rewards in late] == [2.0] * len(late)
 
 
 @pytest.mark.long
@@ -181,9 +211,9 @@ def test_a_function_that_ignores_the_polite_signal_is_killed(
     ],
 )
 def test_values_that_are_not_those_of_completions_fail(
-    scorer: Callable[..., RewardScorer], name: str, why: str
+    any_function: RewardScorer, name: str, why: str
 ) -> None:
-    assert outcome(scorer(name).score(items("a", "b", "c"))) == [(None, why)] * 3
+    assert outcome(any_function.score(items_for(name, "a", "b", "c"))) == [(None, why)] * 3
 
 
 @pytest.mark.long
