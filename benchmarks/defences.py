@@ -23,7 +23,7 @@ from study_parts.testbed import FOCUS, HARMLESS
 
 from frpo.records import Evaluation, to_json
 from frpo.report.comparisons import kl_of
-from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.drawing import PAPER, add_legend, colour_of, save_png
 from frpo.report.intervals import interval_of
 from frpo.report.lookup import task_measured
 from frpo.report.paired import fill_failed, rewards_of
@@ -143,8 +143,7 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
         grid[0].set_yticks([-place for place in range(len(names))], names)
         figure.tight_layout()
         add_legend(grid[0])
-        figure.savefig(file, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        save_png(figure, file)
 
 
 def draw_family(axes: Any, seeds: Sequence[Seed], family: str, metric: str, place: int) -> None:

@@ -24,7 +24,7 @@ from study_parts.seeds import KL, Seed, metrics_of, stack
 from study_parts.testbed import FOCUS, HARMLESS, list_metrics
 
 from frpo.records import to_json
-from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.drawing import PAPER, add_legend, colour_of, save_png
 from frpo.report.intervals import interval_of
 
 KLS = (0.34, 0.38, 0.42, 0.46, 0.50)
@@ -95,8 +95,7 @@ def save_picture(seeds: Sequence[Seed], file: Path) -> None:
         grid[0].set_ylabel(f"reward, {FOCUS} prompts")
         figure.tight_layout()
         add_legend(grid[0])
-        figure.savefig(file, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        save_png(figure, file)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from study_parts.settings import Setting, measure_settings
 from study_parts.testbed import HARMLESS, list_metrics
 
 from frpo.records import to_json
-from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.drawing import PAPER, add_legend, colour_of, save_png
 
 RECIPE = "recipes/studies/testbed_k3.yaml"
 FIRST_SEED = 64
@@ -97,8 +97,7 @@ def save_picture(rows: Sequence[Row], file: Path) -> None:
         grid[0].set_yticks([-place for place in range(len(LABELS))], list(LABELS.values()))
         figure.tight_layout()
         add_legend(grid[0])
-        figure.savefig(file, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        save_png(figure, file)
 
 
 def main() -> None:

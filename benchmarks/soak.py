@@ -24,7 +24,7 @@ import psutil
 
 from frpo.metrics import read_steps
 from frpo.records import to_json
-from frpo.report.drawing import PAPER, add_legend, colour_of
+from frpo.report.drawing import PAPER, add_legend, colour_of, save_png
 
 ROOT = Path(__file__).parents[1]
 ARM = "[{name: frpo, objective: {estimator: {lam: 0.5}, beta: 0.6, penalty: reverse}}]"
@@ -124,8 +124,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
             axes.set_ylim(bottom=0)
         figure.tight_layout()
         add_legend(grid[0])
-        figure.savefig(file, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        save_png(figure, file)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from frpo.outline.stage import parse_stage
 from frpo.records import BenchmarkScore, Estimate, Evaluation
 from frpo.report.audit_headline import describe_audit, format_left
 from frpo.report.audit_schema import read_audit
-from frpo.report.formats import format_estimate, format_number
+from frpo.report.formats import format_level, format_number
 from frpo.report.origins import Origins, read_origins
 from frpo.report.portable import strip_config
 from frpo.report.schema import Arm, Judged, Report
@@ -147,7 +147,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["number"] = format_number
-    environment.filters["estimate"] = format_estimate
+    environment.filters["level"] = format_level
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
     return environment
 

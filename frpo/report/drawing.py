@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -109,6 +110,12 @@ def write_svg(figure: Figure, title: str) -> str:
     text = PATH.sub(_shorten_path, SPARE.sub("", text))
     text = LOOK.sub(lambda look: look.group().replace(": ", ":").replace("; ", ";"), text)
     return NAMED.sub("<g>", MARKED.sub(_say_mark, text))
+
+
+def save_png(figure: Figure, file: Path) -> None:
+    """The drawing as a picture that stands alone; closes the figure."""
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+    plt.close(figure)
 
 
 def mark(artists: Artist | Iterable[Artist | None], arm: int | None, words: str = "") -> None:

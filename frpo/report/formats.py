@@ -13,15 +13,7 @@ def format_number(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{value:z,.{digits}f}"
 
 
-def format_estimate(value: Estimate | None) -> str:
-    return MISSING if value is None else f"{value:z.2f}"
-
-
-def format_level(value: Interval | None) -> str:
-    return MISSING if value is None else f"{value:z.2f}"
-
-
-def format_spread(value: Spread | None) -> str:
+def format_level(value: Estimate | Interval | Spread | None) -> str:
     return MISSING if value is None else f"{value:z.2f}"
 
 

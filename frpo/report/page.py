@@ -12,10 +12,8 @@ from frpo.report.audit_plots import draw_audits
 from frpo.report.audit_schema import Audit, join_rows, tell_models_apart
 from frpo.report.formats import (
     format_difference,
-    format_estimate,
     format_level,
     format_number,
-    format_spread,
 )
 from frpo.report.frontier_plots import draw_frontier
 from frpo.report.intervals import MIN_SEEDS
@@ -31,9 +29,7 @@ def _make_environment() -> Environment:
         loader=PackageLoader("frpo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = format_number
-    environment.filters["estimate"] = format_estimate
     environment.filters["level"] = format_level
-    environment.filters["spread"] = format_spread
     environment.filters["difference"] = format_difference
     return environment
 

@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 
 from frpo.report.comparisons import Comparison
 from frpo.report.coverage import Coverage, PolicyOverSeeds
-from frpo.report.drawing import INK, PAPER, Panel, add_legend, colour_of, make_panels, mark, marker_of, panel
+from frpo.report.drawing import (
+    INK,
+    PAPER,
+    Panel,
+    add_legend,
+    colour_of,
+    make_panels,
+    mark,
+    marker_of,
+    panel,
+    save_png,
+)
 from frpo.report.intervals import Doubles, Interval
 from frpo.report.plots import IN_VIEW, KINDS, count_beyond
 from frpo.report.sweep import ArmOverSeeds, Sweep
@@ -98,14 +109,9 @@ def save_pictures(sweep: Sweep, folder: Path) -> None:
     """The same as PNG: trade_off.png, coverage.png."""
     with plt.rc_context(PAPER):
         if sweep.arms[0].kept:
-            _save_png(_plot_trade_off(sweep), folder / "trade_off.png")
+            save_png(_plot_trade_off(sweep), folder / "trade_off.png")
         if any(arm.coverage for arm in sweep.arms):
-            _save_png(_plot_coverage(sweep), folder / "coverage.png")
-
-
-def _save_png(figure: Figure, file: Path) -> None:
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+            save_png(_plot_coverage(sweep), folder / "coverage.png")
 
 
 def _plot_coverage(sweep: Sweep) -> Figure:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from frpo.report.formats import MISSING, format_estimate, format_number
+from frpo.report.formats import MISSING, format_level, format_number
 from frpo.report.headline import list_finetunes
 from frpo.report.lookup import task_reward
 from frpo.report.schema import Downstream, Report
@@ -39,8 +39,8 @@ def tabulate_others(report: Report) -> list[ArmsTable]:
     for task in dict.fromkeys(reward.task for reward in measured):
         if task != report.focus:
             measures[f"Reward on {task} prompts, before → after"] = _reward_through(task)
-    measures["KL to the reference, nats"] = lambda run: format_estimate(run.evaluations[-1].kl_reference)
-    measures["KL from the arm's policy, nats"] = lambda run: format_estimate(run.evaluations[-1].kl_policy)
+    measures["KL to the reference, nats"] = lambda run: format_level(run.evaluations[-1].kl_reference)
+    measures["KL from the arm's policy, nats"] = lambda run: format_level(run.evaluations[-1].kl_policy)
     measures["Loss on held-out examples, before → after, nats per token"] = _loss_through
     tables: list[ArmsTable] = []
     for title, value in measures.items():
@@ -61,7 +61,7 @@ def _tabulate(report: Report, title: str, value: Callable[[Downstream], str]) ->
 
 
 def _reward_after(run: Downstream, task: str) -> str:
-    return format_estimate(task_reward(run.evaluations[-1], task))
+    return format_level(task_reward(run.evaluations[-1], task))
 
 
 def _reward_through(task: str) -> Callable[[Downstream], str]:

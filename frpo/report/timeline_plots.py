@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frpo.report.drawing import PAPER, STYLE, add_legend, colour_of, write_svg
+from frpo.report.drawing import PAPER, STYLE, add_legend, colour_of, save_png, write_svg
 from frpo.report.timeline import Timeline
 
 DRAWING = (0, "drawing its groups")
@@ -35,8 +35,7 @@ def save_timelines(timelines: Mapping[str, Timeline], file: Path) -> None:
     """As PNG, on one axis of time; by title."""
     with plt.rc_context(PAPER):
         figure = plot_timelines({say_shares(name, line): line for name, line in timelines.items()})
-        figure.savefig(file, dpi=110, bbox_inches="tight")
-        plt.close(figure)
+        save_png(figure, file)
 
 
 def say_shares(name: str, timeline: Timeline) -> str:
