@@ -201,9 +201,12 @@ def test_a_folder_that_is_no_run_is_a_mistake(
 
 
 @pytest.mark.long
-def test_it_serves_until_it_is_interrupted_and_leaves_the_folder_as_it_was(log: RunLog) -> None:
-    before = {path: path.stat().st_mtime_ns for path in log.folder.rglob("*")}
-    command = [sys.executable, "-m", "frpo", "watch", str(log.folder)]
+def test_it_serves_until_it_is_interrupted_and_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    # closed, since TensorBoard's writer writes what it holds some time later
+    with RunLog(tmp_path, RECIPE) as log:
+        write_first_arm(log)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    command = [sys.executable, "-m", "frpo", "watch", str(tmp_path)]
     # in the background a shell would have it ignore the interrupt
     watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert watch.stdout is not None
@@ -218,4 +221,4 @@ def test_it_serves_until_it_is_interrupted_and_leaves_the_folder_as_it_was(log: 
     finally:
         watch.kill()
     assert (watch.returncode, out) == (0, "Stopped watching; the run goes on.\n")
-    assert {path: path.stat().st_mtime_ns for path in log.folder.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
