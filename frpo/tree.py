@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -60,6 +61,13 @@ for reader_or_writer in (Loader, Dumper):
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML document; None for an empty one. `where` names it in messages. Raises
     ConfigError."""
+    return _copy_parts(_construct(text, where))
+
+
+@lru_cache(maxsize=64)
+def _construct(text: str, where: str) -> Any:
+    """A value that aliases and later calls share. PyYAML takes 8 ms for a recipe, and whoever ships a policy
+    reads its own ten times."""
     loader = None
     try:
         loader = Loader(text)
@@ -67,7 +75,7 @@ def parse_yaml(text: str, where: str) -> Any:
         if node is None:
             return None
         _count_values(node, {})
-        return _copy_aliases(loader.construct_document(node))
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and "\n" in text else ""
@@ -137,10 +145,10 @@ def _error_at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _copy_aliases(value: Any) -> Any:
+def _copy_parts(value: Any) -> Any:
     """A copy in which what came from one anchor can be changed in one place alone."""
     if isinstance(value, dict):
-        return {key: _copy_aliases(item) for key, item in value.items()}
+        return {key: _copy_parts(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_copy_aliases(item) for item in value]
+        return [_copy_parts(item) for item in value]
     return value

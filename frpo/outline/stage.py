@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -86,6 +87,7 @@ class StageName:
     """Task of a fine-tune or radius of an attack; empty for others."""
 
 
+@cache
 def parse_stage(name: str) -> StageName:
     kind, arm, rest = [*name.split("/", 2), "", ""][:3]
     return StageName(kind, arm, rest)

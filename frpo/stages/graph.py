@@ -72,8 +72,9 @@ def made_from(config: Config, digests: Digests) -> list[tuple[Stage, Made]]:
 def _made_of(leaves: list[Leaf], stage: Stage, below: str, digests: Digests) -> Made:
     values: dict[str, Any] = {}
     named: dict[str, str] = {}
+    kinds = stage.redone_as
     for leaf in leaves:
-        if not stage.redone_as & set(leaf.redoes.kinds):
+        if kinds.isdisjoint(leaf.redoes.kinds):
             continue
         if leaf.content:
             values[leaf.path] = digests.of(leaf.content, leaf.value)

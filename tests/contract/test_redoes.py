@@ -118,11 +118,10 @@ def recipe() -> dict[str, Any]:
 
 
 OWN = Config.model_validate(RECIPE).arms[1].model_dump_json(exclude={"name"})
-STAGES = list_stages(Config.model_validate(recipe()))
+BEFORE = Config.model_validate(recipe())
+STAGES = list_stages(BEFORE)
 CASES = [
-    (path, field, value, marker)
-    for path, field, value, marker in fields_of(Config.model_validate(recipe()))
-    if path[-1] not in FIXED
+    (path, field, value, marker) for path, field, value, marker in fields_of(BEFORE) if path[-1] not in FIXED
 ]
 
 
@@ -170,7 +169,11 @@ def write(folder: Path) -> None:
 
 
 def digests(tree: Any, folder: Path) -> dict[str, str]:
-    return {s.name: m.digest for s, m in made_from(Config.model_validate(tree), Digests(folder))}
+    return digests_of(Config.model_validate(tree), folder)
+
+
+def digests_of(config: Config, folder: Path) -> dict[str, str]:
+    return {stage.name: made.digest for stage, made in made_from(config, Digests(folder))}
 
 
 def closed(names: set[str]) -> set[str]:
@@ -190,9 +193,8 @@ def touched_by(path: tuple[Any, ...], marker: Redoes, after: Config) -> set[str]
     elif path[0] == "downstream":
         touched = {name for name in touched if task_of(name) == RECIPE["downstream"][path[1]]["name"]}
     elif path[0] in ("objective", "learner"):
-        before = Config.model_validate(recipe())
-        changed = changed_names(before.arms, after.arms) if marker.kinds else set()
-        tasks = changed_names(before.downstream, after.downstream) if marker.kinds else set()
+        changed = changed_names(BEFORE.arms, after.arms) if marker.kinds else set()
+        tasks = changed_names(BEFORE.downstream, after.downstream) if marker.kinds else set()
         rlhf = {s.name for s in STAGES if s.kind == "rlhf" and arm_of(s.name) in changed}
         downstream = {s.name for s in STAGES if s.kind == "downstream" and task_of(s.name) in tasks}
         touched = rlhf | downstream
@@ -233,18 +235,19 @@ def old(place: Path) -> dict[str, str]:
 def test_a_change_redoes_what_its_marker_says(
     path: tuple[Any, ...], field: FieldInfo, value: Any, marker: Redoes, place: Path, old: dict[str, str]
 ) -> None:
-    after = recipe()
-    put(after, path, another(path[-1], field, value))
+    tree = recipe()
+    put(tree, path, another(path[-1], field, value))
     for name, companion in WITH.get(path[-1], {}).items():
-        put(after, (*path[:-1], *(int(k) if k.isdigit() else k for k in name.split("."))), companion)
-    new = digests(after, place)
+        put(tree, (*path[:-1], *(int(k) if k.isdigit() else k for k in name.split("."))), companion)
+    after = Config.model_validate(tree)
+    new = digests_of(after, place)
     changed = {name for name in old if name in new and old[name] != new[name]}
     if path[-1] in ("name", "radii") and path[0] in ("arms", "downstream", "attack"):
         assert (
             changed == set()
         )  # it is part of the stage's own name: other stages, and none of the old ones changes
     else:
-        assert changed == touched_by(path, marker, Config.model_validate(after))
+        assert changed == touched_by(path, marker, after)
 
 
 def test_most_fields_are_tried() -> None:

@@ -21,6 +21,10 @@ REWARDS: list[dict[str, Any]] = [
 ]
 
 
+SCORERS: dict[str, RewardScorer] = {}
+"""By their rewards, for all of a test session: each has processes of its own."""
+
+
 def half_of(reward: Any) -> Any:
     return lambda items: [0.5] * len(items)
 
@@ -31,13 +35,13 @@ class Here:
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        self.scorers: dict[tuple[str, ...], RewardScorer] = {}
 
     async def score(self, items: Sequence[Item], names: Sequence[str]) -> list[Reward]:
-        asked = tuple(r.name for r in self.config.rewards if r.name in names)
-        chosen = [r for r in self.config.rewards if r.name in asked]
-        scorer = self.scorers.setdefault(asked, RewardScorer(chosen, handle=half_of))
-        return scorer.score(items)
+        chosen = [reward for reward in self.config.rewards if reward.name in names]
+        key = "\n".join(reward.model_dump_json() for reward in chosen)
+        if key not in SCORERS:
+            SCORERS[key] = RewardScorer(chosen, handle=half_of)
+        return SCORERS[key].score(items)
 
     async def chat(
         self, name: str, messages: Sequence[dict[str, str]], decoding: Decoding

@@ -52,8 +52,12 @@ class Source:
         return self.path.read_text()
 
     @cached_property
+    def module(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @cached_property
     def nodes(self) -> list[ast.AST]:
-        return list(ast.walk(ast.parse(self.text)))
+        return list(ast.walk(self.module))
 
     def of_type(self, kind: Any) -> list[Any]:
         return [node for node in self.nodes if isinstance(node, kind)]
@@ -133,7 +137,7 @@ def find_two_of_one_name() -> Iterator[str]:
     """Public functions of modules, and classes, which capitals alone don't set apart."""
     places = defaultdict[str, list[str]](list)
     for source in CODE:
-        for node in ast.parse(source.text).body:
+        for node in source.module.body:
             if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
                 name = node.name.lower() if isinstance(node, ast.ClassDef) else f"{node.name}()"
                 places[name].append(source.at(node.lineno, node.name))

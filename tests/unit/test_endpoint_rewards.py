@@ -14,9 +14,9 @@ import pytest
 
 from frpo.config import ConfigError, FunctionReward, UrlReward
 from frpo.rewards import http, judge
-from frpo.rewards.scoring import RewardScorer
 from frpo.rewards.signature_checks import check_signature
 from frpo.types import Item
+from tests.support.scoring import score_with
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Judge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     Judge.failures, Judge.seen = 0, []
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
@@ -104,7 +104,7 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(
         name="far", kind="url", urls=("http://127.0.0.1:9/get_reward", f"{endpoint}/get_reward"), label="gold"
     )
     items = [Item("ab", "cde", "t", {"gold": "x"}), Item("ab", "", "t", {})]
-    assert [r.total for r in RewardScorer([spec]).score(items)] == [3.0, 0.0]
+    assert [r.total for r in score_with([spec], items)] == [3.0, 0.0]
     assert len(pauses) == 1  # the dead one costs none, the second round does
     assert Judge.seen[-1] == {
         "path": "/v1/get_reward",
@@ -115,7 +115,7 @@ def test_a_reward_by_url_fails_over_retries_and_sends_the_token(
         "messages": [None, None],
     }
     Judge.failures = 100
-    (failed,) = RewardScorer([spec]).score(items[:1])
+    (failed,) = score_with([spec], items[:1])
     assert failed.total is None
     assert "503" in str(failed.error)
 
@@ -179,13 +179,13 @@ def test_judges_and_endpoints_see_the_whole_conversation(endpoint: str) -> None:
     )
     spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/get_reward",))
     asked = [Item("How?", "So.", "t", {}, messages=tuple(TALK), conversational=True), Item("p", "c", "t", {})]
-    assert [r.total for r in RewardScorer([spec]).score(asked)] == [3.0, 1.0]
+    assert [r.total for r in score_with([spec], asked)] == [3.0, 1.0]
     assert Judge.seen[-1]["messages"] == [TALK, None]
 
 
 def test_an_endpoint_that_refuses_one_item_costs_that_item_alone(endpoint: str) -> None:
     spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/get_reward",), tries=1)
-    rewards = RewardScorer([spec]).score([Item("p", c, "t", {}) for c in ("abc", "poison", "de")])
+    rewards = score_with([spec], [Item("p", c, "t", {}) for c in ("abc", "poison", "de")])
     assert [r.total for r in rewards] == [3.0, None, 2.0]
     assert "422" in str(rewards[1].error)
 
@@ -193,7 +193,7 @@ def test_an_endpoint_that_refuses_one_item_costs_that_item_alone(endpoint: str) 
 def test_an_endpoint_that_does_not_answer_is_given_up_in_time(endpoint: str) -> None:
     spec = UrlReward(name="far", kind="url", urls=(f"{endpoint}/slow/get_reward",), tries=3, timeout_s=0.5)
     began = time.perf_counter()
-    (reward,) = RewardScorer([spec]).score([Item("p", "c", "t", {})])
+    (reward,) = score_with([spec], [Item("p", "c", "t", {})])
     assert time.perf_counter() - began < 1.5
     assert (reward.total, "took longer than 0.5 s (rewards.far.timeout_s)" in str(reward.error)) == (
         None,
@@ -250,7 +250,7 @@ class Odd(BaseHTTPRequestHandler):
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     Odd.seen = []
     monkeypatch.setenv("JUDGE_KEY", "secret")
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):

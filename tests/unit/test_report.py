@@ -262,6 +262,7 @@ def test_a_fine_tune_that_is_left_is_a_dash(run: Path) -> None:
     assert kept.rows["crafts-harsh"][:2] == ("–", "0.64 ± 0.04")
 
 
+@pytest.mark.long
 def test_a_page_of_four_arms_and_eleven_fine_tunes_is_light(run: Path) -> None:
     collected = collect_report(run)
     names = [f"crafts-{i}" for i in range(11)]

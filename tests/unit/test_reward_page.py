@@ -114,7 +114,7 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_an_endpoint_s_answer_becomes_what_the_table_says(name: str) -> None:
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     arguments = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m"}
     try:
         for cells, expected in rows_of(FUNCTIONS[name]):

@@ -18,6 +18,7 @@ from frpo.rewards import equation_answer, value_of
 from frpo.rewards.loading import load_function
 from frpo.rewards.scoring import ModelScorer, RewardScorer
 from frpo.types import Item
+from tests.support.scoring import score_with
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -189,9 +190,9 @@ def test_any_task_of_reasoning_gym_is_a_data_set_and_a_reward() -> None:
         Item(r.text, f"so <answer>{t}</answer>", "sums", r.columns) for r, t in zip(rows, truth, strict=True)
     ]
     wrong = [Item(r.text, f"{t + 1}", "sums", r.columns) for r, t in zip(rows, truth, strict=True)]
-    assert {r.total for r in RewardScorer([reward]).score(right)} == {1.0}
-    assert max(r.total or 0.0 for r in RewardScorer([reward]).score(wrong)) < 0.5
-    (stale,) = RewardScorer([reward]).score([Item("4 + 3 =", "7", "sums", rows[0].columns)])
+    assert {r.total for r in score_with([reward], right)} == {1.0}
+    assert max(r.total or 0.0 for r in score_with([reward], wrong)) < 0.5
+    (stale,) = score_with([reward], [Item("4 + 3 =", "7", "sums", rows[0].columns)])
     assert (stale.total, "another version of reasoning-gym" in str(stale.error)) == (None, True)
     for path, message in (
         ("reasoning_gym:sums", "Dataset 'sums' not registered"),
@@ -241,9 +242,8 @@ def items(*answers: str, task: str = "t") -> list[Item]:
 
 
 def score(code: str, name: str, **fields: Any) -> list[Any]:
-    return RewardScorer(
-        [FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)]
-    ).score(items("yes", "no"))
+    reward = FunctionReward(kind="function", name="mine", function=f"{code}:{name}", **fields)
+    return score_with([reward], items("yes", "no"))
 
 
 def test_functions_plain_and_async(code: str) -> None:
@@ -282,18 +282,14 @@ def test_a_reward_that_hangs_is_none_in_time(code: str) -> None:
 
 
 def test_weights_and_routing(code: str) -> None:
-    scorer = RewardScorer(
-        [
-            FunctionReward(kind="function", name="all", function=f"{code}:good", weight=0.75),
-            FunctionReward(kind="function", name="some", function=f"{code}:later", weight=1.0, tasks=("t",)),
-        ]
-    )
-    mine, other = scorer.score(items("yes") + items("yes", task="u"))
+    both = [
+        FunctionReward(kind="function", name="all", function=f"{code}:good", weight=0.75),
+        FunctionReward(kind="function", name="some", function=f"{code}:later", weight=1.0, tasks=("t",)),
+    ]
+    mine, other = score_with(both, items("yes") + items("yes", task="u"))
     assert (mine.total, mine.parts) == (1.0, {"all": 1.0, "some": 0.25})
     assert (other.total, other.parts) == (0.75, {"all": 1.0})
-    (nobody,) = RewardScorer(
-        [FunctionReward(kind="function", name="x", function=f"{code}:good", tasks=("t",))]
-    ).score(items("yes", task="u"))
+    (nobody,) = score_with([both[1]], items("yes", task="u"))
     assert (nobody.total, nobody.error) == (None, "no reward applies to task 'u'; name it in rewards.*.tasks")
 
 
@@ -301,11 +297,11 @@ def test_what_does_not_apply_leaves_the_total(code: str) -> None:
     mine = FunctionReward(kind="function", name="some", function=f"{code}:none", weight=3.0)  # None, 1
     both = [mine, FunctionReward(kind="function", name="all", function=f"{code}:later")]  # 0.25
     for combine, totals in (("weighted", [0.25, 3.25]), ("mean", [0.25, 3.25 / 4])):
-        scored = RewardScorer(both, combine).score(items("yes", "no"))  # type: ignore[arg-type]
+        scored = score_with(both, items("yes", "no"), combine)  # type: ignore[arg-type]
         assert [(r.total, r.error) for r in scored] == [(total, None) for total in totals]
         assert [r.parts for r in scored] == [{"all": 0.25}, {"some": 1.0, "all": 0.25}]
     failing = [mine, FunctionReward(kind="function", name="bad", function=f"{code}:nan")]  # NaN, 1
-    assert [(r.total, r.parts) for r in RewardScorer(failing).score(items("yes", "no"))] == [
+    assert [(r.total, r.parts) for r in score_with(failing, items("yes", "no"))] == [
         (None, {"bad": None}),
         (4.0, {"some": 1.0, "bad": 1.0}),
     ]
@@ -315,7 +311,7 @@ def test_a_total_out_of_range_has_failed(code: str) -> None:
     both = [
         FunctionReward(kind="function", name=n, function=f"{code}:later", weight=1e39) for n in ("a", "b")
     ]
-    scored = RewardScorer(both).score(items("yes"))
+    scored = score_with(both, items("yes"))
     assert [(r.total, r.error) for r in scored] == [(None, "total: gave 5e+38, a number beyond 3.4e+38")]
 
 
@@ -329,10 +325,10 @@ def test_mean_product_and_normalisation(code: str) -> None:
         ),  # 0.25
     ]
     asked = [*items("yes", "no"), *items("yes", task="u")]
-    assert [r.total for r in RewardScorer(both).score(asked)] == [2.75, -1.25, 2.0]
-    assert [r.total for r in RewardScorer(both, "mean").score(asked)] == [2.75 / 4, -1.25 / 4, 2.0]
+    assert [r.total for r in score_with(both, asked)] == [2.75, -1.25, 2.0]
+    assert [r.total for r in score_with(both, asked, "mean")] == [2.75 / 4, -1.25 / 4, 2.0]
     plain = [both[0], both[1].model_copy(update={"weight": 1.0})]
-    scored = RewardScorer(plain, "product").score(asked)
+    scored = score_with(plain, asked, "product")
     assert [(r.total, r.parts["all"]) for r in scored] == [(0.5, 2.0), (-0.5, -2.0), (2.0, 2.0)]
     with pytest.raises(ValueError, match=r"rewards\.some\.weight: 3 has no meaning in a product"):
         check_combination(tuple(both), "product")
@@ -386,7 +382,7 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
         reward = ModelReward(
             kind="model", name="rm", path=str(tmp_path / "rm"), squash=squash, batch_tokens=12
         )  # type: ignore[arg-type]
-        totals = [r.total for r in RewardScorer([reward]).score(batch)]
+        totals = [r.total for r in score_with([reward], batch)]
         for item, value in zip(batch, totals, strict=True):
             ids = torch.tensor([tokenizer(f"{item.prompt}\n{item.completion}")["input_ids"]])
             with torch.no_grad():
@@ -402,7 +398,7 @@ def test_a_reward_model_scores_as_a_plain_forward_pass(tmp_path: Path) -> None:
     ids = tokenizer(told, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         once, twice = float(model(torch.tensor([ids])).logits), float(model(torch.tensor([[*ids, 3]])).logits)
-    assert [r.total for r in RewardScorer([raw]).score(seen)] == pytest.approx([once, once, twice], abs=1e-5)
+    assert [r.total for r in score_with([raw], seen)] == pytest.approx([once, once, twice], abs=1e-5)
 
 
 def tiny_reward_model(folder: Path, *, pad: bool = True) -> tuple[Any, Any]:
@@ -477,7 +473,7 @@ def test_an_item_that_a_model_cannot_take_fails_alone(tmp_path: Path) -> None:
     scored = scorer.score([good, bad, good])
     assert [r.total is None for r in scored] == [False, True, False]
     assert scored[0].total == scored[2].total == pytest.approx(scorer.score([good])[0].total, abs=1e-5)
-    none_reached = RewardScorer([model_reward(tmp_path, timeout_s=1e-9)]).score([good, good])
+    none_reached = score_with([model_reward(tmp_path, timeout_s=1e-9)], [good, good])
     assert [r.error for r in none_reached] == [
         "rm: TimeoutError: not reached within 1e-09 s (rewards.rm.timeout_s)"
     ] * 2
