@@ -38,10 +38,10 @@ check: install
 check-tests: install
 	$(PYTEST) -n 2 -m "not slow and not long" --ignore=tests/contract/test_service_schema.py tests/unit tests/contract
 
-# two at once, by file, since the tests of a file share a Ray and some files their actors; the longest first
+# two at once, by file, since the tests of a file share a Ray and some files their actors
 test: lint
 	$(PYTEST) -n 2 -m "not slow" tests/unit tests/contract
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests/ray/test_run.py tests/ray tests/integrations
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" tests/ray tests/integrations
 
 test-all: lint
 	$(PYTEST) -m "not gpu" tests
