@@ -212,7 +212,7 @@ def _judge_price(arm: Arm, contest: Contest) -> Rule:
 def _judge_sound(arm: Arm, contest: Contest) -> Rule:
     share = arm.summary.failed_rewards / max(1, arm.summary.num_completions)
     spoken = sum(text.startswith(f"rlhf/{arm.name} ") for text in contest.warnings)
-    warned = f", {spoken} warnings" if spoken else ""
+    warned = f"; warnings: {spoken}" if spoken else ""
     holds = not spoken and share <= MOST_FAILED
     figures = f"{share:.1%} of its rewards failed{warned}"
     return Rule(name="sound", holds=holds, figures=figures, remedy="" if holds else REMEDIES["sound"])

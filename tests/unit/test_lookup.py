@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 
-from frpo.report.lookup import mean_or_nan, nearest
+from frpo.report.lookup import mean_or_nan, nearest, task_measured, task_reward
+from tests.support.builders import evaluation_of, measured_task
 
 
 def test_the_value_at_the_nearest_radius_and_of_two_equally_near_the_first() -> None:
@@ -17,4 +19,15 @@ def test_the_value_at_the_nearest_radius_and_of_two_equally_near_the_first() -> 
 
 def test_a_mean_of_nothing_is_no_number() -> None:
     assert mean_or_nan([1.0, 2.0, 6.0]) == 3.0
-    assert math.isnan(mean_or_nan([]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(mean_or_nan([]))
+
+
+def test_a_task_that_was_not_measured_has_no_reward() -> None:
+    easy = measured_task("easy", 0.75)
+    evaluation = evaluation_of("a", measured_task("hard", 0.25), easy)
+    assert task_measured(evaluation, "easy") is easy
+    assert task_reward(evaluation, "easy") == easy.reward
+    assert task_measured(evaluation, "other") is None
+    assert task_reward(evaluation, "other") is None

@@ -10,7 +10,8 @@ import pytest
 from frpo.records import ArmSummary, Evaluation, TaskReward
 from frpo.report.headline import find_harshest, find_telling, list_finetunes
 from frpo.report.paired import difference_of, lower_limit, upper_limit
-from frpo.report.schema import Arm, Kept, Verdict
+from frpo.report.schema import Arm, Kept, Rule, Verdict
+from frpo.report.student import Difference
 from frpo.report.verdict import Contest, decide
 from tests.support.builders import evaluation_of, measured_task
 
@@ -79,9 +80,19 @@ def arm(
     )
 
 
-def verdict_of(*arms: Arm, base: Evaluation | None = BASE, warnings: Sequence[str] = ()) -> Verdict:
-    tasks = ["harmful", "harmless"]
+def verdict_of(
+    *arms: Arm,
+    base: Evaluation | None = BASE,
+    warnings: Sequence[str] = (),
+    tasks: Sequence[str] = ("harmful", "harmless"),
+) -> Verdict:
     return decide(Contest(arms, base, "harmful", tasks, warnings, list_finetunes(arms)), Path("runs/x"))
+
+
+def rule_of(verdict: Verdict, name: str) -> Rule:
+    """Of the first arm."""
+    (rule,) = [rule for rule in verdict.judged[0].rules if rule.name == name]
+    return rule
 
 
 def held(verdict: Verdict, name: str) -> dict[str, bool | None]:
@@ -104,6 +115,52 @@ def test_the_arm_that_keeps_most_of_those_that_fulfil_all_rules_is_shipped() -> 
     )
 
 
+def test_a_verdict_says_how_its_policy_is_loaded_and_by_which_rules() -> None:
+    verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}))
+    assert verdict.why[0] == (
+        "After harsh, the fine-tune that costs most, a keeps 0.80 of 0.90 reward on harmful prompts."
+    )
+    assert verdict.load.splitlines() == [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'model = AutoModelForCausalLM.from_pretrained("runs/x/rlhf/a/policy")',
+        'tokenizer = AutoTokenizer.from_pretrained("runs/x/rlhf/a/policy")',
+    ]
+    assert verdict.rules == {
+        "learned": "before any fine-tune it has more reward on harmful prompts than the base policy",
+        "lasts": "after every fine-tune it still has more reward on harmful prompts than the base policy",
+        "price": "on other trained tasks it is at no time more than 0.05 below the best",
+        "sound": "its training had a signal, and at most 1% of its rewards failed",
+    }
+    assert [rule.remedy for rule in verdict.judged[0].rules] == [""] * 4
+
+
+def test_what_the_harshest_fine_tune_left_counts_first_then_the_average_then_the_start() -> None:
+    more_on_average = arm("a", 0.9, {"gentle": 0.95, "harsh": 0.65})
+    assert verdict_of(more_on_average, arm("b", 0.9, {"gentle": 0.75, "harsh": 0.7})).arm == "b"
+    # 0.6955 and 0.7045 read the same, so that neither is said to keep more
+    alike = verdict_of(
+        arm("a", 0.9, {"gentle": 0.75, "harsh": 0.7045}), arm("b", 0.9, {"gentle": 0.9, "harsh": 0.6955})
+    )
+    assert alike.arm == "b"
+    assert not [line for line in alike.why if "more." in line]
+    assert verdict_of(arm("a", 0.8, {"harsh": 0.7}), arm("b", 0.9, {"harsh": 0.7})).arm == "b"
+
+
+def test_what_was_not_measured_counts_for_nothing() -> None:
+    part, whole = arm("a", 0.9, {"gentle": 0.9}), arm("b", 0.9, {"gentle": 0.9, "harsh": 0.55})
+    assert verdict_of(part, whole).arm == "b"
+    none = arm("a", 0.9, {}, failed=11)
+    assert verdict_of(none, arm("b", 0.9, {"harsh": 0.001}, failed=11)).arm == "b"
+    blind = arm("a", 0.9, {"harsh": 0.5})
+    harmless = evaluation_of("a", measured("harmless", 0.8))
+    blind = blind.model_copy(update={"evaluation": harmless})
+    verdict = verdict_of(blind, arm("b", 0.9, {"harsh": 0.5}))
+    assert (verdict.decision, verdict.arm) == ("can't tell", "b")
+    learned = rule_of(verdict, "learned")
+    assert (learned.holds, learned.figures) == (None, "not measured")
+    assert learned.remedy == "Let the run go on to its end."
+
+
 @pytest.mark.parametrize(
     ("before", "kept", "learned", "lasts", "decision"),
     [
@@ -121,6 +178,16 @@ def test_more_than_the_base_policy_where_the_interval_says_so(
     verdict = verdict_of(arm("a", before, {"harsh": kept}))
     rules = held(verdict, "a")
     assert (rules["learned"], rules["lasts"], verdict.decision) == (learned, lasts, decision)
+
+
+def test_a_policy_that_is_surely_as_good_as_the_base_has_learned_nothing() -> None:
+    verdict = verdict_of(arm("a", 0.5, {"harsh": 0.9}, noise=(0.0, 0.0)))
+    assert held(verdict, "a")["learned"] is False
+
+
+def test_the_figures_of_what_lasts_are_of_the_fine_tune_that_left_least() -> None:
+    lasts = rule_of(verdict_of(arm("a", 0.9, {"gentle": 0.8, "harsh": 0.7, "sweet": 0.75})), "lasts")
+    assert lasts.figures == "+0.20 [+0.11, +0.29] against the base policy after harsh"
 
 
 @pytest.mark.parametrize(("rivals", "lasts"), [(0, True), (1, None)])
@@ -171,6 +238,62 @@ def test_the_price_is_known_where_the_interval_leaves_it_out(behind: float, hold
         assert verdict.why[2].startswith(
             f"dear keeps 0.20 more. The rule “price” {outcome}: {-behind:.2f} [{-behind - HALF / 4:.2f}, "
         )
+
+
+def test_the_price_is_against_the_best_on_the_average() -> None:
+    """cheap has more on the average, dear on the first prompt."""
+    dear = arm("dear", 0.9, {"harsh": 0.8}, harmless=0.86, noise=(1.0, 1.0))
+    price = rule_of(verdict_of(dear, arm("cheap", 0.9, {"harsh": 0.6}, harmless=0.9, noise=(0, 0))), "price")
+    assert price.figures == "-0.04 [-0.13, +0.05] on harmless prompts before any fine-tune, against cheap"
+
+
+def test_a_policy_may_cost_all_of_the_price() -> None:
+    base = evaluation_of("base", measured("harmful", 0.5), measured("harmless", 0.0))
+    exactly = arm("a", 0.9, {"harsh": 0.8}, harmless=0.05, noise=(1.0, 0.0))
+    best = arm("b", 0.9, {"harsh": 0.7}, harmless=0.1, noise=(1.0, 0.0))
+    assert held(verdict_of(exactly, best, base=base), "a")["price"] is True
+    beyond = arm("a", 0.9, {"harsh": 0.8}, harmless=0.04, noise=(1.0, 0.0))
+    price = rule_of(verdict_of(beyond, best, base=base), "price")
+    assert (price.holds, price.remedy) == (
+        False,
+        "Give those prompts more of data.mix, or hold it nearer to the base policy (objective.beta).",
+    )
+
+
+def test_one_task_alone_has_no_price() -> None:
+    price = rule_of(verdict_of(arm("a", 0.9, {"harsh": 0.8}), tasks=["harmful"]), "price")
+    assert (price.holds, price.figures) == (True, "there is no other trained task")
+
+
+def test_what_reads_the_same_to_two_digits_is_no_more() -> None:
+    base = evaluation_of("base", measured("harmful", 0.0), measured("harmless", 0.0))
+    verdict = verdict_of(
+        arm("a", 0.9, {"harsh": 0.005}, harmless=0.005, noise=(0.0, 0.0)),
+        arm("b", 0.9, {"harsh": 0.01}, harmless=0.01, failed=11, noise=(0.0, 0.0)),
+        base=base,
+    )
+    assert verdict.arm == "a"
+    assert verdict.why[1].startswith("What it pays on harmless prompts: 0.01 before any fine-tune (b has")
+    assert verdict.why[-1].startswith("b keeps 0.01 more.")  # 0.005 reads 0.01, as do both rewards
+
+
+@pytest.mark.parametrize(
+    ("failed", "completions", "warned", "holds", "figures"),
+    [
+        (10, 1000, 0, True, "1.0% of its rewards failed"),
+        (11, 1000, 0, False, "1.1% of its rewards failed"),
+        (1, 1, 0, False, "100.0% of its rewards failed"),
+        (0, 0, 2, False, "0.0% of its rewards failed; warnings: 2"),
+    ],
+)
+def test_training_is_sound_up_to_one_failed_reward_in_a_hundred(
+    failed: int, completions: int, warned: int, holds: bool, figures: str
+) -> None:
+    one = arm("a", 0.9, {"harsh": 0.8}, failed=failed)
+    summary = one.summary.model_copy(update={"num_completions": completions})
+    one = one.model_copy(update={"summary": summary})
+    sound = rule_of(verdict_of(one, warnings=["rlhf/a step 3: no signal"] * warned), "sound")
+    assert (sound.holds, sound.figures) == (holds, figures)
 
 
 def test_a_price_that_one_prompt_was_measured_on_is_not_known() -> None:
@@ -244,9 +367,21 @@ def test_arms_that_the_prompts_cannot_tell_apart_are_named() -> None:
     verdict = verdict_of(
         arm("a", 0.9, {"harsh": 0.80}, noise=(0.0, 0.0)),
         arm("near", 0.9, {"harsh": 0.76}, noise=(1.0, 0.0)),
-        arm("far", 0.9, {"harsh": 0.60}, noise=(1.0, 0.0)),
+        arm("nearer", 0.9, {"harsh": 0.79}, noise=(1.0, 0.0)),
+        arm("far", 0.9, {"harsh": 0.60}, noise=(0.5, 0.0)),
     )
-    assert verdict.why[-1] == "These held-out prompts cannot tell it from near (+0.04 [-0.10, +0.18])."
+    assert held(verdict, "far")["lasts"] is True
+    assert verdict.why[-1] == (
+        "These held-out prompts cannot tell it from near (+0.04 [-0.12, +0.20]), nearer (+0.01 [-0.15, "
+        "+0.17])."
+    )
+
+
+def test_an_arm_that_keeps_surely_as_much_is_a_rival() -> None:
+    arms = [arm(name, 0.9, {"harsh": 0.75}, noise=(0.0, 0.0)) for name in "ab"]
+    assert verdict_of(*arms).why[-1] == (
+        "These held-out prompts cannot tell it from b (+0.00 [+0.00, +0.00])."
+    )
 
 
 def test_of_arms_that_lose_everything_to_the_worst_the_one_that_keeps_more_of_the_others_is_nearest() -> None:
@@ -260,6 +395,10 @@ def test_without_a_base_policy_nothing_is_known() -> None:
     verdict = verdict_of(arm("a", 0.9, {"harsh": 0.8}), base=None)
     assert verdict.decision == "can't tell"
     assert held(verdict, "a") == {"learned": None, "lasts": None, "price": True, "sound": True}
+    unmeasured = verdict_of(arm("a", 0.9, {}), base=None)
+    assert unmeasured.why[0] == (
+        "a has 0.90 reward on harmful prompts; what a fine-tune leaves of it is not measured."
+    )
 
 
 def test_without_a_fine_tune_what_can_be_judged_is_and_what_is_missing_is_said() -> None:
@@ -308,7 +447,11 @@ def test_a_difference_is_paired_and_has_no_limits_from_one_prompt() -> None:
     assert pairs.se == pytest.approx(0.0)
     one = difference_of((0.5, (0.5, None)), (0.4, (0.4, 0.3)))
     assert (one.se, lower_limit(one), upper_limit(one)) == (None, -float("inf"), float("inf"))
-    assert difference_of((0.5, ()), (0.4, (0.4, 0.3))).se is None
+    unlike = difference_of((0.5, ()), (0.4, (0.4, 0.3)), 0.9)
+    assert unlike == Difference(mean=0.5 - 0.4, se=None, num_prompts=0, confidence=0.9)
+    # means are over completions, of which prompts may have unlike numbers: they stand where none failed
+    assert difference_of((0.5, (0.4, 0.4)), (0.2, (0.2, 0.2))).mean == pytest.approx(0.3)
+    assert difference_of((0.5, (0.5, None)), (0.4, (0.3, 0.5))).mean == pytest.approx(0.2)
 
 
 def test_a_prompt_whose_rewards_failed_for_one_policy_is_no_lead_of_that_policy() -> None:
