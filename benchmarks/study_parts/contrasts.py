@@ -66,9 +66,10 @@ def compare(
     """At every KL, corrected for `made` comparisons; None: for those that enough seeds reach."""
     gaps: list[tuple[Contrast, float, Doubles]] = []
     for contrast, at_kl in itertools.product(contrasts, kls):
-        both = [seed for seed in seeds if all(seed.family(side.family) for side in (contrast.a, contrast.b))]
+        sides = (contrast.a, contrast.b)
+        both = [seed for seed in seeds if all(seed.family(side.family, side.metric) for side in sides)]
         if both:
-            a, b = (curve_of(both, side.family, side.metric, at_kl) for side in (contrast.a, contrast.b))
+            a, b = (curve_of(both, side.family, side.metric, at_kl) for side in sides)
             gaps.append((contrast, at_kl, finite_seeds(a - b)))
     made = made or sum(len(gap) >= LEAST_SEEDS for *_, gap in gaps)
     for contrast, at_kl, gap in gaps:

@@ -32,9 +32,10 @@ class Seed:
     arms: dict[str, dict[str, list[float]]]
     """arm -> metric -> numbers, as in Metrics"""
 
-    def family(self, name: str) -> list[str]:
-        """Its arms: those of one name before "-beta" or "-kl" and a number."""
-        return [arm for arm in self.arms if family_of(arm) == name]
+    def family(self, name: str, metric: str = KL) -> list[str]:
+        """Its arms, those of one name before "-beta" or "-kl" and a number, of which that was measured: not
+        every sweep makes every fine-tune."""
+        return [arm for arm, measured in self.arms.items() if family_of(arm) == name and metric in measured]
 
     @property
     def file(self) -> str:
@@ -92,5 +93,5 @@ def stack(seeds: Sequence[Seed], arms: Sequence[str], metric: str) -> Doubles:
 
 def curve_of(seeds: Sequence[Seed], family: str, metric: str, at_kl: float) -> Doubles:
     """[seeds, prompts]; nan for a seed whose arms do not reach the KL."""
-    arms = seeds[0].family(family)
+    arms = seeds[0].family(family, metric)
     return read_curves(stack(seeds, arms, KL)[..., 0], stack(seeds, arms, metric), at_kl)
