@@ -45,12 +45,6 @@ def _checked_radius(radius: float) -> float:
     return radius
 
 
-def _log_mean_exp(x: Doubles, axis: int) -> Doubles:
-    top = x.max(axis=axis, keepdims=True)
-    log_mean: Doubles = np.log(np.exp(x - top).mean(axis=axis)) + top.squeeze(axis)
-    return log_mean
-
-
 def _largest_spread(r: Doubles) -> float:
     """Between the best and the worst completion of one prompt."""
     return float((r.max(axis=1) - r.min(axis=1)).max())
@@ -92,7 +86,7 @@ def worst_case_reward(rewards: ArrayLike, radius: float) -> float:
         return float(least.mean())
     lam = _lam_of_radius(r, radius, spread)
     # -lam mean_x log E exp(-r / lam) - lam rho, with the least reward of each prompt taken out of the log
-    dual = least[:, 0].mean() - lam * (_log_mean_exp(-(r - least) / lam, 1).mean() + radius)
+    dual = least[:, 0].mean() - lam * (np.log(np.exp((least - r) / lam).mean(axis=1)).mean() + radius)
     return float(min(max(dual, least.mean()), r.mean()))
 
 

@@ -53,6 +53,7 @@ def test_order_is_by_prompt_index_not_by_arrival() -> None:
     batch, _ = make_batch(groups, GRPO)
     assert [int(t) for t in batch.sequences.tokens.reshape(6, 4)[:, 2]] == [0, 1, 100, 101, 200, 201]
     np.testing.assert_allclose(batch.advantages, [-0.5, 0.5, 0.25, -0.25, 0.5, -0.5])
+    assert batch.fresh.tolist() == [True] * 6
     other, _ = make_batch(groups[::-1], GRPO)
     np.testing.assert_array_equal(other.sequences.tokens, batch.sequences.tokens)
 

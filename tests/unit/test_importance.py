@@ -8,7 +8,15 @@ import math
 import pytest
 import torch
 
-from frpo.objective import Importance, TokenTerms, importance_weights
+from frpo.objective import (
+    Denominators,
+    Importance,
+    Surrogate,
+    TokenTerms,
+    importance_weights,
+    policy_loss,
+)
+from tests.support.builders import weigh as weighted
 
 KINDS: list[Importance] = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
@@ -61,3 +69,20 @@ def test_by_sequence_an_average_over_what_another_policy_drew_is_one_over_ours()
     weights, _ = importance_weights(terms(log_ours, log_theirs, mask), "sequence_truncate", 1e9)
     drawn = (log_theirs.sum(1).exp() * weights[:, 0] * value).sum()
     assert float(drawn) == pytest.approx(float((log_ours.sum(1).exp() * value).sum()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_weighs_as_it_is_asked_to(kind: Importance) -> None:
+    old = torch.zeros(1, 3, dtype=torch.float64)
+    ratios = [4.0, 0.5, 1.0]
+    behaviour = -torch.tensor([ratios], dtype=torch.float64).log()
+    surrogate = Surrogate("token", 0.2, 0.2, kind, 1.5, "token", "reverse")
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    terms = policy_loss(
+        TokenTerms(old, old, behaviour, None, mask),
+        weighted(torch.tensor([2.0], dtype=torch.float64)),
+        surrogate,
+        Denominators(1, 3, 3),
+    )
+    assert float(terms.loss) == pytest.approx(-2.0 * sum(weigh(kind, ratios, 1.5)) / 3)
+    assert int(terms.capped) == (3 if kind.startswith("sequence") else 1)
