@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -191,10 +191,9 @@ def watch(
     another machine."""
     from frpo.watch.server import watch_run
 
-    try:
+    with suppress(KeyboardInterrupt):  # which the server's loop swallows now and then
         watch_run(folder, host, port)
-    except KeyboardInterrupt:
-        print("Stopped watching; the run goes on.", flush=True)
+    print("Stopped watching; the run goes on.", flush=True)
 
 
 app.command()(policy_commands.certify)

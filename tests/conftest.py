@@ -3,6 +3,7 @@ of actors share: one Ray cluster and one tiny tied model."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     before it ends, 6 s; left alone they let a library of C++ tell at great length what it leaves behind."""
     if hasattr(config, "workerinput"):
         gc.freeze()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))  # pytest has it until then
 
 
 @pytest.fixture(scope="session")

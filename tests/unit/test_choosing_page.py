@@ -21,6 +21,8 @@ def read_rows(study: str) -> list[tuple[str, ...]]:
     kept = json.loads((ROOT / "docs" / "results" / f"{study}.json").read_text())
     rows = list[tuple[str, ...]]()
     for one in kept["comparisons"]:
+        if one["difference"] is None:  # no seed reaches it
+            continue
         compared = f"{one['a']} − {one['b']}"
         rows += [(study, compared, place, *differences_of(one)) for place in places_of(one)]
     return rows
