@@ -27,7 +27,7 @@ from frpo.report.data import collect_report
 from frpo.report.frontier import FrontierPoint
 from frpo.report.intervals import METHOD, Interval, Table, Value, interval_or_none
 from frpo.report.robustness import Robustness
-from frpo.report.schema import Arm, Decision, Downstream, Report
+from frpo.report.schema import Arm, Downstream, Report
 
 
 class ArmOverSeeds(Record):
@@ -61,16 +61,6 @@ class ArmOverSeeds(Record):
     coverage: Coverage | None
 
 
-class SeedVerdict(Record):
-    """What the page of one seed says of its policies."""
-
-    seed: int
-    decision: Decision
-    arm: str
-    policy: str
-    """Its folder."""
-
-
 class Sweep(Record):
     study: str
     seeds: tuple[int, ...]
@@ -78,7 +68,7 @@ class Sweep(Record):
     intervals: str
     """How they were made."""
     headline: tuple[str, ...]
-    verdicts: tuple[SeedVerdict, ...]
+    verdicts: tuple[sweep_headline.SeedVerdict, ...]
     """Of the seeds that have one; none where runs of several names stand side by side."""
     arms: tuple[ArmOverSeeds, ...]
     comparisons: tuple[Comparison, ...]
@@ -183,10 +173,10 @@ def join_arms(reports: Sequence[Report]) -> Report:
     )
 
 
-def _verdicts(reports: Sequence[Report]) -> Iterator[SeedVerdict]:
+def _verdicts(reports: Sequence[Report]) -> Iterator[sweep_headline.SeedVerdict]:
     for report in reports:
         if verdict := report.verdict:
-            yield SeedVerdict(
+            yield sweep_headline.SeedVerdict(
                 seed=report.seed, decision=verdict.decision, arm=verdict.arm, policy=verdict.policy
             )
 

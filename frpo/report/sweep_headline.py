@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from frpo.records import Record
 from frpo.report.comparisons import Comparison
 from frpo.report.intervals import MIN_SEEDS
 from frpo.report.schema import Decision
 
-if TYPE_CHECKING:
-    from frpo.report.sweep import SeedVerdict
+
+class SeedVerdict(Record):
+    """What the page of one seed says of its policies."""
+
+    seed: int
+    decision: Decision
+    arm: str
+    policy: str
+    """Its folder."""
 
 
 def of_sweep(

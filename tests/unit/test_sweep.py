@@ -18,7 +18,8 @@ from frpo.report.comparisons import Comparison
 from frpo.report.data import rival_pairs
 from frpo.report.intervals import Interval
 from frpo.report.schema import Decision
-from frpo.report.sweep import SeedVerdict, gather_sweep
+from frpo.report.sweep import gather_sweep
+from frpo.report.sweep_headline import SeedVerdict
 from frpo.sweep import expand_arms, list_seed_runs, split_assignments
 from tests.support.builders import evaluation_of, measured_task, metrics
 
