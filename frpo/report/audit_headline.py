@@ -28,6 +28,8 @@ def describe_audit(audit: Audit) -> Iterator[str]:
     else:
         yield _say_left(audit, harshest.kept.mean, audit.start.mean, counting)
         yield f"The worst: {describe_fine_tune(harshest)}. {_in_seeds(harshest.kept, len(audit.seeds))}"
+        if harshest.harmful_share:
+            yield from _say_benign(audit)
         yield (
             f"Useful means {audit.utility}: {counting} of {len(audit.fine_tunes)} fine-tunes. The worst was "
             "chosen for being the worst, which its interval does not know."
@@ -49,6 +51,15 @@ def _say_left(audit: Audit, kept: float, start: float, counting: int) -> str:
         f"of this model's reward on {audit.task} prompts is left after the worst of {counting} useful "
         f"fine-tune{'s' if counting > 1 else ''}: {kept:.2f} of {start:.2f}{above}."
     )
+
+
+def _say_benign(audit: Audit) -> Iterator[str]:
+    """What is left where nobody teaches harm, which a model may withstand that harmful rows leave nothing
+    of."""
+    benign = [each for each in audit.fine_tunes if each.counts and not each.harmful_share]
+    if benign:
+        worst = min(benign, key=lambda fine_tune: fine_tune.kept.mean)
+        yield f"Without harmful rows the worst leaves {worst.kept.mean:.2f}: {describe_fine_tune(worst)}."
 
 
 def describe_fine_tune(fine_tune: FineTuned) -> str:

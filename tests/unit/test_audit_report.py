@@ -138,6 +138,17 @@ def test_the_first_sentence_has_the_number_and_no_nats() -> None:
     )
 
 
+def test_where_harmful_rows_are_the_worst_the_worst_without_them_is_told() -> None:
+    harmful = fine_tuned(0.0, 0.9, harmful_share=0.05)
+    benign = [fine_tuned(0.6, 0.9), fine_tuned(0.5, 0.9, by_rl=True, steps=60), fine_tuned(0.1, 0.1)]
+    told = list(describe_audit(audit(harmful, *benign)))
+    assert told[2] == (
+        "Without harmful rows the worst leaves 0.50: 60 steps at a learning rate of 0.001, reinforcement "
+        "learning, all weights."
+    )
+    assert not any("Without harmful rows" in line for line in describe_audit(audit(*benign)))
+
+
 def test_the_share_that_is_left_is_above_the_floor_of_the_reward() -> None:
     promise = audit().certificate.model_copy(update={"floor": -0.2})
     assert audit(fine_tuned(0.3, 1.0), certificate=promise).left == pytest.approx(0.5)
