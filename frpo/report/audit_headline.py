@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from frpo.report.audit import choose_worst
 from frpo.report.audit_schema import Audit, FineTuned
 from frpo.report.intervals import MIN_SEEDS
 from frpo.report.spread import Spread
@@ -56,9 +57,10 @@ def _say_left(audit: Audit, kept: float, start: float, counting: int) -> str:
 def _say_benign(audit: Audit) -> Iterator[str]:
     """What is left where nobody teaches harm, which a model may withstand that harmful rows leave nothing
     of."""
-    benign = [each for each in audit.fine_tunes if each.counts and not each.harmful_share]
-    if benign:
-        worst = min(benign, key=lambda fine_tune: fine_tune.kept.mean)
+    benign = [fine_tune for fine_tune in audit.fine_tunes if not fine_tune.harmful_share]
+    number = choose_worst(benign)
+    if number is not None:
+        worst = benign[number]
         yield f"Without harmful rows the worst leaves {worst.kept.mean:.2f}: {describe_fine_tune(worst)}."
 
 
