@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader
 
@@ -23,6 +24,13 @@ from frpo.report.sweep import Sweep
 from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.report.timeline_plots import draw_timeline
 
+SCRIPTS = (
+    "floating_ui/floating-ui.core.umd.min.js",
+    "floating_ui/floating-ui.dom.umd.min.js",
+    "values.js",
+)
+"""Of every page, in order: Floating UI 1.8.0 (https://floating-ui.com, MIT) places what values.js says."""
+
 
 def _make_environment() -> Environment:
     environment = Environment(
@@ -31,6 +39,7 @@ def _make_environment() -> Environment:
     environment.filters["number"] = format_number
     environment.filters["level"] = format_level
     environment.filters["difference"] = format_difference
+    environment.globals["scripts"] = [files("frpo.report").joinpath(name).read_text() for name in SCRIPTS]
     return environment
 
 

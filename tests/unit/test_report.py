@@ -223,6 +223,10 @@ def test_the_page_is_one_file_made_from_report_json(run: Path) -> None:
     assert page.count("<svg") == panels + 1  # and the timeline
     assert "frpo, step 25: 0.91 ± 0.04" in page  # what a point says
     assert page.count('class="a1"') > panels
+    scripts = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    assert page.count("</script>") == len(scripts) == 4
+    assert ["computePosition" in script for script in scripts] == [True, True, True, False]
+    assert page.index('<div id="tip" hidden>') < page.index("<script>")
     assert "main:has(#show-3:not(:checked)) .a3 { display:none }" in page
     assert "Steps 1 to 6 of grpo, two bars each" in page
     assert "25 % of the groups were there when their step began" in page
