@@ -8,6 +8,7 @@ import html
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "path.simplify_threshold": 0.5,
     "savefig.transparent": True,
 }
 PAPER: Any = STYLE | {
@@ -75,6 +77,8 @@ SPARE = re.compile(
 MARKED = re.compile(r'<g id="mark:(\d*):([^"]*)">')
 NAMED = re.compile(r'<g id="[^"]*">')
 """Groups that nothing refers to."""
+STYLED = re.compile(r'(<(?:use|path|text) [^>]*?)style="([^"]*)"')
+LONE = re.compile(r"<g>(<use [^>]*/>)</g>")
 
 
 def colour_of(index: int) -> str:
@@ -109,7 +113,20 @@ def write_svg(figure: Figure, title: str) -> str:
     text = f"<svg {box.group()} {label}>" + text[text.index(">") + 1 :]
     text = PATH.sub(_shorten_path, SPARE.sub("", text))
     text = LOOK.sub(lambda look: look.group().replace(": ", ":").replace("; ", ";"), text)
-    return NAMED.sub("<g>", MARKED.sub(_say_mark, text))
+    return LONE.sub(r"\1", NAMED.sub("<g>", MARKED.sub(_say_mark, text)))
+
+
+def share_styles(page: str) -> str:
+    """The same page, where a style that several marks have is a class."""
+    counts = Counter(style for _, style in STYLED.findall(page))
+    names = {style: f"s{i}" for i, (style, count) in enumerate(counts.items()) if count > 1}
+
+    def name(match: re.Match[str]) -> str:
+        before, style = match.groups()
+        return f'{before}class="{names[style]}"' if style in names else match.group()
+
+    rules = "\n".join(f".{name} {{ {style} }}" for style, name in names.items())
+    return STYLED.sub(name, page).replace("</style>", f"{rules}</style>", 1)
 
 
 def save_png(figure: Figure, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -11,6 +12,7 @@ from frpo.report import plots, sweep_plots
 from frpo.report.audit_headline import describe_audit, describe_fine_tune, format_left
 from frpo.report.audit_plots import draw_audits
 from frpo.report.audit_schema import Audit, join_rows, tell_models_apart
+from frpo.report.drawing import share_styles
 from frpo.report.formats import (
     format_difference,
     format_level,
@@ -43,6 +45,10 @@ def _make_environment() -> Environment:
     return environment
 
 
+def _render(template: str, **given: Any) -> str:
+    return share_styles(_make_environment().get_template(f"{template}.html.j2").render(given))
+
+
 def render_run(report: Report) -> str:
     """The page of one run."""
     lost_less = [task for task in report.tasks if task != report.focus]
@@ -57,14 +63,13 @@ def render_run(report: Report) -> str:
     }
     tables = {"kept": tabulate_kept(report), "others": tabulate_others(report)}
     names = [arm.name for arm in report.arms]
-    page = _make_environment().get_template("page.html.j2")
-    return page.render(r=report, drawn=drawn, tables=tables, reward_of=task_reward, index_of=names.index)
+    return _render("page", r=report, drawn=drawn, tables=tables, reward_of=task_reward, index_of=names.index)
 
 
 def render_audits(audits: Sequence[Audit]) -> str:
     """The page of an audit, or of several side by side."""
-    page = _make_environment().get_template("audit.html.j2")
-    return page.render(
+    return _render(
+        "audit",
         audits=audits,
         names=tell_models_apart(audits),
         numbers=[format_left(audit) for audit in audits],
@@ -83,5 +88,6 @@ def render_sweep(sweep: Sweep) -> str:
         "over_lam": sweep_plots.draw_over_lam(sweep),
         "coverage": sweep_plots.draw_coverage(sweep),
     }
-    page = _make_environment().get_template("sweep.html.j2")
-    return page.render(s=sweep, drawn=drawn, families=sweep_plots.families_of(sweep), min_seeds=MIN_SEEDS)
+    return _render(
+        "sweep", s=sweep, drawn=drawn, families=sweep_plots.families_of(sweep), min_seeds=MIN_SEEDS
+    )

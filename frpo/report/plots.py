@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ IN_VIEW = 1.1
 """A certificate is drawn so far beyond its largest radius."""
 KINDS = ((False, "o", "fine-tunes"), (True, "X", "attacks"))
 """Of measured policies: whether an attack, marker, name."""
+DRAWN = 60
+"""Points of a training curve, whose last is the last step."""
 POINTED = 8
 """So many points of a training curve say their value when they are pointed at."""
 
@@ -61,7 +64,7 @@ def _draw_rewards(axes: Axes, i: int, arm: str, measured: tuple[list[int], list[
     mark(axes.plot(steps, [reward.mean for reward in rewards], line_of(i), color=own), i, arm)
     mark(axes.fill_between(steps, low, high, color=own, alpha=0.15, linewidth=0), i)
     for step, reward in zip(steps, rewards, strict=True):
-        point = axes.plot([step], [reward.mean], marker_of(i), color=own, markersize=6)
+        point = axes.plot([step], [reward.mean], marker_of(i), color=own, markersize=6, clip_on=False)
         mark(point, i, f"{arm}, step {step}: {reward:z.2f}")
 
 
@@ -230,11 +233,14 @@ def draw_training(report: Report) -> list[Panel]:
 
 
 def _draw_curve(axes: Axes, i: int, arm: str, measured: Sequence[tuple[int, float]]) -> None:
-    steps = [step for step, _ in measured]
-    values = _trailing_means([value for _, value in measured])
+    apart = max(1, math.ceil(len(measured) / DRAWN))
+    steps = [step for step, _ in measured][::-apart][::-1]
+    values = _trailing_means([value for _, value in measured])[::-apart][::-1]
     mark(axes.plot(steps, values, line_of(i), color=colour_of(i), linewidth=1.6), i, arm)
     for step, value in list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTED)]:
-        point = axes.plot([step], [value], "o", color=colour_of(i), markersize=7, alpha=0)
+        point = axes.plot(
+            [step], [value], "o", color=colour_of(i), markersize=7, markeredgewidth=0, alpha=0, clip_on=False
+        )
         mark(point, i, f"{arm}, step {step}: {value:.3g}")
 
 

@@ -39,12 +39,12 @@ from frpo.records import (
 )
 from frpo.report.arms import settings_of
 from frpo.report.data import collect_report
-from frpo.report.drawing import colour_of, line_of, marker_of
+from frpo.report.drawing import colour_of, line_of, marker_of, share_styles
 from frpo.report.frontier import describe_defence
 from frpo.report.headline import of_reward
 from frpo.report.page import render_run
-from frpo.report.plots import limits_of
-from frpo.report.schema import Report
+from frpo.report.plots import draw_training, limits_of
+from frpo.report.schema import Report, TrainingCurves
 from frpo.report.sweep import gather_sweep
 from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.types import Reward
@@ -281,6 +281,36 @@ def test_a_page_of_four_arms_and_eleven_fine_tunes_is_light(run: Path) -> None:
     page = render_run(report)
     assert page.count("<svg") == 2 * 11 + 2 + 1 + 4 + 1
     assert len(page) < 500_000
+
+
+def test_a_style_that_several_marks_have_is_a_class() -> None:
+    page = (
+        "<style>p { }</style><i style='left:0'></i>"
+        '<path d="M 0 0" style="fill:none"/><use x="1" style="fill:none"/><text style="x:1" x="2">2</text>'
+    )
+    assert share_styles(page) == (
+        "<style>p { }.s0 { fill:none }</style><i style='left:0'></i>"
+        '<path d="M 0 0" class="s0"/><use x="1" class="s0"/><text style="x:1" x="2">2</text>'
+    )
+
+
+def test_a_long_curve_is_drawn_in_part_up_to_its_end(run: Path) -> None:
+    saw = tuple(float(step % 7) for step in range(201))
+    curve = TrainingCurves(
+        arm="long",
+        steps=tuple(range(1, 202)),
+        reward=saw,
+        kl=saw,
+        entropy=saw,
+        length=saw,
+        equal_groups=saw,
+    )
+    panels = draw_training(collect_report(run).model_copy(update={"training": (curve,)}))
+    (svg,) = (panel.svg for panel in panels if panel.title == "reward")
+    (line,) = re.findall(r'<title>long</title><path d="M ([^"]*)"', svg)
+    assert len(line.split()) == 2 * 51  # every fourth, back from the last
+    # every sixth of these can be pointed at: after 25 steps the last five are 6, 0, 1, 2 and 3
+    assert re.findall(r"<title>long, (step [^<]*)", svg)[:2] == ["step 1: 0", "step 25: 2.4"]
 
 
 def test_arms_of_one_colour_have_lines_and_marks_of_their_own() -> None:
