@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from xdist.scheduler import LoadFileScheduling
 
 from frpo.actors.finetune import FinetunePool, FinetuneWorker
@@ -34,11 +33,13 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]
 
 
 LONGEST = "test_run.py"
+LEAVES_RAY = "test_nodes.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes three minutes first, so that it is not the one that all others wait for."""
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    """The file that takes three minutes first, so that it is not the one that all others wait for; last the
+    one that ends the Ray in which the shared actors are."""
+    items.sort(key=lambda item: (item.path.name == LEAVES_RAY, item.path.name != LONGEST))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
 def pool(ray_cluster: None, tiny_model: Path) -> Iterator[RolloutPool]:
     pool = engine(ModelConfig(path=str(tiny_model)))
     yield pool
-    ray.kill(pool.actors.handles[0])
+    stop(pool)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_an_answer_is_the_likeliest_that_the_template_allows(ray_cluster: None, 
     assert scores(pool, [0, 1, 2, 3]) == right
     engine = pool.judges[0].actors
     before = engine.call_async(0, JudgeWorker.ping).result()
-    os.kill(before, signal.SIGKILL)
+    os.kill(before.pid, signal.SIGKILL)
     assert scores(pool, [3, 1]) == {place: right[place] for place in right if place[0] in (1, 3)}
     assert engine.call_async(0, JudgeWorker.ping).result() != before
 

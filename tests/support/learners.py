@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import ActorHandleNotFoundError
 
 from frpo.actors.learner import LearnerPool, LearnerWorker
 from frpo.actors.transport.store import StoreTransport
@@ -36,7 +38,8 @@ def spawn(cls: type, pool: Any, ranks: int, restarts: int = 0) -> Any:
 
 def stop(pool: Any) -> None:
     for handle in pool.actors.handles:
-        ray.kill(handle)
+        with suppress(ActorHandleNotFoundError):  # it has ended with its Ray
+            ray.kill(handle)
 
 
 class SmallChunks(LearnerWorker):
