@@ -75,9 +75,15 @@ def on_host(state: Any, seen: dict[Any, Tensor] | None = None) -> Any:
 
 
 def write_hashed(state: Any, path: Path) -> Written:
+    """Raises OSError."""
     with path.open("wb") as file:
         hashing: Any = Hashing(file)
-        torch.save(state, hashing)
+        try:
+            torch.save(state, hashing)
+        except RuntimeError:
+            if hashing.failure:
+                raise hashing.failure from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     return Written(str(path), hashing.size, hashing.digest.hexdigest())
@@ -90,11 +96,17 @@ class Hashing:
         self.file = file
         self.size = 0
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+        """Why it could not be written: torch ends in an error of its own, which tells of a position."""
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size += memoryview(data).nbytes
-        return int(self.file.write(data))
+        try:
+            return int(self.file.write(data))
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -3,6 +3,7 @@ is on disk."""
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -71,3 +72,16 @@ def test_a_file_that_cannot_be_written_is_said_when_the_files_are_asked_for(tmp_
     writer.close()
     with pytest.raises(FileNotFoundError, match="missing"):
         writer.written()
+
+
+def test_what_the_disk_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+    """torch says "unexpected pos" of a file that ends early, be the disk full or its size limited."""
+    state = {f"layer {i}": torch.randn(30_000) for i in range(10)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            _writer.write_hashed(state, tmp_path / "state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert _writer.write_hashed(state, tmp_path / "state").size > 1_200_000
