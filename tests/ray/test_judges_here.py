@@ -91,15 +91,16 @@ def pool_of(reward: JudgeReward) -> Any:
     from frpo.actors._vllm import judge_environment
     from frpo.actors.reward import RewardPool, RewardWorker
 
-    options = {"num_cpus": 0.1, "max_restarts": 3, "runtime_env": {"env_vars": judge_environment(reward)}}
+    again: Any = {"num_cpus": 0.1, "max_restarts": 3}
+    options = {**again, "runtime_env": {"env_vars": judge_environment(reward)}}
     handle: Any = ray.remote(JudgeWorker).options(**options).remote(reward, load_template(reward))
     make = partial(JudgePool, f"judge {reward.name}", [handle], timeout_s=200, restarts=3)
     worker: Any = (
         ray.remote(RewardWorker)
-        .options(num_cpus=0.1)
+        .options(**again)
         .remote((reward,), "weighted", judges={reward.name: make})
     )
-    pool = RewardPool([worker], timeout_s=300, restarts=0, judges=[make()])
+    pool = RewardPool([worker], timeout_s=300, restarts=3, judges=[make()])
     pool.judges[0].actors.wait_until_ready(300)
     return pool
 
@@ -118,6 +119,8 @@ def test_an_answer_is_the_likeliest_that_the_template_allows(ray_cluster: None, 
     template = load_template(reward)
     right = {place: template.choices[answer] for place, (answer, _) in expected(speller, template).items()}
     assert len(set(right.values())) > 1, "the model should not say the same of everything"
+    from frpo.actors.reward import RewardWorker
+
     pool = pool_of(reward)
     assert scores(pool, [0, 1, 2, 3]) == right
     engine = pool.judges[0].actors
@@ -125,6 +128,11 @@ def test_an_answer_is_the_likeliest_that_the_template_allows(ray_cluster: None, 
     os.kill(before.pid, signal.SIGKILL)
     assert scores(pool, [3, 1]) == {place: right[place] for place in right if place[0] in (1, 3)}
     assert engine.call_async(0, JudgeWorker.ping).result() != before
+    asker = pool.actors
+    before = asker.call_async(0, RewardWorker.ping).result()
+    os.kill(before.pid, signal.SIGKILL)
+    assert scores(pool, [0, 2]) == {place: right[place] for place in right if place[0] in (0, 2)}
+    assert asker.call_async(0, RewardWorker.ping).result() != before
 
 
 @pytest.fixture(scope="module")
