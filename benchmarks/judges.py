@@ -4,8 +4,8 @@
 
 The judge is an untrained model of a token per byte: its questions are long and its answers nonsense, but no
 less work; --judge takes another. The learning rate moves no weight, so that all runs draw the same
-completions, step for step; the first two steps of each are left out. Writes judges.json: median seconds of a
-step and of the wait for scores, the ratio of the steps, and what the judge adds to one, per completion.
+completions, step for step; the first two steps of each are left out. Writes judges_WEIGH.json: median seconds
+of a step and of the wait for scores, the ratio of the steps, and what the judge adds to one, per completion.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     asked = {"recipe": args.recipe, "judge": args.judge or "a token per byte", "weigh": args.weigh}
     text = json.dumps({**asked, **summarise(rows)}, indent=1)
     print(text)
-    (args.out / "judges.json").write_text(text + "\n")
+    (args.out / f"judges_{args.weigh}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

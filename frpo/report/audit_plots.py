@@ -21,18 +21,27 @@ def draw_audits(audits: Sequence[Audit]) -> list[Panel]:
     """Reward over KL(Q || model), a model a panel: certified, plug-in, fine-tunes that count, and others."""
     panels: list[Panel] = []
     farthest = AROUND * max(map(_find_farthest, audits))
+    highest = AROUND * max(map(_find_highest, audits))
     for number, (name, audit) in enumerate(zip(tell_models_apart(audits), audits, strict=True)):
         with panel(panels, "audit", name, height=TALL) as axes:
             draw_curves(axes, audit.certificate, colour_of(number))
             _draw_fine_tunes(axes, audit, number)
-            axes.set(xlim=(0, farthest), xlabel="KL from the model, nats per completion")
-            axes.set_ylabel(f"reward, {audits[0].task} prompts")
+            axes.set(xlim=(0, farthest), ylim=(-0.03 * highest, highest))
+            axes.set(
+                xlabel="KL from the model, nats per completion", ylabel=f"reward, {audits[0].task} prompts"
+            )
     return panels
 
 
 def _find_farthest(audit: Audit) -> float:
     """KL of the fine-tune, or radius of the certificate, that is farthest away, nats."""
     return max([audit.certificate.radii[-1], *(fine_tune.kl.mean for fine_tune in audit.fine_tunes)])
+
+
+def _find_highest(audit: Audit) -> float:
+    """Reward of what is drawn."""
+    kept = [fine_tune.kept for fine_tune in audit.fine_tunes]
+    return max([*audit.certificate.hi, *(max(each.mean, each.hi or 0.0) for each in kept)])
 
 
 def _draw_fine_tunes(axes: Axes, audit: Audit, number: int) -> None:

@@ -71,7 +71,7 @@ def collect_report(folder: Path) -> Report:
         name=config["name"],
         seed=config["seed"],
         verdict=decide(contest, folder) if trained else None,
-        reward=headline.of_reward(config["rewards"], base, tasks),
+        reward=headline.of_reward(config["rewards"], config["combine"], base, tasks),
         headline=(
             *headline.of_arms(arms, comparisons, focus),
             *describe_planes(planes, focus),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from frpo.report.drawing import Panel, colour_of, mark, marker_of, panel
+from matplotlib.lines import Line2D
+
+from frpo.report.drawing import INK, Panel, colour_of, mark, marker_of, panel
 from frpo.report.schema import Report
 
 
@@ -28,5 +30,10 @@ def draw_frontier(report: Report) -> list[Panel]:
             )
             words = f"{point.arm}, {point.downstream}: learned {point.learned:.3f}, kept {point.kept:.2f}"
             mark((drawn[0], *drawn[2]), i, words)
+        kinds = [
+            Line2D([], [], color=INK, marker=marker_of(i), linestyle="none", label=finetune)
+            for i, finetune in enumerate(finetunes)
+        ]
+        axes.legend(handles=kinds, fontsize=9)
         axes.set(xlabel="learned, nats per token", ylabel="reward kept")
     return panels

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from frpo.config.rewards import Combine
 from frpo.data_checks import Overlap
 from frpo.outline.stage import BASE
 from frpo.records import Evaluation
@@ -36,17 +37,25 @@ def of_arms(arms: Sequence[Arm], comparisons: Sequence[KeptDifference], focus: s
             yield _in_words(comparison)
 
 
-def of_reward(rewards: Sequence[Mapping[str, Any]], base: Evaluation | None, tasks: Sequence[str]) -> str:
+def of_reward(
+    rewards: Sequence[Mapping[str, Any]], combine: Combine, base: Evaluation | None, tasks: Sequence[str]
+) -> str:
     """What the reward is, as far as a run's configuration knows it, with the base policy's for scale."""
-    parts = []
-    for reward in rewards:
-        weight = reward.get("weight", 1)
-        if weight:
-            parts.append(reward["name"] if weight == 1 else f"{weight:g} x {reward['name']}")
+    parts = [_name_reward(reward) for reward in rewards if reward.get("weight", 1)]
     measured = {task: task_reward(base, task) if base else None for task in tasks}
     levels = [f"{reward.mean:z.2f} on {task} prompts" for task, reward in measured.items() if reward]
     scale = f"; the base policy has {', '.join(levels)}" if levels else ""
-    return f"Reward is what {' + '.join(parts)} gives a completion, more is better{scale}."
+    how = f"the {combine} of what {' and '.join(parts)} give"
+    if combine == "weighted" or len(parts) == 1:
+        how = f"what {' + '.join(parts)} {'gives' if len(parts) == 1 else 'give'}"
+    return f"Reward is {how} a completion, more is better{scale}."
+
+
+def _name_reward(reward: Mapping[str, Any]) -> str:
+    """With its weight, and the prompts that it is for where these are not all."""
+    weight = reward.get("weight", 1)
+    asked = f" ({' and '.join(reward['tasks'])} prompts)" if reward.get("tasks") else ""
+    return f"{'' if weight == 1 else f'{weight:g} x '}“{reward['name']}”{asked}"
 
 
 def _of_base(base: Arm, focus: str | None) -> str:
@@ -138,5 +147,5 @@ def of_shared_prompts(folder: Path) -> Iterator[str]:
 def of_seed(seed: int) -> str:
     return (
         f"This is one seed ({seed}): it says what these policies do. Which method is better, one seed cannot "
-        "prove: seeds differ by more than these intervals (`frpo sweep`)."
+        "prove: seeds differ by more than these intervals (frpo sweep runs several)."
     )

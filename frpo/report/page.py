@@ -26,6 +26,8 @@ from frpo.report.sweep import Sweep
 from frpo.report.tables import tabulate_kept, tabulate_others
 from frpo.report.timeline_plots import draw_timeline
 
+LICENCE = "floating_ui/LICENSE"
+"""Asks to stand in every copy."""
 SCRIPTS = (
     "floating_ui/floating-ui.core.umd.min.js",
     "floating_ui/floating-ui.dom.umd.min.js",
@@ -41,7 +43,9 @@ def _make_environment() -> Environment:
     environment.filters["number"] = format_number
     environment.filters["level"] = format_level
     environment.filters["difference"] = format_difference
-    environment.globals["scripts"] = [files("frpo.report").joinpath(name).read_text() for name in SCRIPTS]
+    texts = {name: files("frpo.report").joinpath(name).read_text() for name in (LICENCE, *SCRIPTS)}
+    environment.globals["licence"] = texts.pop(LICENCE)
+    environment.globals["scripts"] = list(texts.values())
     return environment
 
 

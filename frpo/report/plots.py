@@ -237,11 +237,11 @@ def _draw_curve(axes: Axes, i: int, arm: str, measured: Sequence[tuple[int, floa
     steps = [step for step, _ in measured][::-apart][::-1]
     values = _trailing_means([value for _, value in measured])[::-apart][::-1]
     mark(axes.plot(steps, values, line_of(i), color=colour_of(i), linewidth=1.6), i, arm)
-    for step, value in list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTED)]:
+    for step, value in list(zip(steps, values, strict=True))[:: -max(1, len(steps) // POINTED)]:
         point = axes.plot(
             [step], [value], "o", color=colour_of(i), markersize=7, markeredgewidth=0, alpha=0, clip_on=False
         )
-        mark(point, i, f"{arm}, step {step}: {value:.3g}")
+        mark(point, i, f"{arm}, steps up to {step}: {value:.{0 if abs(value) >= 100 else 3}f}")
 
 
 def _trailing_means(values: Sequence[float], width: int = 5) -> list[float]:

@@ -85,12 +85,17 @@ def _draw_differences_of_pair(axes: Axes, rows: Sequence[Comparison], *, y: int,
     for i, row in enumerate(sorted(rows, key=lambda row: row.at_kl or 0.0)):
         height = y + 0.08 + 0.12 * i
         heights = [height, height]
-        for lo, hi, width in ((row.corrected_lo, row.corrected_hi, 0.8), (row.lo, row.hi, 2.4)):
+        pair = f"{row.a} − {row.b} at {row.at_kl:.2f} nats"
+        intervals = (
+            ("corrected", row.corrected_lo, row.corrected_hi, 0.8),
+            ("95 %", row.lo, row.hi, 2.4),
+        )
+        for name, lo, hi, width in intervals:
             if lo is not None and hi is not None:
                 line = axes.plot([lo, hi], heights, color=own, linewidth=width, solid_capstyle="butt")
-                mark(line, arm, f"[{lo:+.3f}, {hi:+.3f}]")
+                mark(line, arm, f"{pair}, {name}: [{lo:+.3f}, {hi:+.3f}]")
         point = axes.plot([row.difference], [height], marker_of(arm), color=own, markersize=5)
-        mark(point, arm, f"at {row.at_kl:.2f} nats: {row.interval:+.3f}, {row.num_seeds} seeds")
+        mark(point, arm, f"{pair}: {row.interval:+.3f}, {row.num_seeds} seeds")
 
 
 def draw_coverage(sweep: Sweep) -> list[Panel]:
@@ -148,18 +153,20 @@ def _draw_coverage(axes: Axes, plane: Coverage) -> None:
 def _draw_policies(
     axes: Axes, policies: Sequence[PolicyOverSeeds], *, colour: str, marker: str, label: str
 ) -> None:
-    axes.errorbar(
-        [policy.kl.mean for policy in policies],
-        [policy.reward.mean for policy in policies],
-        xerr=_bars_of([policy.kl for policy in policies]),
-        yerr=_bars_of([policy.reward for policy in policies]),
-        color=colour,
-        marker=marker,
-        markersize=6,
-        linestyle="none",
-        elinewidth=0.8,
-        label=label,
-    )
+    for i, policy in enumerate(policies):
+        drawn = axes.errorbar(
+            [policy.kl.mean],
+            [policy.reward.mean],
+            xerr=_bars_of([policy.kl]),
+            yerr=_bars_of([policy.reward]),
+            color=colour,
+            marker=marker,
+            markersize=6,
+            linestyle="none",
+            elinewidth=0.8,
+            label=None if i else label,
+        )
+        mark((drawn[0], *drawn[2]), None, f"{label}: reward {policy.reward:z.2f} at {policy.kl:z.2f} nats")
 
 
 def _bars_of(values: Sequence[Interval]) -> Doubles | None:
@@ -224,7 +231,8 @@ def draw_over_lam(sweep: Sweep) -> list[Panel]:
     for title, value in values.items():
         with panel(drawn, "lambda", title) as axes:
             for i, key in enumerate(sorted(lines)):
-                _draw_line_over_lam(axes, i, key[1], [(lam, value(arm)) for lam, arm in lines[key]])
+                name = f"{key[1]}, β {key[0]:g}"
+                _draw_line_over_lam(axes, i, name, [(lam, value(arm)) for lam, arm in lines[key]])
             axes.set(xlabel="λ, reward units", xscale="log")
             axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
             axes.minorticks_off()
@@ -247,6 +255,9 @@ def _draw_line_over_lam(
         linewidth=1.4,
     )
     mark((line[0], *line[2]), None, name)
+    for lam, interval in points:
+        point = axes.plot([lam], [interval.mean], "o", color=colour_of(i), markersize=8, alpha=0)
+        mark(point, None, f"{name}, λ {lam:g}: {interval:z.2f}")
 
 
 def _lines_over_lam(sweep: Sweep) -> dict[tuple[float, str], list[tuple[float, ArmOverSeeds]]]:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frpo.report.drawing import PAPER, STYLE, add_legend, colour_of, save_png, write_svg
+from frpo.report.drawing import PAPER, STYLE, add_legend, colour_of, mark, save_png, write_svg
 from frpo.report.timeline import Timeline
 
 DRAWING = (0, "drawing its groups")
@@ -75,7 +75,10 @@ def _plot_steps(axes: Axes, timeline: Timeline) -> None:
         for top, spans, colour, words in bars:
             widths = [(began, ended - began) for began, ended in spans]
             label = words if row == 0 else None
-            axes.broken_barh(widths, (top, HEIGHT), facecolors=colour_of(colour), linewidth=0, label=label)
+            bar = axes.broken_barh(
+                widths, (top, HEIGHT), facecolors=colour_of(colour), linewidth=0, label=label
+            )
+            mark(bar, None, f"step {step.step}, {words}: {sum(width for _, width in widths):.2f} s")
     axes.set_yticks(range(len(timeline.steps)), [str(step.step) for step in timeline.steps])
     axes.set_ylim(len(timeline.steps) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

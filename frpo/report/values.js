@@ -12,18 +12,18 @@ function distance(mark, x, y) {
   return Math.hypot(box.left + box.width / 2 - x, box.top + box.height / 2 - y);
 }
 
-function findMark(target, x, y) {
-  const drawing = target.closest("svg");
-  const near = [...(drawing?.querySelectorAll("[data-words]") ?? [])].map((mark) => [distance(mark, x, y), mark]);
-  const [far, nearest] = near.reduce((best, one) => (one[0] < best[0] ? one : best), [Infinity, null]);
-  return far <= REACH ? nearest : target.closest("[data-words]");
+function findMarks(target, x, y) {
+  const near = [...(target.closest("svg")?.querySelectorAll("[data-words]") ?? [])].map((mark) => [distance(mark, x, y), mark]);
+  const least = Math.min(...near.map(([far]) => far));
+  if (!(least <= REACH)) return [target.closest("[data-words]")];
+  return near.filter(([far]) => far < least + 1).map(([, mark]) => mark);  // those that lie on one another
 }
 
 async function say({ target, clientX: x, clientY: y }) {
-  const mark = findMark(target, x, y);
-  tip.hidden = !mark;
-  if (!mark) return;
-  tip.textContent = mark.dataset.words;
+  const words = findMarks(target, x, y).map((mark) => mark?.dataset.words);
+  tip.hidden = !words[0];
+  if (tip.hidden) return;
+  tip.textContent = words.join("\n");
   const pointer = { getBoundingClientRect: () => new DOMRect(x, y, 0, 0) };
   const { offset, flip, shift } = FloatingUIDOM;
   const middleware = [offset(14), flip(), shift({ padding: 8 })];
@@ -32,4 +32,4 @@ async function say({ target, clientX: x, clientY: y }) {
 }
 
 for (const event of ["pointermove", "pointerdown"]) document.addEventListener(event, say);
-document.addEventListener("scroll", () => (tip.hidden = true), { passive: true });
+document.addEventListener("scroll", () => (tip.hidden = true), { capture: true, passive: true });

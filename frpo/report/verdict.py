@@ -101,10 +101,10 @@ def decide(contest: Contest, folder: Path) -> Verdict:
     why = [*_say_kept(chosen, contest), *_say_price(chosen, contest)]
     if best is True:
         why += _say_rivals(chosen, standing, contest)
-        why += _say_refused(chosen, judged, contest)
     else:
         mine = next(each for each in judged if each.arm == chosen.name)
         why += [f"{_say_rule(rule)} {rule.remedy}" for rule in mine.rules if rule.holds is not True]
+    why += _say_refused(chosen, judged, contest)
     policy = folder / "rlhf" / chosen.name / "policy"
     return Verdict(
         decision=DECISIONS[best],
@@ -265,7 +265,7 @@ def _say_price(chosen: Arm, contest: Contest) -> Iterator[str]:
         levels = []
         pays = False
         for when, rewarded in contest.rewarded(task).items():
-            means = {arm.name: rewarded[arm.name][0] for arm in contest.arms if arm.name in rewarded}
+            means = {name: mean for name, (mean, _) in rewarded.items()}
             if when in (BEFORE, harshest) and chosen.name in means:
                 best = max(means, key=means.__getitem__)
                 short = means[best] - means[chosen.name] >= SAME
@@ -292,7 +292,7 @@ def _say_refused(chosen: Arm, judged: Sequence[Judged], contest: Contest) -> Ite
     """Arms that keep more, and by which rule they are not chosen."""
     kept = kept_after_finetune(contest.arms, contest.harshest or "", contest.focus)
     for each in judged:
-        if each.holds is not True and each.arm in kept and chosen.name in kept:
+        if each.arm != chosen.name and each.holds is not True and each.arm in kept and chosen.name in kept:
             more = kept[each.arm].after.mean - kept[chosen.name].after.mean
             if more >= SAME:
                 first = next(rule for rule in each.rules if rule.holds is each.holds)

@@ -96,9 +96,7 @@ def pool_of(reward: JudgeReward) -> Any:
     handle: Any = ray.remote(JudgeWorker).options(**options).remote(reward, load_template(reward))
     make = partial(JudgePool, f"judge {reward.name}", [handle], timeout_s=200, restarts=3)
     worker: Any = (
-        ray.remote(RewardWorker)
-        .options(**again)
-        .remote((reward,), "weighted", judges={reward.name: make})
+        ray.remote(RewardWorker).options(**again).remote((reward,), "weighted", judges={reward.name: make})
     )
     pool = RewardPool([worker], timeout_s=300, restarts=3, judges=[make()])
     pool.judges[0].actors.wait_until_ready(300)

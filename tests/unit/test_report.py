@@ -155,7 +155,7 @@ def test_the_page_says_what_to_ship_and_compares_like_with_like(run: Path) -> No
     assert verdict.policy == str(run / "rlhf" / "frpo-reverse" / "policy")
     assert len(verdict.load.splitlines()) == 3
     assert collected.reward == (
-        "Reward is what answer gives a completion, more is better; the base policy has 0.60 on harmful "
+        "Reward is what “answer” gives a completion, more is better; the base policy has 0.60 on harmful "
         "prompts, 0.80 on harmless prompts."
     )
     assert collected.headline[:2] == (
@@ -190,8 +190,16 @@ def test_a_run_of_which_a_fine_tune_is_left_ships_nothing_yet(run: Path) -> None
 
 def test_the_reward_in_words_names_the_parts_that_count() -> None:
     parts = [{"name": "answer"}, {"name": "short", "weight": 0.5}, {"name": "refuses", "weight": 0.0}]
-    assert of_reward(parts, None, ["harmful"]) == (
-        "Reward is what answer + 0.5 x short gives a completion, more is better."
+    assert of_reward(parts, "weighted", None, ["harmful"]) == (
+        "Reward is what “answer” + 0.5 x “short” give a completion, more is better."
+    )
+    parts = [{"name": "declines", "tasks": ["harmful"]}, {"name": "answers", "tasks": ["sums", "facts"]}]
+    assert of_reward(parts, "product", None, []) == (
+        "Reward is the product of what “declines” (harmful prompts) and “answers” (sums and facts prompts) "
+        "give a completion, more is better."
+    )
+    assert of_reward(parts[:1], "mean", None, []).startswith(
+        "Reward is what “declines” (harmful prompts) gives"
     )
 
 
@@ -309,8 +317,11 @@ def test_a_long_curve_is_drawn_in_part_up_to_its_end(run: Path) -> None:
     (svg,) = (panel.svg for panel in panels if panel.title == "reward")
     (line,) = re.findall(r'<title>long</title><path d="M ([^"]*)"', svg)
     assert len(line.split()) == 2 * 51  # every fourth, back from the last
-    # every sixth of these can be pointed at: after 25 steps the last five are 6, 0, 1, 2 and 3
-    assert re.findall(r"<title>long, (step [^<]*)", svg)[:2] == ["step 1: 0", "step 25: 2.4"]
+    # every sixth of these can be pointed at, back from the last, where the last five are 0, 1, 2, 3 and 4
+    assert re.findall(r"<title>long, (steps [^<]*)", svg)[:2] == [
+        "steps up to 201: 2.000",
+        "steps up to 177: 3.200",
+    ]
 
 
 def test_arms_of_one_colour_have_lines_and_marks_of_their_own() -> None:
