@@ -125,11 +125,11 @@ class RemoteCall(Generic[T]):
     def ready(self) -> bool:
         return bool(ray.wait([self._reference], timeout=0)[0])
 
-    def result(self) -> T:
-        """Raises WorkerFailed: the method raised, the actor died for good, or the time limit passed;
-        ConfigError where the method did."""
+    def result(self, left_s: float | None = None) -> T:
+        """`left_s`: of the time limit, where it has been waited for already. Raises WorkerFailed: the method
+        raised, the actor died for good, or the time limit passed; ConfigError where the method did."""
         method = self.request.method
-        deadline = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + (self.timeout_s if left_s is None else left_s)
         for _ in range(self.restarts + 1):
             try:
                 return ray.get(self._reference, timeout=max(0.1, deadline - time.monotonic()))
@@ -210,6 +210,9 @@ def wait_until_back(name: str, handle: ActorHandle[Any], other_than: ProcessId |
 def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
     """Their answers in order. The first that fails ends the wait, for others may wait for it in vain; where
     one has died that is what is raised, for others fail when they miss it."""
+    if not calls:
+        return []
+    deadline = time.monotonic() + calls[0].timeout_s
     if len(calls) > 1:
         futures = [call.future() for call in calls]
         wait(futures, timeout=calls[0].timeout_s, return_when=FIRST_EXCEPTION)
@@ -220,7 +223,7 @@ def wait_all(calls: Sequence[RemoteCall[T]]) -> list[T]:
                 if has_failed(future) and is_death(future.exception()):
                     call.result()
             failed[0].result()
-    return [call.result() for call in calls]
+    return [call.result(max(0.0, deadline - time.monotonic())) for call in calls]
 
 
 def has_failed(future: Future[Any]) -> bool:

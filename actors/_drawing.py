@@ -56,6 +56,8 @@ class Ended:
     worker: int
     number: int
     answer: Future[Group]
+    life: int
+    """Of the worker, in which the ticket was given to it."""
     began: float
     """As `ended`, by time.perf_counter."""
     ended: float
@@ -85,6 +87,8 @@ class EngineSession:
         self.away: dict[int, int] = {}
         """Workers that were killed, and how often weights had been published then: with the next they have
         some."""
+        self.lives = [0] * len(self.actors)
+        """How often each has been sent away."""
         self.bare: set[int] = set()
         """Of those, who is back without weights."""
         self.events: SimpleQueue[Ended | Back | None] = SimpleQueue()
@@ -101,10 +105,10 @@ class EngineSession:
         worker = self.slots.take()
         self.drawing[ticket.number] = worker
         answer: Any = self.engines.draw(worker, ticket, policy_version).future()  # type: ignore[attr-defined]
-        began = time.perf_counter()
+        life, began = self.lives[worker], time.perf_counter()
 
         def tell(answer: Future[Group]) -> None:
-            self.events.put(Ended(worker, ticket.number, answer, began, time.perf_counter()))
+            self.events.put(Ended(worker, ticket.number, answer, life, began, time.perf_counter()))
 
         answer.add_done_callback(tell)
 
@@ -159,7 +163,8 @@ class EngineSession:
                 raise failure_of(name, "draw", error) from None
             self._send_away(worker)
             return None
-        self.slots.give_back(worker)
+        if ended.life == self.lives[worker]:  # else it was given all of its room again
+            self.slots.give_back(worker)
         return group
 
     def _send_away(self, worker: int) -> None:
@@ -167,6 +172,7 @@ class EngineSession:
         if worker in self.away:
             return
         self.away[worker] = self.engines.num_published()
+        self.lives[worker] += 1
         logger.warning("%s was killed; its prompts are drawn again", self.actors.name(worker))
         self.slots.remove(worker)
 

@@ -137,12 +137,13 @@ class Checkpoints:
         sync_folder(self.folder)
         self._prune()
 
-    def latest(self) -> Saved | None:
-        """The newest checkpoint whose manifest verifies, or None."""
+    def latest(self, tell: Callable[[str], object] = lambda _: None) -> Saved | None:
+        """The newest checkpoint whose manifest verifies, or None. Tells of each that is passed over."""
         for path in reversed(checkpoints_in(self.folder)):
             progress = progress_of(path)
             if progress and _is_intact(path):
                 return Saved(path, progress)
+            tell(f"{path} is not what was written there, and is passed over")
         return None
 
     def clear(self, *, but_newest: bool = False) -> None:

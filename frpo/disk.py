@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -51,3 +52,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Here, or as an actor told it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)
+
+
+def tell_disk_full(error: Exception) -> str:
+    return f"{error}. What is saved is whole, and only what came after it is lost: make room, then resume."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
@@ -16,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from frpo.config import Config, ConfigError
+from frpo.disk import is_disk_full, tell_disk_full
 
 
 class Stopped(BaseException):
@@ -61,17 +61,6 @@ def resumable(config: Config, where: Callable[[], str]) -> Iterator[None]:
             what = f"stopped ({where()}): {tell_disk_full(error)}"
         logger.info("%s", what)
         end_with(f"The run {what}\nIts log is run.log in the run folder. Resume with: {again}", 1)
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Here, or as an actor told it."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error)
-
-
-def tell_disk_full(error: Exception) -> str:
-    return f"{error}. What is saved is whole, and only what came after it is lost: make room, then resume."
 
 
 def _end_stopped(again: str) -> NoReturn:

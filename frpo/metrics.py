@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ class Rate(ProgressColumn):
         return Text(task.fields.get("status", ""), style="cyan")
 
 
+class LogFile(logging.FileHandler):
+    """run.log. What it cannot take, on a disk that is full, is told by whoever ends the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class RunLog:
     """The outputs of one run. Use as a context manager. With a label it is one of several that share a
     screen: plain lines, each begun by the label."""
@@ -94,7 +102,7 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = (self.folder / METRICS).open("a")
         self.logger = logging.getLogger("frpo")
-        self.handler = logging.FileHandler(self.folder / "run.log")
+        self.handler = LogFile(self.folder / "run.log")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self.logger.addHandler(self.handler)
         self.logger.setLevel(logging.INFO)
@@ -106,9 +114,10 @@ class RunLog:
             self.logger.info("stopped (%s): %s", self.where, error or type(error).__name__)
         self._stop_progress()
         self._close_boards()
-        self.file.close()
         self.logger.removeHandler(self.handler)
-        self.handler.close()
+        for file in (self.file, self.handler):
+            with suppress(OSError) if error else nullcontext():  # which would hide what ends the run
+                file.close()
 
     # ---- words
 

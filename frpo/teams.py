@@ -10,14 +10,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from frpo import cluster
 from frpo.config import Config, ConfigError
+from frpo.disk import is_disk_full, tell_disk_full
 from frpo.metrics import RunLog
 from frpo.planning import plan_run
 from frpo.roles import Team, WorkerFailed
@@ -28,6 +30,7 @@ from frpo.stops import RunStopped
 
 STOP_S = 60.0
 """How long a team may take to come down after a stop."""
+LOOK_S = 0.2
 TOLD = 3
 """Exit code of a team that has said why; Python's own of an error that nobody expected is 1."""
 
@@ -97,11 +100,13 @@ def walk_in_processes(teams: int, walk: Walk) -> list[Failure]:
     walkers = [
         context.Process(target=walk_runs, args=(walk, failures), name=f"team {i}") for i in range(teams)
     ]
+    failed: list[Failure] = []
     try:
         for walker in walkers:
             walker.start()
-        for walker in walkers:
-            walker.join()
+        while any(walker.is_alive() for walker in walkers):  # one that has told much waits until it is read
+            with suppress(Empty):
+                failed.append(failures.get(timeout=LOOK_S))
     finally:
         for walker in walkers:
             if walker.is_alive():
@@ -109,10 +114,9 @@ def walk_in_processes(teams: int, walk: Walk) -> list[Failure]:
         for walker in walkers:
             walker.join(STOP_S)
     ended = [walker for walker in walkers if walker.exitcode not in (0, TOLD)]
-    failed = [Failure(walker.name, f"ended with exit code {walker.exitcode}") for walker in ended]
     while not failures.empty():
         failed.append(failures.get())
-    return failed
+    return [*failed, *(Failure(walker.name, f"ended with exit code {walker.exitcode}") for walker in ended)]
 
 
 def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
@@ -135,8 +139,11 @@ def walk_runs(walk: Walk, failures: Queue[Failure]) -> None:
                 continue
             except RunStopped as error:
                 failures.put(Failure(name, str(error), by_itself=True))
-            except (ConfigError, WorkerFailed) as error:
-                failures.put(Failure(name, f"{error} ({log.where})"))
+            except (ConfigError, WorkerFailed, OSError) as error:
+                full = is_disk_full(error)
+                if isinstance(error, OSError) and not full:
+                    raise
+                failures.put(Failure(name, f"{tell_disk_full(error) if full else error} ({log.where})"))
                 sys.exit(TOLD)
 
 

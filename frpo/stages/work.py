@@ -239,7 +239,7 @@ class Work:
         self, stage: Stage, settings: TrainConfig, ranks: Trainer, checkpoints: Checkpoints
     ) -> Saved | None:
         """Bring the ranks to the newest checkpoint; None where there is none."""
-        newest = checkpoints.latest()
+        newest = checkpoints.latest(lambda words: self.log.note(f"{stage.name}: {words}"))
         if newest is None:
             return None
         ranks.load(newest.path / "engine")

@@ -17,6 +17,7 @@ import yaml
 from frpo.cli import app
 from frpo.config import ConfigError, ModelConfig
 from frpo.ending import resumable
+from frpo.metrics import RunLog
 from frpo.model_checks import weight_bytes
 from frpo.outline import list_stages
 from frpo.preflight import check_attention
@@ -107,6 +108,32 @@ def test_a_disk_that_is_full_is_said_with_what_is_lost(
     assert said.startswith("The run stopped (rlhf/frpo, after step 3): ")
     assert "[Errno 28] No space left on device. What is saved is whole" in said
     assert "make room, then resume" in said
+
+
+def fill(log: RunLog) -> None:
+    log.note("on its way")
+    log.file.write("a row")
+    log.file.flush()
+
+
+def test_a_full_disk_under_the_log_itself_ends_in_that_paragraph_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["frpo", "run", "r.yaml"])
+    before = signal.getsignal(signal.SIGTERM)
+    config = load_recipe(Path(TESTBED), (f"run_dir={tmp_path}",))
+    for name in ("metrics.jsonl", "run.log"):
+        (tmp_path / name).symlink_to("/dev/full")
+    with (
+        pytest.raises(SystemExit, match="1"),
+        RunLog(tmp_path, config) as log,
+        resumable(config, lambda: log.where),
+    ):
+        fill(log)
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert said.startswith("The run stopped (before the first stage): [Errno 28] No space left on device.")
+    assert len(said.splitlines()) == 2
 
 
 def test_config_prints_what_loads_back(tmp_path: Path, frpo: CommandLine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +69,14 @@ class Run:
     prompts: FakePrompts = field(init=False)
     done: list[Step] = field(default_factory=list)
     broken: bool = False
+    polled: int = 0
 
     def __post_init__(self) -> None:
         self.learner = SlowLearner(self.cfg.arms[0].objective, learning_rate=2.0)
         self.prompts = FakePrompts(self.cfg.rollout.prompts_per_step)
+
+    def poll(self) -> None:
+        self.polled += 1
 
     def go(self, start: Start | None = None, stop: int | None = None) -> Run:
         publisher = FakePublisher(self.learner, self.engine, self.broken)
@@ -81,7 +85,7 @@ class Run:
         )
         arm = self.cfg.arms[0]
         start = start or Start(0, begin_steering(arm.objective))
-        for step in train_ahead(self.cfg, arm, partners, start, lambda: None):
+        for step in train_ahead(self.cfg, arm, partners, start, self.poll):
             self.done.append(step)
             if step.metrics.step == stop:
                 break
@@ -195,6 +199,8 @@ def test_what_an_engine_lost_is_drawn_again_by_its_own_seed() -> None:
     (session,) = run.engine.drawings
     assert session.dies == set()
     assert Counter(session.begun) - Counter(whole.engine.drawings[0].begun) == Counter([1, 5, 9])
+    assert {len(seeds) for seeds in session.seeds.values()} == {1}
+    assert session.seeds.items() >= whole.engine.drawings[0].seeds.items()
     assert all(len(batch.sequences) == 48 for batch in run.learner.seen)
 
 
@@ -214,6 +220,27 @@ def test_without_anything_to_wait_for_a_run_does_not_hang() -> None:
     with pytest.raises(TimeoutError, match="rollout worker 0"):
         run.go()
     assert run.engine.drawings[0].closed
+
+
+def test_an_update_that_is_no_number_is_not_published() -> None:
+    class Learner(SlowLearner):
+        def learn(self, batch: RolloutBatch) -> UpdateStats:
+            stats = super().learn(batch)
+            return replace(stats, loss=float("nan")) if len(self.seen) == 3 else stats
+
+    run = Run(ahead(1))
+    run.learner = Learner(run.cfg.arms[0].objective, learning_rate=2.0)
+    with pytest.raises(RunStopped, match="step 3: the loss is nan"):
+        run.go()
+    assert run.engine.version == 2
+    assert [step.metrics.step for step in run.done] == [1, 2]
+
+
+def test_before_each_update_is_time_for_what_asks_for_it() -> None:
+    """Such as a checkpoint that is being written."""
+    run = Run(ahead(1))
+    run.go(stop=4)
+    assert run.polled == 4
 
 
 def test_engines_that_do_not_run_the_learners_policy_stop_the_run() -> None:

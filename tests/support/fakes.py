@@ -108,6 +108,7 @@ class FakeSession:
         self.engine, self.sampling, self.places = engine, sampling, room
         self.drawing: dict[int, tuple[Ticket, float]] = {}
         self.begun: list[int] = []
+        self.seeds: dict[int, set[int]] = {}
         self.dies: set[int] = set()
         self.closed = False
         engine.drawings.append(self)
@@ -121,6 +122,7 @@ class FakeSession:
         assert self.room > 0
         self.drawing[ticket.number] = ticket, time.perf_counter()
         self.begun.append(ticket.number)
+        self.seeds.setdefault(ticket.number, set()).add(ticket.seed)
 
     def wait(self, until: Running[object] | None = None) -> Arrivals:
         if not self.drawing:

@@ -97,6 +97,20 @@ def test_an_actor_that_came_back_has_its_state_again_before_it_is_asked_again(de
     assert handle.asked == [("add", 2), ("ping",), "worker 0 is back", ("add", 2)]
 
 
+def test_calls_that_go_together_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeRay):
+        def get(self, reference: Reference, timeout: float) -> Any:
+            left.append(timeout)
+            raise GetTimeoutError
+
+    left: list[float] = []
+    monkeypatch.setattr(_calls, "ray", Silent())
+    actors: Actors[Adder] = Actors("adder", [Handle(None), Handle(None)], timeout_s=0.5)  # type: ignore[list-item]
+    with pytest.raises(WorkerFailed, match=r"^adder worker 0 did not answer add\(\) within 0\.5 s\.$"):
+        actors.call_all(Adder.add, 2)
+    assert left == [0.1]  # all of it has been waited for
+
+
 def test_one_that_never_ends_is_given_up_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "RESTART_LIMIT_S", 0.5)
     with pytest.raises(WorkerFailed, match=r"^adder was killed and did not come back within 0\.5 s\.$"):

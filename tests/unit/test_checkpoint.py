@@ -125,7 +125,12 @@ def test_a_flipped_bit_in_any_file_leaves_the_checkpoint_before(tmp_path: Path) 
         whole = path.read_bytes()
         for at in range(0, len(whole), 7):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            assert newest(checkpoints) == 10, f"{path.name}, byte {at}"
+            told: list[str] = []
+            latest = checkpoints.latest(told.append)
+            assert latest is not None
+            assert latest.progress.step == 10, f"{path.name}, byte {at}"
+            passed_over = tmp_path / "step-00000020"
+            assert told == [f"{passed_over} is not what was written there, and is passed over"]
         path.write_bytes(whole)
     assert newest(checkpoints) == 20
 

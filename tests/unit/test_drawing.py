@@ -148,6 +148,27 @@ def test_an_engine_that_dies_loses_its_prompts_and_comes_back_with_the_weights(
     assert pool.session.wait().groups == ("group 0",)
 
 
+def test_an_engine_that_a_publish_brought_back_has_no_more_room_than_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is given a prompt in its new life before anybody looks at what it lost in the old one."""
+    monkeypatch.setattr(_drawing, "wait_until_back", lambda name, handle: None)
+    pool = Pool()
+    assert pool.begin(0, 1, 2) == [0, 1, 0]
+    pool.fail(1, ActorUnavailableError("gone", None))
+    assert pool.begin(3) == [1]
+    assert pool.session.wait().lost == (1,)
+    while not pool.welcomed:
+        pool.session.wait()
+    assert pool.session.room == 2
+    pool.finish(3)
+    assert pool.session.wait().groups == ("group 3",)
+    assert pool.session.room == 2
+    pool.finish(0)
+    pool.session.wait()
+    assert pool.session.room == 3
+
+
 def test_an_engine_that_cannot_have_the_weights_alone_draws_again_after_the_next_publish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -45,6 +45,22 @@ def test_who_gives_up_waits_for_no_engine() -> None:
     assert asked == ["draw", "give_up 0", "give_up 1"]
 
 
+@pytest.mark.parametrize(
+    ("idle", "alone", "given"),
+    [(True, True, True), (True, False, True), (False, True, True), (False, False, False)],
+)
+def test_an_engine_that_is_back_is_given_weights_unless_the_learner_would_have_to_send_them_amid_an_update(
+    idle: bool, alone: bool, given: bool
+) -> None:
+    nobody: Any = None
+    pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1, max_num_seqs=4)
+    pool.restores_alone = alone
+    asked: list[int] = []
+    pool.actors.when_back = asked.append
+    assert pool.open(Sampling(4, 1)).engines.restore(0, idle) is given
+    assert asked == [0] * given
+
+
 def test_a_publish_finds_its_place_among_the_calls_that_ray_runs_at_once() -> None:
     nobody: Any = None
     pool = RolloutPool([nobody], timeout_s=1, restarts=3, tensor_parallel=1, max_num_seqs=4096)

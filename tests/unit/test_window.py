@@ -117,7 +117,7 @@ def test_a_window_goes_on_where_another_stood() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [True, False])
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(1, 5),
