@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -199,8 +200,20 @@ class Functions:
             self.slots.acquire()
             share = min(1.0, self.processes / (len(batches) - done)) * (deadline - time.monotonic())
             limit_s = max(share, reward.timeout_s / len(batches))
-            calls.append((self._call(reward, batch, limit_s), limit_s))
-        return [self._wait_for(reward, future, limit_s) for future, limit_s in calls]
+            calls.append((batch, self._call(reward, batch, limit_s), limit_s))
+        return [self._answer(reward, *call) for call in calls]
+
+    def _answer(
+        self, reward: FunctionReward, batch: Sequence[Item], future: ProcessFuture[Outcome], limit_s: float
+    ) -> Outcome:
+        """Of a call; of a second one where the first came to processes one of which had ended idle."""
+        with suppress(BrokenProcessPool):
+            return self._wait_for(reward, future, limit_s)
+        self.slots.acquire()
+        try:
+            return self._wait_for(reward, self._call(reward, batch, limit_s), limit_s)
+        except BrokenProcessPool as error:
+            return Outcome(why=describe_error(error))
 
     def _call(self, reward: FunctionReward, items: Sequence[Item], limit_s: float) -> ProcessFuture[Outcome]:
         future = self._start().schedule(_call_here, (reward, list(items), limit_s), timeout=limit_s)
@@ -208,6 +221,7 @@ class Functions:
         return future
 
     def _wait_for(self, reward: FunctionReward, future: ProcessFuture[Outcome], limit_s: float) -> Outcome:
+        """Raises BrokenProcessPool where nobody was called."""
         try:
             # it may have to load first, where another was killed
             return future.result(timeout=limit_s + LOAD_LIMIT_S)
@@ -220,7 +234,9 @@ class Functions:
         except ProcessExpired as error:
             self._kill_left_behind()
             return Outcome(why=f"its process ended ({describe_ending(error.exitcode)})")
-        except BaseException as error:  # a pool that broke, a column that cannot be sent
+        except BrokenProcessPool:
+            raise
+        except BaseException as error:  # such as a column that cannot be sent
             return Outcome(why=describe_error(error))
 
     def _start(self) -> ProcessPool:
