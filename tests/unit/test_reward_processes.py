@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,29 @@ def test_a_process_that_dies_idle_is_replaced(scorer: Callable[..., RewardScorer
         (after,) = rewards.score(items("x"))
         assert after.error is None
         assert after.total != before[-1]
+
+
+def test_a_call_that_reached_nobody_is_made_again_once(
+    scorer: Callable[..., RewardScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that comes when a process has ended idle and the pool does not know yet."""
+    reach, lost = pool.Functions._call, [1, 1, 1]
+
+    def lose(self: Any, *asked: Any) -> Any:
+        future = reach(self, *asked)
+        if not lost:
+            return future
+        lost.pop()
+        future.result()
+        never: Any = Future()
+        never.set_exception(BrokenProcessPool("All workers expired"))
+        return never
+
+    monkeypatch.setattr(pool.Functions, "_call", lose)
+    rewards = scorer("pid", timeout_s=10.0)
+    assert rewards.score(items("x"))[0].error == "mine: BrokenProcessPool: All workers expired"
+    assert rewards.score(items("x"))[0].error is None
+    assert lost == []
 
 
 def test_what_a_function_imports_is_imported_before_its_first_call(
