@@ -13,7 +13,7 @@ from frpo.report.spread import Spread
 
 AROUND = 1.08
 """Axes end so far beyond the farthest point."""
-TALL = 3.2
+TALL = 2.7
 """Inches."""
 
 

@@ -161,8 +161,8 @@ class Panel:
     svg: str
 
 
-WIDTH, HEIGHT = 3.7, 2.45
-"""Inches. A page shows panels an eighth to a half larger: their text is 11 to 16 px high."""
+WIDTH, HEIGHT = 3.1, 2.1
+"""Inches. A page shows panels a third to three quarters larger: their text is 13 to 17 px high."""
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from frpo.report.intervals import Doubles, Interval
 from frpo.report.plots import IN_VIEW, KINDS, count_beyond
 from frpo.report.sweep import ArmOverSeeds, Sweep
 
-WIDE = 60
+WIDE = 50
 """Letters of a line above a difference."""
 
 
