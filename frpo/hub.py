@@ -5,7 +5,6 @@ A folder that lies in the cache of another node is found again here by its name 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.config import ConfigError, Missing
+from frpo.disk import is_disk_full
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 SNAPSHOT = re.compile(
@@ -169,7 +169,7 @@ def _why_not_downloaded(error: Exception, given: str) -> str:
         return f"was not given by the hub ({status}); set HF_TOKEN if it asks for one, or try again later"
     if isinstance(error, OSError):
         remedy = "look at the cache's folder, or set HF_HUB_CACHE to another"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             remedy = "make room, or set HF_HUB_CACHE to another disk"
         return f"was not written to {_cache_folder()} ({error.strerror or error}); {remedy}"
     remedy = "look at the network, what is there is kept for the next try"

@@ -142,6 +142,12 @@ def mark(artists: Artist | Iterable[Artist | None], arm: int | None, words: str 
             artist.set_gid(f"mark:{'' if arm is None else arm}:{words}")
 
 
+def mark_value(axes: Axes, x: float, y: float, arm: int | None, words: str) -> None:
+    """A place on a line says `words`, as `mark` has it, though no point is drawn there."""
+    place = axes.plot([x], [y], "o", color=INK, markersize=8, markeredgewidth=0, alpha=0, clip_on=False)
+    mark(place, arm, words)
+
+
 def _shorten_path(match: re.Match[str]) -> str:
     path = DECIMALS.sub(r"\1", match.group())
     return path if " C " in path else path.replace(" L ", " ")  # lines follow a move without being named

@@ -12,7 +12,17 @@ from matplotlib.axes import Axes
 
 from frpo.records import Certificate, Estimate, Evaluation
 from frpo.report.audit_schema import Promise
-from frpo.report.drawing import GRID, PAPER, Panel, colour_of, line_of, mark, marker_of, panel
+from frpo.report.drawing import (
+    GRID,
+    PAPER,
+    Panel,
+    colour_of,
+    line_of,
+    mark,
+    mark_value,
+    marker_of,
+    panel,
+)
 from frpo.report.lookup import task_reward
 from frpo.report.robustness import MeasuredPolicy, Robustness
 from frpo.report.schema import Arm, Downstream, Report
@@ -238,10 +248,8 @@ def _draw_curve(axes: Axes, i: int, arm: str, measured: Sequence[tuple[int, floa
     values = _trailing_means([value for _, value in measured])[::-apart][::-1]
     mark(axes.plot(steps, values, line_of(i), color=colour_of(i), linewidth=1.6), i, arm)
     for step, value in list(zip(steps, values, strict=True))[:: -max(1, len(steps) // POINTED)]:
-        point = axes.plot(
-            [step], [value], "o", color=colour_of(i), markersize=7, markeredgewidth=0, alpha=0, clip_on=False
-        )
-        mark(point, i, f"{arm}, steps up to {step}: {value:.{0 if abs(value) >= 100 else 3}f}")
+        digits = 0 if abs(value) >= 100 else 3
+        mark_value(axes, step, value, i, f"{arm}, steps up to {step}: {value:.{digits}f}")
 
 
 def _trailing_means(values: Sequence[float], width: int = 5) -> list[float]:

@@ -23,6 +23,7 @@ from frpo.report.drawing import (
     colour_of,
     make_panels,
     mark,
+    mark_value,
     marker_of,
     panel,
     save_png,
@@ -153,20 +154,21 @@ def _draw_coverage(axes: Axes, plane: Coverage) -> None:
 def _draw_policies(
     axes: Axes, policies: Sequence[PolicyOverSeeds], *, colour: str, marker: str, label: str
 ) -> None:
-    for i, policy in enumerate(policies):
-        drawn = axes.errorbar(
-            [policy.kl.mean],
-            [policy.reward.mean],
-            xerr=_bars_of([policy.kl]),
-            yerr=_bars_of([policy.reward]),
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linestyle="none",
-            elinewidth=0.8,
-            label=None if i else label,
-        )
-        mark((drawn[0], *drawn[2]), None, f"{label}: reward {policy.reward:z.2f} at {policy.kl:z.2f} nats")
+    axes.errorbar(
+        [policy.kl.mean for policy in policies],
+        [policy.reward.mean for policy in policies],
+        xerr=_bars_of([policy.kl for policy in policies]),
+        yerr=_bars_of([policy.reward for policy in policies]),
+        color=colour,
+        marker=marker,
+        markersize=6,
+        linestyle="none",
+        elinewidth=0.8,
+        label=label,
+    )
+    for policy in policies:
+        kl, reward = policy.kl, policy.reward
+        mark_value(axes, kl.mean, reward.mean, None, f"{label}: reward {reward:z.2f} at {kl:z.2f} nats")
 
 
 def _bars_of(values: Sequence[Interval]) -> Doubles | None:
@@ -211,8 +213,7 @@ def _draw_trade_off(axes: Axes, sweep: Sweep, finetune: str) -> None:
         )
         mark((line[0], *line[2]), i, family)
         for arm, kl, kept in points:
-            point = axes.plot([kl.mean], [kept.mean], "o", color=colour_of(i), markersize=8, alpha=0)
-            mark(point, i, f"{arm}: kept {kept:.2f} at {kl:.2f} nats")
+            mark_value(axes, kl.mean, kept.mean, i, f"{arm}: kept {kept:.2f} at {kl:.2f} nats")
 
 
 def draw_over_lam(sweep: Sweep) -> list[Panel]:
@@ -256,8 +257,7 @@ def _draw_line_over_lam(
     )
     mark((line[0], *line[2]), None, name)
     for lam, interval in points:
-        point = axes.plot([lam], [interval.mean], "o", color=colour_of(i), markersize=8, alpha=0)
-        mark(point, None, f"{name}, λ {lam:g}: {interval:z.2f}")
+        mark_value(axes, lam, interval.mean, None, f"{name}, λ {lam:g}: {interval:z.2f}")
 
 
 def _lines_over_lam(sweep: Sweep) -> dict[tuple[float, str], list[tuple[float, ArmOverSeeds]]]:

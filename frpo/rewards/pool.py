@@ -221,7 +221,7 @@ class Functions:
         return future
 
     def _wait_for(self, reward: FunctionReward, future: ProcessFuture[Outcome], limit_s: float) -> Outcome:
-        """Raises BrokenProcessPool where nobody was called."""
+        """Raises BrokenProcessPool where the pool broke before it answered."""
         try:
             # it may have to load first, where another was killed
             return future.result(timeout=limit_s + LOAD_LIMIT_S)
